@@ -1,0 +1,133 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What happens around the training steps: averaging weights, stopping cleanly, showing progress."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import torch
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+class EmaCallback(TrainerCallback):
+    """Keeps an exponential moving average of the weights with diffusers' `EMAModel`.
+
+    The decay is warmed up as (1 + step) / (10 + step) until it reaches `decay`.
+    """
+
+    def __init__(self, decay: float):
+        self.decay = decay
+        self.average = None
+        self._initial: list[torch.Tensor] | None = None
+
+    def resume_from(self, parameters: list[torch.Tensor]):
+        """Start the next training from these averaged weights, in the order of `model.parameters()`."""
+        self._initial = parameters
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Start the average at the weights, or where it was."""
+        from diffusers.training_utils import EMAModel
+
+        self.average = EMAModel(kwargs["model"].parameters(), decay=self.decay, foreach=True)
+        if self._initial is not None:
+            for shadow, value in zip(self.average.shadow_params, self._initial, strict=True):
+                shadow.copy_(value)
+            self.average.optimization_step = state.global_step
+            self._initial = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Move the average towards the new weights."""
+        self.average.step(kwargs["model"].parameters())
+
+    @contextlib.contextmanager
+    def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
+        """Within the context the model has the averaged weights."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(model.parameters())
+        self.average.copy_to(model.parameters())
+        try:
+            yield
+        finally:
+            self.average.restore(model.parameters())
+
+
+class InterruptCallback(TrainerCallback):
+    """Ends training at the end of a step, with a checkpoint, when the process is asked to stop.
+
+    The first Ctrl-C (or SIGTERM) asks; a second one acts at once.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.interrupted = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Handle the signals within the context; does nothing outside the main thread."""
+        self.interrupted = False
+        try:
+            previous = {number: signal.signal(number, self._ask_to_stop) for number in self.SIGNALS}
+        except ValueError:  # signals can only be handled in the main thread
+            yield
+            return
+        self._previous = previous
+        try:
+            yield
+        finally:
+            self._restore()
+
+    def _restore(self):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask_to_stop(self, number: int, frame):
+        self.interrupted = True
+        self._restore()
+        logger.warning("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once without one.")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Save and stop if asked to."""
+        if self.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+class BitsProgressCallback(ProgressCallback):
+    """One progress bar that shows the latest training and held-out loss in bits, instead of a line per log."""
+
+    def __init__(self, max_str_len: int = 100):
+        super().__init__(max_str_len)
+        self._shown: dict[str, str] = {}
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
+        """Update what stands behind the bar."""
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "bits_per_token" in logs:
+            self._shown["train"] = f"{logs['bits_per_token']:.3f} bits/token"
+        if "eval_bits_per_character" in logs:
+            error = logs["eval_bits_per_character_stderr"]
+            self._shown["held-out"] = f"{logs['eval_bits_per_character']:.3f}±{error:.3f} bits/char"
+        elif "eval_bits_per_token" in logs:
+            self._shown["held-out"] = f"{logs['eval_bits_per_token']:.3f} bits/token"
+        self.training_bar.set_postfix(self._shown)
+
+    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Evaluations within training are short: they get no bar of their own."""
+        if self.training_bar is None:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def write(self, text: str):
+        """Print a line above the bar."""
+        tqdm.write(text)

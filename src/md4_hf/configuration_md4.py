@@ -1,0 +1,185 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of MD4 models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+INTERMEDIATE_SIZE_MULTIPLE = 32
+
+
+def default_intermediate_size(hidden_size: int) -> int:
+    """MD4's feed-forward width: two thirds of four times the model's, rounded up to a multiple of 32."""
+    width = 2 * (4 * hidden_size) // 3
+    return -(-width // INTERMEDIATE_SIZE_MULTIPLE) * INTERMEDIATE_SIZE_MULTIPLE
+
+
+@strict
+class MD4Config(PreTrainedConfig):
+    r"""
+    Configuration of a masked diffusion model (MD4, arXiv:2406.04329): its denoising network and its diffusion.
+
+    The network is the official one: `hidden_size` is MD4's `feature_dim * num_heads`, `embedding_size` its
+    `outside_embed`, `conditioning_size` its `feature_dim`. Unset sizes follow the official rules.
+
+    Args:
+        vocab_size (`int`, defaults to 50258):
+            Number of token ids, **including the mask**; the number of rows of the embedding and of the head.
+        mask_token_id (`int`, *optional*):
+            Id of the mask token; defaults to `vocab_size - 1`.
+        backbone (`str`, defaults to `"transformer"`):
+            The denoising network.
+        hidden_size (`int`, defaults to 768):
+            Width of the transformer; a multiple of twice the number of heads (rotary pairs).
+        num_hidden_layers (`int`, defaults to 12):
+            Number of blocks.
+        num_attention_heads (`int`, defaults to 12):
+            Number of attention heads.
+        intermediate_size (`int`, *optional*):
+            Width of the feed-forward; defaults to 2/3 * 4 * `hidden_size` rounded up to a multiple of 32.
+        embedding_size (`int`, *optional*):
+            Width of the token embedding when it differs from the model's: a linear layer then leads to `hidden_size`.
+            `None` embeds at `hidden_size`.
+        mlp_type (`str`, defaults to `"swiglu"`):
+            Gate of the feed-forward, and activation of the conditioning: `"glu"` (sigmoid), `"swiglu"` (SiLU) or
+            `"geglu"` (tanh-approximated GELU).
+        time_conditioning (`bool`, defaults to `True`):
+            Whether the network sees the time. Without time and classes the blocks use RMSNorm and no modulation.
+        conditioning_size (`int`, *optional*):
+            Width of the conditioning vector; defaults to `hidden_size // num_attention_heads`.
+        modulation (`str`, defaults to `"adaln_zero"`):
+            How conditioning enters the blocks: `"adaln"` or `"adaln_zero"` (starts from zero: each block the identity).
+        num_classes (`int`, *optional*):
+            Number of class labels of a class-conditional model.
+        depth_scaled_init (`bool`, defaults to `False`):
+            Whether the variance of the initial feed-forward weights is scaled by 2 / `num_hidden_layers`.
+        norm_eps (`float`, defaults to 1e-5):
+            Epsilon of the normalisations.
+        embedding_dropout (`float`, defaults to 0.0):
+            Dropout after the embedding; not applied when `embedding_size` is set, as in the official code.
+        attention_dropout (`float`, defaults to 0.0):
+            Dropout of the attention probabilities.
+        residual_dropout (`float`, defaults to 0.0):
+            Dropout of the outputs of attention and feed-forward, one draw per (example, channel) for all positions.
+        max_position_embeddings (`int`, defaults to 1024):
+            Sequence length that the model was trained on.
+        rope_parameters (`dict`, *optional*):
+            Rotary embedding, e.g. `{"rope_type": "default", "rope_theta": 10000.0}` (the default).
+        masking_schedule (`str`, defaults to `"linear"`):
+            `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
+        schedule_power (`float`, defaults to 1.0):
+            Exponent of the `"poly"` schedule.
+        schedule_eps (`float`, defaults to 1e-4):
+            Distance that the schedule keeps from 0 and 1, in [0, 0.5).
+        num_train_timesteps (`int`, *optional*):
+            Number of steps of discrete-time training; `None` trains in continuous time.
+        tie_word_embeddings (`bool`, defaults to `False`):
+            Whether the head shares the embedding's weight; needs `embedding_size=None`.
+
+    Raises:
+        ValueError: If sizes do not fit together or a value is out of its range.
+
+    Example:
+
+    ```python
+    >>> from md4_hf import MD4Config, MD4ForMaskedDiffusion
+
+    >>> config = MD4Config(vocab_size=28, hidden_size=128, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = MD4ForMaskedDiffusion(config)
+    ```
+    """
+
+    model_type = "md4"
+
+    vocab_size: int = 50258
+    mask_token_id: int | None = None
+    backbone: Literal["transformer"] = "transformer"
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    embedding_size: int | None = None
+    mlp_type: Literal["glu", "swiglu", "geglu"] = "swiglu"
+    time_conditioning: bool = True
+    conditioning_size: int | None = None
+    modulation: Literal["adaln", "adaln_zero"] = "adaln_zero"
+    num_classes: int | None = None
+    depth_scaled_init: bool = False
+    norm_eps: float = 1e-5
+    embedding_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    residual_dropout: float | int = 0.0
+    max_position_embeddings: int = 1024
+    rope_parameters: dict[str, Any] | None = None
+    masking_schedule: Literal["linear", "cosine", "poly", "geometric"] = "linear"
+    schedule_power: float | int = 1.0
+    schedule_eps: float | int = 1e-4
+    num_train_timesteps: int | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        self._check_sizes()
+        if self.mask_token_id is None:
+            self.mask_token_id = self.vocab_size - 1
+        if self.intermediate_size is None:
+            self.intermediate_size = default_intermediate_size(self.hidden_size)
+        if self.conditioning_size is None:
+            self.conditioning_size = self.hidden_size // self.num_attention_heads
+        self._check_values()
+        super().__post_init__(**kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the blocks are modulated by a conditioning vector (time, class or both)."""
+        return self.time_conditioning or self.num_classes is not None
+
+    def _check_sizes(self):
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+            _check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
+        for name in (
+            "intermediate_size",
+            "embedding_size",
+            "conditioning_size",
+            "num_classes",
+            "num_train_timesteps",
+        ):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, name, "be >= 1 or None", value)
+        _check(self.vocab_size >= 2, "vocab_size", "count at least one token and the mask", self.vocab_size)
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                "`hidden_size` must be a multiple of twice `num_attention_heads` (rotary pairs), got "
+                f"{self.hidden_size} and {self.num_attention_heads}."
+            )
+
+    def _check_values(self):
+        _check(0 <= self.mask_token_id < self.vocab_size, "mask_token_id", "be in [0, vocab_size)", self.mask_token_id)
+        for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+            _check(0.0 <= getattr(self, name) < 1.0, name, "be in [0, 1)", getattr(self, name))
+        _check(0.0 <= self.schedule_eps < 0.5, "schedule_eps", "be in [0, 0.5)", self.schedule_eps)
+        _check(self.schedule_power > 0.0, "schedule_power", "be > 0", self.schedule_power)
+        if self.time_conditioning:
+            _check(
+                self.conditioning_size >= 4, "conditioning_size", "be >= 4 with time conditioning", self.conditioning_size
+            )
+        if self.tie_word_embeddings and self.embedding_size is not None:
+            raise ValueError(
+                f"`tie_word_embeddings` needs `embedding_size=None`, got `embedding_size={self.embedding_size}`."
+            )
+
+
+def _check(holds: bool, name: str, rule: str, value: object):
+    if not holds:
+        raise ValueError(f"`{name}` must {rule}, got {value}.")

@@ -1,0 +1,388 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The mathematics of masked diffusion (MD4), with torch and the standard library only.
+
+Source: Shi, Han, Wang, Doucet, Titsias, *Simplified and Generalized Masked Diffusion for Discrete Data*,
+arXiv:2406.04329. Symbols are the paper's: time `t` in [0, 1] runs from data (0) to all masked (1), `alpha_t` is the
+probability that a token is still unmasked at `t`, `x0` are clean ids, `xt` noised ids and `m` is the mask id. All
+likelihoods are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+IGNORE_INDEX = -100
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Masking schedules (paper, section 2 and appendix on schedules)
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MaskingSchedule:
+    """A masking schedule `alpha_t = (1 - 2 eps) a_t + eps`, where `a_t` falls from 1 at t=0 to 0 at t=1.
+
+    Args:
+        eps: Distance that `alpha` keeps from 0 and 1, in [0, 0.5). It bounds the weight of the loss near t=0; 0 is the
+            exact schedule.
+    """
+
+    name: ClassVar[str] = ""
+    eps: float = 1e-4
+
+    def __post_init__(self):
+        if not 0.0 <= self.eps < 0.5:
+            raise ValueError(f"`eps` must be in [0, 0.5), got {self.eps}.")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Probability that a token is unmasked at time `t`; `t` of any shape in [0, 1], result of the same shape."""
+        return (1.0 - 2.0 * self.eps) * self._a(t) + self.eps
+
+    def alpha_prime(self, t: Tensor) -> Tensor:
+        """Time derivative of `alpha`, at most 0; same shape as `t`."""
+        return (1.0 - 2.0 * self.eps) * self._a_prime(t)
+
+    def _a(self, t: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define `_a`.")
+
+    def _a_prime(self, t: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define `_a_prime`.")
+
+
+@dataclass(frozen=True)
+class LinearSchedule(MaskingSchedule):
+    """a_t = 1 - t."""
+
+    name: ClassVar[str] = "linear"
+
+    def _a(self, t: Tensor) -> Tensor:
+        return 1.0 - t
+
+    def _a_prime(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class CosineSchedule(MaskingSchedule):
+    """a_t = 1 - cos(pi/2 (1 - t))."""
+
+    name: ClassVar[str] = "cosine"
+
+    def _a(self, t: Tensor) -> Tensor:
+        return 1.0 - torch.cos(math.pi / 2.0 * (1.0 - t))
+
+    def _a_prime(self, t: Tensor) -> Tensor:
+        return -math.pi / 2.0 * torch.sin(math.pi / 2.0 * (1.0 - t))
+
+
+@dataclass(frozen=True)
+class PolynomialSchedule(MaskingSchedule):
+    """a_t = 1 - t^power, power > 0."""
+
+    name: ClassVar[str] = "poly"
+    power: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.power > 0.0:
+            raise ValueError(f"`power` must be > 0, got {self.power}.")
+
+    def _a(self, t: Tensor) -> Tensor:
+        return 1.0 - t**self.power
+
+    def _a_prime(self, t: Tensor) -> Tensor:
+        return -self.power * t ** (self.power - 1.0)
+
+
+@dataclass(frozen=True)
+class GeometricSchedule(MaskingSchedule):
+    """a_t = exp(-beta_min^(1-t) beta_max^t), the geometric schedule of the paper's appendix.
+
+    It meets its ends only nearly: a_0 = exp(-beta_min) and a_1 = exp(-beta_max).
+    """
+
+    name: ClassVar[str] = "geometric"
+    beta_min: float = 1e-5
+    beta_max: float = 20.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.0 < self.beta_min < self.beta_max:
+            raise ValueError(f"`beta_min` and `beta_max` must be 0 < min < max, got {self.beta_min}, {self.beta_max}.")
+
+    def _beta_bar(self, t: Tensor) -> Tensor:
+        return self.beta_min ** (1.0 - t) * self.beta_max**t
+
+    def _a(self, t: Tensor) -> Tensor:
+        return torch.exp(-self._beta_bar(t))
+
+    def _a_prime(self, t: Tensor) -> Tensor:
+        beta_bar = self._beta_bar(t)
+        return -torch.exp(-beta_bar) * beta_bar * math.log(self.beta_max / self.beta_min)
+
+
+SCHEDULES: dict[str, type[MaskingSchedule]] = {
+    cls.name: cls for cls in (LinearSchedule, CosineSchedule, PolynomialSchedule, GeometricSchedule)
+}
+
+
+def make_schedule(name: str, *, power: float = 1.0, eps: float = 1e-4) -> MaskingSchedule:
+    """Turn the name of a masking schedule into the schedule.
+
+    Args:
+        name: "linear", "cosine", "poly" or "geometric".
+        power: Exponent of "poly"; the others do not use it.
+        eps: See `MaskingSchedule`.
+
+    Raises:
+        ValueError: For an unknown name, a power <= 0 or an eps outside [0, 0.5).
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"`masking_schedule` must be one of {sorted(SCHEDULES)}, got {name!r}.")
+    if name == PolynomialSchedule.name:
+        return PolynomialSchedule(eps=eps, power=power)
+    return SCHEDULES[name](eps=eps)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Times and the forward process
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def stratified_times(offset: float | Tensor, index: Tensor, total: int) -> Tensor:
+    """Times t_i = (offset + i / total) mod 1 (the paper's low-discrepancy sampler): one per stratum of width 1/total.
+
+    Args:
+        offset: A uniform number in [0, 1), shared by all `total` examples.
+        index: `(n,)` integer indices in [0, total) of the examples at hand.
+        total: Number of examples over which the times are stratified.
+
+    Returns:
+        `(n,)` times in [0, 1), in the floating dtype of `offset` (float32 if it is a Python number).
+    """
+    dtype = offset.dtype if isinstance(offset, Tensor) else torch.float32
+    return (offset + index.to(dtype) / total) % 1.0
+
+
+def discretize_times(t: Tensor, num_timesteps: int) -> Tensor:
+    """Map times of [0, 1) to the end of their cell of the grid {1/T, 2/T, ..., 1}, as discrete-time MD4 trains on."""
+    return (torch.floor(t * num_timesteps) + 1.0) / num_timesteps
+
+
+def corrupt(
+    x0: Tensor,
+    alpha_t: Tensor,
+    mask_token_id: int,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Draw xt from q(x_t | x_0): each token stays with probability `alpha_t` and is masked otherwise (paper, eq. 3).
+
+    Args:
+        x0: `(batch, ...)` clean ids.
+        alpha_t: Probabilities of staying, `(batch,)` or any shape that broadcasts with `x0` from the left.
+        mask_token_id: The mask id m.
+        generator: Source of the draws when `noise` is not given.
+        noise: Uniform numbers in [0, 1) of the shape of `x0`; a token stays where `noise < alpha_t`.
+
+    Returns:
+        `xt`, same shape and dtype as `x0`.
+    """
+    if noise is None:
+        device = generator.device if generator is not None else x0.device
+        noise = torch.rand(x0.shape, generator=generator, device=device).to(x0.device)
+    elif noise.shape != x0.shape:
+        raise ValueError(f"`noise` must have the shape of `x0` {tuple(x0.shape)}, got {tuple(noise.shape)}.")
+    return torch.where(noise < _left_broadcast(alpha_t, x0.dim()), x0, mask_token_id)
+
+
+def _left_broadcast(value: Tensor, dim: int) -> Tensor:
+    """Append axes of length 1 until `value` has `dim` axes."""
+    return value.reshape(value.shape + (1,) * (dim - value.dim()))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The negative evidence lower bound
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def nelbo_weight(schedule: MaskingSchedule, t: Tensor, num_timesteps: int | None = None) -> Tensor:
+    """Weight of the cross entropy at time `t` in the NELBO; positive.
+
+    Continuous time: -alpha'_t / (1 - alpha_t) (paper, eq. 5). Discrete time with T steps:
+    T (alpha_s - alpha_t) / (1 - alpha_t) with s = t - 1/T (paper, eq. 4), which tends to the former as T grows.
+
+    Args:
+        schedule: The masking schedule.
+        t: Times in [0, 1]; multiples of 1/T for discrete time.
+        num_timesteps: T, or None for continuous time.
+    """
+    if num_timesteps is None:
+        return -schedule.alpha_prime(t) / (1.0 - schedule.alpha(t))
+    s = (t - 1.0 / num_timesteps).clamp(min=0.0)
+    return num_timesteps * unmask_probability(schedule, t, s)
+
+
+def token_nelbo(logits: Tensor, x0: Tensor, xt: Tensor, weight: Tensor, mask_token_id: int) -> Tensor:
+    """Diffusion part of the NELBO, in nats per token: weight * -log mu_theta(xt)[x0] where xt = m, else 0.
+
+    Args:
+        logits: `(batch, ..., vocab)` logits of the denoiser; the mask's own logit has to be suppressed by the caller.
+        x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored.
+        xt: `(batch, ...)` noised ids.
+        weight: `(batch,)` weights from `nelbo_weight`.
+        mask_token_id: The mask id m.
+
+    Returns:
+        `(batch, ...)`, at least float32.
+    """
+    target = torch.where(xt == mask_token_id, x0, IGNORE_INDEX)
+    nll = cross_entropy_nats(logits.flatten(0, -2), target.flatten()).view_as(x0)
+    # `where`, not a product: the weight is infinite at t=0 when eps=0.
+    return torch.where(target != IGNORE_INDEX, _left_broadcast(weight, x0.dim()) * nll, 0.0)
+
+
+def cross_entropy_nats(logits: Tensor, target: Tensor) -> Tensor:
+    """-log softmax(logits)[target] row by row, at least in float32; 0 where the target is -100."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits, target.long(), ignore_index=IGNORE_INDEX, reduction="none")
+
+
+def reconstruction_nelbo(schedule: MaskingSchedule, num_tokens: int | Tensor, vocab_size: int) -> Tensor:
+    """Reconstruction term N (1 - alpha_0) log V in nats: tokens still masked at t=0 are guessed uniformly.
+
+    Args:
+        schedule: The masking schedule.
+        num_tokens: N, the number of scored tokens.
+        vocab_size: V, the number of data tokens (without the mask).
+    """
+    alpha_0 = schedule.alpha(torch.zeros((), device=num_tokens.device if isinstance(num_tokens, Tensor) else None))
+    return num_tokens * (1.0 - alpha_0) * math.log(vocab_size)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The reverse process, and its score and Markov chain views
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def unmask_probability(schedule: MaskingSchedule, t: Tensor, s: Tensor) -> Tensor:
+    """Probability (alpha_s - alpha_t) / (1 - alpha_t) that a token masked at `t` is unmasked by `s` <= `t`.
+
+    Times broadcast; the result lies in [0, 1], and is 1 where no token can be masked at `t` (alpha_t = 1).
+    """
+    alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
+    probability = (alpha_s - alpha_t) / (1.0 - alpha_t)
+    return torch.where(alpha_t < 1.0, probability, 1.0).clamp(0.0, 1.0)
+
+
+def reverse_probabilities(logits: Tensor, unmask_probability: Tensor, mask_token_id: int) -> Tensor:
+    """The table p(x_s | x_t = m): token j with probability r mu_j, the mask with 1 - r; float64.
+
+    Args:
+        logits: `(batch, ..., vocab)`, mask column included (its value is not used).
+        unmask_probability: r, `(batch,)` or a scalar.
+        mask_token_id: The mask id; its column of the table is the probability of staying masked.
+    """
+    mu = denoiser_probabilities(logits, mask_token_id)
+    r = _left_broadcast(unmask_probability.double(), mu.dim())
+    stay = F.one_hot(torch.tensor(mask_token_id, device=mu.device), mu.shape[-1]).to(mu.dtype)
+    return r * mu + (1.0 - r) * stay
+
+
+def denoiser_probabilities(logits: Tensor, mask_token_id: int) -> Tensor:
+    """mu = softmax of the logits in float64 with the mask excluded; same shape as `logits`."""
+    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
+    return torch.softmax(logits.double().masked_fill(is_mask, -torch.inf), dim=-1)
+
+
+def score_from_mean(mean: Tensor, alpha_t: Tensor) -> Tensor:
+    """Concrete score s(m, t)_j = alpha_t / (1 - alpha_t) mu_j of a masked position (paper, section 4).
+
+    Args:
+        mean: `(batch, ..., vocab)` denoiser probabilities mu.
+        alpha_t: `(batch,)` or a scalar.
+    """
+    return _left_broadcast(alpha_t / (1.0 - alpha_t), mean.dim()) * mean
+
+
+def mean_from_score(score: Tensor, alpha_t: Tensor) -> Tensor:
+    """The inverse of `score_from_mean`."""
+    return _left_broadcast((1.0 - alpha_t) / alpha_t, score.dim()) * score
+
+
+def forward_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
+    """beta(t) = -alpha'_t / alpha_t, the rate at which an unmasked token jumps to the mask.
+
+    The generator of the forward Markov chain is Q(t) = beta(t) (1 m^T - I).
+    """
+    return -schedule.alpha_prime(t) / schedule.alpha(t)
+
+
+def reverse_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
+    """-alpha'_t / (1 - alpha_t), the rate at which a masked token is unmasked in reverse time.
+
+    It jumps to token j at this rate times mu_j. It is the weight of the continuous-time NELBO.
+    """
+    return nelbo_weight(schedule, t)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Categorical draws
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def draw_categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse-CDF draw of one category per row.
+
+    float64 keeps the tail that float32 Gumbel noise cuts off, which lowers the temperature (arXiv:2409.02908). A
+    category of probability 0 is never drawn.
+
+    Args:
+        probabilities: `(..., categories)` non-negative float64 weights; they need not sum to one.
+        uniform: `(...)` float64 numbers in [0, 1).
+
+    Returns:
+        `(...)` int64 indices.
+    """
+    cumulative = probabilities.cumsum(dim=-1)
+    threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
+    drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    # Rounding can carry the threshold to the total: then the last category with any weight is meant.
+    last = (probabilities > 0).cumsum(dim=-1).argmax(dim=-1)
+    return torch.minimum(drawn, last)
+
+
+def top_p_logits(logits: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of tokens whose probability reaches `top_p`; the others get finfo.min.
+
+    Tokens tied with the last one kept are kept too. `top_p` in (0, 1]; 1 keeps everything.
+    """
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"`top_p` must be in (0, 1], got {top_p}.")
+    if top_p == 1.0:
+        return logits
+    ordered = logits.sort(dim=-1, descending=True).values
+    probabilities = ordered.softmax(dim=-1)
+    mass_before = probabilities.cumsum(dim=-1) - probabilities
+    kept = (mass_before < top_p).sum(dim=-1, keepdim=True)
+    return _below_to_min(logits, ordered.gather(-1, kept - 1))
+
+
+def top_k_logits(logits: Tensor, top_k: int) -> Tensor:
+    """Keep the `top_k` >= 1 most probable tokens (and ties with the last of them); the others get finfo.min."""
+    if top_k < 1:
+        raise ValueError(f"`top_k` must be >= 1, got {top_k}.")
+    if top_k >= logits.shape[-1]:
+        return logits
+    return _below_to_min(logits, logits.topk(top_k, dim=-1).values[..., -1:])
+
+
+def _below_to_min(logits: Tensor, threshold: Tensor) -> Tensor:
+    return logits.masked_fill(logits < threshold, torch.finfo(logits.dtype).min)

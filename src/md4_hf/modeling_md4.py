@@ -1,0 +1,610 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The MD4 denoiser: a bidirectional transformer over partly masked text, and its loss.
+
+Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_md4 import MD4Config
+from .masked_diffusion import (
+    IGNORE_INDEX,
+    MaskingSchedule,
+    corrupt,
+    cross_entropy_nats,
+    discretize_times,
+    make_schedule,
+    nelbo_weight,
+    reconstruction_nelbo,
+    stratified_times,
+    token_nelbo,
+)
+
+
+# Standard deviation of a standard normal cut at +-2: what a truncated normal has to be divided by (as in JAX).
+TRUNCATED_NORMAL_STD = 0.87962566103423978
+TIME_SCALE = 1000.0
+MAX_PERIOD = 10000.0
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": torch.sigmoid,
+    "swiglu": F.silu,
+    "geglu": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+@dataclass
+class MaskedDiffusionOutput(ModelOutput):
+    """
+    Output of a masked diffusion model.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): NELBO in nats per scored token, reconstruction term included.
+        logits (`torch.FloatTensor` of shape `(batch, length, vocab)`, or `(selected, vocab)` with `position_mask`):
+            Logits of the clean tokens; the mask token's is finfo.min.
+        token_nelbo (`torch.FloatTensor` of shape `(batch, length)`):
+            Diffusion part of the NELBO in nats, zero at unmasked positions.
+        hidden_states (`tuple(torch.FloatTensor)`): Of shape `(batch, length, hidden_size)`, one per layer and the input.
+        attentions (`tuple(torch.FloatTensor)`): Of shape `(batch, heads, length, length)`, one per layer.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    token_nelbo: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Conditioning
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def time_embedding(t: Tensor, size: int) -> Tensor:
+    """Sinusoidal embedding of 1000 t, sines first: `(batch,)` -> `(batch, size)` in float32.
+
+    The frequencies run from 1 to 1/10000 over `size // 2` steps; an odd size gets one zero at the end.
+    """
+    half = size // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
+    phase = TIME_SCALE * t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    embedding = torch.cat([phase.sin(), phase.cos()], dim=-1)
+    return F.pad(embedding, (0, size % 2))
+
+
+class MD4Conditioning(nn.Module):
+    """Conditioning vector of an example: an MLP of its time (and class) embedding, or its class embedding alone."""
+
+    def __init__(self, config: MD4Config):
+        super().__init__()
+        self.config = config
+        size = config.conditioning_size
+        if config.num_classes is not None:
+            self.class_embedding = nn.Embedding(config.num_classes, size)
+        if config.time_conditioning:
+            in_features = size if config.num_classes is None else 2 * size
+            self.dense_in = nn.Linear(in_features, 4 * size)
+            self.dense_out = nn.Linear(4 * size, size)
+
+    def forward(self, timesteps: Tensor | None, class_labels: Tensor | None) -> Tensor:
+        """`(batch,)` times and class labels, each if the model uses it -> `(batch, conditioning_size)`."""
+        features = []
+        if self.config.time_conditioning:
+            embedding = time_embedding(timesteps, self.config.conditioning_size)
+            features.append(embedding.to(self.dense_in.weight.dtype))
+        if self.config.num_classes is not None:
+            features.append(self.class_embedding(class_labels))
+        features = torch.cat(features, dim=-1)
+        if self.config.time_conditioning:
+            features = self.dense_out(F.silu(self.dense_in(features)))
+        return features
+
+
+class MD4Modulation(nn.Module):
+    """`parts` vectors of width `hidden_size` from the activated conditioning vector, to shift, scale and gate with."""
+
+    def __init__(self, config: MD4Config, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.dense = nn.Linear(config.conditioning_size, parts * config.hidden_size)
+        self.dense.init_scale = 0.0 if config.modulation == "adaln_zero" else 1.0
+
+    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
+        """`(batch, conditioning_size)` -> `parts` tensors `(batch, 1, hidden_size)`."""
+        return self.dense(conditioning)[:, None].chunk(self.parts, dim=-1)
+
+
+def modulate(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return hidden_states * (1.0 + scale) + shift
+
+
+def make_norm(config: MD4Config) -> nn.Module:
+    """LayerNorm without parameters where a modulation follows, RMSNorm otherwise."""
+    if config.is_conditional:
+        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, elementwise_affine=False)
+    return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention and feed-forward
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class MD4RotaryEmbedding(nn.Module):
+    """Angles of the rotary embedding, in float32."""
+
+    def __init__(self, config: MD4Config):
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        rope_init = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            rope_init = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = rope_init(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: MD4Config, device=None, seq_len=None) -> tuple[Tensor, float]:
+        """Inverse frequencies theta^(-2k / head_dim), k = 0 .. head_dim/2 - 1, and the (unused) scaling 1."""
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+        return 1.0 / config.rope_parameters["rope_theta"] ** exponent, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine `(batch, length, head_dim)` for the positions `(batch, length)`; pairs are (2k, 2k+1)."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float32)
+        angles = angles.repeat_interleave(2, dim=-1)
+        return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+
+
+def rotate_pairs(x: Tensor) -> Tensor:
+    """(a, b) -> (-b, a) for the interleaved pairs of the last axis."""
+    return torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries or keys `(batch, heads, length, head_dim)` by their position's angle, in float32."""
+    rotated = x.float() * cos[:, None] + rotate_pairs(x).float() * sin[:, None]
+    return rotated.to(x.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention, with its probabilities; the signature is that of transformers' attention functions."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
+
+
+class MD4Attention(nn.Module):
+    """Bidirectional self-attention with rotary positions and no biases."""
+
+    def __init__(self, config: MD4Config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.is_causal = False
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor], **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(batch, length, hidden)` -> the same, and the attention probabilities where the backend has them."""
+        batch, length, _ = hidden_states.shape
+        qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = (apply_rotary(x, *position_embeddings) for x in (query, key))
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, probabilities = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch, length, -1)), probabilities
+
+
+class MD4MLP(nn.Module):
+    """Gated feed-forward: down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, config: MD4Config):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.mlp_type]
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        for linear in (self.gate_up_proj, self.down_proj):
+            linear.init_scale = 2.0 / config.num_hidden_layers if config.depth_scaled_init else 1.0
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(batch, length, hidden)` -> the same."""
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(self.activation(gate) * up)
+
+
+class MD4Layer(GradientCheckpointingLayer):
+    """Transformer block, modulated by a conditioning vector if the model has one.
+
+    With conditioning: x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward. Without:
+    x + f(RMSNorm(x)).
+    """
+
+    def __init__(self, config: MD4Config, layer_idx: int):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = MD4Attention(config, layer_idx)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MD4MLP(config)
+        self.modulation = MD4Modulation(config, parts=6) if config.is_conditional else None
+        # One draw per (example, channel), shared by all positions: Dropout1d over (batch, channels, length).
+        self.residual_dropout = nn.Dropout1d(config.residual_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        conditioning: Tensor | None,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """`(batch, length, hidden)` and the activated conditioning `(batch, conditioning_size)` -> the former's shape."""
+
+        def attend(x: Tensor) -> Tensor:
+            return self._drop(self.attention(x, attention_mask, position_embeddings, **kwargs)[0])
+
+        def feed(x: Tensor) -> Tensor:
+            return self._drop(self.mlp(x))
+
+        if self.modulation is None:
+            hidden_states = hidden_states + attend(self.attention_norm(hidden_states))
+            return hidden_states + feed(self.mlp_norm(hidden_states))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(conditioning)
+        hidden_states = hidden_states + gate_a * attend(modulate(self.attention_norm(hidden_states), shift_a, scale_a))
+        return hidden_states + gate_m * feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return self.residual_dropout(x.transpose(1, 2)).transpose(1, 2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The models
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class MD4PreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and saving of MD4 models."""
+
+    config_class = MD4Config
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MD4Layer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": MD4Layer, "attentions": MD4Attention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The official initialisation: truncated normal of variance init_scale / fan_in, normal embeddings."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            scale = getattr(module, "init_scale", 1.0)
+            if scale == 0.0:
+                init.zeros_(module.weight)
+            else:
+                std = math.sqrt(scale / module.in_features) / TRUNCATED_NORMAL_STD
+                init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2.0 * std, b=2.0 * std)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
+
+
+class MD4Model(MD4PreTrainedModel):
+    """The MD4 transformer without its head: ids to hidden states."""
+
+    def __init__(self, config: MD4Config):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size or config.hidden_size)
+        self.embed_proj = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
+        self.embedding_dropout = nn.Dropout(0.0 if config.embedding_size else config.embedding_dropout)
+        self.conditioning = MD4Conditioning(config) if config.is_conditional else None
+        self.rotary_emb = MD4RotaryEmbedding(config)
+        self.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = make_norm(config)
+        self.modulation = MD4Modulation(config, parts=2) if config.is_conditional else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        timesteps: torch.FloatTensor | None = None,
+        class_labels: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        r"""
+        Args:
+            input_ids: `(batch, length)` ids of x_t, in [0, vocab_size).
+            timesteps: `(batch,)` times in [0, 1]; required when the model is time-conditioned.
+            class_labels: `(batch,)` labels in [0, num_classes); required when the model is class-conditional.
+            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
+            position_ids: `(batch, length)` positions; 0 .. length-1 by default.
+            inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids`.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
+
+        Returns:
+            `last_hidden_state` `(batch, length, hidden_size)`, normalised and modulated, ready for the head.
+
+        Raises:
+            ValueError: For missing inputs, wrong shapes, and ids, times or labels out of range. Values are checked on
+                the CPU only: on an accelerator the check would wait for the device at every call.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+        self._check_inputs(input_ids, timesteps, class_labels, (inputs_embeds if input_ids is None else input_ids).shape)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        hidden_states = inputs_embeds if self.embed_proj is None else self.embed_proj(inputs_embeds)
+        hidden_states = self.embedding_dropout(hidden_states)
+        if position_ids is None:
+            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
+        attention_mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        conditioning = None
+        if self.conditioning is not None:
+            conditioning = ACTIVATIONS[self.config.mlp_type](self.conditioning(timesteps, class_labels))
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                conditioning,
+                attention_mask=attention_mask,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        hidden_states = self.norm(hidden_states)
+        if self.modulation is not None:
+            hidden_states = modulate(hidden_states, *self.modulation(conditioning))
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def _check_inputs(
+        self, input_ids: Tensor | None, timesteps: Tensor | None, class_labels: Tensor | None, shape: torch.Size
+    ):
+        if input_ids is not None:
+            if input_ids.dim() != 2:
+                raise ValueError(f"`input_ids` must have shape (batch, length), got {tuple(input_ids.shape)}.")
+            check_range("input_ids", input_ids, self.config.vocab_size - 1)
+        if self.config.time_conditioning:
+            check_per_example("timesteps", timesteps, shape[0], "the model is time-conditioned")
+            check_range("timesteps", timesteps, 1)
+        if self.config.num_classes is not None:
+            check_per_example("class_labels", class_labels, shape[0], "the model is class-conditional")
+            check_range("class_labels", class_labels, self.config.num_classes - 1)
+
+
+class MD4ForMaskedDiffusion(MD4PreTrainedModel):
+    """The MD4 transformer with its head, and the negative evidence lower bound of masked diffusion as its loss."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # The loss honours `num_items_in_batch`: `Trainer` must not divide it again by the accumulation steps.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: MD4Config):
+        super().__init__(config)
+        self.model = MD4Model(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head.init_scale = 0.0
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, a linear layer of `vocab_size` rows."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module):
+        """Replace the head."""
+        self.lm_head = new_embeddings
+
+    @property
+    def masking_schedule(self) -> MaskingSchedule:
+        """The masking schedule that the configuration names."""
+        config = self.config
+        return make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        timesteps: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        class_labels: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        position_mask: torch.BoolTensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_logits: bool | None = None,
+        **kwargs,
+    ) -> MaskedDiffusionOutput:
+        r"""
+        Args:
+            input_ids: `(batch, length)` ids of x_t. With `labels` and without `timesteps`, clean ids: the times (and
+                masks) are then drawn here, stratified over the batch, from torch's global generator.
+            timesteps: `(batch,)` times in [0, 1]; required by time-conditioned models. With them, no noise is drawn.
+            labels: `(batch, length)` clean ids x_0 of all tokens that are scored, -100 elsewhere. Tokens that are not
+                scored must not be masked.
+            class_labels: `(batch,)` labels of a class-conditional model.
+            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
+            position_ids: `(batch, length)` positions; 0 .. length-1 by default.
+            inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.
+            position_mask: `(batch, length)`: evaluate the head only where it is true.
+            num_items_in_batch: Number of scored tokens to divide the loss by, when the batch is a part of a larger one.
+            output_logits: Whether to return logits; by default they are, but not in training with labels, where the
+                head runs on masked positions only.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
+
+        Returns:
+            `MaskedDiffusionOutput`.
+
+        Raises:
+            ValueError: As `MD4Model.forward`, and for labels of another shape than the input or that hold the mask id.
+        """
+        if labels is not None:
+            self._check_labels(input_ids, labels, position_mask)
+            if timesteps is None:
+                input_ids, timesteps = self._draw_noise(input_ids, labels)
+            else:
+                check_per_example("timesteps", timesteps, input_ids.shape[0], "`labels` are given")
+                check_range("timesteps", timesteps, 1)
+        outputs = self.model(
+            input_ids=input_ids,
+            timesteps=timesteps,
+            class_labels=class_labels,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if output_logits is None:
+            output_logits = labels is None or not self.training
+        logits = loss = nelbo_per_token = None
+        if output_logits:
+            logits = self._logits(hidden_states if position_mask is None else hidden_states[position_mask])
+        if labels is not None:
+            nelbo_per_token = self._token_nelbo(hidden_states, logits, input_ids, labels, timesteps)
+            loss = self._loss(nelbo_per_token, labels, num_items_in_batch)
+        return MaskedDiffusionOutput(
+            loss=loss,
+            logits=logits,
+            token_nelbo=nelbo_per_token,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits with the mask's column at finfo.min: the model never predicts the mask. This is the one place."""
+        logits = self.lm_head(hidden_states)
+        is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
+        return logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
+
+    def _draw_noise(self, x0: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t and times for a clean batch; tokens that are not scored stay."""
+        batch = x0.shape[0]
+        offset = torch.rand((), device=x0.device)
+        timesteps = stratified_times(offset, torch.arange(batch, device=x0.device), batch)
+        if self.config.num_train_timesteps is not None:
+            timesteps = discretize_times(timesteps, self.config.num_train_timesteps)
+        xt = corrupt(x0, self.masking_schedule.alpha(timesteps), self.config.mask_token_id)
+        return torch.where(labels != IGNORE_INDEX, xt, x0), timesteps
+
+    def _token_nelbo(
+        self, hidden_states: Tensor, logits: Tensor | None, xt: Tensor, x0: Tensor, timesteps: Tensor
+    ) -> Tensor:
+        weight = nelbo_weight(self.masking_schedule, timesteps.float(), self.config.num_train_timesteps)
+        # How many positions are masked is data, and data-dependent shapes cannot be compiled into one graph.
+        if logits is None and torch.compiler.is_compiling():
+            logits = self._logits(hidden_states)
+        if logits is not None:
+            return token_nelbo(logits, x0, xt, weight, self.config.mask_token_id)
+        masked = (xt == self.config.mask_token_id) & (x0 != IGNORE_INDEX)
+        nll = cross_entropy_nats(self._logits(hidden_states[masked]), x0[masked])
+        weighted = weight[:, None].expand(masked.shape)[masked] * nll
+        return torch.zeros(masked.shape, dtype=weighted.dtype, device=weighted.device).masked_scatter(masked, weighted)
+
+    def _loss(self, nelbo_per_token: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """NELBO in nats over the number of scored tokens (those here, or of the whole batch this is a part of)."""
+        num_scored = (labels != IGNORE_INDEX).sum()
+        reconstruction = reconstruction_nelbo(self.masking_schedule, num_scored, self.config.vocab_size - 1)
+        num_items = num_scored.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        if isinstance(num_items, Tensor):
+            num_items = num_items.to(nelbo_per_token.device)
+        return (nelbo_per_token.sum() + reconstruction) / num_items
+
+    def _check_labels(self, input_ids: Tensor | None, labels: Tensor, position_mask: Tensor | None):
+        if input_ids is None:
+            raise ValueError("`labels` need `input_ids`: which positions are masked is read from the ids.")
+        if position_mask is not None:
+            raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every masked position.")
+        if labels.shape != input_ids.shape:
+            raise ValueError(
+                f"`labels` must have the shape of `input_ids` {tuple(input_ids.shape)}, got {tuple(labels.shape)}."
+            )
+        if can_check_values(labels):
+            if (labels == self.config.mask_token_id).any():
+                raise ValueError(f"`labels` must be clean ids, got the mask id {self.config.mask_token_id}.")
+            scored = labels[labels != IGNORE_INDEX]
+            check_range("labels", scored, self.config.vocab_size - 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checks of the inputs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def can_check_values(x: Tensor) -> bool:
+    """Whether reading the values of `x` is free: on the CPU, and not while a graph is traced."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def check_range(name: str, x: Tensor, largest: int):
+    """Raise a ValueError unless all values of `x` lie in [0, largest]."""
+    if not can_check_values(x) or x.numel() == 0:
+        return
+    low, high = (value.item() for value in x.aminmax())
+    if not (low >= 0 and high <= largest):
+        raise ValueError(f"`{name}` must be in [0, {largest}], got values from {low} to {high}.")
+
+
+def check_per_example(name: str, x: Tensor | None, batch: int, reason: str):
+    """Raise a ValueError unless `x` is given and has shape `(batch,)`."""
+    if x is None:
+        raise ValueError(f"`{name}` must be given: {reason}.")
+    if x.shape != (batch,):
+        raise ValueError(f"`{name}` must have shape ({batch},), one per example, got {tuple(x.shape)}.")

@@ -1,0 +1,325 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Sampling and infilling with a masked diffusion model as a diffusers pipeline: the one denoising loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import BaseOutput, logging
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+logger = logging.get_logger(__name__)
+
+OUTPUT_TYPES = ("text", "ids")
+CALLBACK_TENSORS = ["sample", "logits"]
+
+
+@dataclass
+class MaskedDiffusionPipelineOutput(BaseOutput):
+    """
+    Output of `MaskedDiffusionPipeline`.
+
+    Args:
+        sequences (`list[torch.LongTensor]`): The ids of each row, `(length of the row,)`, on the CPU.
+        texts (`list[str]`, *optional*): The decoded rows, with `output_type="text"`.
+    """
+
+    sequences: list[torch.LongTensor]
+    texts: list[str] | None = None
+
+
+class MaskedDiffusionPipeline(DiffusionPipeline):
+    r"""
+    Text generation with a masked diffusion model: unconditional, from a prompt, and infilling in any order.
+
+    Every mask token of the prompt is filled in, every other token of it is kept. The pipeline relies on the forward
+    contract of `MD4ForMaskedDiffusion` (`input_ids`, `timesteps`, `attention_mask`, `class_labels`, `position_mask` in,
+    logits of the selected positions out) and on its `config.mask_token_id` and `config.max_position_embeddings`.
+
+    It saves to one flat folder (config, weights, tokenizer, scheduler and `model_index.json` side by side), so that the
+    same folder opens with `AutoModel` and `AutoTokenizer`.
+
+    Args:
+        model (`PreTrainedModel`): The denoiser.
+        scheduler (`SchedulerMixin`): A `MaskedDiffusionScheduler`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for text in and text out.
+    """
+
+    model_cpu_offload_seq = "model"
+    _optional_components = ["tokenizer"]
+    _callback_tensor_inputs = CALLBACK_TENSORS
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        scheduler: SchedulerMixin,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        super().__init__()
+        self.register_modules(model=model, scheduler=scheduler, tokenizer=tokenizer)
+        self._check_components()
+
+    @property
+    def mask_token_id(self) -> int:
+        """The model's mask id."""
+        return self.model.config.mask_token_id
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to stop; positions not yet opened stay masked."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        input_ids: torch.LongTensor | list[list[int]] | None = None,
+        num_samples: int = 1,
+        length: int | None = None,
+        class_labels: int | list[int] | torch.LongTensor | None = None,
+        num_inference_steps: int | None = None,
+        temperature: float = 1.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "text",
+        skip_special_tokens: bool = True,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> MaskedDiffusionPipelineOutput | tuple:
+        r"""
+        Sample.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*):
+                Text whose mask tokens (`tokenizer.mask_token`) are filled in. Without `prompt` and `input_ids`, the
+                samples are unconditional.
+            input_ids (`torch.LongTensor` of shape `(batch, length)` or `list[list[int]]`, *optional*):
+                Ids in place of `prompt`; rows may differ in length.
+            num_samples (`int`, defaults to 1): Samples per prompt.
+            length (`int`, *optional*):
+                Tokens per row; masks are appended up to it. Without it, a prompt that holds masks keeps its own length,
+                and any other row is continued to the model's `max_position_embeddings`.
+            class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
+                Label of each prompt (or of all), for class-conditional models.
+            num_inference_steps (`int`, *optional*): Steps; the scheduler's own number by default.
+            temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
+            top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
+            top_k (`int`, *optional*): Keep the k most probable tokens.
+            generator (`torch.Generator` or `list`, *optional*):
+                One generator, from which each row's own is seeded, or a list of one per row. Either way a row's draws
+                do not depend on the rows beside it.
+            output_type (`str`, defaults to `"text"`): `"text"` or `"ids"`.
+            skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
+            return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipeline, step, timestep, tensors)`; tensors it returns replace the pipeline's.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Names among `"sample"` and `"logits"`.
+
+        Returns:
+            `MaskedDiffusionPipelineOutput`, or `(sequences, texts)`.
+
+        Raises:
+            ValueError: For arguments out of range or that contradict each other, before any computation.
+        """
+        tensor_names = callback_on_step_end_tensor_inputs or ["sample"]
+        self._check_arguments(prompt, input_ids, num_samples, length, output_type, tensor_names)
+        labels = self._prepare_class_labels(class_labels)
+        rows = self._prepare_rows(prompt, input_ids, length, num_unprompted=1 if labels is None else len(labels))
+        if labels is not None:
+            if len(labels) not in (1, len(rows)):
+                raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")
+            labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(self.device)
+        rows = [row for row in rows for _ in range(num_samples)]
+        generators = _row_generators(generator, len(rows))
+        self.scheduler.set_timesteps(num_inference_steps or self.scheduler.num_inference_steps, device=self.device)
+
+        self._num_timesteps = len(self.scheduler.timesteps)
+        self._interrupt = False
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            sample = self._denoise(
+                *self._pad(rows),
+                labels,
+                {"temperature": temperature, "top_p": top_p, "top_k": top_k, "generator": generators},
+                callback_on_step_end,
+                tensor_names,
+            )
+        finally:
+            self.model.train(was_training)
+        self.maybe_free_model_hooks()
+        sequences = [ids[: len(row)].cpu() for ids, row in zip(sample, rows, strict=True)]
+        texts = None
+        if output_type == "text":
+            texts = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
+        if not return_dict:
+            return sequences, texts
+        return MaskedDiffusionPipelineOutput(sequences=sequences, texts=texts)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Save all components and `model_index.json` side by side in one folder; `kwargs` go to the model's save."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.scheduler.save_pretrained(save_directory)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+        self.save_config(save_directory)
+
+    def _denoise(
+        self,
+        sample: Tensor,
+        attention_mask: Tensor | None,
+        class_labels: Tensor | None,
+        step_arguments: dict[str, Any],
+        callback: Callable[[Any, int, Tensor, dict], dict] | None,
+        tensor_names: list[str],
+    ) -> Tensor:
+        """The denoising loop: `(rows, length)` ids with masks -> the same without."""
+        logits = None
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            for step, t in enumerate(self.scheduler.timesteps):
+                if self._interrupt:
+                    break
+                masked = sample == self.mask_token_id
+                if masked.any():
+                    logits = self.model(
+                        input_ids=self.scheduler.scale_model_input(sample, t),
+                        timesteps=t.expand(sample.shape[0]),
+                        class_labels=class_labels,
+                        attention_mask=attention_mask,
+                        position_mask=masked,
+                    ).logits
+                    sample = self.scheduler.step(logits, t, sample, **step_arguments).prev_sample
+                if callback is not None:
+                    tensors = {"sample": sample, "logits": logits}
+                    returned = callback(self, step, t, {name: tensors[name] for name in tensor_names})
+                    sample = (returned or {}).get("sample", sample)
+                progress.update()
+        return sample
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _check_components(self):
+        """One mask id everywhere, and no token that the model has no row for."""
+        if self.scheduler.config.mask_token_id is None:
+            self.scheduler.register_to_config(mask_token_id=self.mask_token_id)
+        elif self.scheduler.config.mask_token_id != self.mask_token_id:
+            raise ValueError(
+                f"`scheduler` must have the model's mask id {self.mask_token_id}, got "
+                f"{self.scheduler.config.mask_token_id}."
+            )
+        if self.tokenizer is None:
+            return
+        if len(self.tokenizer) > self.model.config.vocab_size:
+            raise ValueError(
+                f"`tokenizer` must not have more tokens than the model's {self.model.config.vocab_size}, got "
+                f"{len(self.tokenizer)}."
+            )
+        if self.tokenizer.mask_token_id != self.mask_token_id:
+            raise ValueError(
+                f"`tokenizer` must have the model's mask id {self.mask_token_id}, got {self.tokenizer.mask_token_id}."
+            )
+
+    def _check_arguments(self, prompt, input_ids, num_samples, length, output_type, tensor_names):
+        if prompt is not None and input_ids is not None:
+            raise ValueError("Only one of `prompt` and `input_ids` may be given.")
+        if prompt is not None and self.tokenizer is None:
+            raise ValueError("`prompt` needs a pipeline with a tokenizer; give `input_ids`.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        if output_type == "text" and self.tokenizer is None:
+            raise ValueError('`output_type="text"` needs a pipeline with a tokenizer; ask for "ids".')
+        if num_samples < 1:
+            raise ValueError(f"`num_samples` must be >= 1, got {num_samples}.")
+        max_length = self.model.config.max_position_embeddings
+        if length is not None and not 1 <= length <= max_length:
+            raise ValueError(f"`length` must be in [1, {max_length}] (the model's length), got {length}.")
+        for name in tensor_names:
+            if name not in CALLBACK_TENSORS:
+                raise ValueError(
+                    f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {name!r}."
+                )
+
+    def _prepare_rows(self, prompt, input_ids, length: int | None, num_unprompted: int) -> list[Tensor]:
+        """The ids of each prompt, with masks appended to their final length."""
+        if prompt is not None:
+            prompts = [prompt] if isinstance(prompt, str) else prompt
+            input_ids = [self._encode(text) for text in prompts]
+        if input_ids is None:
+            input_ids = [[]] * num_unprompted
+        if isinstance(input_ids, Tensor) and input_ids.dim() == 1:
+            input_ids = input_ids[None]
+        rows = [torch.as_tensor(row, dtype=torch.long).cpu() for row in input_ids]
+        if not rows:
+            raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
+        return [self._extend(row, length) for row in rows]
+
+    def _encode(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise ValueError(f"`prompt` must be a string or a list of strings, got {type(text).__name__}.")
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        decoded = self.tokenizer.decode(ids, skip_special_tokens=False)
+        if decoded != text:
+            logger.warning(f"The tokenizer rewrites the prompt: what is kept is {decoded!r}.")
+        return ids
+
+    def _extend(self, row: Tensor, length: int | None) -> Tensor:
+        config = self.model.config
+        if row.numel() and not 0 <= row.min() <= row.max() < config.vocab_size:
+            raise ValueError(
+                f"`input_ids` must be in [0, {config.vocab_size}), got values from {row.min()} to {row.max()}."
+            )
+        if len(row) > config.max_position_embeddings:
+            raise ValueError(
+                f"A prompt must not be longer than the model's {config.max_position_embeddings} tokens, got {len(row)}."
+            )
+        if length is None:
+            length = len(row) if (row == self.mask_token_id).any() else config.max_position_embeddings
+        if len(row) > length:
+            raise ValueError(f"`length` must be at least the prompt's {len(row)} tokens, got {length}.")
+        return torch.cat([row, row.new_full((length - len(row),), self.mask_token_id)])
+
+    def _prepare_class_labels(self, class_labels) -> Tensor | None:
+        num_classes = getattr(self.model.config, "num_classes", None)
+        if class_labels is None:
+            if num_classes is not None:
+                raise ValueError(f"`class_labels` must be given: the model has {num_classes} classes.")
+            return None
+        if num_classes is None:
+            raise ValueError("`class_labels` must be None: the model is not class-conditional.")
+        labels = torch.as_tensor(class_labels, dtype=torch.long).reshape(-1)
+        if not 0 <= labels.min() <= labels.max() < num_classes:
+            raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
+        return labels
+
+    def _pad(self, rows: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """`(rows, longest)` ids and attention mask, None if no row is padded. Padding is any token but the mask."""
+        padding = 0 if self.mask_token_id != 0 else 1
+        sample = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+        lengths = torch.tensor([len(row) for row in rows])
+        attention_mask = (torch.arange(sample.shape[1]) < lengths[:, None]).long()
+        return sample.to(self.device), None if attention_mask.all() else attention_mask.to(self.device)
+
+
+def _row_generators(generator: torch.Generator | list[torch.Generator] | None, num_rows: int) -> list[torch.Generator]:
+    """One generator per row; from a single one (or torch's own) each row's is seeded in turn."""
+    if isinstance(generator, list):
+        if len(generator) != num_rows:
+            raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
+        return generator
+    device = generator.device if generator is not None else "cpu"
+    seeds = torch.randint(2**62, (num_rows,), generator=generator, device=device).tolist()
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

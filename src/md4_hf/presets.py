@@ -1,0 +1,138 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Configurations to train from: the paper's, and a small one for a laptop's processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model, its training and its data.
+
+    Args:
+        model: Arguments of `MD4Config`; the vocabulary and the length come from the tokenizer and `block_size`.
+        training: Arguments of `MD4TrainingArguments`.
+        data: Arguments of `DataArguments`.
+        tokenizer: Name or path for `load_tokenizer`.
+        batch_size: Sequences per optimizer step, over all devices.
+        paper: The paper's own result for this configuration, None if it has none.
+    """
+
+    model: dict[str, Any]
+    training: dict[str, Any]
+    data: dict[str, Any]
+    tokenizer: str
+    batch_size: int
+    paper: str | None = field(default=None)
+
+
+_PAPER_MODEL = {
+    "mlp_type": "glu",
+    "modulation": "adaln_zero",
+    "depth_scaled_init": True,
+    "masking_schedule": "linear",
+    "conditioning_size": 64,
+}
+_PAPER_TRAINING = {
+    "max_steps": 1_000_000,
+    "warmup_steps": 2000,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 0.03,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9999,
+    "bf16": True,
+    "eval_strategy": "steps",
+    "eval_steps": 10_000,
+    "save_strategy": "steps",
+    "save_steps": 10_000,
+    "save_total_limit": 3,
+    "logging_steps": 100,
+}
+
+
+def _dropout(rate: float) -> dict[str, float]:
+    return {"embedding_dropout": rate, "attention_dropout": rate, "residual_dropout": rate}
+
+
+_OPENWEBTEXT_DATA = {"data": "Skylion007/openwebtext", "block_size": 1024, "validation_fraction": 0.0125}
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(
+        model={
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "mlp_type": "swiglu",
+            "time_conditioning": False,
+            "depth_scaled_init": True,
+        },
+        training={
+            "max_steps": 1000,
+            "learning_rate": 2e-3,
+            "warmup_steps": 50,
+            "lr_scheduler_type": "cosine",
+            "weight_decay": 0.03,
+            "adam_beta2": 0.99,
+            "ema_decay": 0.99,
+            "matmul_precision": "medium",
+            "bf16": True,
+            "eval_strategy": "steps",
+            "eval_steps": 100,
+            "logging_steps": 20,
+            "save_strategy": "steps",
+            "save_steps": 250,
+            "save_total_limit": 1,
+            "per_device_eval_batch_size": 64,
+        },
+        data={"data": "pydoc", "block_size": 128},
+        tokenizer="text8",
+        batch_size=32,
+    ),
+    "text8": Preset(
+        model={
+            **_PAPER_MODEL,
+            **_dropout(0.05),
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "embedding_size": 64,
+        },
+        training={**_PAPER_TRAINING, "learning_rate": 5e-4},
+        data={"data": "afmck/text8", "validation_split": "validation", "block_size": 256},
+        tokenizer="text8",
+        batch_size=512,
+        paper="at most 1.37 bits per character on the text8 test set (paper, Table 3)",
+    ),
+    "openwebtext-small": Preset(
+        model={
+            **_PAPER_MODEL,
+            **_dropout(0.02),
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        },
+        training={**_PAPER_TRAINING, "learning_rate": 3e-4},
+        data=_OPENWEBTEXT_DATA,
+        tokenizer="gpt2",
+        batch_size=512,
+        paper="perplexity at most 22.13 on OpenWebText validation; zero-shot at most 34.94 on WikiText-2 (paper)",
+    ),
+    "openwebtext-medium": Preset(
+        model={
+            **_PAPER_MODEL,
+            **_dropout(0.0),
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+        },
+        training={**_PAPER_TRAINING, "learning_rate": 3e-4},
+        data=_OPENWEBTEXT_DATA,
+        tokenizer="gpt2",
+        batch_size=512,
+        paper="perplexity at most 16.64 on OpenWebText validation; zero-shot at most 25.84 on WikiText-2 (paper)",
+    ),
+}

@@ -1,0 +1,293 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The reverse process of masked diffusion as a diffusers scheduler: time grids and samplers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from .masked_diffusion import (
+    MaskingSchedule,
+    corrupt,
+    denoiser_probabilities,
+    draw_categorical,
+    make_schedule,
+    top_k_logits,
+    top_p_logits,
+    unmask_probability,
+)
+
+
+@dataclass
+class MaskedDiffusionSchedulerOutput(BaseOutput):
+    """
+    Result of one reverse step.
+
+    Args:
+        prev_sample (`torch.LongTensor` of shape `(batch, ...)`): The state x_s at the earlier time.
+        sampled_tokens (`torch.LongTensor` of shape `(batch, ...)`):
+            Tokens decided in this step, the mask id everywhere else.
+        sampled_probs (`torch.FloatTensor` of shape `(batch, ...)`):
+            Probability of each decided token under the distribution it was drawn from, 0 everywhere else.
+        pred_logits (`torch.FloatTensor`): The denoiser's output, as given.
+    """
+
+    prev_sample: torch.LongTensor
+    sampled_tokens: torch.LongTensor
+    sampled_probs: torch.FloatTensor
+    pred_logits: torch.FloatTensor
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Time grids: T + 1 times from 1 down to 0, `(steps + 1,)` float64
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def uniform_grid(num_inference_steps: int) -> Tensor:
+    """t_i = 1 - i/T."""
+    return torch.arange(num_inference_steps, -1, -1, dtype=torch.float64) / num_inference_steps
+
+
+def cosine_grid(num_inference_steps: int) -> Tensor:
+    """t_i = cos(pi/2 (i/T)): small steps near t=1; with the linear schedule it opens tokens as the cosine one does."""
+    grid = torch.cos(math.pi / 2.0 * (1.0 - uniform_grid(num_inference_steps)))
+    grid[-1] = 0.0
+    return grid
+
+
+GRIDS: dict[str, Callable[[int], Tensor]] = {"uniform": uniform_grid, "cosine": cosine_grid}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Samplers: which masked positions open, and the uniform number that draws each one's token
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One inverse-CDF draw from the table [r mu, 1 - r]: it opens if u < r, and u / r then draws the token.
+
+    Args:
+        probability: `(n,)` r, the probability that a masked position opens; float64.
+        noise: `(n, 2)` uniform float64 numbers.
+
+    Returns:
+        `(n,)` booleans and `(n,)` uniform numbers (meaningful where open).
+    """
+    u = noise[:, 0]
+    return u < probability, u / probability.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def mean_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Two draws (paper, App. G): a token from mu, and independently whether it is put in. Same law as ancestral."""
+    return noise[:, 0] < probability, noise[:, 1]
+
+
+SAMPLERS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "ancestral": ancestral_sampler,
+    "mean": mean_sampler,
+}
+
+
+class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
+    r"""
+    Reverse process of masked diffusion (MD4, arXiv:2406.04329, section 2 and App. G).
+
+    A step from time t to s < t opens each masked position with probability r = (alpha_s - alpha_t) / (1 - alpha_t) and
+    puts a token drawn from the denoiser's softmax there; what is decided is never rewritten. The last step opens all
+    that is left. Categorical draws are made in float64.
+
+    Args:
+        mask_token_id (`int`, *optional*):
+            The mask id; the pipeline fills it in from the model if it is `None`.
+        masking_schedule (`str`, defaults to `"linear"`): `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
+        schedule_power (`float`, defaults to 1.0): Exponent of the `"poly"` schedule.
+        schedule_eps (`float`, defaults to 1e-4): Distance that the schedule keeps from 0 and 1.
+        timestep_grid (`str`, defaults to `"cosine"`):
+            `"uniform"` or `"cosine"`; the paper uses cosine with the linear schedule, uniform with the cosine one.
+        sampler (`str`, defaults to `"ancestral"`): `"ancestral"` or `"mean"` (the same distribution in two draws).
+        top_p (`float`, *optional*): Nucleus used by `step` when the call gives none, in (0, 1].
+        final_decode (`str`, defaults to `"sample"`):
+            What the last step puts where the schedule would leave a mask (alpha_0 = 1 - eps): a draw (`"sample"`), or
+            the most probable token (`"argmax"`, as the official code; it calls the network once more at t=0 for it,
+            here the last call's output serves).
+        num_inference_steps (`int`, defaults to 256): Steps of the initial time grid.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int | None = None,
+        masking_schedule: str = "linear",
+        schedule_power: float = 1.0,
+        schedule_eps: float = 1e-4,
+        timestep_grid: str = "cosine",
+        sampler: str = "ancestral",
+        top_p: float | None = None,
+        final_decode: str = "sample",
+        num_inference_steps: int = 256,
+    ):
+        _check_choice("timestep_grid", timestep_grid, GRIDS)
+        _check_choice("sampler", sampler, SAMPLERS)
+        _check_choice("final_decode", final_decode, ("sample", "argmax"))
+        self.schedule: MaskingSchedule = make_schedule(masking_schedule, power=schedule_power, eps=schedule_eps)
+        self.set_timesteps(num_inference_steps)
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
+        """Lay out the time grid: `timesteps` `(num_inference_steps,)` float32, from 1 down, without the final 0."""
+        if num_inference_steps < 1:
+            raise ValueError(f"`num_inference_steps` must be >= 1, got {num_inference_steps}.")
+        self.num_inference_steps = num_inference_steps
+        self._grid = GRIDS[self.config.timestep_grid](num_inference_steps)
+        self.timesteps = self._grid[:-1].float().to(device)
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """The sample itself: masked diffusion does not scale its inputs."""
+        return sample
+
+    def add_noise(
+        self,
+        original_samples: torch.LongTensor,
+        timesteps: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> torch.LongTensor:
+        """Draw x_t from q(x_t | x_0) at times `(batch,)` in [0, 1]; same shape as `original_samples`."""
+        return corrupt(original_samples, self.schedule.alpha(timesteps), self._mask_token_id(), generator=generator)
+
+    def unmask_probabilities(self) -> Tensor:
+        """`(num_inference_steps,)` float64: probability r that a masked position opens by a draw, at each step.
+
+        The last is 1 with `final_decode="sample"`; with "argmax" what the last step leaves masked is decoded.
+        """
+        probability = unmask_probability(self.schedule, self._grid[:-1], self._grid[1:])
+        if self.config.final_decode == "sample":
+            probability[-1] = 1.0
+        return probability
+
+    def step(
+        self,
+        model_output: torch.FloatTensor,
+        timestep: float | Tensor,
+        sample: torch.LongTensor,
+        *,
+        temperature: float = 1.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> MaskedDiffusionSchedulerOutput | tuple:
+        """
+        One reverse step, from `timestep` to the next time of the grid.
+
+        Args:
+            model_output: `(*sample.shape, vocab)` logits of the denoiser, or `(masked, vocab)`: those of the masked
+                positions only, in row-major order. The mask's own logit is ignored.
+            timestep: A time of `timesteps`, or one per row `(batch,)`.
+            sample: `(batch, ...)` ids of x_t. It is not modified.
+            temperature: Divides the logits; 0 takes the most probable token. >= 0.
+            top_p: Nucleus in (0, 1]; `config.top_p` by default.
+            top_k: Keep the k >= 1 most probable tokens.
+            generator: One generator, or one per row (a row's draws then do not depend on the others).
+            return_dict: Whether to return a `MaskedDiffusionSchedulerOutput` or a tuple of its fields.
+
+        Raises:
+            ValueError: For a time that is not on the grid, wrong shapes, and arguments out of range.
+        """
+        if temperature < 0.0:
+            raise ValueError(f"`temperature` must be >= 0, got {temperature}.")
+        mask_token_id = self._mask_token_id()
+        masked = sample == mask_token_id
+        index = self._step_index(timestep, sample.shape[0])
+        probability = self.unmask_probabilities()[index].to(sample.device)
+        is_last = (index == self.num_inference_steps - 1).to(sample.device)
+        row = masked.nonzero()[:, 0]
+        logits = model_output if model_output.shape[:-1] == row.shape else self._masked_rows(model_output, masked)
+
+        noise = _uniform(sample.shape, generator, sample.device)[masked]
+        opens, uniform = SAMPLERS[self.config.sampler](probability[row], noise)
+        left_over = is_last[row] & ~opens
+        decided = opens | left_over
+        mu = self._token_probabilities(
+            logits[decided], temperature, self.config.top_p if top_p is None else top_p, top_k
+        )
+        drawn = torch.where(left_over[decided], mu.argmax(dim=-1), draw_categorical(mu, uniform[decided]))
+        tokens = torch.full_like(row, mask_token_id).masked_scatter(decided, drawn)
+        probs = torch.zeros_like(uniform).masked_scatter(decided, mu.gather(-1, drawn[:, None]).squeeze(-1))
+
+        sampled_tokens = torch.full_like(sample, mask_token_id).masked_scatter(masked, tokens.to(sample.dtype))
+        sampled_probs = torch.zeros(sample.shape, device=sample.device).masked_scatter(masked, probs.float())
+        prev_sample = torch.where(masked, sampled_tokens, sample)
+        if not return_dict:
+            return prev_sample, sampled_tokens, sampled_probs, model_output
+        return MaskedDiffusionSchedulerOutput(
+            prev_sample=prev_sample, sampled_tokens=sampled_tokens, sampled_probs=sampled_probs, pred_logits=model_output
+        )
+
+    def _token_probabilities(
+        self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None
+    ) -> Tensor:
+        """The distribution that tokens are drawn from, `(n, vocab)` float64."""
+        if temperature == 0.0:
+            mu = denoiser_probabilities(logits, self._mask_token_id())
+            return torch.zeros_like(mu).scatter(-1, mu.argmax(dim=-1, keepdim=True), 1.0)
+        logits = logits.double() / temperature
+        logits = logits.index_fill(-1, torch.tensor([self._mask_token_id()], device=logits.device), -torch.inf)
+        if top_k is not None:
+            logits = top_k_logits(logits, top_k)
+        if top_p is not None:
+            logits = top_p_logits(logits, top_p)
+        return denoiser_probabilities(logits, self._mask_token_id())
+
+    def _mask_token_id(self) -> int:
+        if self.config.mask_token_id is None:
+            raise ValueError("`mask_token_id` must be set in the scheduler's config, got None.")
+        return self.config.mask_token_id
+
+    def _masked_rows(self, model_output: Tensor, masked: Tensor) -> Tensor:
+        if model_output.shape[:-1] != masked.shape:
+            raise ValueError(
+                f"`model_output` must have shape {(*masked.shape, 'vocab')} or ({int(masked.sum())}, vocab) for the masked "
+                f"positions, got {tuple(model_output.shape)}."
+            )
+        return model_output[masked]
+
+    def _step_index(self, timestep: float | Tensor, batch: int) -> Tensor:
+        """`(batch,)` indices of the given times in the grid, on the CPU."""
+        timestep = torch.as_tensor(timestep, dtype=torch.float32).cpu()
+        if timestep.shape not in ((), (1,), (batch,)):
+            raise ValueError(f"`timestep` must be one time or have shape ({batch},), got {tuple(timestep.shape)}.")
+        distance, index = (self._grid[:-1].float()[None] - timestep.reshape(-1, 1)).abs().min(dim=-1)
+        if (distance > 1e-6).any():
+            worst = timestep.reshape(-1)[distance.argmax()].item()
+            raise ValueError(
+                f"`timestep` must be one of the {self.num_inference_steps} times of `timesteps`, got {worst}."
+            )
+        return index.expand(batch)
+
+    def __len__(self) -> int:
+        return self.num_inference_steps
+
+
+def _uniform(
+    shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None, device: torch.device
+) -> Tensor:
+    """Two uniform float64 numbers per position, `(*shape, 2)`, drawn where the generator lives."""
+    if isinstance(generator, list):
+        if len(generator) != shape[0]:
+            raise ValueError(f"`generator` must hold one generator per row, {shape[0]}, got {len(generator)}.")
+        return torch.cat([_uniform((1, *shape[1:]), row_generator, device) for row_generator in generator])
+    source = generator.device if generator is not None else device
+    return torch.rand((*shape, 2), generator=generator, device=source, dtype=torch.float64).to(device)
+
+
+def _check_choice(name: str, value: str, choices):
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {value!r}.")

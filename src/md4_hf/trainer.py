@@ -1,0 +1,305 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Training on the MD4 ELBO with transformers' `Trainer`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, rotate_checkpoints
+from transformers.utils import logging
+
+from .callbacks import BitsProgressCallback, EmaCallback, InterruptCallback
+from .data import PaddingCollator
+from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
+from .model_card import model_card
+from .noise import training_mask_noise, training_times
+
+
+logger = logging.get_logger(__name__)
+
+EMA_FOLDER = "ema"
+STAGING_FOLDER = ".checkpoint-in-progress"
+
+
+@dataclass
+class MD4TrainingArguments(TrainingArguments):
+    """
+    `transformers.TrainingArguments` and what masked diffusion adds to them.
+
+    `data_seed` defaults to `seed`, so that every rank sees the same order of the data, and non-finite losses are
+    logged as they are.
+    """
+
+    ema_decay: float = field(
+        default=0.9999,
+        metadata={"help": "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off."},
+    )
+    eval_draws: int = field(
+        default=1, metadata={"help": "Stratified draws of time and masks per example in an evaluation."}
+    )
+    eval_seed: int = field(default=0, metadata={"help": "Seed of the evaluation noise."})
+    matmul_precision: str = field(
+        default="highest",
+        metadata={
+            "help": "Precision of float32 matrix products, for torch.set_float32_matmul_precision.",
+            "choices": ["highest", "high", "medium"],
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave NaN and infinite losses out of the logged mean."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        if self.eval_draws < 1:
+            raise ValueError(f"`eval_draws` must be >= 1, got {self.eval_draws}.")
+        if self.data_seed is None:
+            self.data_seed = self.seed
+
+
+class MD4Trainer(Trainer):
+    """
+    `Trainer` that computes the MD4 ELBO of an `MD4ForMaskedDiffusion`; any other model is left to `Trainer`.
+
+    Data sets (map-style or streaming) hold clean `input_ids`, and optionally `labels` (-100 where a token is not scored
+    and never masked), `attention_mask`, `class_labels` and `num_characters` (for bits per character).
+
+    - Times are stratified over all examples of an optimizer step, and all noise is a pure function of (seed, step,
+      index of the example in the step): ranks, accumulation and resuming do not change it.
+    - The weights' moving average is evaluated and saved; checkpoints hold the raw weights to resume from, and the
+      average as a model of its own in `checkpoint-N/ema`.
+    - An evaluation reports nats per token, perplexity and bits with a standard error, over `eval_draws` draws.
+    - A checkpoint appears under its name only when it is complete; Ctrl-C ends training with one.
+
+    Takes the arguments of `Trainer`, with `MD4TrainingArguments` as `args`.
+
+    Raises:
+        ValueError: For an MD4 model with `compute_metrics` or `compute_loss_func`: the loss is the ELBO.
+    """
+
+    def __init__(self, model=None, args: MD4TrainingArguments | None = None, data_collator=None, **kwargs):
+        self.is_md4 = getattr(getattr(model, "config", None), "model_type", None) == "md4"
+        if self.is_md4:
+            self._check_arguments(args, kwargs)
+            torch.set_float32_matmul_precision(args.matmul_precision)
+            data_collator = data_collator or PaddingCollator()
+        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        self.interrupt = InterruptCallback()
+        self.add_callback(self.interrupt)
+        self.ema = EmaCallback(args.ema_decay) if self.is_md4 and args.ema_decay > 0.0 else None
+        if self.ema is not None:
+            self.add_callback(self.ema)
+        if self.is_md4:
+            self.diffusion = Diffusion.of(self.accelerator.unwrap_model(model))
+            if self.pop_callback(ProgressCallback) is not None:
+                self.add_callback(BitsProgressCallback())
+
+    @staticmethod
+    def _check_arguments(args, kwargs):
+        if not isinstance(args, MD4TrainingArguments):
+            raise ValueError(f"`args` must be MD4TrainingArguments, got {type(args).__name__}.")
+        for name in ("compute_metrics", "compute_loss_func"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last training was ended by a signal."""
+        return self.interrupt.interrupted
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Training
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def train(self, *args, **kwargs):
+        """As `Trainer.train`; the first Ctrl-C saves a checkpoint at the end of the step and returns."""
+        if self.args.should_save:
+            shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
+        with self.interrupt.watching():
+            return super().train(*args, **kwargs)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The batches of one optimizer step, each with the place of its examples in the whole step."""
+        if not self.is_md4:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        number_step_examples(batches, self.args.process_index, self.args.world_size)
+        for batch in batches:
+            batch["labels"] = scored_labels(batch)
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The NELBO in nats per scored token of the whole optimizer step, on noise drawn for this step."""
+        if self.is_md4:
+            index, total = inputs.pop("example_index"), inputs.pop("num_step_examples")
+            inputs.pop("num_characters", None)
+            step, seed = self.state.global_step, self.args.seed
+            inputs = self.diffusion.noised(
+                inputs,
+                training_times(seed, step, index, total),
+                training_mask_noise(seed, step, index.to(inputs["input_ids"].device), inputs["input_ids"].shape),
+            )
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        """Adds the training loss in bits per token."""
+        if self.is_md4 and "loss" in logs:
+            logs["bits_per_token"] = logs["loss"] / math.log(2)
+        super().log(logs, start_time)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self.is_md4 and "num_characters" not in self._signature_columns:
+            self._signature_columns.append("num_characters")
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Evaluation
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        """`Trainer`'s loop over per-example NELBOs, with the averaged weights and the random state left alone."""
+        if not self.is_md4:
+            return super().evaluation_loop(*args, **kwargs)
+        self._num_evaluated = 0
+        kwargs["prediction_loss_only"] = False
+        self.compute_metrics = _metrics_of_examples
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        try:
+            with self.ema_weights(), torch.random.fork_rng(devices):
+                output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.compute_metrics = None
+        output.metrics.pop(f"{kwargs.get('metric_key_prefix', 'eval')}_model_preparation_time", None)
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], prediction_loss_only: bool, ignore_keys=None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """No loss, and one row (nelbo, tokens, characters) per example in the places of logits and labels."""
+        if not self.is_md4:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        batch = inputs["input_ids"].shape[0]
+        first = self._num_evaluated + self.args.process_index * batch
+        self._num_evaluated += self.args.world_size * batch
+        index = torch.arange(first, first + batch, device=inputs["input_ids"].device)
+        num_characters = inputs.pop("num_characters", torch.full((batch,), torch.nan, device=index.device))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            nelbo, num_tokens = example_nelbo(
+                model, self.diffusion, inputs, index, seed=self.args.eval_seed, num_draws=self.args.eval_draws
+            )
+        return None, torch.stack([nelbo, num_tokens, num_characters.to(nelbo)], dim=1), num_tokens[:, None]
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Weights and checkpoints
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def ema_weights(self) -> contextlib.AbstractContextManager:
+        """Within the context the model has its averaged weights (its own if there is no average yet)."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.applied_to(self.model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As `Trainer.save_model`; a call by the user saves the averaged weights."""
+        with contextlib.nullcontext() if _internal_call else self.ema_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial):
+        """Write the checkpoint aside and give it its name when it is complete."""
+        run_dir = Path(self._get_output_dir(trial))
+        staging = run_dir / STAGING_FOLDER
+        self._get_output_dir = lambda trial: str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            del self._get_output_dir
+        name = f"checkpoint-{self.state.global_step}"
+        if self.ema is not None:
+            with self.ema_weights():
+                super().save_model(str(staging / name / EMA_FOLDER), _internal_call=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._correct_best_checkpoint(run_dir, staging / name)
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+            os.replace(staging / name, run_dir / name)
+            staging.rmdir()
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _correct_best_checkpoint(self, run_dir: Path, checkpoint: Path):
+        """The best checkpoint was looked for where this one was staged: note where it will be found."""
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.ema is None:
+            return
+        folder = Path(resume_from_checkpoint) / EMA_FOLDER
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"`resume_from_checkpoint` must hold the averaged weights in {EMA_FOLDER!r} (or set `ema_decay=0`), "
+                f"got {resume_from_checkpoint}."
+            )
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        averaged = type(unwrapped).from_pretrained(folder, dtype=unwrapped.dtype)
+        self.ema.resume_from([parameter.detach() for parameter in averaged.parameters()])
+
+    def create_model_card(self, **kwargs):
+        """Write `README.md` from what the run itself knows."""
+        if not self.is_md4:
+            super().create_model_card(**kwargs)
+        elif self.is_world_process_zero():
+            card = model_card(self.accelerator.unwrap_model(self.model), self.args, self.state, **kwargs)
+            card.save(os.path.join(self.args.output_dir, "README.md"))
+
+
+def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: int):
+    """Give each batch of an optimizer step the indices of its examples in the whole step.
+
+    The micro-batches of a step are dealt to the ranks in turn (rank 0's first, rank 1's first, ..., rank 0's second),
+    so that R ranks x A micro-batches number their examples as 1 rank x (R A) does.
+
+    Args:
+        batches: This rank's micro-batches; gain `example_index` `(batch,)` and `num_step_examples`.
+        rank: This process.
+        world_size: Number of processes, which all have micro-batches of the same sizes.
+    """
+    sizes = [len(batch["input_ids"]) for batch in batches]
+    first = 0
+    for batch, size in zip(batches, sizes, strict=True):
+        start = first + rank * size
+        batch["example_index"] = torch.arange(start, start + size)
+        batch["num_step_examples"] = world_size * sum(sizes)
+        first += world_size * size
+
+
+def _metrics_of_examples(prediction: EvalPrediction) -> dict[str, float]:
+    nelbo, num_tokens, num_characters = torch.as_tensor(prediction.predictions).unbind(dim=1)
+    return nelbo_metrics(nelbo, num_tokens, None if num_characters.isnan().any() else num_characters)

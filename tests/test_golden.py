@@ -259,9 +259,7 @@ def test_tables_of_a_whole_sampling_run_are_the_official_ones(golden):
     tensors, record = golden("sampling_run")
     model = load_model(tensors, record)
     steps = record["config"]["timesteps"]
-    scheduler = MaskedDiffusionScheduler(
-        record["mask_token_id"], num_inference_steps=steps, final_decode="argmax"
-    )
+    scheduler = MaskedDiffusionScheduler(record["mask_token_id"], num_inference_steps=steps, final_decode="argmax")
     label = tensors["label"].long()
     for step, t in enumerate(scheduler.timesteps):
         with torch.no_grad():

@@ -18,12 +18,14 @@ from .modeling_md4 import MaskedDiffusionOutput, MD4ForMaskedDiffusion, MD4Model
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
+    "arguments": ["ModelArguments", "RunArguments", "parse_arguments"],
     "callbacks": ["EmaCallback"],
     "convert_md4_checkpoint": ["config_from_official", "convert_flax_params"],
     "data": [
         "DataArguments",
         "PackingReport",
         "PaddingCollator",
+        "hold_out",
         "load_documents",
         "load_train_validation",
         "ngram_bits_per_character",
@@ -47,7 +49,7 @@ _LAZY = {
         "token_nelbo",
         "unmask_probability",
     ],
-    "model_card": ["model_card"],
+    "model_card": ["make_model_card"],
     "pipeline_masked_diffusion": ["MaskedDiffusionPipeline", "MaskedDiffusionPipelineOutput"],
     "plots": ["plot_losses"],
     "presets": ["PRESETS", "Preset"],

@@ -172,7 +172,10 @@ class MD4Config(PreTrainedConfig):
         _check(self.schedule_power > 0.0, "schedule_power", "be > 0", self.schedule_power)
         if self.time_conditioning:
             _check(
-                self.conditioning_size >= 4, "conditioning_size", "be >= 4 with time conditioning", self.conditioning_size
+                self.conditioning_size >= 4,
+                "conditioning_size",
+                "be >= 4 with time conditioning",
+                self.conditioning_size,
             )
         if self.tie_word_embeddings and self.embedding_size is not None:
             raise ValueError(

@@ -85,7 +85,7 @@ def _required(official: Mapping[str, Any], name: str) -> Any:
 
 
 def _parse_schedule(name: str) -> tuple[str, float]:
-    """"poly2" -> ("poly", 2.0); other names carry no power."""
+    """ "poly2" -> ("poly", 2.0); other names carry no power."""
     match = re.fullmatch(r"poly([0-9.]+)", name)
     return ("poly", float(match.group(1))) if match else (name, 1.0)
 
@@ -251,8 +251,12 @@ def convert_checkpoint(checkpoint: Path, config_file: Path, output_dir: Path):
 def main(argv: list[str] | None = None):
     """Entry point of the command described at the top of this file."""
     parser = argparse.ArgumentParser(description="Convert an official MD4 checkpoint to a save_pretrained folder.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="Orbax folder, or safetensors of flat parameters.")
-    parser.add_argument("--config", type=Path, required=True, help="JSON file with the official configuration's fields.")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="Orbax folder, or safetensors of flat parameters."
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="JSON file with the official configuration's fields."
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write; empty or absent.")
     args = parser.parse_args(argv)
     convert_checkpoint(args.checkpoint, args.config, args.output_dir)

@@ -224,7 +224,11 @@ class MD4Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor], **kwargs
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        position_embeddings: tuple[Tensor, Tensor],
+        **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
         """`(batch, length, hidden)` -> the same, and the attention probabilities where the backend has them."""
         batch, length, _ = hidden_states.shape
@@ -389,7 +393,9 @@ class MD4Model(MD4PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-        self._check_inputs(input_ids, timesteps, class_labels, (inputs_embeds if input_ids is None else input_ids).shape)
+        self._check_inputs(
+            input_ids, timesteps, class_labels, (inputs_embeds if input_ids is None else input_ids).shape
+        )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         hidden_states = inputs_embeds if self.embed_proj is None else self.embed_proj(inputs_embeds)

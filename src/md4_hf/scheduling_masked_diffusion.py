@@ -228,7 +228,10 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return prev_sample, sampled_tokens, sampled_probs, model_output
         return MaskedDiffusionSchedulerOutput(
-            prev_sample=prev_sample, sampled_tokens=sampled_tokens, sampled_probs=sampled_probs, pred_logits=model_output
+            prev_sample=prev_sample,
+            sampled_tokens=sampled_tokens,
+            sampled_probs=sampled_probs,
+            pred_logits=model_output,
         )
 
     def _token_probabilities(

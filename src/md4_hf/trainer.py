@@ -22,8 +22,9 @@ from transformers.utils import logging
 from .callbacks import BitsProgressCallback, EmaCallback, InterruptCallback
 from .data import PaddingCollator
 from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
-from .model_card import model_card
+from .model_card import make_model_card
 from .noise import training_mask_noise, training_times
+from .optimizers import muon_with_adamw
 
 
 logger = logging.get_logger(__name__)
@@ -41,6 +42,8 @@ class MD4TrainingArguments(TrainingArguments):
     logged as they are.
     """
 
+    _argument_group_name = "training (more with --help_all)"
+
     ema_decay: float = field(
         default=0.9999,
         metadata={"help": "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off."},
@@ -49,6 +52,12 @@ class MD4TrainingArguments(TrainingArguments):
         default=1, metadata={"help": "Stratified draws of time and masks per example in an evaluation."}
     )
     eval_seed: int = field(default=0, metadata={"help": "Seed of the evaluation noise."})
+    use_muon: bool = field(
+        default=False,
+        metadata={
+            "help": "Optimise the blocks' matrices with torch's Muon (one process or DDP); `optim` then does not count."
+        },
+    )
     matmul_precision: str = field(
         default="highest",
         metadata={
@@ -62,6 +71,11 @@ class MD4TrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise ValueError(
+                "`max_steps` must be >= 1, or `num_train_epochs` > 0, got "
+                f"{self.max_steps} and {self.num_train_epochs}."
+            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
         if self.eval_draws < 1:
@@ -130,6 +144,17 @@ class MD4Trainer(Trainer):
             shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
         with self.interrupt.watching():
             return super().train(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As `Trainer.create_optimizer`, or Muon and AdamW with `use_muon`."""
+        if self.optimizer is None and self.is_md4 and self.args.use_muon:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("`use_muon` must be False with FSDP and DeepSpeed: Muon needs whole matrices.")
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = muon_with_adamw(
+                self.model if model is None else model, self.args.learning_rate, betas, self.args.weight_decay
+            )
+        return super().create_optimizer(model)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -276,7 +301,7 @@ class MD4Trainer(Trainer):
         if not self.is_md4:
             super().create_model_card(**kwargs)
         elif self.is_world_process_zero():
-            card = model_card(self.accelerator.unwrap_model(self.model), self.args, self.state, **kwargs)
+            card = make_model_card(self.accelerator.unwrap_model(self.model), self.args, self.state, **kwargs)
             card.save(os.path.join(self.args.output_dir, "README.md"))
 
 

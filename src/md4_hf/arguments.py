@@ -1,0 +1,222 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The command line: typed dataclasses, filled from a preset, then a YAML file, then the options given."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .configuration_md4 import MD4Config
+from .presets import PRESETS
+
+
+# `transformers.TrainingArguments` has over a hundred options; `--help` shows these, `--help_all` the rest.
+SHOWN_TRAINING_OPTIONS = {
+    "output_dir",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "bf16",
+    "torch_compile",
+    "activation_checkpointing",
+    "seed",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "per_device_eval_batch_size",
+    "save_steps",
+    "save_total_limit",
+    "resume_from_checkpoint",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "use_cpu",
+}
+
+
+def _option(help: str, default=None, **metadata):
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class RunArguments:
+    """What to train, beside the data and the optimisation."""
+
+    _argument_group_name = "run"
+
+    model_name_or_path: str | None = _option("Model to go on training (folder or Hub id), in place of a new one.")
+    tokenizer: str | None = _option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
+    total_batch_size: int | None = _option(
+        "Sequences per optimizer step over all devices; sets the accumulation steps from the number of processes."
+    )
+    final_eval_draws: int = _option("Draws per held-out sequence in the evaluation at the end.", default=8)
+
+    def __post_init__(self):
+        for name in ("total_batch_size", "final_eval_draws"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {value}.")
+
+
+@dataclass
+class ModelArguments:
+    """Fields of `MD4Config` for a new model; those left out keep the preset's value, or else `MD4Config`'s."""
+
+    _argument_group_name = "new model (defaults: those of the preset, else of MD4Config)"
+
+    hidden_size: int | None = _option("Width of the transformer.")
+    num_hidden_layers: int | None = _option("Number of blocks.")
+    num_attention_heads: int | None = _option("Number of attention heads.")
+    intermediate_size: int | None = _option("Width of the feed-forward.")
+    embedding_size: int | None = _option("Width of the token embedding, if not the transformer's.")
+    mlp_type: str | None = _option("Gate of the feed-forward.", choices=["glu", "swiglu", "geglu"])
+    time_conditioning: bool | None = _option("Whether the network sees the time.")
+    conditioning_size: int | None = _option("Width of the conditioning vector.")
+    modulation: str | None = _option("How conditioning enters the blocks.", choices=["adaln", "adaln_zero"])
+    depth_scaled_init: bool | None = _option("Scale the initial feed-forward by the depth.")
+    embedding_dropout: float | None = _option("Dropout after the embedding.")
+    attention_dropout: float | None = _option("Dropout of the attention probabilities.")
+    residual_dropout: float | None = _option("Dropout of the blocks' outputs.")
+    masking_schedule: str | None = _option("Masking schedule.", choices=["linear", "cosine", "poly", "geometric"])
+    schedule_power: float | None = _option('Exponent of the "poly" schedule.')
+    schedule_eps: float | None = _option("Distance that the schedule keeps from 0 and 1.")
+    num_train_timesteps: int | None = _option("Steps of discrete-time training; continuous time if left out.")
+
+    def config(self, vocab_size: int, mask_token_id: int, length: int) -> MD4Config:
+        """The configuration of a new model for a tokenizer and a length in tokens."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return MD4Config(vocab_size=vocab_size, mask_token_id=mask_token_id, max_position_embeddings=length, **given)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """One name per option, and its default only where there is one."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return action.dest
+        if action.nargs == 0 or action.const is True:
+            return action.option_strings[0]
+        values = (
+            "{" + ",".join(map(str, action.choices)) + "}" if action.choices and len(action.choices) < 5 else "VALUE"
+        )
+        return f"{action.option_strings[0]} {values}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, False, "", argparse.SUPPRESS) and "%(default)" not in (action.help or "")
+        return f"{action.help} (default: %(default)s)" if shown and action.option_strings else action.help
+
+
+def preset_defaults(name: str) -> dict[str, Any]:
+    """The options that a preset stands for."""
+    if name not in PRESETS:
+        raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
+    preset = PRESETS[name]
+    run = {"tokenizer": preset.tokenizer, "total_batch_size": preset.batch_size}
+    return {**preset.model, **preset.training, **preset.data, **run}
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Options from a YAML file: a mapping of option names to values."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`config` must be a YAML file, got {path!r}, which does not exist.")
+    options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"`config` must be a mapping of option names to values, got {type(options).__name__} in {path}."
+        )
+    return dict(options)
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str,
+    positional: Mapping[str, str] | None = None,
+    with_presets: bool = False,
+) -> tuple:
+    """Fill dataclasses from the command line.
+
+    An option on the command line goes before the YAML file's (`--config`), and that before the preset's (`--preset`).
+
+    Args:
+        dataclass_types: What to fill, in the order to return.
+        argv: The arguments; the process's by default.
+        prog: Name of the command.
+        description: What it does.
+        positional: Names and help of required positional arguments.
+        with_presets: Whether there is a `--preset`.
+
+    Returns:
+        The instances, then a namespace with the positional arguments if there are any, and the preset.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        list(dataclass_types),
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        usage=" ".join([prog, *(name.upper() for name in positional or {}), "[OPTIONS]"]),
+        formatter_class=_HelpFormatter,
+    )
+    general = parser.add_argument_group("general")
+    general.add_argument("--config", help="YAML file of options; the command line goes before it.")
+    if with_presets:
+        general.add_argument("--preset", help=f"Start from a known configuration: {', '.join(PRESETS)}.")
+    for name, text in (positional or {}).items():
+        parser.add_argument(name, help=text)
+    if any(issubclass(cls, TrainingArguments) for cls in dataclass_types):
+        general.add_argument("--help_all", action="store_true", help="Show all options of transformers' Trainer too.")
+        if "--help_all" in argv:
+            argv = ["--help"]
+        else:
+            _hide_rare_options(parser)
+    _set_defaults(parser, argv, with_presets)
+    *instances, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown options: {' '.join(unknown)}")
+    return (*instances, rest)
+
+
+def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool):
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    early.add_argument("--preset")
+    given, _ = early.parse_known_args(argv)
+    options = read_config(given.config) if given.config else {}
+    known = {action.dest for action in parser._actions}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        parser.error(f"unknown options in {given.config}: {', '.join(unknown)}")
+    preset = given.preset or options.get("preset")
+    if with_presets and preset:
+        parser.set_defaults(**preset_defaults(preset))
+    if "use_cpu" in known and not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True)  # without it, `TrainingArguments` refuses bf16 where there is no accelerator
+    parser.set_defaults(**options)
+
+
+def _hide_rare_options(parser: HfArgumentParser):
+    inherited = {f.name for f in dataclasses.fields(TrainingArguments)} - SHOWN_TRAINING_OPTIONS
+    for action in parser._actions:
+        if action.dest in inherited or any(option.startswith("--no_") for option in action.option_strings):
+            action.help = argparse.SUPPRESS

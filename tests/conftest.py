@@ -1,0 +1,72 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What every test shares: no network, caches of their own, a fixed seed, and the recorded numbers."""
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+# The libraries read these once, when they are imported: this has to come first, and subprocesses inherit it.
+CACHE = Path(tempfile.mkdtemp(prefix="md4_hf-tests-"))
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ.update(
+    HF_HOME=str(CACHE / "hf"),
+    HF_HUB_CACHE=str(CACHE / "hf" / "hub"),
+    HF_DATASETS_CACHE=str(CACHE / "hf" / "datasets"),
+    HF_MODULES_CACHE=str(CACHE / "hf" / "modules"),
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    MPLBACKEND="Agg",
+    MPLCONFIGDIR=str(CACHE / "matplotlib"),
+    TOKENIZERS_PARALLELISM="false",
+)
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_CACHE"):
+    os.environ.pop(name, None)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+
+GOLDEN = Path(__file__).parent / "golden"
+# The models of the tests are tiny: more threads only wait for each other.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Start every test from the same state of the global generators, in whatever order the tests run."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden(name)` gives a recorded case: its tensors by name, and the json record (config, tolerance, ...).
+
+    A record without a safetensors file comes with an empty dictionary.
+    """
+
+    def load(name: str) -> tuple[dict[str, torch.Tensor], dict]:
+        record = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+        tensors = GOLDEN / f"{name}.safetensors"
+        return (load_file(tensors) if tensors.exists() else {}), record
+
+    return load

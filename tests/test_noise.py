@@ -1,0 +1,109 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The keyed random numbers: uniform, unrelated, and the same however a step is cut into batches."""
+
+import pytest
+import torch
+from scipy import stats
+
+from md4_hf import Diffusion, make_schedule
+from md4_hf.noise import (
+    evaluation_mask_noise,
+    evaluation_times,
+    keyed_uniform,
+    training_mask_noise,
+    training_times,
+)
+from md4_hf.trainer import number_step_examples
+
+
+KNOWN = 0.9115993064604949
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_are_uniform(dtype):
+    numbers = keyed_uniform(3, torch.arange(200_000), dtype=dtype)
+    assert numbers.dtype == dtype and numbers.min() >= 0 and numbers.max() < 1
+    assert stats.kstest(numbers.double().numpy(), "uniform").pvalue > 1e-3
+
+
+def test_neighbouring_keys_are_unrelated():
+    """Pairs from neighbouring seeds, steps, examples and positions fill the unit square evenly."""
+    grid = keyed_uniform(torch.arange(300)[:, None], torch.arange(300))
+    for a, b in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1]), (grid, grid.T)):
+        cells = (a.reshape(-1) * 10).long() * 10 + (b.reshape(-1) * 10).long()
+        assert stats.chisquare(cells.bincount(minlength=100).numpy()).pvalue > 1e-3
+
+
+def test_a_known_key_gives_the_known_number():
+    """Checkpoints resume on the same noise only as long as this stays."""
+    assert keyed_uniform(0, 1, 2, dtype=torch.float64).item() == pytest.approx(KNOWN, abs=1e-15)
+
+
+@pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_noise_of_a_step_is_the_same_on_any_ranks_and_micro_batches(ranks, micro_batches):
+    """24 examples, dealt to the ranks in turn as accelerate's sampler does, get the noise of one large batch."""
+    examples = torch.arange(24 * 5).view(24, 5)
+    expected_times = training_times(7, 3, torch.arange(24), 24)
+    expected_noise = training_mask_noise(7, 3, torch.arange(24), examples.shape)
+    batches = examples.split(24 // (ranks * micro_batches))
+    for rank in range(ranks):
+        mine = [{"input_ids": batch} for batch in batches[rank::ranks]]
+        number_step_examples(mine, rank, ranks)
+        for batch in mine:
+            index, total = batch["example_index"], batch["num_step_examples"]
+            rows = batch["input_ids"][:, 0] // 5
+            assert torch.equal(training_times(7, 3, index, total), expected_times[rows])
+            assert torch.equal(training_mask_noise(7, 3, index, batch["input_ids"].shape), expected_noise[rows])
+
+
+def test_a_short_last_micro_batch_is_counted_as_it_is():
+    batches = [{"input_ids": torch.zeros(4, 2)}, {"input_ids": torch.zeros(3, 2)}]
+    number_step_examples(batches, rank=1, world_size=2)
+    assert batches[0]["example_index"].tolist() == [4, 5, 6, 7]
+    assert batches[1]["example_index"].tolist() == [11, 12, 13]
+    assert batches[0]["num_step_examples"] == 14
+
+
+def test_training_times_are_stratified_over_the_whole_step():
+    times = training_times(0, 5, torch.arange(32), 32)
+    assert sorted((times * 32).long().tolist()) == list(range(32))
+
+
+def test_steps_and_seeds_have_their_own_noise():
+    index, shape = torch.arange(4), torch.Size((4, 6))
+    base = training_mask_noise(0, 0, index, shape)
+    for seed, step in ((1, 0), (0, 1)):
+        assert not torch.equal(training_mask_noise(seed, step, index, shape), base)
+        assert not torch.equal(training_times(seed, step, index, 4), training_times(0, 0, index, 4))
+    assert not torch.equal(evaluation_mask_noise(0, index, 0, shape), base)
+
+
+def test_evaluation_draws_of_an_example_are_stratified_and_fill_the_unit_interval():
+    times = torch.stack([evaluation_times(0, torch.arange(100), draw, 4) for draw in range(4)])
+    assert torch.equal((times * 4).long().sort(dim=0).values, torch.arange(4)[:, None].expand(4, 100))
+    assert stats.kstest(times[0].numpy(), "uniform").statistic < 0.03, "more even than random numbers would be"
+
+
+def test_unscored_tokens_are_never_masked():
+    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9, vocab_size=9)
+    inputs = {"input_ids": torch.zeros(2, 6, dtype=torch.long), "labels": torch.tensor([[0, 0, -100, -100, 0, 0]] * 2)}
+    noised = diffusion.noised(inputs, torch.ones(2), torch.full((2, 6), 0.5))
+    assert noised["input_ids"].tolist() == [[9, 9, 0, 0, 9, 9]] * 2
+
+
+def test_padding_is_neither_scored_nor_masked():
+    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9, vocab_size=9)
+    inputs = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+    noised = diffusion.noised(inputs, torch.ones(1), torch.full((1, 4), 0.5))
+    assert noised["input_ids"].tolist() == [[9, 9, 0, 0]] and noised["labels"].tolist() == [[0, 0, -100, -100]]
+
+
+def test_discrete_time_models_train_on_the_grid():
+    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9, vocab_size=9, num_train_timesteps=4)
+    noised = diffusion.noised({"input_ids": torch.zeros(3, 2)}, torch.tensor([0.0, 0.3, 0.99]), torch.rand(3, 2))
+    assert noised["timesteps"].tolist() == [0.25, 0.5, 1.0]
+
+
+def test_other_number_formats_are_refused():
+    with pytest.raises(ValueError, match="`dtype` must be torch.float32 or torch.float64, got torch.bfloat16"):
+        keyed_uniform(0, dtype=torch.bfloat16)

@@ -1,0 +1,195 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The wheel is complete and works away from the checkout; the versions named in several files agree."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+# Libraries whose import has another name than their distribution.
+DISTRIBUTION = {"yaml": "pyyaml", "PIL": "pillow", "sklearn": "scikit-learn"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout, built from a copy: a build leaves files behind in its source folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy2(path, source)
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    command = "-m pip wheel . --no-deps --no-build-isolation --no-index --disable-pip-version-check -w".split()
+    result = subprocess.run(
+        [sys.executable, *command, str(folder)], cwd=source, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The folder the wheel is unpacked in."""
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def run_python(installed, tmp_path):
+    """Runs Python in an empty folder with the unpacked wheel, and nothing of the checkout, on the path."""
+
+    def run(*arguments):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environment |= {"PYTHONPATH": str(installed), "PYTHONNOUSERSITE": "1", "PYTHONIOENCODING": "utf-8"}
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+def sources():
+    return sorted(path for path in (ROOT / "src" / "md4_hf").rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def package_files():
+    """Every file of the package, data included, as the wheel names it."""
+    paths = (path for path in (ROOT / "src" / "md4_hf").rglob("*") if path.is_file())
+    return {path.relative_to(ROOT / "src").as_posix() for path in paths if "__pycache__" not in path.parts}
+
+
+def requirement_lines(path):
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def versions(lines, operator, python):
+    """Distribution to the version that `operator` gives it, on the Python version `python`."""
+    found = {}
+    for requirement in map(Requirement, lines):
+        environment = {"python_version": python, "python_full_version": f"{python}.0"}
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            name = canonicalize_name(requirement.name)
+            assert name not in found, f"{name} is named twice for Python {python}"
+            (specifier,) = requirement.specifier
+            assert specifier.operator == operator, f"{requirement}: expected {operator}"
+            found[name] = specifier.version
+    return found
+
+
+def declared_lines():
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    return [line for group in groups for line in group if not line.startswith(PROJECT["name"] + "[")]
+
+
+def top_level_imports(path):
+    """The libraries that `path` needs to be imported at all: not those inside functions."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+# The wheel ------------------------------------------------------------------------------------------------------------
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == package_files()
+
+
+def test_wheel_metadata(installed):
+    (info,) = installed.glob("*.dist-info")
+    metadata = (info / "METADATA").read_text(encoding="utf-8")
+    assert re.search(r"^Name: md4[-_]hf$", metadata, re.MULTILINE)
+    assert re.search(r"^License-Expression: Apache-2\.0$", metadata, re.MULTILINE)
+    assert (info / "licenses" / "LICENSE").is_file()
+    entry_points = (info / "entry_points.txt").read_text(encoding="utf-8")
+    assert "md4 = md4_hf.cli:main" in entry_points
+
+
+def test_wheel_version_is_the_one_of_the_package(installed):
+    (info,) = installed.glob("*.dist-info")
+    init = (ROOT / "src" / "md4_hf" / "__init__.py").read_text(encoding="utf-8")
+    (version,) = re.findall(r'^__version__ = "(.+)"$', init, re.MULTILINE)
+    assert f"\nVersion: {version}\n" in (info / "METADATA").read_text(encoding="utf-8")
+
+
+def test_every_public_name_loads_from_the_wheel(run_python, installed):
+    code = """
+import types
+
+import md4_hf
+
+print(md4_hf.__file__)
+names = md4_hf.__all__
+assert len(names) == len(set(names)), "a name is listed twice"
+for name in names:
+    value = getattr(md4_hf, name)
+    # `md4_hf.x` is the module x once that is imported, whatever was meant by the name x.
+    assert not isinstance(value, types.ModuleType), f"md4_hf.{name} is a module"
+    assert name in dir(md4_hf), name
+from md4_hf import *
+assert not hasattr(md4_hf, "no_such_name")
+"""
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.splitlines()[0]).resolve().is_relative_to(installed.resolve())
+
+
+def test_cli_runs_from_the_wheel(run_python):
+    result = run_python("-m", "md4_hf.cli", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "usage" in result.stdout.lower()
+
+
+# Versions -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lower_bounds_are_the_tested_versions(python):
+    pins = versions(requirement_lines(ROOT / "constraints.txt"), "==", python)
+    # The same distribution may be in several extras: one at a time, for `versions` to name what it objects to.
+    bounds = {}
+    for line in declared_lines():
+        for name, version in versions([line], ">=", python).items():
+            assert bounds.setdefault(name, version) == version, f"{name} has two lower bounds"
+    assert bounds == pins
+
+
+def test_extras_of_extras_exist():
+    extras = PROJECT["optional-dependencies"]
+    for group in extras.values():
+        for requirement in map(Requirement, group):
+            if requirement.name == PROJECT["name"]:
+                assert requirement.extras <= set(extras)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.name)
+def test_every_imported_library_is_declared(path):
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    needed = set(top_level_imports(path)) - set(sys.stdlib_module_names) - {"md4_hf"}
+    assert {canonicalize_name(DISTRIBUTION.get(name, name)) for name in needed} <= declared

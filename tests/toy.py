@@ -1,0 +1,58 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""An enumerable world: a distribution over short sequences, its exact denoiser, and its exact reverse chain."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from md4_hf import reverse_probabilities
+
+
+class ToyWorld:
+    """A random distribution over `length` tokens of a `vocab`; the mask id is `vocab`."""
+
+    def __init__(self, vocab: int = 3, length: int = 3, seed: int = 0):
+        self.vocab, self.length, self.mask = vocab, length, vocab
+        self.sequences = torch.tensor(list(itertools.product(range(vocab), repeat=length)))
+        generator = torch.Generator().manual_seed(seed)
+        self.probability = torch.rand(len(self.sequences), generator=generator, dtype=torch.float64).square()
+        self.probability /= self.probability.sum()
+
+    def exact_logits(self, xt: Tensor) -> Tensor:
+        """Log of p(x_n | the unmasked tokens), `(batch, length, vocab + 1)`; the mask's column is finfo.min."""
+        agrees = ((xt[:, None] == self.sequences) | (xt[:, None] == self.mask)).all(-1)
+        weights = agrees * self.probability
+        onehot = torch.nn.functional.one_hot(self.sequences, self.vocab).double()
+        mean = torch.einsum("bs,snv->bnv", weights, onehot) / weights.sum(-1)[:, None, None]
+        logits = mean.clamp(min=1e-300).log()
+        return torch.nn.functional.pad(logits, (0, 1), value=torch.finfo(torch.float64).min)
+
+    def all_maskings(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """All `2^length` maskings of one sequence, and how many tokens each masks."""
+        patterns = torch.tensor(list(itertools.product([False, True], repeat=self.length)))
+        return torch.where(patterns, self.mask, x0), patterns.sum(-1)
+
+    def states(self) -> Tensor:
+        """All states of the reverse chain, masks included."""
+        return torch.tensor(list(itertools.product(range(self.vocab + 1), repeat=self.length)))
+
+    def exact_chain(self, logits_of, unmask_probabilities: Tensor) -> Tensor:
+        """Distribution over `sequences` at the end of the reverse chain that starts all masked, by enumeration."""
+        states = self.states()
+        distribution = (states == self.mask).all(-1).double()
+        for probability in unmask_probabilities:
+            distribution = distribution @ self._kernel(states, logits_of(states), probability)
+        done = (states != self.mask).all(-1)
+        assert distribution[~done].sum() < 1e-12
+        return distribution[done]
+
+    def _kernel(self, states: Tensor, logits: Tensor, probability: Tensor) -> Tensor:
+        """P(next state | state): each masked position moves by its table, each decided one stays."""
+        table = reverse_probabilities(logits, probability, self.mask)
+        stay = torch.nn.functional.one_hot(states, self.vocab + 1).double()
+        table = torch.where((states == self.mask)[..., None], table, stay)
+        kernel = torch.ones(len(states), len(states), dtype=torch.float64)
+        for position in range(self.length):
+            kernel = kernel * table[:, position][:, states[:, position]]
+        return kernel

@@ -96,6 +96,7 @@ class ModelArguments:
     schedule_power: float | None = _option('Exponent of the "poly" schedule.')
     schedule_eps: float | None = _option("Distance that the schedule keeps from 0 and 1.")
     num_train_timesteps: int | None = _option("Steps of discrete-time training; continuous time if left out.")
+    attn_implementation: str | None = _option('Attention backend: "eager", "sdpa", "flash_attention_2", ...')
 
     def config(self, vocab_size: int, mask_token_id: int, length: int) -> MD4Config:
         """The configuration of a new model for a tokenizer and a length in tokens."""

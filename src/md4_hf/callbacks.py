@@ -6,9 +6,9 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -24,7 +24,7 @@ class EmaCallback(TrainerCallback):
 
     def __init__(self, decay: float):
         self.decay = decay
-        self.average = None
+        self.average: Any = None
         self._initial: list[torch.Tensor] | None = None
 
     def resume_from(self, parameters: list[torch.Tensor]):
@@ -49,7 +49,7 @@ class EmaCallback(TrainerCallback):
     @contextlib.contextmanager
     def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
         """Within the context the model has the averaged weights."""
-        if self.average is None:
+        if self.average is None or self.average.temp_stored_params is not None:  # nothing to apply, or applied already
             yield
             return
         self.average.store(model.parameters())
@@ -127,7 +127,3 @@ class BitsProgressCallback(ProgressCallback):
         """Evaluations within training are short: they get no bar of their own."""
         if self.training_bar is None:
             super().on_prediction_step(args, state, control, **kwargs)
-
-    def write(self, text: str):
-        """Print a line above the bar."""
-        tqdm.write(text)

@@ -133,7 +133,9 @@ def make_model(run: RunArguments, model_args: ModelArguments, tokenizer, length:
     """A new model for the tokenizer, or the one to go on with."""
     if run.model_name_or_path is None:
         return MD4ForMaskedDiffusion(model_args.config(len(tokenizer), tokenizer.mask_token_id, length))
-    model = MD4ForMaskedDiffusion.from_pretrained(run.model_name_or_path, dtype=torch.float32)
+    model = MD4ForMaskedDiffusion.from_pretrained(
+        run.model_name_or_path, dtype=torch.float32, attn_implementation=model_args.attn_implementation
+    )
     check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
     if length > model.config.max_position_embeddings:
         raise ValueError(

@@ -145,7 +145,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(self.device)
         rows = [row for row in rows for _ in range(num_samples)]
         generators = _row_generators(generator, len(rows))
-        self.scheduler.set_timesteps(num_inference_steps or self.scheduler.num_inference_steps, device=self.device)
+        self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
+        if num_inference_steps is None:
+            num_inference_steps = self.scheduler.config.num_inference_steps
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
 
         self._num_timesteps = len(self.scheduler.timesteps)
         self._interrupt = False
@@ -155,7 +158,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             sample = self._denoise(
                 *self._pad(rows),
                 labels,
-                {"temperature": temperature, "top_p": top_p, "top_k": top_k, "generator": generators},
+                generators,
+                {"temperature": temperature, "top_p": top_p, "top_k": top_k},
                 callback_on_step_end,
                 tensor_names,
             )
@@ -183,6 +187,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         sample: Tensor,
         attention_mask: Tensor | None,
         class_labels: Tensor | None,
+        generators: list[torch.Generator],
         step_arguments: dict[str, Any],
         callback: Callable[[Any, int, Tensor, dict], dict] | None,
         tensor_names: list[str],
@@ -195,6 +200,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                     break
                 masked = sample == self.mask_token_id
                 if masked.any():
+                    # Of a fresh generator a row uses the first numbers only: padding does not shift the later steps'.
+                    step_generators = [_reseed(generator) for generator in generators]
                     logits = self.model(
                         input_ids=self.scheduler.scale_model_input(sample, t),
                         timesteps=t.expand(sample.shape[0]),
@@ -202,7 +209,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                         attention_mask=attention_mask,
                         position_mask=masked,
                     ).logits
-                    sample = self.scheduler.step(logits, t, sample, **step_arguments).prev_sample
+                    sample = self.scheduler.step(
+                        logits, t, sample, generator=step_generators, **step_arguments
+                    ).prev_sample
                 if callback is not None:
                     tensors = {"sample": sample, "logits": logits}
                     returned = callback(self, step, t, {name: tensors[name] for name in tensor_names})
@@ -256,7 +265,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _prepare_rows(self, prompt, input_ids, length: int | None, num_unprompted: int) -> list[Tensor]:
         """The ids of each prompt, with masks appended to their final length."""
         if prompt is not None:
-            prompts = [prompt] if isinstance(prompt, str) else prompt
+            prompts = prompt if isinstance(prompt, list) else [prompt]
             input_ids = [self._encode(text) for text in prompts]
         if input_ids is None:
             input_ids = [[]] * num_unprompted
@@ -320,6 +329,10 @@ def _row_generators(generator: torch.Generator | list[torch.Generator] | None, n
         if len(generator) != num_rows:
             raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
         return generator
+    return [_reseed(generator) for _ in range(num_rows)]
+
+
+def _reseed(generator: torch.Generator | None) -> torch.Generator:
+    """A new generator, seeded by one draw from the given one (or from torch's own)."""
     device = generator.device if generator is not None else "cpu"
-    seeds = torch.randint(2**62, (num_rows,), generator=generator, device=device).tolist()
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return torch.Generator("cpu").manual_seed(torch.randint(2**62, (), generator=generator, device=device).item())

@@ -201,8 +201,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: For a time that is not on the grid, wrong shapes, and arguments out of range.
         """
-        if temperature < 0.0:
-            raise ValueError(f"`temperature` must be >= 0, got {temperature}.")
+        self.check_sampling_arguments(temperature, top_p, top_k)
         mask_token_id = self._mask_token_id()
         masked = sample == mask_token_id
         index = self._step_index(timestep, sample.shape[0])
@@ -234,6 +233,16 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             pred_logits=model_output,
         )
 
+    @staticmethod
+    def check_sampling_arguments(temperature: float, top_p: float | None, top_k: int | None):
+        """Raise a ValueError for a value that `step` would not take."""
+        if temperature < 0.0:
+            raise ValueError(f"`temperature` must be >= 0, got {temperature}.")
+        if top_p is not None and not 0.0 < top_p <= 1.0:
+            raise ValueError(f"`top_p` must be in (0, 1], got {top_p}.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k` must be >= 1, got {top_k}.")
+
     def _token_probabilities(
         self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None
     ) -> Tensor:
@@ -257,8 +266,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def _masked_rows(self, model_output: Tensor, masked: Tensor) -> Tensor:
         if model_output.shape[:-1] != masked.shape:
             raise ValueError(
-                f"`model_output` must have shape {(*masked.shape, 'vocab')} or ({int(masked.sum())}, vocab) for the masked "
-                f"positions, got {tuple(model_output.shape)}."
+                f"`model_output` must have shape {(*masked.shape, 'vocab')}, or ({int(masked.sum())}, vocab) for the "
+                f"masked positions, got {tuple(model_output.shape)}."
             )
         return model_output[masked]
 

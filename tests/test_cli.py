@@ -1,0 +1,244 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The command line, run as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, AutoTokenizer
+
+from md4_hf import PRESETS, MaskedDiffusionPipeline, MD4Config, MD4TrainingArguments, ModelArguments, RunArguments
+from md4_hf.arguments import parse_arguments
+from md4_hf.cli import expand_gaps, main, set_batch_size
+
+
+SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
+QUICK = ["--preset", "tiny", *SMALL, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2"]
+
+
+def failure(capsys, argv):
+    """Run a command that must fail; its message."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    assert exit_info.value.code not in (0, None)
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    main(["train", *QUICK, "--total_batch_size", "8", "--output_dir", str(folder)])
+    return folder
+
+
+def test_training_leaves_a_folder_that_every_loader_opens(run):
+    names = {path.name for path in run.iterdir()}
+    expected = {"model.safetensors", "config.json", "tokenizer.json", "scheduler_config.json", "model_index.json"}
+    assert expected | {"README.md", "loss.png", "eval_results.json", "checkpoint-4"} <= names
+    assert AutoModel.from_pretrained(run).config.hidden_size == 32
+    assert len(AutoTokenizer.from_pretrained(run)) == 28
+    pipeline = MaskedDiffusionPipeline.from_pretrained(run)
+    assert len(pipeline(num_inference_steps=2).texts[0]) == 32
+
+
+def test_the_saved_model_is_the_one_that_was_evaluated(run, capsys):
+    recorded = json.loads((run / "eval_results.json").read_text())
+    main(["evaluate", str(run), "--block_size", "32", "--draws", "8"])
+    assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out
+    card = (run / "README.md").read_text()
+    assert f"{recorded['eval_bits_per_character']:.4f}" in card and "bigram model" in card
+
+
+def test_the_loss_plot_is_a_picture(run):
+    assert (run / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not list(run.glob(".loss*"))
+
+
+def test_evaluation_writes_its_recipe(run, tmp_path, capsys):
+    text = tmp_path / "held-out.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 20)
+    output = tmp_path / "result.json"
+    main(["evaluate", str(run), "--validation_data", str(text), "--output_file", str(output)])
+    result = json.loads(output.read_text())
+    assert result["metrics"]["eval_num_tokens"] == 864 and result["recipe"]["draws"] == 8
+    assert "bits per character" in capsys.readouterr().out
+
+
+def test_sampling_is_repeatable_with_a_seed_and_begins_with_the_prompt(run, capsys):
+    command = ["sample", str(run), "--prompt", "the ", "--num_samples", "2", "--seed", "3", "--num_inference_steps", "4"]
+    main(command)
+    first = capsys.readouterr().out
+    main(command)
+    assert capsys.readouterr().out == first
+    texts = [line for line in first.splitlines() if not line.startswith("---")]
+    assert len(texts) == 2 and all(text.startswith("the ") for text in texts)
+
+
+def test_infilling_keeps_the_text_around_the_gaps(run, capsys):
+    main(["infill", str(run), "ab <mask:3> cd<mask:2>", "--num_inference_steps", "4"])
+    text = capsys.readouterr().out.splitlines()[-1]
+    assert len(text) == 11 and text.startswith("ab ") and text[6:9] == " cd"
+
+
+def test_training_goes_on_from_a_model(run, tmp_path, capsys):
+    folder = tmp_path / "more"
+    main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", "--output_dir", str(folder)])
+    assert AutoModel.from_pretrained(folder).config.hidden_size == 32
+    message = failure(
+        capsys, ["train", "--model_name_or_path", str(run), *QUICK, "--block_size", "64", "--output_dir", str(folder / "x")]
+    )
+    assert "`block_size` must be at most the model's 32 tokens, got 64" in message
+
+
+def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
+    """A real process is interrupted in the middle of a long training, and goes on."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "md4_hf.cli", "train", "--preset", "tiny", *SMALL, "--total_batch_size", "4"]
+    command += ["--output_dir", str(folder), "--save_steps", "100000", "--eval_strategy", "no", "--max_steps"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([*command, "100000"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started = b""
+    while b"/100000" not in started:
+        started += process.stderr.read(1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"To go on, add: --resume_from_checkpoint latest" in output and b"Stopping after this step" in errors
+    assert b"Traceback" not in errors
+    (checkpoint,) = folder.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    again = [*command, str(step + 2), "--resume_from_checkpoint", "latest"]
+    subprocess.run(again, env=environment, check=True, timeout=120, capture_output=True)
+    assert (folder / "model.safetensors").exists() and (folder / f"checkpoint-{step + 2}").exists() is False
+
+
+def test_gaps_become_mask_tokens():
+    assert expand_gaps("a<mask:2>b<mask:1>", "[MASK]") == "a[MASK][MASK]b[MASK]"
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def parse(argv):
+    run, model, args, _ = parse_arguments(
+        (RunArguments, ModelArguments, MD4TrainingArguments), argv, prog="x", description="y", with_presets=True
+    )
+    return run, model, args
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_preset(tmp_path):
+    config = tmp_path / "options.yaml"
+    config.write_text("preset: text8\nlearning_rate: 0.1\nhidden_size: 96\n")
+    _, model, args = parse(["--config", str(config), "--hidden_size", "192", "--output_dir", str(tmp_path), "--bf16", "False"])
+    assert (args.learning_rate, model.hidden_size, model.embedding_size) == (0.1, 192, 64)
+    assert args.max_steps == 1_000_000 and args.adam_beta2 == 0.999
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_valid_configuration(name, tmp_path):
+    preset = PRESETS[name]
+    config = MD4Config(vocab_size=28, **{k: v for k, v in preset.model.items() if k != "attn_implementation"})
+    assert config.hidden_size % config.num_attention_heads == 0
+    run, model, args = parse(["--preset", name, "--output_dir", str(tmp_path)])
+    assert run.total_batch_size == preset.batch_size and args.learning_rate == preset.training["learning_rate"]
+    assert model.config(28, 27, 64).hidden_size == config.hidden_size
+
+
+def test_the_papers_presets_carry_the_official_values():
+    small, medium, text8 = (PRESETS[name] for name in ("openwebtext-small", "openwebtext-medium", "text8"))
+    for preset in (small, medium, text8):
+        training = preset.training
+        assert preset.batch_size == 512 and training["max_steps"] == 1_000_000 and training["warmup_steps"] == 2000
+        assert training["weight_decay"] == 0.03 and training["ema_decay"] == 0.9999 and training["adam_beta2"] == 0.999
+        assert preset.paper
+    assert (text8.training["learning_rate"], small.training["learning_rate"]) == (5e-4, 3e-4)
+    assert (text8.data["block_size"], small.data["block_size"]) == (256, 1024)
+    assert medium.model["num_hidden_layers"] == 24 and medium.model["num_attention_heads"] == 16
+    assert text8.model["residual_dropout"] == 0.05 and small.model["residual_dropout"] == 0.02
+    assert medium.model["residual_dropout"] == 0.0
+
+
+def test_accumulation_is_computed_from_the_batch(tmp_path):
+    args = MD4TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=16, use_cpu=True)
+    set_batch_size(RunArguments(total_batch_size=64), args)
+    assert args.gradient_accumulation_steps == 4
+    with pytest.raises(ValueError, match="`total_batch_size` must be a multiple of 1 processes x"):
+        set_batch_size(RunArguments(total_batch_size=24), args)
+    set_batch_size(RunArguments(total_batch_size=8), args)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 1)
+
+
+def test_help_is_short_unless_all_is_asked_for(capsys):
+    for option, expected in (("--help", False), ("--help_all", True)):
+        with pytest.raises(SystemExit) as exit_info:
+            main(["train", option])
+        assert exit_info.value.code == 0
+        text = capsys.readouterr().out
+        assert "--masking_schedule" in text and "--output_dir" in text
+        assert ("--torchdynamo" in text or "--fsdp_config" in text) == expected
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--preset", "huge"], "`preset` must be one of ['openwebtext-medium'"),
+        (["train", "--no_such_option", "1"], "unknown options: --no_such_option 1"),
+        (["train", *QUICK, "--data", "no/such/file.txt"], "`data` must be"),
+        (["train", *QUICK, "--max_steps", "0"], "`max_steps` must be >= 1"),
+        (["train", *QUICK, "--total_batch_size", "0"], "`total_batch_size` must be >= 1, got 0"),
+        (["train", *QUICK, "--tokenizer", "./no-such-tokenizer"], "`name_or_path`"),
+        (["train", *QUICK, "--hidden_size", "33"], "`hidden_size` must be a multiple of twice"),
+        (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
+        (["train", *QUICK, "--config", "no.yaml"], "`config` must be a YAML file, got 'no.yaml'"),
+        (["sample", "./no-such-model"], "`model` must be a model's folder or a Hub id, got ./no-such-model"),
+        (["infill", "./no-such-model", "no gap"], '`text` must have a gap such as <mask:12>, got "no gap"'),
+        (["evaluate", "./no-such-model"], "`model` must be a model's folder or a Hub id"),
+        (["evaluate", "./no-such-model", "--draws", "0"], "`draws` must be >= 1, got 0"),
+        (["dance"], "unknown command 'dance'"),
+    ],
+)
+def test_bad_input_is_one_clear_message(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if argv[0] == "train":
+        argv = [*argv, "--output_dir", "out"]
+    errors = failure(capsys, argv)
+    assert message in errors and "Traceback" not in errors
+    assert not list(tmp_path.glob("out/*")), "nothing was written"
+
+
+def test_a_folder_with_other_content_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    errors = failure(capsys, ["train", *QUICK, "--output_dir", str(tmp_path)])
+    assert "`output_dir` must be empty or absent" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_data_file_is_refused(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    errors = failure(capsys, ["train", *QUICK, "--data", str(tmp_path / "empty.txt"), "--output_dir", str(tmp_path / "o")])
+    assert "empty" in errors and not (tmp_path / "o").exists()
+
+
+def test_a_yaml_file_with_an_unknown_option_is_refused(tmp_path, capsys):
+    config = tmp_path / "options.yaml"
+    config.write_text("learning_rat: 1\n")
+    assert "learning_rat" in failure(capsys, ["train", "--config", str(config), "--output_dir", str(tmp_path / "o")])
+
+
+def test_the_demo_runs_from_start_to_end(tmp_path):
+    script = Path(__file__).parents[1] / "scripts" / "demo.py"
+    command = [sys.executable, str(script), *SMALL, "--max_steps", "2", "--total_batch_size", "4"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "bigram model" in result.stdout and "--- 3" in result.stdout and "md4 infill runs/tiny" in result.stdout

@@ -1,0 +1,218 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The pipeline: what is kept, what is filled, and what does not depend on the batch."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from transformers import AutoModel, AutoTokenizer
+
+from md4_hf import (
+    MaskedDiffusionPipeline,
+    MaskedDiffusionScheduler,
+    MD4Config,
+    MD4ForMaskedDiffusion,
+    build_byte_tokenizer,
+    build_text8_tokenizer,
+)
+
+
+LENGTH = 24
+
+
+def tiny_model(vocab_size=28, **kwargs):
+    torch.manual_seed(0)
+    config = MD4Config(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        **kwargs,
+    )
+    model = MD4ForMaskedDiffusion(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def pipe():
+    pipeline = MaskedDiffusionPipeline(
+        tiny_model(), MaskedDiffusionScheduler(num_inference_steps=8), build_text8_tokenizer()
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_unconditional_samples_fill_the_models_length(pipe):
+    output = pipe(num_samples=3, generator=seeded(0))
+    assert len(output.texts) == 3 and all(len(text) == LENGTH for text in output.texts)
+    assert all((ids != 27).all() for ids in output.sequences)
+    assert len(set(output.texts)) == 3
+
+
+def test_infilling_keeps_the_given_text_to_the_letter(pipe):
+    text = pipe(prompt="ab[MASK][MASK]cd [MASK]z", generator=seeded(0)).texts[0]
+    assert len(text) == 9
+    assert (text[:2], text[4:7], text[8]) == ("ab", "cd ", "z")
+
+
+def test_bytes_of_any_script_are_kept_to_the_letter():
+    tokenizer = build_byte_tokenizer()
+    pipe = MaskedDiffusionPipeline(tiny_model(258), MaskedDiffusionScheduler(num_inference_steps=4), tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    ids = pipe(prompt="Größe: [MASK][MASK] 漢字", output_type="ids").sequences[0]
+    given = tokenizer.encode("Größe: [MASK][MASK] 漢字", add_special_tokens=False)
+    kept = torch.tensor(given) != tokenizer.mask_token_id
+    assert torch.equal(ids[kept], torch.tensor(given)[kept]) and (ids != tokenizer.mask_token_id).all()
+
+
+def test_a_prompt_without_masks_is_continued(pipe):
+    assert pipe(prompt="the cat ").texts[0].startswith("the cat ")
+    assert len(pipe(prompt="the cat ").texts[0]) == LENGTH
+    assert len(pipe(prompt="the cat ", length=10).texts[0]) == 10
+    assert pipe(prompt="the cat", length=7).texts == ["the cat"], "there is nothing to do"
+
+
+def test_ragged_prompts_give_each_row_what_it_gets_alone(pipe):
+    prompts = ["a[MASK]", "hello [MASK][MASK][MASK] world", "[MASK]" * 5]
+    together = pipe(prompt=prompts, generator=[seeded(seed) for seed in (1, 2, 3)]).texts
+    alone = [pipe(prompt=prompt, generator=[seeded(seed)]).texts[0] for prompt, seed in zip(prompts, (1, 2, 3))]
+    assert together == alone
+    assert [len(text) for text in together] == [2, 15, 5]
+
+
+def test_the_same_seed_gives_the_same_sample_whatever_the_batch(pipe):
+    three, five = (pipe(num_samples=n, generator=seeded(4)).texts for n in (3, 5))
+    assert three == five[:3]
+    assert pipe(num_samples=3, generator=seeded(5)).texts != three
+
+
+def test_torchs_own_seed_makes_a_call_repeatable(pipe):
+    torch.manual_seed(3)
+    first = pipe().texts
+    torch.manual_seed(3)
+    assert pipe().texts == first
+
+
+def test_samples_of_a_prompt_lie_together(pipe):
+    texts = pipe(prompt=["a[MASK]", "b[MASK]"], num_samples=2).texts
+    assert [text[0] for text in texts] == ["a", "a", "b", "b"]
+
+
+def test_a_class_conditional_model_takes_a_label_per_sample():
+    pipe = MaskedDiffusionPipeline(tiny_model(num_classes=3), MaskedDiffusionScheduler(num_inference_steps=4))
+    pipe.set_progress_bar_config(disable=True)
+    sequences = pipe(class_labels=[0, 1, 2], num_samples=2, output_type="ids", generator=seeded(0)).sequences
+    assert len(sequences) == 6
+    same_label = pipe(class_labels=1, num_samples=6, output_type="ids", generator=seeded(0)).sequences
+    equal = [torch.equal(a, b) for a, b in zip(sequences, same_label)]
+    assert equal[2:4] == [True, True] and not all(equal), "only the rows with this label are the same"
+
+
+def test_the_callback_sees_every_step_and_may_change_the_sample(pipe):
+    seen = []
+
+    def callback(pipeline, step, t, tensors):
+        seen.append((step, float(t), int((tensors["sample"] == 27).sum())))
+        return {"sample": tensors["sample"].index_fill(1, torch.tensor([0]), 4)} if step == 7 else None
+
+    text = pipe(callback_on_step_end=callback).texts[0]
+    assert [step for step, _, _ in seen] == list(range(8)) and pipe.num_timesteps == 8
+    masks = [count for _, _, count in seen]
+    assert masks == sorted(masks, reverse=True) and masks[-1] == 0
+    assert text[0] == "e"
+
+
+def test_a_callback_can_interrupt(pipe):
+    def callback(pipeline, step, t, tensors):
+        pipeline._interrupt = step == 2
+
+    ids = pipe(callback_on_step_end=callback, output_type="ids").sequences[0]
+    assert (ids == 27).any()
+
+
+def test_dropout_is_off_while_sampling_and_the_mode_is_restored(pipe):
+    pipe.model.train()
+    assert pipe(generator=seeded(1)).texts == pipe(generator=seeded(1)).texts
+    assert pipe.model.training
+
+
+def test_one_flat_folder_serves_every_loader(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "scheduler_config.json", "model_index.json"} <= names
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+    expected = pipe(num_samples=2, generator=seeded(0)).texts
+    for loader in (MaskedDiffusionPipeline, DiffusionPipeline):
+        loaded = loader.from_pretrained(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        assert isinstance(loaded, MaskedDiffusionPipeline)
+        assert loaded(num_samples=2, generator=seeded(0)).texts == expected
+    assert isinstance(AutoModel.from_pretrained(tmp_path), MD4ForMaskedDiffusion)
+    assert AutoTokenizer.from_pretrained(tmp_path).mask_token_id == 27
+    assert json.loads((tmp_path / "model_index.json").read_text())["model"] == ["md4_hf", "MD4ForMaskedDiffusion"]
+
+
+def test_components_and_tuple_output(pipe):
+    assert set(pipe.components) == {"model", "scheduler", "tokenizer"}
+    sequences, texts = pipe(return_dict=False)
+    assert len(sequences) == len(texts) == 1
+    assert pipe.scheduler.config.mask_token_id == 27, "taken from the model"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "a", "input_ids": [[1]]}, "Only one of `prompt` and `input_ids`"),
+        ({"prompt": "a" * 25}, "must not be longer than the model's 24 tokens, got 25"),
+        ({"prompt": "abc", "length": 2}, "`length` must be at least the prompt's 3 tokens, got 2"),
+        ({"length": 25}, r"`length` must be in \[1, 24\]"),
+        ({"length": 0}, r"`length` must be in \[1, 24\]"),
+        ({"num_samples": 0}, "`num_samples` must be >= 1, got 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be >= 1, got 0"),
+        ({"temperature": -0.5}, "`temperature` must be >= 0, got -0.5"),
+        ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0"),
+        ({"top_k": 0}, "`top_k` must be >= 1, got 0"),
+        ({"output_type": "pil"}, "`output_type` must be one of"),
+        ({"input_ids": [[28]]}, r"`input_ids` must be in \[0, 28\)"),
+        ({"prompt": []}, "must hold at least one row"),
+        ({"prompt": 3}, "`prompt` must be a string or a list of strings, got int"),
+        ({"class_labels": [0]}, "`class_labels` must be None"),
+        ({"generator": [torch.Generator()] * 2}, "one generator per row, 1, got 2"),
+        ({"callback_on_step_end_tensor_inputs": ["latents"]}, "`callback_on_step_end_tensor_inputs` must be among"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_work(pipe, monkeypatch, arguments, message):
+    def fail(*args, **kwargs):
+        raise AssertionError("the model was called")
+
+    monkeypatch.setattr(pipe.model, "forward", fail)
+    with pytest.raises(ValueError, match=message):
+        pipe(**arguments)
+
+
+def test_components_that_do_not_fit_are_refused():
+    scheduler = MaskedDiffusionScheduler()
+    with pytest.raises(ValueError, match="`tokenizer` must not have more tokens than the model's 28, got 258"):
+        MaskedDiffusionPipeline(tiny_model(), scheduler, build_byte_tokenizer())
+    with pytest.raises(ValueError, match="`tokenizer` must have the model's mask id 300, got 257"):
+        MaskedDiffusionPipeline(tiny_model(301), MaskedDiffusionScheduler(), build_byte_tokenizer())
+    with pytest.raises(ValueError, match="`scheduler` must have the model's mask id 27, got 5"):
+        MaskedDiffusionPipeline(tiny_model(), MaskedDiffusionScheduler(5))
+    with pytest.raises(ValueError, match="needs a pipeline with a tokenizer"):
+        MaskedDiffusionPipeline(tiny_model(), MaskedDiffusionScheduler())()
+
+
+def test_a_prompt_that_the_tokenizer_rewrites_is_reported(pipe, caplog):
+    import diffusers
+
+    diffusers.utils.logging.enable_propagation()
+    pipe(prompt="Hello, World![MASK]")
+    assert "what is kept is 'hello world [MASK]'" in caplog.text

@@ -1,0 +1,254 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The reverse process: exact in distribution against enumeration, and true to its contract."""
+
+import pytest
+import torch
+from scipy import stats
+from toy import ToyWorld
+
+from md4_hf import MaskedDiffusionScheduler
+
+
+# Every comparison below is one chi-square test with fixed seed; it fails if p < 1e-3.
+DRAWS, LEAST_P = 20_000, 1e-3
+
+
+def make(world, **kwargs):
+    return MaskedDiffusionScheduler(mask_token_id=world.mask, **kwargs)
+
+
+def run_chain(world, scheduler, draws, seed, logits_of=None, **step_arguments):
+    """Sample `draws` sequences step by step."""
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.full((draws, world.length), world.mask)
+    for t in scheduler.timesteps:
+        logits = (logits_of or world.exact_logits)(sample)
+        sample = scheduler.step(logits, t, sample, generator=generator, **step_arguments).prev_sample
+    return sample
+
+
+def p_value(world, sample, expected):
+    """Chi-square of the sampled sequences against probabilities over `world.sequences`; rare cells are pooled."""
+    index = (sample * world.vocab ** torch.arange(world.length - 1, -1, -1)).sum(-1)
+    counts = index.bincount(minlength=len(world.sequences)).double()
+    expected = expected / expected.sum() * counts.sum()
+    assert counts[expected == 0].sum() == 0, "an impossible sequence was drawn"
+    rare = expected < 5
+    counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    keep = expected > 0
+    return stats.chisquare(counts[keep].numpy(), expected[keep].numpy()).pvalue
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("sampler", ["ancestral", "mean"])
+@pytest.mark.parametrize(("schedule", "grid"), [("linear", "cosine"), ("cosine", "uniform"), ("geometric", "uniform")])
+def test_samples_have_the_distribution_of_the_enumerated_chain(steps, sampler, schedule, grid):
+    world = ToyWorld()
+    scheduler = make(world, masking_schedule=schedule, timestep_grid=grid, sampler=sampler, num_inference_steps=steps)
+    expected = world.exact_chain(world.exact_logits, scheduler.unmask_probabilities())
+    assert p_value(world, run_chain(world, scheduler, DRAWS, seed=1), expected) > LEAST_P
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "mean"])
+@pytest.mark.parametrize(
+    "arguments", [{"top_p": 0.6}, {"top_k": 2}, {"temperature": 0.5}, {"temperature": 1.7, "top_p": 0.8}]
+)
+def test_filtered_samples_have_the_distribution_of_the_filtered_chain(sampler, arguments):
+    world = ToyWorld()
+    scheduler = make(world, sampler=sampler, num_inference_steps=4)
+
+    def filtered(states):
+        logits = world.exact_logits(states)[..., :-1] / arguments.get("temperature", 1.0)
+        ordered = logits.softmax(-1).sort(descending=True)
+        keep = torch.ones_like(logits, dtype=torch.bool)
+        if "top_k" in arguments:
+            keep &= torch.zeros_like(keep).scatter(-1, ordered.indices[..., : arguments["top_k"]], True)
+        if "top_p" in arguments:
+            nucleus = ordered.values.cumsum(-1) - ordered.values < arguments["top_p"]
+            keep &= torch.zeros_like(keep).scatter(-1, ordered.indices, nucleus)
+        return torch.nn.functional.pad(logits.masked_fill(~keep, -1e9), (0, 1))
+
+    expected = world.exact_chain(filtered, scheduler.unmask_probabilities())
+    expected[expected < 1e-12] = 0
+    assert p_value(world, run_chain(world, scheduler, DRAWS, seed=2, **arguments), expected) > LEAST_P
+
+
+def test_many_steps_of_the_exact_denoiser_sample_the_data():
+    """With 200 steps two tokens hardly ever open at once: what is left of that is below the test's power."""
+    world = ToyWorld()
+    scheduler = make(world, timestep_grid="uniform", num_inference_steps=200)
+    assert p_value(world, run_chain(world, scheduler, DRAWS, seed=3), world.probability) > LEAST_P
+
+
+@pytest.mark.parametrize("final_decode", ["sample", "argmax"])
+def test_rows_may_stand_at_different_times(final_decode):
+    """Half of the rows run one step behind the other half; both end with the chain's distribution."""
+    world = ToyWorld()
+    scheduler = make(world, num_inference_steps=3, final_decode=final_decode)
+    generator, half = torch.Generator().manual_seed(4), DRAWS // 2
+    sample = torch.full((DRAWS, world.length), world.mask)
+    times = scheduler.timesteps
+    ahead = scheduler.step(world.exact_logits(sample[:half]), times[0], sample[:half], generator=generator).prev_sample
+    sample = torch.cat([ahead, sample[half:]])
+    for step in range(2):
+        timestep = torch.cat([times[step + 1].expand(half), times[step].expand(half)])
+        sample = scheduler.step(world.exact_logits(sample), timestep, sample, generator=generator).prev_sample
+    assert (sample[:half] != world.mask).all()
+    behind = scheduler.step(
+        world.exact_logits(sample[half:]), times[2], sample[half:], generator=generator
+    ).prev_sample
+    sample = torch.cat([sample[:half], behind])
+    if final_decode == "sample":
+        expected = world.exact_chain(world.exact_logits, scheduler.unmask_probabilities())
+        assert p_value(world, sample, expected) > LEAST_P
+    assert (sample != world.mask).all()
+
+
+def test_a_step_keeps_decided_tokens_and_its_inputs():
+    world, generator = ToyWorld(), torch.Generator().manual_seed(0)
+    scheduler = make(world, num_inference_steps=5)
+    sample = torch.randint(4, (200, 3), generator=generator)
+    logits = torch.randn(200, 3, 4, generator=generator)
+    before = sample.clone(), logits.clone()
+    for t in scheduler.timesteps:
+        output = scheduler.step(logits, t, sample, generator=generator)
+        decided = sample != world.mask
+        assert torch.equal(output.prev_sample[decided], sample[decided])
+        new = output.sampled_tokens != world.mask
+        assert not (new & decided).any()
+        assert torch.equal(output.prev_sample[new], output.sampled_tokens[new])
+        assert ((output.sampled_probs > 0) == new).all() and (output.sampled_probs <= 1).all()
+        assert output.prev_sample.dtype == sample.dtype
+    assert torch.equal(before[0], sample) and torch.equal(before[1], logits)
+
+
+def test_logits_of_the_masked_positions_alone_give_the_same_step():
+    world = ToyWorld()
+    scheduler = make(world, num_inference_steps=3)
+    sample = torch.randint(4, (50, 3), generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(1))
+    whole, part = (
+        scheduler.step(x, scheduler.timesteps[1], sample, generator=torch.Generator().manual_seed(2)).prev_sample
+        for x in (logits, logits[sample == world.mask])
+    )
+    assert torch.equal(whole, part)
+
+
+def test_a_rows_own_generator_makes_it_independent_of_the_batch():
+    world = ToyWorld(length=6, vocab=3)
+    scheduler = make(world, num_inference_steps=4)
+    logits = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(1))
+    sample = torch.full((3, 6), world.mask)
+    t = scheduler.timesteps[2]
+    together = scheduler.step(
+        logits, t, sample, generator=[torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
+    ).prev_sample
+    alone = scheduler.step(logits[1:2], t, sample[1:2], generator=torch.Generator().manual_seed(6)).prev_sample
+    assert torch.equal(together[1:2], alone)
+
+
+def test_zero_temperature_takes_the_most_probable_token():
+    world = ToyWorld()
+    scheduler = make(world, num_inference_steps=1)
+    sample = torch.full((1, 3), world.mask)
+    output = scheduler.step(world.exact_logits(sample), 1.0, sample, temperature=0.0)
+    assert torch.equal(output.prev_sample, world.exact_logits(sample)[..., :3].argmax(-1))
+    assert torch.equal(output.sampled_probs, torch.ones(1, 3))
+
+
+def test_the_mask_is_never_drawn_however_large_its_logit():
+    world = ToyWorld()
+    scheduler = make(world, num_inference_steps=1)
+    logits = torch.zeros(100, 3, 4)
+    logits[..., 3] = 1e4
+    for arguments in ({}, {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 1}):
+        assert (scheduler.step(logits, 1.0, torch.full((100, 3), 3), **arguments).prev_sample < 3).all()
+
+
+def test_states_of_images_are_stepped_too():
+    scheduler = MaskedDiffusionScheduler(mask_token_id=4, num_inference_steps=2)
+    sample = torch.full((2, 3, 5, 5), 4)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(torch.randn(2, 3, 5, 5, 5), t, sample).prev_sample
+    assert sample.shape == (2, 3, 5, 5) and (sample < 4).all()
+
+
+@pytest.mark.parametrize("grid", ["uniform", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+def test_timesteps_fall_from_one_and_stay_above_zero(grid, steps):
+    scheduler = MaskedDiffusionScheduler(0, timestep_grid=grid)
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps
+    assert len(times) == len(scheduler) == steps and times[0] == 1.0 and times[-1] > 0
+    assert (times.diff() < 0).all()
+    assert scheduler.unmask_probabilities()[-1] == 1.0
+
+
+def test_add_noise_masks_by_the_schedule():
+    scheduler = MaskedDiffusionScheduler(9)
+    x0 = torch.zeros(2, 10_000, dtype=torch.long)
+    xt = scheduler.add_noise(x0, torch.tensor([0.25, 1.0]), generator=torch.Generator().manual_seed(0))
+    assert (xt[0] == 9).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert (xt[1] == 9).float().mean().item() == pytest.approx(1.0, abs=0.002)
+    assert scheduler.scale_model_input(xt, 0.5) is xt
+
+
+def test_configuration_survives_saving(tmp_path):
+    scheduler = MaskedDiffusionScheduler(
+        7, masking_schedule="poly", schedule_power=2.0, timestep_grid="uniform", sampler="mean", top_p=0.9
+    )
+    scheduler.save_pretrained(tmp_path)
+    loaded = MaskedDiffusionScheduler.from_pretrained(tmp_path)
+    for name in ("masking_schedule", "schedule_power", "timestep_grid", "sampler", "top_p", "mask_token_id"):
+        assert loaded.config[name] == scheduler.config[name]
+    assert loaded.schedule == scheduler.schedule and torch.equal(loaded.timesteps, scheduler.timesteps)
+    assert MaskedDiffusionScheduler.from_config(scheduler.config, sampler="ancestral").config.sampler == "ancestral"
+
+
+def test_output_is_a_tuple_on_request():
+    world = ToyWorld()
+    scheduler = make(world, num_inference_steps=1)
+    sample = torch.full((1, 3), world.mask)
+    prev_sample, tokens, probs, logits = scheduler.step(torch.zeros(1, 3, 4), 1.0, sample, return_dict=False)
+    assert prev_sample.shape == tokens.shape == probs.shape == (1, 3) and logits.shape == (1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.set_timesteps(0), "`num_inference_steps` must be >= 1, got 0"),
+        (
+            lambda s: s.step(torch.zeros(1, 2, 4), 0.123, torch.full((1, 2), 3)),
+            "`timestep` must be one of the 4 times",
+        ),
+        (
+            lambda s: s.step(torch.zeros(1, 2, 4), torch.ones(3), torch.full((1, 2), 3)),
+            r"must be one time or have shape",
+        ),
+        (lambda s: s.step(torch.zeros(1, 3, 4), 1.0, torch.full((1, 2), 3)), "`model_output` must have shape"),
+        (
+            lambda s: s.step(torch.zeros(1, 2, 4), 1.0, torch.full((1, 2), 3), temperature=-1.0),
+            "`temperature` must be",
+        ),
+        (
+            lambda s: s.step(torch.zeros(1, 2, 4), 1.0, torch.full((1, 2), 3), top_p=1.5),
+            r"`top_p` must be in \(0, 1\]",
+        ),
+        (lambda s: s.step(torch.zeros(1, 2, 4), 1.0, torch.full((1, 2), 3), top_k=0), "`top_k` must be >= 1"),
+        (
+            lambda s: s.step(torch.zeros(1, 2, 4), 1.0, torch.full((1, 2), 3), generator=[torch.Generator()] * 2),
+            "one generator per row, 1, got 2",
+        ),
+        (lambda s: MaskedDiffusionScheduler(timestep_grid="log"), "`timestep_grid` must be one of"),
+        (lambda s: MaskedDiffusionScheduler(sampler="gibbs"), "`sampler` must be one of"),
+        (lambda s: MaskedDiffusionScheduler(final_decode="none"), "`final_decode` must be one of"),
+        (
+            lambda s: MaskedDiffusionScheduler().add_noise(torch.zeros(1, 2), torch.ones(1)),
+            "`mask_token_id` must be set in the scheduler's config, got None",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(MaskedDiffusionScheduler(3, num_inference_steps=4))

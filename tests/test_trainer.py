@@ -1,0 +1,466 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Training: the same numbers however a step is cut up, averaged weights, honest evaluation, safe checkpoints."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
+
+from md4_hf import (
+    MD4Config,
+    MD4ForMaskedDiffusion,
+    MD4Trainer,
+    MD4TrainingArguments,
+    PaddingCollator,
+    nelbo_metrics,
+)
+from md4_hf.noise import evaluation_mask_noise, evaluation_times
+
+
+LENGTH, VOCAB = 8, 5
+
+
+def tiny_model(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    config = MD4Config(
+        vocab_size=VOCAB + 1,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        **kwargs,
+    )
+    model = MD4ForMaskedDiffusion(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def sequences(count=64, seed=0):
+    ids = np.random.default_rng(seed).integers(VOCAB, size=(count, LENGTH))
+    ids[:, 1::2] = ids[:, ::2]  # something to learn: every second token repeats the one before
+    return ids
+
+
+def dataset(count=64, seed=0, **columns):
+    return Dataset.from_dict({"input_ids": sequences(count, seed).tolist(), **columns})
+
+
+def arguments(folder, **kwargs):
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "ema_decay": 0.0,
+    }
+    return MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs})
+
+
+def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None, **kwargs):
+    return MD4Trainer(
+        model=model or tiny_model(),
+        args=arguments(folder, **kwargs),
+        train_dataset=train if train is not None else dataset(),
+        eval_dataset=evaluation,
+        callbacks=callbacks,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+# The same numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4), (1, 8)])
+def test_accumulation_changes_neither_losses_nor_weights(tmp_path, batch, accumulation):
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    parts = make_trainer(
+        tmp_path / "parts", per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
+    )
+    parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    torch.testing.assert_close(weights(parts.model), weights(whole.model), atol=1e-5, rtol=0)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """2 ranks x 4 x 1 and 2 ranks x 2 x 2 against 1 rank x 8: the same losses, weights and evaluation."""
+    script = Path(__file__).with_name("two_processes.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    subprocess.run([*command, str(tmp_path)], check=True, env=environment, timeout=240, capture_output=True)
+    single = make_trainer(tmp_path / "single", evaluation=dataset(21, seed=1))
+    single.train()
+    metrics = single.evaluate()
+    for batch in (4, 2):
+        result = torch.load(tmp_path / f"result-{batch}.pt")
+        assert result["losses"] == pytest.approx(losses(single), abs=1e-5)
+        torch.testing.assert_close(result["weights"], weights(single.model), atol=1e-5, rtol=0)
+        assert result["metrics"]["eval_num_tokens"] == metrics["eval_num_tokens"] == 21 * LENGTH
+        assert result["metrics"]["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-5)
+
+
+def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
+    unbroken = make_trainer(tmp_path / "a", max_steps=6, ema_decay=0.9)
+    unbroken.train()
+    make_trainer(tmp_path / "b", max_steps=6, ema_decay=0.9, save_strategy="steps", save_steps=3).train()
+    resumed = make_trainer(tmp_path / "b", model=tiny_model(seed=9), max_steps=6, ema_decay=0.9)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+    with resumed.ema_weights(), unbroken.ema_weights():
+        assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+def test_the_global_generator_does_not_reach_the_noise(tmp_path):
+    first = make_trainer(tmp_path / "a")
+    first.train()
+
+    class Draws(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            torch.rand(7)
+
+    second = make_trainer(tmp_path / "b", callbacks=[Draws()])
+    second.train()
+    assert losses(first) == losses(second)
+
+
+def test_another_seed_is_another_run(tmp_path):
+    runs = [make_trainer(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    for run in runs:
+        run.train()
+    assert losses(runs[0]) != losses(runs[1])
+    assert [run.args.data_seed for run in runs] == [0, 1]
+
+
+def test_a_stream_trains_as_a_map_style_data_set_in_the_same_order(tmp_path):
+    blocks = dataset(32)
+    stream = IterableDataset.from_generator(lambda: iter(blocks))
+    mapped = make_trainer(tmp_path / "a", train=blocks, train_sampling_strategy="sequential")
+    streamed = make_trainer(tmp_path / "b", train=stream)
+    for trainer in (mapped, streamed):
+        trainer.train()
+    assert losses(streamed) == pytest.approx(losses(mapped), abs=1e-6)
+
+
+# Learning -------------------------------------------------------------------------------------------------------------
+
+
+def markov_chain(count, length, seed):
+    """Sequences of a known Markov chain and its entropy in nats per token."""
+    transition = np.array([[0.9, 0.05, 0.05], [0.1, 0.1, 0.8], [0.45, 0.45, 0.1]])
+    start = np.linalg.matrix_power(transition, 200)[0]
+    rng = np.random.default_rng(seed)
+    ids = np.empty((count, length), dtype=np.int64)
+    ids[:, 0] = rng.choice(3, size=count, p=start)
+    for n in range(1, length):
+        ids[:, n] = (rng.random(count)[:, None] > transition[ids[:, n - 1]].cumsum(-1)).sum(-1)
+    per_step = -(transition * np.log(transition)).sum(-1)
+    return ids, (-(start * np.log(start)).sum() + (length - 1) * start @ per_step) / length
+
+
+@pytest.mark.parametrize(
+    "use_muon", [pytest.param(True, id="muon"), pytest.param(False, id="adamw", marks=pytest.mark.slow)]
+)
+def test_a_trained_model_comes_near_the_entropy_of_its_source_from_above(tmp_path, use_muon):
+    length = 8
+    train, entropy = markov_chain(8192, length, seed=0)
+    heldout, _ = markov_chain(1024, length, seed=1)
+    torch.manual_seed(0)
+    config = MD4Config(
+        vocab_size=4,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        time_conditioning=False,
+        attn_implementation="eager",  # the fastest on a processor for sequences as short as these
+    )
+    trainer = make_trainer(
+        tmp_path,
+        model=MD4ForMaskedDiffusion(config),
+        train=Dataset.from_dict({"input_ids": train}),
+        evaluation=Dataset.from_dict({"input_ids": heldout}),
+        max_steps=250,
+        per_device_train_batch_size=128,
+        per_device_eval_batch_size=512,
+        learning_rate=1e-2 if use_muon else 5e-3,
+        lr_scheduler_type="cosine",
+        eval_draws=16,
+        logging_steps=50,
+        ema_decay=0.95,
+        use_muon=use_muon,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] > entropy - 3 * metrics["eval_loss_stderr"], "a bound cannot beat the entropy"
+    assert metrics["eval_loss"] < entropy + 0.06, f"{metrics['eval_loss']} against {entropy}"
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_order(tmp_path):
+    evaluation = dataset(21, seed=1)
+    results = [
+        make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=batch, eval_draws=2).evaluate()
+        for batch in (1, 4, 21, 64)
+    ]
+    for result in results:
+        assert result["eval_num_tokens"] == 21 * LENGTH
+        assert result["eval_loss"] == pytest.approx(results[0]["eval_loss"], abs=1e-6)
+
+
+def test_evaluation_is_what_the_formula_says(tmp_path):
+    model, ids, draws = tiny_model().eval(), torch.from_numpy(sequences(10, seed=1)), 3
+    metrics = make_trainer(tmp_path, model=model, evaluation=dataset(10, seed=1), eval_draws=draws).evaluate()
+    schedule, total = model.masking_schedule, 0.0
+    for draw in range(draws):
+        t = evaluation_times(0, torch.arange(10), draw, draws)
+        noise = evaluation_mask_noise(0, torch.arange(10), draw, ids.shape)
+        xt = torch.where(noise < schedule.alpha(t)[:, None], ids, VOCAB)
+        with torch.no_grad():
+            total += model(xt, timesteps=t, labels=ids).loss.item() / draws
+    assert metrics["eval_loss"] == pytest.approx(total, rel=1e-5)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(total), rel=1e-5)
+    assert metrics["eval_bits_per_token"] == pytest.approx(total / math.log(2), rel=1e-5)
+
+
+def test_more_draws_bring_the_estimate_nearer_and_the_error_is_honest(tmp_path):
+    """The estimates of 1 draw scatter about the value of 200 draws by no more than their standard errors say."""
+    evaluation, model = dataset(128, seed=1), tiny_model()
+
+    def evaluate(draws, seed):
+        return make_trainer(
+            tmp_path,
+            model=model,
+            evaluation=evaluation,
+            eval_draws=draws,
+            eval_seed=seed,
+            per_device_eval_batch_size=128,
+        ).evaluate()
+
+    exact = evaluate(200, 99)["eval_loss"]
+    singles = [evaluate(1, seed) for seed in range(12)]
+    scaled = [(single["eval_loss"] - exact) / single["eval_loss_stderr"] for single in singles]
+    assert max(map(abs, scaled)) < 3.5
+    errors = np.array([single["eval_loss"] - exact for single in singles])
+    assert abs(evaluate(32, 0)["eval_loss"] - exact) < np.abs(errors).max()
+
+
+def test_characters_give_bits_per_character(tmp_path):
+    evaluation = dataset(6, seed=1, num_characters=[2.0 * LENGTH] * 6)
+    metrics = make_trainer(tmp_path, evaluation=evaluation).evaluate()
+    assert metrics["eval_bits_per_character"] == pytest.approx(metrics["eval_bits_per_token"] / 2)
+    assert metrics["eval_bits_per_character_stderr"] > 0
+    assert "eval_bits_per_character" not in make_trainer(tmp_path, evaluation=dataset(6)).evaluate()
+
+
+def test_evaluating_leaves_the_random_state_and_the_weights_alone(tmp_path):
+    trainer = make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.5)
+    trainer.train()
+    before, state = weights(trainer.model), torch.get_rng_state()
+    trainer.evaluate()
+    assert torch.equal(weights(trainer.model), before) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_ragged_sequences_are_scored_without_their_padding(tmp_path):
+    rows = [sequence[: 3 + index % 5].tolist() for index, sequence in enumerate(sequences(20, seed=1))]
+    evaluation = Dataset.from_dict({"input_ids": rows})
+    together, alone = (
+        make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=batch).evaluate() for batch in (20, 1)
+    )
+    assert together["eval_num_tokens"] == sum(map(len, rows))
+    assert together["eval_num_tokens"] == alone["eval_num_tokens"]
+
+
+def test_figures_weigh_examples_by_their_tokens():
+    metrics = nelbo_metrics(torch.tensor([10.0, 60.0]), torch.tensor([10.0, 30.0]), torch.tensor([5.0, 15.0]))
+    assert metrics["loss"] == pytest.approx(70 / 40)
+    assert metrics["bits_per_character"] == pytest.approx(70 / 20 / math.log(2))
+    with pytest.raises(ValueError, match="at least one scored token"):
+        nelbo_metrics(torch.zeros(1), torch.zeros(1))
+
+
+# Weights and checkpoints ----------------------------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_raw_ones(tmp_path):
+    trainer = make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.9, save_strategy="steps", save_steps=4)
+    trainer.train()
+    raw = weights(trainer.model)
+    with trainer.ema_weights():
+        averaged = weights(trainer.model)
+        of_average = trainer.evaluate()["eval_loss"]
+    assert not torch.equal(raw, averaged) and torch.equal(weights(trainer.model), raw)
+    assert trainer.evaluate()["eval_loss"] == of_average
+    trainer.save_model()
+    checkpoint = tmp_path / "checkpoint-4"
+    for folder, expected in ((tmp_path, averaged), (checkpoint / "ema", averaged), (checkpoint, raw)):
+        assert torch.equal(weights(AutoModel.from_pretrained(folder)), expected), folder
+
+
+def test_the_average_follows_its_formula(tmp_path):
+    history = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            history.append(weights(model))
+
+    trainer = make_trainer(tmp_path, ema_decay=0.3, callbacks=[Record()])
+    average = weights(trainer.model)
+    trainer.train()
+    for step, new in enumerate(history, start=1):
+        decay = 0.0 if step == 1 else min(0.3, step / (9 + step))
+        average = decay * average + (1 - decay) * new
+    with trainer.ema_weights():
+        torch.testing.assert_close(weights(trainer.model), average, atol=1e-6, rtol=0)
+
+
+def test_a_checkpoint_appears_only_when_it_is_complete(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=4, ema_decay=0.5)
+
+    def disk_full(self, output_dir):
+        if self.state.global_step == 4:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(MD4Trainer, "_save_scaler", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = make_trainer(tmp_path, max_steps=4, ema_decay=0.5)
+    monkeypatch.undo()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4 and not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        evaluation=dataset(8),
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        max_steps=5,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    trainer.train()
+    names = {path.name for path in tmp_path.glob("checkpoint-*")}
+    best = f"checkpoint-{trainer.state.best_global_step}"
+    assert len(names) == 2 and {best, "checkpoint-5"} <= names | {best}
+    assert Path(trainer.state.best_model_checkpoint) == tmp_path / best
+    recorded = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+    assert recorded["best_model_checkpoint"] == str(tmp_path / best)
+
+
+def test_resuming_without_the_averaged_weights_is_an_error(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
+    trainer = make_trainer(tmp_path, max_steps=6, ema_decay=0.9)
+    with pytest.raises(FileNotFoundError, match="must hold the averaged weights in 'ema'"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path):
+    class PressCtrlC(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(tmp_path, max_steps=6, callbacks=[PressCtrlC()])
+    trainer.train()
+    assert trainer.interrupted and trainer.state.global_step == 3
+    assert signal.getsignal(signal.SIGINT) is handler
+    unbroken = make_trainer(tmp_path / "unbroken", max_steps=6)
+    unbroken.train()
+    resumed = make_trainer(tmp_path, max_steps=6)
+    resumed.train(resume_from_checkpoint=True)
+    assert not resumed.interrupted and torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+# The contract ---------------------------------------------------------------------------------------------------------
+
+
+def test_models_that_are_not_md4_are_left_to_trainer(tmp_path):
+    config = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    train = Dataset.from_dict({"input_ids": sequences(8).tolist(), "labels": sequences(8).tolist()})
+    trainer = MD4Trainer(
+        model=BertForMaskedLM(config), args=arguments(tmp_path, max_steps=2), train_dataset=train, eval_dataset=train
+    )
+    trainer.train()
+    assert "eval_loss" in trainer.evaluate() and "eval_bits_per_token" not in trainer.state.log_history[-1]
+
+
+def test_the_last_batch_of_an_epoch_may_be_short(tmp_path):
+    trainer = make_trainer(tmp_path, train=dataset(13), max_steps=-1, num_train_epochs=2)
+    trainer.train()
+    assert trainer.state.global_step == 4 and all(map(math.isfinite, losses(trainer)))
+
+
+def test_bf16_autocast_trains(tmp_path):
+    half, full = make_trainer(tmp_path / "a", bf16=True), make_trainer(tmp_path / "b")
+    half.train()
+    full.train()
+    assert losses(half) == pytest.approx(losses(full), rel=0.03)
+
+
+def test_the_model_card_tells_the_run(tmp_path):
+    trainer = make_trainer(tmp_path, evaluation=dataset(8), eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    trainer.create_model_card(data="eight sequences", samples=["abc"])
+    card = (tmp_path / "README.md").read_text()
+    last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    assert f"{last['eval_loss']:.4f}" in card and "eight sequences" in card and "abc" in card
+    assert "library_name: md4_hf" in card and "| Optimizer steps | 4 |" in card
+
+
+def test_the_collator_pads_what_differs_in_length_only():
+    batch = PaddingCollator(pad_token_id=7)(
+        [{"input_ids": [1, 2, 3], "labels": [1, -100, 3]}, {"input_ids": [4], "labels": [4]}]
+    )
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
+    assert batch["labels"].tolist() == [[1, -100, 3], [4, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert set(PaddingCollator()([{"input_ids": [1], "num_characters": 2.0}])) == {"input_ids", "num_characters"}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
+        ({"eval_draws": 0}, "`eval_draws` must be >= 1, got 0"),
+        ({"max_steps": 0}, "`max_steps` must be >= 1, or `num_train_epochs` > 0"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **kwargs)
+
+
+def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`compute_metrics` must be None for an MD4 model"):
+        MD4Trainer(model=tiny_model(), args=arguments(tmp_path), compute_metrics=len)
+    with pytest.raises(ValueError, match="`args` must be MD4TrainingArguments, got NoneType"):
+        MD4Trainer(model=tiny_model())

@@ -1,8 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """The main job (`make demo`): train the tiny preset on text that every Python carries, then sample and infill.
 
-    python scripts/demo.py                      # about five minutes on two cores; writes runs/tiny
-    python scripts/demo.py --max_steps 200      # any option of `md4 train` may follow
+python scripts/demo.py                      # about five minutes on two cores; writes runs/tiny
+python scripts/demo.py --max_steps 200      # any option of `md4 train` may follow
 """
 
 import sys
@@ -12,7 +12,7 @@ from md4_hf.cli import main
 
 
 FOLDER = "runs/tiny"
-GAP_TEXT = "if the object is a class <mask:24> the attribute is called"
+GAP_TEXT = "the value of the <mask:20> is used by the statement"
 
 
 def demo(options: list[str]):

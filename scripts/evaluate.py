@@ -1,7 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Bound the likelihood of text: `md4 evaluate` as a file for launchers.
 
-    accelerate launch scripts/evaluate.py runs/tiny --draws 32
+accelerate launch scripts/evaluate.py runs/tiny --draws 32
 """
 
 import sys

@@ -1,7 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Sample text: `md4 sample` as a file.
 
-    python scripts/sample.py runs/tiny --num_samples 3 --prompt "the "
+python scripts/sample.py runs/tiny --num_samples 3 --prompt "the "
 """
 
 import sys

@@ -35,8 +35,8 @@ from safetensors.torch import load_file  # noqa: E402
 
 
 GOLDEN = Path(__file__).parent / "golden"
-# The models of the tests are tiny: more threads only wait for each other.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# The models of the tests are tiny: on busy cores, more threads only wait for each other.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

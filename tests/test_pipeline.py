@@ -83,7 +83,9 @@ def test_a_prompt_without_masks_is_continued(pipe):
 def test_ragged_prompts_give_each_row_what_it_gets_alone(pipe):
     prompts = ["a[MASK]", "hello [MASK][MASK][MASK] world", "[MASK]" * 5]
     together = pipe(prompt=prompts, generator=[seeded(seed) for seed in (1, 2, 3)]).texts
-    alone = [pipe(prompt=prompt, generator=[seeded(seed)]).texts[0] for prompt, seed in zip(prompts, (1, 2, 3))]
+    alone = [
+        pipe(prompt=prompt, generator=[seeded(seed)]).texts[0] for prompt, seed in zip(prompts, (1, 2, 3), strict=True)
+    ]
     assert together == alone
     assert [len(text) for text in together] == [2, 15, 5]
 
@@ -112,7 +114,7 @@ def test_a_class_conditional_model_takes_a_label_per_sample():
     sequences = pipe(class_labels=[0, 1, 2], num_samples=2, output_type="ids", generator=seeded(0)).sequences
     assert len(sequences) == 6
     same_label = pipe(class_labels=1, num_samples=6, output_type="ids", generator=seeded(0)).sequences
-    equal = [torch.equal(a, b) for a, b in zip(sequences, same_label)]
+    equal = [torch.equal(a, b) for a, b in zip(sequences, same_label, strict=True)]
     assert equal[2:4] == [True, True] and not all(equal), "only the rows with this label are the same"
 
 

@@ -21,6 +21,7 @@ from md4_hf import (
     MD4Trainer,
     MD4TrainingArguments,
     PaddingCollator,
+    build_byte_tokenizer,
     nelbo_metrics,
 )
 from md4_hf.noise import evaluation_mask_noise, evaluation_times
@@ -462,5 +463,7 @@ def test_bad_arguments_are_named(tmp_path, kwargs, message):
 def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`compute_metrics` must be None for an MD4 model"):
         MD4Trainer(model=tiny_model(), args=arguments(tmp_path), compute_metrics=len)
+    with pytest.raises(ValueError, match="at most as many tokens as the model has rows"):
+        MD4Trainer(model=tiny_model(), args=arguments(tmp_path), processing_class=build_byte_tokenizer())
     with pytest.raises(ValueError, match="`args` must be MD4TrainingArguments, got NoneType"):
         MD4Trainer(model=tiny_model())

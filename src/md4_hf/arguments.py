@@ -116,7 +116,9 @@ class _HelpFormatter(argparse.HelpFormatter):
         if action.nargs == 0 or action.const is True:
             return action.option_strings[0]
         values = (
-            "{" + ",".join(map(str, action.choices)) + "}" if action.choices and len(action.choices) < 5 else "VALUE"
+            "{" + ",".join(map(str, action.choices)) + "}"
+            if action.choices and len([*action.choices]) < 5
+            else "VALUE"
         )
         return f"{action.option_strings[0]} {values}"
 

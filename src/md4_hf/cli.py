@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import sys
 import tempfile
@@ -40,6 +41,7 @@ from md4_hf import (
 GAP = re.compile(r"<mask:(\d+)>")
 MAX_SYMBOLS_FOR_BASELINES = 1000
 EXIT_INTERRUPTED = 130
+STAGING_FOLDER = ".model-in-progress"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -57,9 +59,9 @@ def train(argv: list[str] | None = None):
     set_batch_size(run, args)
     set_seed(args.seed)
     tokenizer = load_tokenizer(run.tokenizer or run.model_name_or_path or "text8")
-    with args.main_process_first(desc="preparing the data"):
-        train_blocks, heldout_blocks = prepare_blocks(data_args, tokenizer)
     model = make_model(run, model_args, tokenizer, data_args.block_size)
+    with args.main_process_first(desc="preparing the data"):
+        train_blocks, heldout_blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
     trainer = MD4Trainer(
         model=model,
         args=args,
@@ -85,8 +87,8 @@ def check_output_dir(args: MD4TrainingArguments):
         raise ValueError(f"`output_dir` must be a folder, got the file {folder}.")
     if args.resume_from_checkpoint is None and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(
-            f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in it, "
-            "add `--resume_from_checkpoint latest`."
+            f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
+            "it, add `--resume_from_checkpoint latest`."
         )
     if args.resume_from_checkpoint == "latest" and not list(folder.glob("checkpoint-*")):
         raise ValueError(f"`resume_from_checkpoint` must be a checkpoint's folder: there is none in {folder}.")
@@ -115,16 +117,16 @@ def set_batch_size(run: RunArguments, args: MD4TrainingArguments):
         )
 
 
-def prepare_blocks(data_args: DataArguments, tokenizer):
-    """Training and held-out text as blocks of ids."""
+def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
+    """Training and held-out text as blocks of ids; `verbose` prints what they are."""
     blocks = []
     for name, documents in zip(("training", "held-out"), load_train_validation(data_args), strict=True):
         packed, report = pack(documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc)
         blocks.append(packed)
-        if report is not None:
+        if report is not None and verbose:
             print(
-                f"{name} data: {report.num_documents:,} documents, {report.num_tokens:,} tokens in {report.num_blocks:,} "
-                f"blocks of {data_args.block_size} ({report.num_dropped_tokens} tokens left over)"
+                f"{name} data: {report.num_documents:,} documents, {report.num_tokens:,} tokens in "
+                f"{report.num_blocks:,} blocks of {data_args.block_size} ({report.num_dropped_tokens} tokens left over)"
             )
     return blocks
 
@@ -170,21 +172,24 @@ def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments, tok
     trainer.args.eval_draws = run.final_eval_draws
     metrics = trainer.evaluate()
     folder = Path(trainer.args.output_dir)
-    trainer.save_model()
+    staging = folder / STAGING_FOLDER
+    trainer.save_model(str(staging))
     if not trainer.is_world_process_zero():
         return
+    # The model and the tokenizer are there: what makes the folder a pipeline's are its scheduler and its index.
+    pipeline = make_pipeline(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+    pipeline.scheduler.save_pretrained(staging)
+    pipeline.save_config(staging)
+    for path in staging.iterdir():
+        os.replace(path, folder / path.name)
+    staging.rmdir()
     trainer.save_metrics("eval", metrics, combined=False)
-    with trainer.ema_weights():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        make_pipeline(model, tokenizer).save_pretrained(folder)
     plot_losses(trainer.state.log_history, folder / "loss.png", baselines)
     args = trainer.args
     trainer.create_model_card(
         title=folder.resolve().name,
         data=f"{data_args.data}, blocks of {data_args.block_size} tokens",
-        tokens_per_step=data_args.block_size
-        * trainer.get_total_train_batch_size(args)
-        * args.gradient_accumulation_steps,
+        tokens_per_step=data_args.block_size * trainer.get_total_train_batch_size(args),
         metrics=metrics,
         baselines=baselines,
         plot="loss.png",
@@ -254,7 +259,14 @@ def evaluate(argv: list[str] | None = None):
         print_metrics(metrics, options.draws)
         if options.output_file is not None:
             recipe = {"model": rest.model, **dataclasses.asdict(options), **dataclasses.asdict(data_args)}
-            Path(options.output_file).write_text(json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")
+            write_whole(Path(options.output_file), json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str):
+    """Write a file that is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.in-progress")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def evaluation_documents(data_args: DataArguments):
@@ -423,7 +435,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None):
-    """Entry point of `md4`: errors of input are one line, without a traceback."""
+    """Entry point of `md4`: errors of input are one line; with the variable MD4_TRACEBACK set, a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -435,6 +447,8 @@ def main(argv: list[str] | None = None):
     try:
         command(argv[1:])
     except (ValueError, OSError) as error:
+        if os.environ.get("MD4_TRACEBACK"):
+            raise
         print(f"md4 {argv[0]}: {error}", file=sys.stderr)
         sys.exit(1)
 

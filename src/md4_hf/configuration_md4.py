@@ -1,8 +1,6 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Configuration of MD4 models."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict

@@ -110,7 +110,20 @@ class _FlaxParams:
 
     def kernel(self, layer: str) -> Tensor:
         """A Dense kernel [in, out] as a Linear weight [out, in]."""
-        return self.take(f"{layer}/kernel").transpose(0, 1).contiguous()
+        kernel = self.take(f"{layer}/kernel")
+        if kernel.dim() != 2:
+            raise ValueError(f"`{layer}/kernel` must have two axes, got shape {tuple(kernel.shape)}.")
+        return kernel.transpose(0, 1).contiguous()
+
+    def stacked_kernels(self, layers: list[str]) -> Tensor:
+        """Dense kernels of one shape as one Linear weight: their outputs one after the other."""
+        kernels = [self.kernel(layer) for layer in layers]
+        if len({kernel.shape for kernel in kernels}) > 1:
+            shapes = {
+                f"{layer}/kernel": tuple(kernel.shape[::-1]) for layer, kernel in zip(layers, kernels, strict=True)
+            }
+            raise ValueError(f"Kernels that become one weight must have one shape, got {shapes}.")
+        return torch.cat(kernels)
 
     def dense(self, layer: str, name: str) -> dict[str, Tensor]:
         return {f"{name}.weight": self.kernel(layer), f"{name}.bias": self.take(f"{layer}/bias")}
@@ -162,9 +175,9 @@ def _convert_embedding(flax: _FlaxParams, config: MD4Config) -> dict[str, Tensor
 def _convert_layer(flax: _FlaxParams, config: MD4Config, index: int) -> dict[str, Tensor]:
     block, layer = f"classifier/Transformer_0/TransformerBlock_{index}", f"model.layers.{index}"
     state = {
-        f"{layer}.attention.qkv_proj.weight": torch.cat([flax.kernel(f"{block}/attention/w{x}") for x in "qkv"]),
+        f"{layer}.attention.qkv_proj.weight": flax.stacked_kernels([f"{block}/attention/w{x}" for x in "qkv"]),
         f"{layer}.attention.o_proj.weight": flax.kernel(f"{block}/attention/wo"),
-        f"{layer}.mlp.gate_up_proj.weight": torch.cat([flax.kernel(f"{block}/feed_forward/w{x}") for x in "13"]),
+        f"{layer}.mlp.gate_up_proj.weight": flax.stacked_kernels([f"{block}/feed_forward/w{x}" for x in "13"]),
         f"{layer}.mlp.down_proj.weight": flax.kernel(f"{block}/feed_forward/w2"),
     }
     if config.is_conditional:

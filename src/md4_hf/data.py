@@ -15,7 +15,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -210,11 +212,11 @@ def load_train_validation(
         ValueError: validation and training would read the same split, a stream has no validation data of its own,
             `validation_fraction` is not between 0 and 1, or a corpus to be divided has no text.
     """
-    source = {"text_column": args.text_column, "streaming": args.streaming}
-    train_source = {"config": args.data_config, "revision": args.data_revision, **source}
+    load_any = partial(load_documents, text_column=args.text_column, streaming=args.streaming)
+    load_data = partial(load_any, args.data, config=args.data_config, revision=args.data_revision)
 
     if args.validation_data is not None:
-        validation = load_documents(args.validation_data, split=args.validation_split or args.data_split, **source)
+        validation = load_any(args.validation_data, split=args.validation_split or args.data_split)
     elif args.validation_split is not None:
         if args.data == PYDOC or Path(args.data).expanduser().is_file():
             raise ValueError(
@@ -223,7 +225,7 @@ def load_train_validation(
             )
         if args.validation_split == args.data_split:
             raise ValueError(f"`validation_split` must differ from `data_split`, got {args.validation_split!r} twice.")
-        validation = load_documents(args.data, split=args.validation_split, **train_source)
+        validation = load_data(split=args.validation_split)
     elif args.streaming:
         raise ValueError(
             "`validation_data` or `validation_split` must be given with `streaming`, got None: the end of a stream "
@@ -232,7 +234,7 @@ def load_train_validation(
     else:
         validation = None
 
-    train = load_documents(args.data, split=args.data_split, **train_source)
+    train = load_data(split=args.data_split)
     return hold_out(train, args.validation_fraction) if validation is None else (train, validation)
 
 
@@ -443,7 +445,7 @@ def _block_features(block_size: int) -> Features:
     return Features({"input_ids": List(Value("int32"), length=block_size), "num_characters": Value("float64")})
 
 
-def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list | np.ndarray]:
+def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Turns documents into pieces, the rows of `PIECE_FEATURES`: most documents are one, long ones several."""
     pieces = [
         (document, piece) for document, text in enumerate(batch["text"]) for piece in _split_long_text(text or "")
@@ -545,7 +547,8 @@ class _Counter:
 
     def __init__(self, separator: Separator):
         self.separator = separator
-        self.num_documents = self.num_tokens = self.num_characters = 0
+        self.num_documents = self.num_tokens = 0
+        self.num_characters = 0.0
 
     def add(self, num_tokens: np.ndarray, characters_per_token: np.ndarray, starts_document: np.ndarray) -> None:
         self.num_documents += int(starts_document.sum())

@@ -123,7 +123,7 @@ def nelbo_metrics(nelbo: Tensor, num_tokens: Tensor, num_characters: Tensor | No
 
 
 def ratio_with_stderr(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
-    """sum(numerator) / sum(denominator) over examples, and its standard error by linearisation (nan for one example)."""
+    """sum(numerator) / sum(denominator) over examples, and its standard error by linearisation (nan if alone)."""
     count = len(numerator)
     ratio = (numerator.sum() / denominator.sum()).item()
     residual = numerator - ratio * denominator

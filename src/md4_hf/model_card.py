@@ -38,8 +38,9 @@ print(pipe(num_samples=1).texts[0])
 
 {samples}## Limits
 
-The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out part of the data named
-above. The model repeats what its data holds, mistakes and prejudices included. Nothing was done to make its text true or safe.
+The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out part of the data
+named above. The model repeats what its data holds, mistakes and prejudices included. Nothing was done to make its text
+true or safe.
 """
 
 

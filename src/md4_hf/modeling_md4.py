@@ -62,7 +62,7 @@ class MaskedDiffusionOutput(ModelOutput):
             Logits of the clean tokens; the mask token's is finfo.min.
         token_nelbo (`torch.FloatTensor` of shape `(batch, length)`):
             Diffusion part of the NELBO in nats, zero at unmasked positions.
-        hidden_states (`tuple(torch.FloatTensor)`): Of shape `(batch, length, hidden_size)`, one per layer and the input.
+        hidden_states (`tuple(torch.FloatTensor)`): Of shape `(batch, length, hidden_size)`, input and layers.
         attentions (`tuple(torch.FloatTensor)`): Of shape `(batch, heads, length, length)`, one per layer.
     """
 
@@ -164,6 +164,16 @@ class MD4RotaryEmbedding(nn.Module):
         inv_freq, self.attention_scaling = rope_init(config)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        """Follow the model to its device, but stay in float32: a rounded frequency turns far positions wrongly."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = getattr(self, name)
+            if after.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(after.device))
+        return self
 
     @staticmethod
     def compute_default_rope_parameters(config: MD4Config, device=None, seq_len=None) -> tuple[Tensor, float]:
@@ -293,7 +303,10 @@ class MD4Layer(GradientCheckpointingLayer):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> Tensor:
-        """`(batch, length, hidden)` and the activated conditioning `(batch, conditioning_size)` -> the former's shape."""
+        """`(batch, length, hidden)`, and the activated conditioning `(batch, conditioning_size)` -> the former's shape.
+
+        `attention_mask` and `position_embeddings` go to the attention.
+        """
 
         def attend(x: Tensor) -> Tensor:
             return self._drop(self.attention(x, attention_mask, position_embeddings, **kwargs)[0])
@@ -344,6 +357,19 @@ class MD4PreTrainedModel(PreTrainedModel):
                 init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2.0 * std, b=2.0 * std)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in transformers, but the mask token cannot be cut off.
+
+        Raises:
+            ValueError: If fewer rows would be left than the mask token needs.
+        """
+        mask_token_id, multiple = self.config.mask_token_id, pad_to_multiple_of or 1
+        if new_num_tokens is not None and -(-new_num_tokens // multiple) * multiple <= mask_token_id:
+            raise ValueError(f"`new_num_tokens` must be > `mask_token_id` ({mask_token_id}), got {new_num_tokens}.")
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
 
 class MD4Model(MD4PreTrainedModel):

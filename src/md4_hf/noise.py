@@ -67,7 +67,7 @@ def training_times(seed: int, step: int, index: Tensor, total: int) -> Tensor:
     Args:
         seed: Seed of the run.
         step: Number of the optimizer step.
-        index: `(n,)` indices in [0, total) of the examples at hand, counted over the ranks and micro-batches of the step.
+        index: `(n,)` indices in [0, total) of the examples at hand, counted over all ranks and micro-batches.
         total: Number of examples of the whole optimizer step.
     """
     offset = keyed_uniform(seed, TRAIN_TIME, step, dtype=torch.float64)

@@ -64,7 +64,7 @@ class MuonWithAdamW(Optimizer):
 
 
 def muon_with_adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonWithAdamW:
-    """`MuonWithAdamW` for a transformer: the matrices of its `layers` go to Muon; embedding, head and vectors do not."""
+    """`MuonWithAdamW` for a transformer: the matrices of its `layers` go to Muon, all else to AdamW."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ def plot_losses(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    heldout = [entry for entry in log_history if "eval_bits_per_token" in entry]
+    # Of several evaluations at one step the last counts: the one at the end has more draws.
+    heldout = list({entry["step"]: entry for entry in log_history if "eval_bits_per_token" in entry}.values())
     train = [entry for entry in log_history if "loss" in entry]
     if not heldout and not train:
         raise ValueError("`log_history` must hold losses, got none.")
@@ -45,8 +47,8 @@ def plot_losses(
         steps, bits = [entry["step"] for entry in heldout], [entry[key] for entry in heldout]
         label = f"held out, last {bits[-1]:.2f}"
         axes.plot(steps, bits, color="tab:blue", linewidth=2.0, marker="o", markersize=3, label=label)
-    for (name, bits), style in zip((baselines or {}).items(), ("--", ":", "-.")):
-        axes.axhline(bits, color="tab:red", linestyle=style, linewidth=1.0, label=f"{name} {bits:.2f}")
+    for (name, baseline), style in zip((baselines or {}).items(), itertools.cycle(("--", ":", "-.")), strict=False):
+        axes.axhline(baseline, color="tab:red", linestyle=style, linewidth=1.0, label=f"{name} {baseline:.2f}")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(f"NELBO, bits per {unit}")
     axes.grid(alpha=0.3)

@@ -72,9 +72,9 @@ PRESETS: dict[str, Preset] = {
             "attn_implementation": "eager",  # the fastest on a processor for sequences as short as these
         },
         training={
-            "max_steps": 1800,
-            "learning_rate": 1e-2,
-            "warmup_steps": 90,
+            "max_steps": 2100,
+            "learning_rate": 5e-3,
+            "warmup_steps": 100,
             "lr_scheduler_type": "cosine",
             "weight_decay": 0.03,
             "adam_beta2": 0.99,
@@ -89,7 +89,7 @@ PRESETS: dict[str, Preset] = {
             "eval_steps": 150,
             "logging_steps": 30,
             "save_strategy": "steps",
-            "save_steps": 600,
+            "save_steps": 700,
             "save_total_limit": 1,
         },
         data={"data": "pydoc", "block_size": 64},

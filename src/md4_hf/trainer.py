@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, rotate_checkpoints
 from transformers.utils import logging
 
@@ -25,6 +25,7 @@ from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
 from .model_card import make_model_card
 from .noise import training_mask_noise, training_times
 from .optimizers import muon_with_adamw
+from .tokenization import check_tokenizer_matches
 
 
 logger = logging.get_logger(__name__)
@@ -101,13 +102,17 @@ class MD4Trainer(Trainer):
     Takes the arguments of `Trainer`, with `MD4TrainingArguments` as `args`.
 
     Raises:
-        ValueError: For an MD4 model with `compute_metrics` or `compute_loss_func`: the loss is the ELBO.
+        ValueError: For an MD4 model with `compute_metrics` or `compute_loss_func` (the loss is the ELBO), or with a
+            tokenizer of another size or mask id.
     """
 
     def __init__(self, model=None, args: MD4TrainingArguments | None = None, data_collator=None, **kwargs):
         self.is_md4 = getattr(getattr(model, "config", None), "model_type", None) == "md4"
         if self.is_md4:
             self._check_arguments(args, kwargs)
+            if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
+                config = model.config
+                check_tokenizer_matches(kwargs["processing_class"], config.vocab_size, config.mask_token_id)
             torch.set_float32_matmul_precision(args.matmul_precision)
             data_collator = data_collator or PaddingCollator()
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
@@ -246,7 +251,8 @@ class MD4Trainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """As `Trainer.save_model`; a call by the user saves the averaged weights."""
-        with contextlib.nullcontext() if _internal_call else self.ema_weights():
+        weights = contextlib.nullcontext() if _internal_call else self.ema_weights()
+        with weights, without_progress_bars():
             super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial):
@@ -261,7 +267,7 @@ class MD4Trainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         if self.ema is not None:
             with self.ema_weights():
-                super().save_model(str(staging / name / EMA_FOLDER), _internal_call=True)
+                self.save_model(str(staging / name / EMA_FOLDER), _internal_call=True)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._correct_best_checkpoint(run_dir, staging / name)
@@ -303,6 +309,18 @@ class MD4Trainer(Trainer):
         elif self.is_world_process_zero():
             card = make_model_card(self.accelerator.unwrap_model(self.model), self.args, self.state, **kwargs)
             card.save(os.path.join(self.args.output_dir, "README.md"))
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """No bars of transformers within the context: a checkpoint's would tear the training's own apart."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: int):

@@ -36,7 +36,7 @@ def demo(options: list[str]):
         f"""
 Next:
   md4 sample {folder} --prompt "the value of " --num_samples 3 --top_p 0.9
-  md4 infill {folder} "the <mask:12> statement is used to <mask:40>"
+  md4 infill {folder} "the <mask:12> statement is used to <mask:20>"
   md4 evaluate {folder} --draws 32
   md4 train --preset tiny --data YOUR_TEXT.txt --output_dir runs/mine
 (after `source .venv/bin/activate`, or as .venv/bin/md4)"""

@@ -50,7 +50,8 @@ def test_noise_of_a_step_is_the_same_on_any_ranks_and_micro_batches(ranks, micro
         mine = [{"input_ids": batch} for batch in batches[rank::ranks]]
         number_step_examples(mine, rank, ranks)
         for batch in mine:
-            index, total = batch["example_index"], batch["num_step_examples"]
+            first, total = batch["first_step_example"], batch["num_step_examples"]
+            index = torch.arange(first, first + len(batch["input_ids"]))
             rows = batch["input_ids"][:, 0] // 5
             assert torch.equal(training_times(7, 3, index, total), expected_times[rows])
             assert torch.equal(training_mask_noise(7, 3, index, batch["input_ids"].shape), expected_noise[rows])
@@ -59,9 +60,8 @@ def test_noise_of_a_step_is_the_same_on_any_ranks_and_micro_batches(ranks, micro
 def test_a_short_last_micro_batch_is_counted_as_it_is():
     batches = [{"input_ids": torch.zeros(4, 2)}, {"input_ids": torch.zeros(3, 2)}]
     number_step_examples(batches, rank=1, world_size=2)
-    assert batches[0]["example_index"].tolist() == [4, 5, 6, 7]
-    assert batches[1]["example_index"].tolist() == [11, 12, 13]
-    assert batches[0]["num_step_examples"] == 14
+    assert [batch["first_step_example"] for batch in batches] == [4, 11]
+    assert [batch["num_step_examples"] for batch in batches] == [14, 14]
 
 
 def test_training_times_are_stratified_over_the_whole_step():

@@ -202,36 +202,52 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             ValueError: For a time that is not on the grid, wrong shapes, and arguments out of range.
         """
         self.check_sampling_arguments(temperature, top_p, top_k)
-        mask_token_id = self._mask_token_id()
-        masked = sample == mask_token_id
-        index = self._step_index(timestep, sample.shape[0])
-        probability = self.unmask_probabilities()[index].to(sample.device)
-        is_last = (index == self.num_inference_steps - 1).to(sample.device)
+        mask_token_id, device = self._mask_token_id(), sample.device
+        logits, state = model_output, sample
+        if device.type == "mps":  # has no float64: draw on the CPU
+            logits, state = logits.cpu(), state.cpu()
+        masked = state == mask_token_id
         row = masked.nonzero()[:, 0]
-        logits = model_output if model_output.shape[:-1] == row.shape else self._masked_rows(model_output, masked)
+        if logits.shape[:-1] != row.shape:
+            logits = self._masked_rows(logits, masked)
+        index = self._step_index(timestep, state.shape[0]).to(state.device)[row]
+        noise = _uniform(state.shape, generator, state.device)[masked]
+        top_p = self.config.top_p if top_p is None else top_p
+        tokens, probs = self._draw(logits, index, noise, temperature, top_p, top_k)
 
-        noise = _uniform(sample.shape, generator, sample.device)[masked]
-        opens, uniform = SAMPLERS[self.config.sampler](probability[row], noise)
-        left_over = is_last[row] & ~opens
-        decided = opens | left_over
-        mu = self._token_probabilities(
-            logits[decided], temperature, self.config.top_p if top_p is None else top_p, top_k
-        )
-        drawn = torch.where(left_over[decided], mu.argmax(dim=-1), draw_categorical(mu, uniform[decided]))
-        tokens = torch.full_like(row, mask_token_id).masked_scatter(decided, drawn)
-        probs = torch.zeros_like(uniform).masked_scatter(decided, mu.gather(-1, drawn[:, None]).squeeze(-1))
-
-        sampled_tokens = torch.full_like(sample, mask_token_id).masked_scatter(masked, tokens.to(sample.dtype))
-        sampled_probs = torch.zeros(sample.shape, device=sample.device).masked_scatter(masked, probs.float())
-        prev_sample = torch.where(masked, sampled_tokens, sample)
-        if not return_dict:
-            return prev_sample, sampled_tokens, sampled_probs, model_output
-        return MaskedDiffusionSchedulerOutput(
-            prev_sample=prev_sample,
-            sampled_tokens=sampled_tokens,
-            sampled_probs=sampled_probs,
+        sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(masked, tokens.to(state.dtype))
+        sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(masked, probs.float())
+        prev_sample = torch.where(masked, sampled_tokens, state)
+        output = MaskedDiffusionSchedulerOutput(
+            prev_sample=prev_sample.to(device),
+            sampled_tokens=sampled_tokens.to(device),
+            sampled_probs=sampled_probs.to(device),
             pred_logits=model_output,
         )
+        return output if return_dict else output.to_tuple()
+
+    def _draw(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        noise: Tensor,
+        temperature: float,
+        top_p: float | None,
+        top_k: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Decide n masked positions: their tokens (the mask where they stay) and the tokens' probabilities, `(n,)`.
+
+        `logits` `(n, vocab)`, `index` `(n,)` of each position's step, `noise` `(n, 2)`.
+        """
+        probability = self.unmask_probabilities().to(index.device)[index]
+        opens, uniform = SAMPLERS[self.config.sampler](probability, noise)
+        left_over = (index == self.num_inference_steps - 1) & ~opens
+        decided = opens | left_over
+        mu = self._token_probabilities(logits[decided], temperature, top_p, top_k)
+        drawn = torch.where(left_over[decided], mu.argmax(dim=-1), draw_categorical(mu, uniform[decided]))
+        tokens = torch.full_like(index, self._mask_token_id()).masked_scatter(decided, drawn)
+        probs = torch.zeros_like(uniform).masked_scatter(decided, mu.gather(-1, drawn[:, None]).squeeze(-1))
+        return tokens, probs
 
     @staticmethod
     def check_sampling_arguments(temperature: float, top_p: float | None, top_k: int | None):

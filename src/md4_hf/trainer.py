@@ -66,6 +66,9 @@ class MD4TrainingArguments(TrainingArguments):
             "choices": ["highest", "high", "medium"],
         },
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters without gradient in every step of DDP; MD4 has none."}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Leave NaN and infinite losses out of the logged mean."}
     )
@@ -182,14 +185,14 @@ class MD4Trainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The NELBO in nats per scored token of the whole optimizer step, on noise drawn for this step."""
         if self.is_md4:
-            index, total = inputs.pop("example_index"), inputs.pop("num_step_examples")
+            inputs = {**inputs}
             inputs.pop("num_characters", None)
-            step, seed = self.state.global_step, self.args.seed
-            inputs = self.diffusion.noised(
-                inputs,
-                training_times(seed, step, index, total),
-                training_mask_noise(seed, step, index.to(inputs["input_ids"].device), inputs["input_ids"].shape),
-            )
+            first, total = inputs.pop("first_step_example"), inputs.pop("num_step_examples")
+            ids, key = inputs["input_ids"], (self.args.seed, self.state.global_step)
+            index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
+            timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
+            noise = training_mask_noise(*key, index.to(ids.device, non_blocking=True), ids.shape)
+            inputs = self.diffusion.noised(inputs, timesteps, noise)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
@@ -324,21 +327,21 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: int):
-    """Give each batch of an optimizer step the indices of its examples in the whole step.
+    """Tell each batch of an optimizer step the place of its examples in the whole step.
 
     The micro-batches of a step are dealt to the ranks in turn (rank 0's first, rank 1's first, ..., rank 0's second),
     so that R ranks x A micro-batches number their examples as 1 rank x (R A) does.
 
     Args:
-        batches: This rank's micro-batches; gain `example_index` `(batch,)` and `num_step_examples`.
+        batches: This rank's micro-batches; gain `first_step_example`, the index of their first example (the others
+            follow), and `num_step_examples`, over all ranks and micro-batches.
         rank: This process.
         world_size: Number of processes, which all have micro-batches of the same sizes.
     """
     sizes = [len(batch["input_ids"]) for batch in batches]
     first = 0
     for batch, size in zip(batches, sizes, strict=True):
-        start = first + rank * size
-        batch["example_index"] = torch.arange(start, start + size)
+        batch["first_step_example"] = first + rank * size
         batch["num_step_examples"] = world_size * sum(sizes)
         first += world_size * size
 

@@ -1,0 +1,65 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Muon and AdamW as one optimizer."""
+
+import copy
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from md4_hf import MD4Config, MD4ForMaskedDiffusion
+from md4_hf.optimizers import muon_with_adamw
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    config = MD4Config(vocab_size=6, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    return MD4ForMaskedDiffusion(config)
+
+
+def step(model, optimizer):
+    ids = torch.arange(10).view(2, 5) % 5
+    torch.manual_seed(1)
+    model(ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_only_the_matrices_of_the_blocks_go_to_muon():
+    model = tiny_model()
+    optimizer = muon_with_adamw(model, 1e-2, (0.9, 0.99), 0.1)
+    muon, adamw = ({id(p) for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    for name, parameter in model.named_parameters():
+        expected = muon if ".layers." in name and parameter.ndim == 2 else adamw
+        assert id(parameter) in expected, name
+    assert len(muon) + len(adamw) == len(list(model.parameters()))
+
+
+def test_a_learning_rate_scheduler_reaches_both_parts():
+    optimizer = muon_with_adamw(tiny_model(), 1e-2, (0.9, 0.99), 0.1)
+    scheduler = LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [5e-3, 5e-3]
+
+
+def test_a_restored_optimizer_goes_on_as_the_first_would():
+    model = tiny_model()
+    optimizer = muon_with_adamw(model, 1e-2, (0.9, 0.99), 0.1)
+    for _ in range(3):
+        step(model, optimizer)
+    twin = copy.deepcopy(model)
+    restored = muon_with_adamw(twin, 1.0, (0.5, 0.5), 0.0)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for pair in ((model, optimizer), (twin, restored)):
+        step(*pair)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_frozen_parameters_are_left_out():
+    model = tiny_model()
+    model.model.embed_tokens.weight.requires_grad_(False)
+    optimizer = muon_with_adamw(model, 1e-2, (0.9, 0.99), 0.1)
+    before = model.model.embed_tokens.weight.clone()
+    step(model, optimizer)
+    assert torch.equal(model.model.embed_tokens.weight, before)

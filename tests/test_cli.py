@@ -2,6 +2,7 @@
 """The command line, run as a user runs it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,11 +11,21 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
-from md4_hf import PRESETS, MaskedDiffusionPipeline, MD4Config, MD4TrainingArguments, ModelArguments, RunArguments
-from md4_hf.arguments import parse_arguments
-from md4_hf.cli import expand_gaps, main, set_batch_size
+from md4_hf import (
+    PRESETS,
+    MaskedDiffusionPipeline,
+    MD4Config,
+    MD4TrainingArguments,
+    ModelArguments,
+    RunArguments,
+    build_byte_tokenizer,
+    pack,
+    parse_arguments,
+)
+from md4_hf.cli import expand_gaps, main, measure_baselines, set_batch_size
 
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
@@ -49,7 +60,7 @@ def test_training_leaves_a_folder_that_every_loader_opens(run):
 
 def test_the_saved_model_is_the_one_that_was_evaluated(run, capsys):
     recorded = json.loads((run / "eval_results.json").read_text())
-    main(["evaluate", str(run), "--block_size", "32", "--draws", "8"])
+    main(["evaluate", str(run), "--draws", "8"])
     assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out
     card = (run / "README.md").read_text()
     assert f"{recorded['eval_bits_per_character']:.4f}" in card and "bigram model" in card
@@ -90,6 +101,10 @@ def test_training_goes_on_from_a_model(run, tmp_path, capsys):
     folder = tmp_path / "more"
     main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", "--output_dir", str(folder)])
     assert AutoModel.from_pretrained(folder).config.hidden_size == 32
+    assert "`hidden_size` must be the trained model's 32, got 64" in failure(
+        capsys,
+        ["train", "--model_name_or_path", str(run), "--hidden_size", "64", "--output_dir", str(folder / "x")],
+    )
     too_long = ["--block_size", "64", "--output_dir", str(folder / "x")]
     message = failure(capsys, ["train", "--model_name_or_path", str(run), *QUICK, *too_long])
     assert "`block_size` must be at most the model's 32 tokens, got 64" in message
@@ -116,6 +131,17 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
     again = [*command, str(step + 2), "--resume_from_checkpoint", "latest"]
     subprocess.run(again, env=environment, check=True, timeout=120, capture_output=True)
     assert (folder / "model.safetensors").exists() and (folder / f"checkpoint-{step + 2}").exists()
+
+
+def test_baselines_are_per_character_and_need_the_mask_last(tmp_path):
+    tokenizer = build_byte_tokenizer()
+    documents = Dataset.from_dict({"text": ["äöü" * 4000, "ßéà" * 4000]})  # two bytes a character
+    blocks, _ = pack(documents, tokenizer, 16)
+    baselines = measure_baselines(blocks, blocks, tokenizer)
+    assert baselines["uniform"] == pytest.approx(2 * math.log2(257), rel=0.02)
+    assert 0 < baselines["bigram"] < baselines["unigram"] < baselines["uniform"]
+    tokenizer.add_tokens("another")
+    assert measure_baselines(blocks, blocks, tokenizer) == {}
 
 
 def test_gaps_become_mask_tokens():
@@ -168,7 +194,7 @@ def test_accumulation_is_computed_from_the_batch(tmp_path):
     args = MD4TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=16, use_cpu=True)
     set_batch_size(RunArguments(total_batch_size=64), args)
     assert args.gradient_accumulation_steps == 4
-    with pytest.raises(ValueError, match="`total_batch_size` must be a multiple of 1 processes x"):
+    with pytest.raises(ValueError, match="`total_batch_size` must be a multiple of 1 devices x"):
         set_batch_size(RunArguments(total_batch_size=24), args)
     set_batch_size(RunArguments(total_batch_size=8), args)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 1)

@@ -380,6 +380,42 @@ def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
     assert recorded["best_model_checkpoint"] == str(tmp_path / best)
 
 
+def test_the_best_model_is_loaded_with_its_average(tmp_path):
+    """A learning rate that ruins the model after the first step: the best is the first checkpoint."""
+    trainer = make_trainer(
+        tmp_path,
+        evaluation=dataset(16),
+        learning_rate=0.3,
+        ema_decay=0.5,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    trainer.train()
+    evaluations = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == min(evaluations) < evaluations[-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
+def test_a_best_evaluation_without_a_checkpoint_does_not_end_the_run(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        evaluation=dataset(8),
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        max_steps=5,
+        save_total_limit=1,
+        metric_for_best_model="eval_loss",
+    )
+    trainer.train()
+    assert trainer.state.global_step == 5 and list(tmp_path.glob("checkpoint-*"))
+
+
 def test_resuming_without_the_averaged_weights_is_an_error(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
     trainer = make_trainer(tmp_path, max_steps=6, ema_decay=0.9)
@@ -456,6 +492,8 @@ def test_the_collator_pads_what_differs_in_length_only():
     [
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
         ({"eval_draws": 0}, "`eval_draws` must be >= 1, got 0"),
+        ({"push_to_hub": True}, "`push_to_hub` must be False"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0"),
         ({"max_steps": 0}, "`max_steps` must be >= 1, or `num_train_epochs` > 0"),
     ],
 )
@@ -467,7 +505,9 @@ def test_bad_arguments_are_named(tmp_path, kwargs, message):
 def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`compute_metrics` must be None for an MD4 model"):
         MD4Trainer(model=tiny_model(), args=arguments(tmp_path), compute_metrics=len)
-    with pytest.raises(ValueError, match="at most as many tokens as the model has rows"):
+    with pytest.raises(ValueError, match="`model_init` must be None for an MD4 model"):
+        MD4Trainer(args=arguments(tmp_path), model_init=tiny_model)
+    with pytest.raises(ValueError, match="as many tokens as the model has rows"):
         MD4Trainer(model=tiny_model(), args=arguments(tmp_path), processing_class=build_byte_tokenizer())
     with pytest.raises(ValueError, match="`args` must be MD4TrainingArguments, got NoneType"):
         MD4Trainer(model=tiny_model())

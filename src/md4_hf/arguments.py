@@ -43,9 +43,19 @@ SHOWN_TRAINING_OPTIONS = {
     "save_total_limit",
     "resume_from_checkpoint",
     "report_to",
-    "push_to_hub",
-    "hub_model_id",
     "use_cpu",
+}
+
+
+# What a trained model can be given other values of.
+CHANGEABLE_FIELDS = {
+    "embedding_dropout",
+    "attention_dropout",
+    "residual_dropout",
+    "masking_schedule",
+    "schedule_power",
+    "schedule_eps",
+    "num_train_timesteps",
 }
 
 
@@ -100,8 +110,24 @@ class ModelArguments:
 
     def config(self, vocab_size: int, mask_token_id: int, length: int) -> MD4Config:
         """The configuration of a new model for a tokenizer and a length in tokens."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        return MD4Config(vocab_size=vocab_size, mask_token_id=mask_token_id, max_position_embeddings=length, **given)
+        sizes = {"vocab_size": vocab_size, "mask_token_id": mask_token_id, "max_position_embeddings": length}
+        return MD4Config(**sizes, **self.given())
+
+    def given(self) -> dict[str, Any]:
+        """The fields that have a value."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def change(self, config: MD4Config):
+        """Change the configuration of an existing model, as far as its weights allow.
+
+        Raises:
+            ValueError: For a field that the weights depend on, if it differs.
+        """
+        for name, value in self.given().items():
+            if name in CHANGEABLE_FIELDS:
+                setattr(config, name, value)
+            elif name != "attn_implementation" and getattr(config, name) != value:
+                raise ValueError(f"`{name}` must be the trained model's {getattr(config, name)}, got {value}.")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -127,13 +153,13 @@ class _HelpFormatter(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)" if shown and action.option_strings else action.help
 
 
-def preset_defaults(name: str) -> dict[str, Any]:
-    """The options that a preset stands for."""
+def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
+    """The options that a preset stands for; without those of a new model if there is a model to go on with."""
     if name not in PRESETS:
         raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
     preset = PRESETS[name]
     run = {"tokenizer": preset.tokenizer, "total_batch_size": preset.batch_size}
-    return {**preset.model, **preset.training, **preset.data, **run}
+    return {**(preset.model if with_model else {}), **preset.training, **preset.data, **run}
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -156,6 +182,7 @@ def parse_arguments(
     description: str,
     positional: Mapping[str, str] | None = None,
     with_presets: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple:
     """Fill dataclasses from the command line.
 
@@ -168,6 +195,7 @@ def parse_arguments(
         description: What it does.
         positional: Names and help of required positional arguments.
         with_presets: Whether there is a `--preset`.
+        defaults: Defaults in place of the dataclasses' own.
 
     Returns:
         The instances, then a namespace with the positional arguments if there are any, and the preset.
@@ -193,6 +221,7 @@ def parse_arguments(
             argv = ["--help"]
         else:
             _hide_rare_options(parser)
+    parser.set_defaults(**(defaults or {}))
     _set_defaults(parser, argv, with_presets)
     *instances, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
@@ -204,6 +233,7 @@ def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
     early.add_argument("--preset")
+    early.add_argument("--model_name_or_path", "--model-name-or-path")
     given, _ = early.parse_known_args(argv)
     options = read_config(given.config) if given.config else {}
     known = {action.dest for action in parser._actions}
@@ -212,7 +242,8 @@ def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool)
         parser.error(f"unknown options in {given.config}: {', '.join(unknown)}")
     preset = given.preset or options.get("preset")
     if with_presets and preset:
-        parser.set_defaults(**preset_defaults(preset))
+        has_model = given.model_name_or_path or options.get("model_name_or_path")
+        parser.set_defaults(**preset_defaults(preset, with_model=not has_model))
     if "use_cpu" in known and not torch.accelerator.is_available():
         parser.set_defaults(use_cpu=True)  # without it, `TrainingArguments` refuses bf16 where there is no accelerator
     parser.set_defaults(**options)

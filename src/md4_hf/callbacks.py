@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,14 +33,18 @@ class EmaCallback(TrainerCallback):
         """Start the next training from these averaged weights, in the order of `model.parameters()`."""
         self._initial = parameters
 
+    def set_average(self, parameters: list[torch.Tensor]):
+        """Replace the averaged weights, in the order of `model.parameters()`."""
+        for shadow, value in zip(self.average.shadow_params, parameters, strict=True):
+            shadow.copy_(value)
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Start the average at the weights, or where it was."""
         from diffusers.training_utils import EMAModel
 
         self.average = EMAModel(kwargs["model"].parameters(), decay=self.decay, foreach=True)
         if self._initial is not None:
-            for shadow, value in zip(self.average.shadow_params, self._initial, strict=True):
-                shadow.copy_(value)
+            self.set_average(self._initial)
             self.average.optimization_step = state.global_step
             self._initial = None
 
@@ -63,10 +69,12 @@ class EmaCallback(TrainerCallback):
 class InterruptCallback(TrainerCallback):
     """Ends training at the end of a step, with a checkpoint, when the process is asked to stop.
 
-    The first Ctrl-C (or SIGTERM) asks; a second one acts at once.
+    The first Ctrl-C (or SIGTERM) asks; a second one acts at once. Several processes agree every few steps, so that all
+    stop at the same one, whichever was asked.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    STEPS_BETWEEN_AGREEMENTS = 5
 
     def __init__(self):
         self.interrupted = False
@@ -75,6 +83,7 @@ class InterruptCallback(TrainerCallback):
     def watching(self) -> Iterator[None]:
         """Handle the signals within the context; does nothing outside the main thread."""
         self.interrupted = False
+        self._process = os.getpid()
         try:
             previous = {number: signal.signal(number, self._ask_to_stop) for number in self.SIGNALS}
         except ValueError:  # signals can only be handled in the main thread
@@ -88,15 +97,25 @@ class InterruptCallback(TrainerCallback):
 
     def _restore(self):
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _ask_to_stop(self, number: int, frame):
+        if os.getpid() != self._process:  # a worker of the data loader, which inherits the handlers
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self.interrupted = True
         self._restore()
         logger.warning("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once without one.")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Save and stop if asked to."""
+        if args.world_size > 1:
+            if state.global_step % self.STEPS_BETWEEN_AGREEMENTS:
+                return control
+            asked = torch.tensor(int(self.interrupted), device=args.device)
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            self.interrupted = bool(asked)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
@@ -111,7 +130,10 @@ class BitsProgressCallback(ProgressCallback):
         self._shown: dict[str, str] = {}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
-        """Update what stands behind the bar."""
+        """Update what stands behind the bar; a log that is not a terminal gets its lines."""
+        if not sys.stderr.isatty():
+            super().on_log(args, state, control, logs=logs, **kwargs)
+            return
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         if "bits_per_token" in logs:

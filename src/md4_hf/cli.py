@@ -40,6 +40,7 @@ from md4_hf import (
 
 GAP = re.compile(r"<mask:(\d+)>")
 MAX_SYMBOLS_FOR_BASELINES = 1000
+MAX_TOKENS_FOR_BASELINES = 10_000_000
 EXIT_INTERRUPTED = 130
 STAGING_FOLDER = ".model-in-progress"
 
@@ -103,18 +104,24 @@ def set_batch_size(run: RunArguments, args: MD4TrainingArguments):
     """Choose the accumulation steps that make the total batch on the processes at hand."""
     if run.total_batch_size is None:
         return
-    share, rest = divmod(run.total_batch_size, args.world_size)
+    devices = num_devices(args)
+    share, rest = divmod(run.total_batch_size, devices)
     if rest:
         raise ValueError(
-            f"`total_batch_size` must be a multiple of the {args.world_size} processes, got {run.total_batch_size}."
+            f"`total_batch_size` must be a multiple of the {devices} devices, got {run.total_batch_size}."
         )
     args.per_device_train_batch_size = min(args.per_device_train_batch_size, share)
     args.gradient_accumulation_steps, rest = divmod(share, args.per_device_train_batch_size)
     if rest:
         raise ValueError(
-            f"`total_batch_size` must be a multiple of {args.world_size} processes x `per_device_train_batch_size` "
+            f"`total_batch_size` must be a multiple of {devices} devices x `per_device_train_batch_size` "
             f"{args.per_device_train_batch_size}, got {run.total_batch_size}."
         )
+
+
+def num_devices(args: MD4TrainingArguments) -> int:
+    """Devices over all processes; without a launcher, one process may drive several GPUs."""
+    return args.world_size * max(1, args.n_gpu)
 
 
 def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
@@ -139,6 +146,7 @@ def make_model(run: RunArguments, model_args: ModelArguments, tokenizer, length:
         run.model_name_or_path, dtype=torch.float32, attn_implementation=model_args.attn_implementation
     )
     check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
+    model_args.change(model.config)
     if length > model.config.max_position_embeddings:
         raise ValueError(
             f"`block_size` must be at most the model's {model.config.max_position_embeddings} tokens, got {length}."
@@ -147,23 +155,28 @@ def make_model(run: RunArguments, model_args: ModelArguments, tokenizer, length:
 
 
 def measure_baselines(train_blocks, heldout_blocks, tokenizer) -> dict[str, float]:
-    """Held-out bits per symbol of count models of the same data, for small alphabets."""
+    """Held-out bits per character of count models of the same data, for small alphabets with the mask last."""
     symbols = len(tokenizer) - 1
-    if symbols > MAX_SYMBOLS_FOR_BASELINES or not (
-        hasattr(train_blocks, "__len__") and hasattr(heldout_blocks, "__len__")
-    ):
+    counted = all(hasattr(blocks, "__len__") for blocks in (train_blocks, heldout_blocks))
+    if not counted or symbols > MAX_SYMBOLS_FOR_BASELINES or tokenizer.mask_token_id != symbols:
         return {}
-    train_ids, heldout_ids = (
-        np.concatenate(blocks.with_format("numpy")["input_ids"][:]) for blocks in (train_blocks, heldout_blocks)
-    )
+    train_ids, heldout_ids = first_ids(train_blocks), first_ids(heldout_blocks)
+    block_size = len(heldout_blocks[0]["input_ids"])
+    tokens_per_character = block_size / np.mean(heldout_blocks["num_characters"][:])
     baselines = {"uniform": math.log2(symbols)}
     for order, name in ((1, "unigram"), (2, "bigram")):
         baselines[name] = ngram_bits_per_character(train_ids, heldout_ids, order, symbols)
-    return baselines
+    return {name: bits * tokens_per_character for name, bits in baselines.items()}
+
+
+def first_ids(blocks) -> np.ndarray:
+    """The ids of a data set one after the other, of a large one the first ten million."""
+    count = min(len(blocks), MAX_TOKENS_FOR_BASELINES // len(blocks[0]["input_ids"]))
+    return np.concatenate(blocks.select(range(count)).with_format("numpy")["input_ids"][:])
 
 
 def describe_batch(args: MD4TrainingArguments, data_args: DataArguments) -> str:
-    sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_devices(args)
     return f"{sequences} sequences of {data_args.block_size} tokens a step"
 
 
@@ -180,7 +193,8 @@ def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments, tok
     pipeline = make_pipeline(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
     pipeline.scheduler.save_pretrained(staging)
     pipeline.save_config(staging)
-    for path in staging.iterdir():
+    # The weights come last: where they are, all is.
+    for path in sorted(staging.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         os.replace(path, folder / path.name)
     staging.rmdir()
     trainer.save_metrics("eval", metrics, combined=False)
@@ -195,7 +209,7 @@ def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments, tok
         plot="loss.png",
         location=str(folder),
     )
-    print_metrics(metrics, run.final_eval_draws)
+    print_metrics(metrics, run.final_eval_draws, data_args)
     print(f"Model, tokenizer, loss.png and model card are in {folder}")
 
 
@@ -235,13 +249,19 @@ def evaluate(argv: list[str] | None = None):
         argv,
         prog="md4 evaluate",
         description="Bound the likelihood of text: nats per token, perplexity, bits per character, each with its "
-        "error.\nWith --validation_data that text is scored, else the held-out part of --data.",
+        "error. With --validation_data that text is scored, else the held-out part of --data. Blocks are as long as "
+        "the model's length unless --block_size is given.",
         positional={"model": "Folder or Hub id."},
+        defaults={"block_size": None},
     )
     model, tokenizer = load_model(rest.model), load_tokenizer(rest.model)
     check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
-    data_args.block_size = min(data_args.block_size, model.config.max_position_embeddings)
-    blocks, _ = pack(evaluation_documents(data_args), tokenizer, data_args.block_size, num_proc=data_args.num_proc)
+    data_args.block_size = data_args.block_size or model.config.max_position_embeddings
+    if data_args.block_size > model.config.max_position_embeddings:
+        raise ValueError(
+            f"`block_size` must be at most the model's {model.config.max_position_embeddings} tokens, got "
+            f"{data_args.block_size}."
+        )
     with tempfile.TemporaryDirectory() as folder:
         args = MD4TrainingArguments(
             output_dir=folder,
@@ -253,10 +273,13 @@ def evaluate(argv: list[str] | None = None):
             ema_decay=0.0,
             report_to="none",
         )
+        with args.main_process_first(desc="preparing the data"):
+            documents = evaluation_documents(data_args)
+            blocks, _ = pack(documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc)
         trainer = MD4Trainer(model=model, args=args, eval_dataset=blocks, processing_class=tokenizer)
         metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
-        print_metrics(metrics, options.draws)
+        print_metrics(metrics, options.draws, data_args)
         if options.output_file is not None:
             recipe = {"model": rest.model, **dataclasses.asdict(options), **dataclasses.asdict(data_args)}
             write_whole(Path(options.output_file), json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")
@@ -275,13 +298,14 @@ def evaluation_documents(data_args: DataArguments):
         return load_train_validation(data_args)[1]
     return load_documents(
         data_args.validation_data,
-        split=data_args.validation_split or "train",
+        config=data_args.validation_config,
+        split=data_args.validation_split or data_args.data_split,
         text_column=data_args.text_column,
         streaming=data_args.streaming,
     )
 
 
-def print_metrics(metrics: dict[str, float], draws: int):
+def print_metrics(metrics: dict[str, float], draws: int, data_args: DataArguments):
     """The figures of an evaluation as a small table."""
     rows = [
         ("NELBO, nats per token", metrics["eval_loss"], metrics["eval_loss_stderr"]),
@@ -290,7 +314,10 @@ def print_metrics(metrics: dict[str, float], draws: int):
     if "eval_bits_per_character" in metrics:
         bits = metrics["eval_bits_per_character"], metrics["eval_bits_per_character_stderr"]
         rows.append(("bits per character", *bits))
-    print(f"held-out text, {metrics['eval_num_tokens']:,} tokens, {draws} draws per sequence:")
+    source = data_args.validation_data or f"held-out part of {data_args.data}"
+    print(
+        f"{source}: {metrics['eval_num_tokens']:,} tokens in blocks of {data_args.block_size}, {draws} draws per block"
+    )
     for name, value, error in rows:
         print(f"  {name:<22} {value:9.4f} ± {error:.4f}")
 
@@ -392,10 +419,12 @@ def load_model(name_or_path: str) -> MD4ForMaskedDiffusion:
     return model
 
 
-def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer) -> MaskedDiffusionPipeline:
-    """A pipeline with the model's own masking schedule; the grid is the paper's choice for it."""
+def make_pipeline(
+    model: MD4ForMaskedDiffusion, tokenizer, scheduler: MaskedDiffusionScheduler | None = None
+) -> MaskedDiffusionPipeline:
+    """A pipeline; the default scheduler has the model's masking schedule and the paper's choice of grid for it."""
     config = model.config
-    scheduler = MaskedDiffusionScheduler(
+    scheduler = scheduler or MaskedDiffusionScheduler(
         mask_token_id=config.mask_token_id,
         masking_schedule=config.masking_schedule,
         schedule_power=config.schedule_power,
@@ -407,10 +436,11 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer) -> MaskedDiffusionPip
 
 def load_pipeline(name_or_path: str, device: str | None) -> MaskedDiffusionPipeline:
     """The pipeline of a folder or Hub id."""
-    pipeline = make_pipeline(load_model(name_or_path), load_tokenizer(name_or_path))
+    model, tokenizer, scheduler = load_model(name_or_path), load_tokenizer(name_or_path), None
     if (Path(name_or_path) / "scheduler_config.json").is_file() or not Path(name_or_path).is_dir():
-        pipeline.scheduler = MaskedDiffusionScheduler.from_pretrained(name_or_path)
-    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        scheduler = MaskedDiffusionScheduler.from_pretrained(name_or_path)
+    pipeline = make_pipeline(model, tokenizer, scheduler)
+    return pipeline.to(device or torch.accelerator.current_accelerator() or "cpu")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def config_from_official(official: Mapping[str, Any]) -> MD4Config:
         time_conditioning=official.get("time_features", "t") != "none",
         conditioning_size=feature_dim,
         modulation=official.get("cond_type", "adaln"),
-        num_classes=classes if classes > 0 else None,
+        num_classes=classes if classes is not None and classes > 0 else None,
         depth_scaled_init=official.get("depth_scaled_init", False),
         embedding_dropout=dropout,
         attention_dropout=dropout,

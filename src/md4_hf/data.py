@@ -78,6 +78,9 @@ class DataArguments:
     validation_data: str | None = field(
         default=None, metadata={"help": "Validation text, in any of the forms of `data`."}
     )
+    validation_config: str | None = field(
+        default=None, metadata={"help": "Configuration of `validation_data`, where it has several."}
+    )
     validation_split: str | None = field(
         default=None, metadata={"help": "Split of `validation_data`, or else of `data`, for validation."}
     )
@@ -216,7 +219,9 @@ def load_train_validation(
     load_data = partial(load_any, args.data, config=args.data_config, revision=args.data_revision)
 
     if args.validation_data is not None:
-        validation = load_any(args.validation_data, split=args.validation_split or args.data_split)
+        validation = load_any(
+            args.validation_data, config=args.validation_config, split=args.validation_split or args.data_split
+        )
     elif args.validation_split is not None:
         if args.data == PYDOC or Path(args.data).expanduser().is_file():
             raise ValueError(

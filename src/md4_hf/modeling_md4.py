@@ -530,6 +530,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if labels is not None:
             self._check_labels(input_ids, labels, position_mask)
             if timesteps is None:
+                self._check_clean(input_ids, labels)
                 input_ids, timesteps = self._draw_noise(input_ids, labels)
             else:
                 check_per_example("timesteps", timesteps, input_ids.shape[0], "`labels` are given")
@@ -586,9 +587,10 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if logits is not None:
             return token_nelbo(logits, x0, xt, weight, self.config.mask_token_id)
         masked = (xt == self.config.mask_token_id) & (x0 != IGNORE_INDEX)
-        nll = cross_entropy_nats(self._logits(hidden_states[masked]), x0[masked])
-        weighted = weight[:, None].expand(masked.shape)[masked] * nll
-        return torch.zeros(masked.shape, dtype=weighted.dtype, device=weighted.device).masked_scatter(masked, weighted)
+        rows = masked.flatten().nonzero().squeeze(1)
+        logits = self._logits(hidden_states.flatten(0, 1).index_select(0, rows))
+        weighted = weight[rows // masked.shape[1]] * cross_entropy_nats(logits, x0.flatten()[rows])
+        return weighted.new_zeros(masked.numel()).index_copy(0, rows, weighted).view(masked.shape)
 
     def _loss(self, nelbo_per_token: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """NELBO in nats over the number of scored tokens (those here, or of the whole batch this is a part of)."""
@@ -598,6 +600,13 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if isinstance(num_items, Tensor):
             num_items = num_items.to(nelbo_per_token.device)
         return (nelbo_per_token.sum() + reconstruction) / num_items
+
+    def _check_clean(self, input_ids: Tensor, labels: Tensor):
+        if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
+            raise ValueError(
+                "`input_ids` must be clean where `labels` are scored if no `timesteps` are given (the forward draws "
+                f"the masks), got the mask id {self.config.mask_token_id}."
+            )
 
     def _check_labels(self, input_ids: Tensor | None, labels: Tensor, position_mask: Tensor | None):
         if input_ids is None:

@@ -232,9 +232,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             )
         if self.tokenizer is None:
             return
-        if len(self.tokenizer) > self.model.config.vocab_size:
+        if len(self.tokenizer) != self.model.config.vocab_size:
             raise ValueError(
-                f"`tokenizer` must not have more tokens than the model's {self.model.config.vocab_size}, got "
+                f"`tokenizer` must have as many tokens as the model, {self.model.config.vocab_size}, got "
                 f"{len(self.tokenizer)}."
             )
         if self.tokenizer.mask_token_id != self.mask_token_id:

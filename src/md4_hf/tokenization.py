@@ -104,16 +104,14 @@ def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 
 def check_tokenizer_matches(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mask_token_id: int) -> None:
-    """Checks that a model of `vocab_size` embedding rows can read what the tokenizer writes.
-
-    The model may have more rows than the tokenizer has tokens (a padded vocabulary), not fewer.
+    """Checks that a model of `vocab_size` embedding rows and the tokenizer speak the same ids.
 
     Raises:
-        ValueError: the tokenizer has too many tokens, or another mask token.
+        ValueError: the tokenizer has another number of tokens than the model, or another mask token.
     """
-    if len(tokenizer) > vocab_size:
+    if len(tokenizer) != vocab_size:
         raise ValueError(
-            f"`tokenizer` must have at most as many tokens as the model has rows ({vocab_size}), got {len(tokenizer)}."
+            f"`tokenizer` must have as many tokens as the model has rows ({vocab_size}), got {len(tokenizer)}."
         )
     if tokenizer.mask_token_id != mask_token_id:
         raise ValueError(

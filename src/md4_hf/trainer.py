@@ -59,10 +59,10 @@ class MD4TrainingArguments(TrainingArguments):
             "help": "Optimise the blocks' matrices with torch's Muon (one process or DDP); `optim` then does not count."
         },
     )
-    matmul_precision: str = field(
-        default="highest",
+    matmul_precision: str | None = field(
+        default=None,
         metadata={
-            "help": "Precision of float32 matrix products, for torch.set_float32_matmul_precision.",
+            "help": "Precision of float32 products for torch.set_float32_matmul_precision; torch's own if left out.",
             "choices": ["highest", "high", "medium"],
         },
     )
@@ -82,6 +82,14 @@ class MD4TrainingArguments(TrainingArguments):
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        if self.push_to_hub:
+            raise ValueError(
+                "`push_to_hub` must be False: upload the finished folder, for instance with `hf upload`, got True."
+            )
+        if self.label_smoothing_factor != 0.0:
+            raise ValueError(
+                f"`label_smoothing_factor` must be 0: a smoothed loss is no ELBO, got {self.label_smoothing_factor}."
+            )
         if self.eval_draws < 1:
             raise ValueError(f"`eval_draws` must be >= 1, got {self.eval_draws}.")
         if self.data_seed is None:
@@ -110,13 +118,15 @@ class MD4Trainer(Trainer):
     """
 
     def __init__(self, model=None, args: MD4TrainingArguments | None = None, data_collator=None, **kwargs):
-        self.is_md4 = getattr(getattr(model, "config", None), "model_type", None) == "md4"
+        probe = kwargs["model_init"]() if model is None and kwargs.get("model_init") is not None else model
+        self.is_md4 = getattr(getattr(probe, "config", None), "model_type", None) == "md4"
         if self.is_md4:
             self._check_arguments(args, kwargs)
             if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
                 config = model.config
                 check_tokenizer_matches(kwargs["processing_class"], config.vocab_size, config.mask_token_id)
-            torch.set_float32_matmul_precision(args.matmul_precision)
+            if args.matmul_precision is not None:
+                torch.set_float32_matmul_precision(args.matmul_precision)
             data_collator = data_collator or PaddingCollator()
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         self.interrupt = InterruptCallback()
@@ -133,9 +143,11 @@ class MD4Trainer(Trainer):
     def _check_arguments(args, kwargs):
         if not isinstance(args, MD4TrainingArguments):
             raise ValueError(f"`args` must be MD4TrainingArguments, got {type(args).__name__}.")
-        for name in ("compute_metrics", "compute_loss_func"):
+        for name in ("compute_metrics", "compute_loss_func", "model_init"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
+        if args.batch_eval_metrics:
+            raise ValueError("`batch_eval_metrics` must be False for an MD4 model, got True.")
 
     @property
     def interrupted(self) -> bool:
@@ -261,7 +273,7 @@ class MD4Trainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial):
         """Write the checkpoint aside and give it its name when it is complete."""
         run_dir = Path(self._get_output_dir(trial))
-        staging = run_dir / STAGING_FOLDER
+        staging, previous_best = run_dir / STAGING_FOLDER, self.state.best_model_checkpoint
         self._get_output_dir = lambda trial: str(staging)
         try:
             super()._save_checkpoint(model, trial)
@@ -271,9 +283,9 @@ class MD4Trainer(Trainer):
         if self.ema is not None:
             with self.ema_weights():
                 self.save_model(str(staging / name / EMA_FOLDER), _internal_call=True)
+        self._correct_best_checkpoint(run_dir, staging / name, previous_best)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self._correct_best_checkpoint(run_dir, staging / name)
             shutil.rmtree(run_dir / name, ignore_errors=True)
             os.replace(staging / name, run_dir / name)
             staging.rmdir()
@@ -285,25 +297,35 @@ class MD4Trainer(Trainer):
             )
         self.accelerator.wait_for_everyone()
 
-    def _correct_best_checkpoint(self, run_dir: Path, checkpoint: Path):
-        """The best checkpoint was looked for where this one was staged: note where it will be found."""
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
+    def _correct_best_checkpoint(self, run_dir: Path, checkpoint: Path, previous_best: str | None):
+        """`Trainer` looked for the best checkpoint where this one is staged: note where it will be, on every rank."""
+        best = f"checkpoint-{self.state.best_global_step}"
+        exists = best == checkpoint.name or (run_dir / best).is_dir()
+        self.state.best_model_checkpoint = str(run_dir / best) if exists else previous_best
+        if self.args.should_save:
             self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.set_average(self._averaged_parameters(self.state.best_model_checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.ema is None:
-            return
-        folder = Path(resume_from_checkpoint) / EMA_FOLDER
+        if self.ema is not None:
+            self.ema.resume_from(self._averaged_parameters(resume_from_checkpoint))
+
+    def _averaged_parameters(self, checkpoint: str) -> list[Tensor]:
+        """The averaged weights of a checkpoint, in the order of `model.parameters()`."""
+        folder = Path(checkpoint) / EMA_FOLDER
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"`resume_from_checkpoint` must hold the averaged weights in {EMA_FOLDER!r} (or set `ema_decay=0`), "
-                f"got {resume_from_checkpoint}."
+                f"got {checkpoint}."
             )
         unwrapped = self.accelerator.unwrap_model(self.model)
         averaged = type(unwrapped).from_pretrained(folder, dtype=unwrapped.dtype)
-        self.ema.resume_from([parameter.detach() for parameter in averaged.parameters()])
+        return [parameter.detach() for parameter in averaged.parameters()]
 
     def create_model_card(self, **kwargs):
         """Write `README.md` from what the run itself knows."""

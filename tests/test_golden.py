@@ -47,7 +47,7 @@ def load_model(tensors, record):
     return model.eval()
 
 
-def close(actual, expected, atol=0.0, rtol=0.0):
+def assert_close(actual, expected, atol=0.0, rtol=0.0):
     torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol, check_dtype=False)
 
 
@@ -65,10 +65,10 @@ def test_network_gives_the_official_logits(golden, name):
         inputs["timesteps"] = tensors["t"]
     with torch.no_grad():
         logits = model(**inputs).logits
-        close(logits[..., :-1], tensors["logits"], atol=2e-5)
+        assert_close(logits[..., :-1], tensors["logits"], atol=2e-5)
         if "t_scalar" in tensors:
             inputs["timesteps"] = tensors["t_scalar"].expand(len(tensors["zt"]))
-            close(model(**inputs).logits[..., :-1], tensors["logits_t_scalar"], atol=2e-5)
+            assert_close(model(**inputs).logits[..., :-1], tensors["logits_t_scalar"], atol=2e-5)
     assert (logits[..., -1] == torch.finfo(logits.dtype).min).all()
 
 
@@ -77,13 +77,13 @@ def test_whole_loss_and_gradients_are_the_official_ones(golden):
     model = load_model(tensors, record).train()
     output = model(input_ids=tensors["zt"].long(), timesteps=tensors["t_used"], labels=tensors["x"].long())
     bits = output.loss / math.log(2)
-    close(bits, tensors["out/loss"], rtol=1e-5)
+    assert_close(bits, tensors["out/loss"], rtol=1e-5)
     bits.backward()
     gradients = {name: tensor for name, tensor in tensors.items() if name.startswith("grads/")}
     expected = convert_flax_params({name.removeprefix("grads/"): g for name, g in gradients.items()}, model.config)
     for name, parameter in model.named_parameters():
         largest = expected[name].abs().max().item()
-        close(parameter.grad, expected[name], atol=1e-5 * largest)
+        assert_close(parameter.grad, expected[name], atol=1e-5 * largest)
 
 
 def test_times_of_a_batch_are_the_official_ones(golden):
@@ -92,7 +92,7 @@ def test_times_of_a_batch_are_the_official_ones(golden):
     for case in sorted(cases):
         expected = tensors[f"antithetic_t/{case}/t"]
         times = stratified_times(tensors[f"antithetic_t/{case}/t0"], torch.arange(len(expected)), len(expected))
-        close(times, expected, atol=2e-6)
+        assert_close(times, expected, atol=2e-6)
 
 
 # Building blocks ------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_times_of_a_batch_are_the_official_ones(golden):
 @pytest.mark.parametrize("size", [7, 8, 16, 64])
 def test_time_embedding_is_the_official_one(golden, size):
     tensors, _ = golden("building_blocks")
-    close(time_embedding(tensors["time_embedding/t"], size), tensors[f"time_embedding/dim{size}"], atol=1.5e-4)
+    assert_close(time_embedding(tensors["time_embedding/t"], size), tensors[f"time_embedding/dim{size}"], atol=1.5e-4)
 
 
 @pytest.mark.parametrize("head_dim", [8, 16])
@@ -110,16 +110,16 @@ def test_rotary_embedding_is_the_official_one(golden, head_dim):
     q, k = (tensors[f"rope/hd{head_dim}/{x}"].transpose(1, 2) for x in "qk")
     config = config_from_official({"vocab_size": 4, "feature_dim": head_dim, "num_heads": 3, "n_layers": 1})
     cos, sin = MD4RotaryEmbedding(config)(q, torch.arange(q.shape[2])[None])
-    close(cos[0, :, ::2], tensors[f"rope/hd{head_dim}/cos"], atol=2e-6)
-    close(sin[0, :, 1::2], tensors[f"rope/hd{head_dim}/sin"], atol=2e-6)
+    assert_close(cos[0, :, ::2], tensors[f"rope/hd{head_dim}/cos"], atol=2e-6)
+    assert_close(sin[0, :, 1::2], tensors[f"rope/hd{head_dim}/sin"], atol=2e-6)
     for x, name in ((q, "q_out"), (k, "k_out")):
-        close(apply_rotary(x, cos, sin).transpose(1, 2), tensors[f"rope/hd{head_dim}/{name}"], atol=2e-6)
+        assert_close(apply_rotary(x, cos, sin).transpose(1, 2), tensors[f"rope/hd{head_dim}/{name}"], atol=2e-6)
 
 
 @pytest.mark.parametrize("mlp_type", ["glu", "swiglu", "geglu"])
 def test_activation_is_the_official_one(golden, mlp_type):
     tensors, _ = golden("building_blocks")
-    close(ACTIVATIONS[mlp_type](tensors["activation/x"]), tensors[f"activation/{mlp_type}"], atol=2e-6)
+    assert_close(ACTIVATIONS[mlp_type](tensors["activation/x"]), tensors[f"activation/{mlp_type}"], atol=2e-6)
 
 
 def test_feed_forward_width_follows_the_official_rule(golden):
@@ -132,10 +132,10 @@ def test_text_norms_have_the_official_epsilon(golden):
     tensors, _ = golden("norms")
     base = {"vocab_size": 4, "feature_dim": tensors["x"].shape[-1], "num_heads": 1, "n_layers": 1}
     layer_norm = make_norm(config_from_official(base))
-    close(layer_norm(tensors["x"]), tensors["text_layernorm_eps1e-5"], atol=2e-5)
+    assert_close(layer_norm(tensors["x"]), tensors["text_layernorm_eps1e-5"], atol=2e-5)
     rms_norm = make_norm(config_from_official({**base, "time_features": "none"}))
     rms_norm.weight.data.copy_(tensors["scale"])
-    close(rms_norm(tensors["x"]), tensors["text_rmsnorm"], atol=2e-5)
+    assert_close(rms_norm(tensors["x"]), tensors["text_rmsnorm"], atol=2e-5)
 
 
 # Schedules ------------------------------------------------------------------------------------------------------------
@@ -147,10 +147,10 @@ def test_schedule_is_the_official_one(golden, name):
     schedule = schedule_of(name)
     for t, prefix in ((tensors["t"], ""), (tensors["t_edge"], "edge_")):
         alpha = schedule.alpha(t)
-        close(alpha, tensors[f"{name}/{prefix}alpha"], rtol=1e-5, atol=1e-6)
-        close(schedule.alpha_prime(t), tensors[f"{name}/{prefix}dalpha"], rtol=1e-5, atol=1e-6)
-        close(-nelbo_weight(schedule, t), tensors[f"{name}/{prefix}dgamma_times_alpha"], rtol=1e-5, atol=1e-6)
-        close(torch.log(alpha / (1 - alpha)), tensors[f"{name}/{prefix}logsnr"], rtol=1e-5, atol=1e-5)
+        assert_close(alpha, tensors[f"{name}/{prefix}alpha"], rtol=1e-5, atol=1e-6)
+        assert_close(schedule.alpha_prime(t), tensors[f"{name}/{prefix}dalpha"], rtol=1e-5, atol=1e-6)
+        assert_close(-nelbo_weight(schedule, t), tensors[f"{name}/{prefix}dgamma_times_alpha"], rtol=1e-5, atol=1e-6)
+        assert_close(torch.log(alpha / (1 - alpha)), tensors[f"{name}/{prefix}logsnr"], rtol=1e-5, atol=1e-5)
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -162,34 +162,34 @@ def test_continuous_time_loss_and_its_gradient_are_the_official_ones(golden, nam
     x, zt, schedule = tensors["x"].long(), tensors["zt"].long(), schedule_of(name)
     logits = tensors["logits"].clone().requires_grad_()
     nelbo = token_nelbo(logits, x, zt, nelbo_weight(schedule, tensors["t"]), record["mask_token_id"]).sum(-1)
-    close(nelbo, tensors[f"loss_diff/{name}"], rtol=1e-5)
+    assert_close(nelbo, tensors[f"loss_diff/{name}"], rtol=1e-5)
     nelbo.mean().backward()
-    close(logits.grad, tensors[f"grad_logits_of_mean_loss_diff/{name}"], rtol=1e-5, atol=1e-6)
-    close(schedule.alpha(tensors["t"]), tensors[f"keep_prob/{name}"], rtol=1e-5)
+    assert_close(logits.grad, tensors[f"grad_logits_of_mean_loss_diff/{name}"], rtol=1e-5, atol=1e-6)
+    assert_close(schedule.alpha(tensors["t"]), tensors[f"keep_prob/{name}"], rtol=1e-5)
     reconstruction = reconstruction_nelbo(schedule, x.shape[1], tensors["logits"].shape[-1])
-    close(reconstruction, tensors[f"recon_loss/{name}"], rtol=5e-4)
+    assert_close(reconstruction, tensors[f"recon_loss/{name}"], rtol=5e-4)
 
 
 def test_full_continuous_time_loss_is_the_official_one(golden):
     tensors, record = golden("loss_md4_cont")
     x, zt, schedule = tensors["x"].long(), tensors["zt"].long(), make_schedule("linear")
     t = stratified_times(tensors["call/t0"], torch.arange(len(x)), len(x))
-    close(t, tensors["call/t"], atol=1e-6)
+    assert_close(t, tensors["call/t"], atol=1e-6)
     weight = nelbo_weight(schedule, t)
     bits = token_nelbo(tensors["logits"], x, zt, weight, record["mask_token_id"]).sum() / x.numel() / math.log(2)
-    close(bits, tensors["call/loss_diff"], rtol=1e-5)
+    assert_close(bits, tensors["call/loss_diff"], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "steps"), [(n, s) for n in ("linear", "cosine") for s in (16, 1000)])
 def test_discrete_time_loss_is_the_official_one(golden, name, steps):
     tensors, record = golden("loss_md4_discrete")
     t = discretize_times(tensors["t"], steps)
-    close(t, tensors[f"t_used/T{steps}"], atol=1e-6)
+    assert_close(t, tensors[f"t_used/T{steps}"], atol=1e-6)
     weight = nelbo_weight(schedule_of(name), t, num_timesteps=steps)
     nelbo = token_nelbo(
         tensors["logits"], tensors["x"].long(), tensors["zt"].long(), weight, record["mask_token_id"]
     ).sum(-1)
-    close(nelbo, tensors[f"loss_diff/{name}/T{steps}"], rtol=1e-4 if steps == 16 else 1e-3)
+    assert_close(nelbo, tensors[f"loss_diff/{name}/T{steps}"], rtol=1e-4 if steps == 16 else 1e-3)
 
 
 # Sampling -------------------------------------------------------------------------------------------------------------
@@ -213,15 +213,15 @@ def test_time_grid_and_unmask_probability_are_the_official_ones(golden, grid, st
     scheduler = MaskedDiffusionScheduler(mask_token_id=0, timestep_grid=grid, num_inference_steps=steps)
     t = scheduler.timesteps
     s = torch.cat([t[1:], torch.zeros(1)])
-    close(t, tensors[f"{grid}/T{steps}/t"], atol=1e-6)
-    close(s, tensors[f"{grid}/T{steps}/s"], atol=1e-6)
+    assert_close(t, tensors[f"{grid}/T{steps}/t"], atol=1e-6)
+    assert_close(s, tensors[f"{grid}/T{steps}/s"], atol=1e-6)
     for name in ("linear", "cosine"):
         expected = tensors[f"{grid}/T{steps}/{name}/unmask_prob"]
-        close(unmask_probability(make_schedule(name), t.double(), s.double()), expected, rtol=2e-4, atol=1e-6)
+        assert_close(unmask_probability(make_schedule(name), t.double(), s.double()), expected, rtol=2e-4, atol=1e-6)
         scheduler = MaskedDiffusionScheduler(
             0, masking_schedule=name, timestep_grid=grid, num_inference_steps=steps, final_decode="argmax"
         )
-        close(scheduler.unmask_probabilities(), expected, rtol=2e-4, atol=1e-6)
+        assert_close(scheduler.unmask_probabilities(), expected, rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("schedule", "grid"), [("linear", "cosine"), ("cosine", "uniform")])
@@ -233,15 +233,15 @@ def test_reverse_step_draws_from_the_official_table(golden, schedule, grid, top_
     )
     case = f"{schedule}_{grid}"
     steps = tensors["steps"].long()
-    close(scheduler.timesteps[steps], tensors[f"{case}/t_given_to_network"], atol=1e-6)
+    assert_close(scheduler.timesteps[steps], tensors[f"{case}/t_given_to_network"], atol=1e-6)
     logits = tensors["logits"] if top_p is None else top_p_logits(tensors["logits"], top_p)
     logits = torch.nn.functional.pad(logits, (0, 1))
     for k, step in enumerate(steps):
         unmask = scheduler.unmask_probabilities()[step]
         table = reverse_probabilities(logits, unmask, record["mask_token_id"])
-        close(table, tensors[f"{case}/{'ancestral' if top_p is None else f'topp{top_p}'}/probs"][k], atol=1e-6)
+        assert_close(table, tensors[f"{case}/{'ancestral' if top_p is None else f'topp{top_p}'}/probs"][k], atol=1e-6)
         if top_p is None:
-            close(unmask, tensors[f"{case}/mean/unmask_prob"][k], rtol=2e-4, atol=1e-6)
+            assert_close(unmask, tensors[f"{case}/mean/unmask_prob"][k], rtol=2e-4, atol=1e-6)
 
 
 def test_left_over_masks_decode_to_the_official_tokens(golden):
@@ -265,7 +265,7 @@ def test_tables_of_a_whole_sampling_run_are_the_official_ones(golden):
         with torch.no_grad():
             logits = model(tensors["z"][step].long(), timesteps=t.expand(3), class_labels=label).logits
         table = reverse_probabilities(logits, scheduler.unmask_probabilities()[step], record["mask_token_id"])
-        close(table, tensors["probs"][step], atol=2e-6)
+        assert_close(table, tensors["probs"][step], atol=2e-6)
     for state, expected in ((tensors["z"][-1], "decoded"), (tensors["decode_partial/z0"], "decode_partial/out")):
         with torch.no_grad():
             guess = model(state.long(), timesteps=torch.zeros(3), class_labels=label).logits.argmax(-1)
@@ -300,7 +300,7 @@ def test_initialisation_has_the_official_statistics(golden, case):
                 continue
             official, values = case["parameters"][names[code - 1]], state[name][index == code]
             if official["std"] == 0.0:
-                close(values, torch.full_like(values, official["mean"]))
+                assert_close(values, torch.full_like(values, official["mean"]))
             else:
                 # The official std is one seed's: both have relative errors of 1/sqrt(2n).
                 tolerance = 5 / math.sqrt(values.numel())

@@ -98,7 +98,7 @@ def loss_gradients(model, **inputs):
     return loss.detach(), gradients(model)
 
 
-def close(actual, expected, atol=1e-6, rtol=0.0):
+def assert_close(actual, expected, atol=1e-6, rtol=0.0):
     torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
 
 
@@ -179,7 +179,7 @@ def test_a_new_process_loads_the_same_model_through_the_auto_classes(reloaded, n
     assert set(loaded) == ({"AutoModel"} if name == "bare" else {"AutoModel", "AutoModelForMaskedLM"})
     for loaded_name, loaded_output in loaded.values():
         assert loaded_name == class_name
-        close(loaded_output, output)
+        assert_close(loaded_output, output)
 
 
 def test_the_bare_model_loads_from_a_folder_with_a_head_and_the_reverse(tmp_path):
@@ -188,9 +188,9 @@ def test_the_bare_model_loads_from_a_folder_with_a_head_and_the_reverse(tmp_path
     hidden_states = model.model(**inputs).last_hidden_state
     model.save_pretrained(tmp_path / "whole")
     model.model.save_pretrained(tmp_path / "bare")
-    close(MD4Model.from_pretrained(tmp_path / "whole")(**inputs).last_hidden_state, hidden_states)
+    assert_close(MD4Model.from_pretrained(tmp_path / "whole")(**inputs).last_hidden_state, hidden_states)
     with_new_head = MD4ForMaskedDiffusion.from_pretrained(tmp_path / "bare")
-    close(with_new_head.model(**inputs).last_hidden_state, hidden_states)
+    assert_close(with_new_head.model(**inputs).last_hidden_state, hidden_states)
     assert not with_new_head.lm_head.weight.any()
 
 
@@ -214,7 +214,7 @@ def test_a_model_on_the_meta_device_has_no_storage_and_loading_fills_the_rotary_
     for name, buffer in model.named_buffers():
         assert torch.equal(buffers[name], buffer), name
     inputs = make_batch(model.config, scored=False)
-    close(loaded(**inputs).logits, model(**inputs).logits)
+    assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
 
 # The loss -------------------------------------------------------------------------------------------------------------
@@ -228,14 +228,14 @@ def test_loss_is_the_nelbo_per_scored_token(overrides, training):
     output = model(**batch)
     scored = (batch["labels"] != NO_LABEL).sum()
     reconstruction = reconstruction_nelbo(model.masking_schedule, scored, model.config.vocab_size - 1)
-    close(output.loss, (output.token_nelbo.sum() + reconstruction) / scored)
+    assert_close(output.loss, (output.token_nelbo.sum() + reconstruction) / scored)
     masked = batch["input_ids"] == model.config.mask_token_id
     assert masked.any() and not masked.all()
     assert torch.equal(output.token_nelbo != 0, masked)
     logits = model.eval()(**{name: x for name, x in batch.items() if name != "labels"}).logits
     nll = -logits.log_softmax(-1).gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
     weight = nelbo_weight(model.masking_schedule, batch["timesteps"])
-    close(output.token_nelbo, weight[:, None] * nll * masked, atol=1e-5)
+    assert_close(output.token_nelbo, weight[:, None] * nll * masked, atol=1e-5)
 
 
 def test_with_times_given_the_forward_draws_no_randomness():
@@ -252,7 +252,7 @@ def test_num_items_in_batch_is_what_the_loss_is_divided_by(as_tensor):
     batch = make_batch(model.config)
     scored = (batch["labels"] != NO_LABEL).sum()
     loss = model(**batch, num_items_in_batch=torch.tensor(50) if as_tensor else 50).loss
-    close(loss * 50, model(**batch).loss * scored, atol=1e-4)
+    assert_close(loss * 50, model(**batch).loss * scored, atol=1e-4)
 
 
 @every_variant
@@ -268,9 +268,9 @@ def test_micro_batches_sum_to_the_loss_and_gradients_of_the_whole(overrides):
         micro_loss = model(**micro, num_items_in_batch=scored).loss
         micro_loss.backward()
         loss += micro_loss.detach()
-    close(loss, whole_loss, atol=1e-5)
+    assert_close(loss, whole_loss, atol=1e-5)
     for name, gradient in gradients(model).items():
-        close(gradient, whole[name], atol=1e-5)
+        assert_close(gradient, whole[name], atol=1e-5)
 
 
 @every_variant
@@ -281,9 +281,9 @@ def test_training_without_logits_has_the_loss_and_gradients_of_evaluation(overri
     loss, expected = loss_gradients(model.eval(), **batch)
     for inputs in (batch, {**batch, "output_logits": True}):
         train_loss, actual = loss_gradients(model.train(), **inputs)
-        close(train_loss, loss, atol=1e-5)
+        assert_close(train_loss, loss, atol=1e-5)
         for name, gradient in actual.items():
-            close(gradient, expected[name], atol=1e-5)
+            assert_close(gradient, expected[name], atol=1e-5)
 
 
 def test_training_returns_logits_when_asked_and_evaluation_omits_them_when_asked():
@@ -291,7 +291,7 @@ def test_training_returns_logits_when_asked_and_evaluation_omits_them_when_asked
     batch = make_batch(model.config)
     logits = model(**batch).logits
     assert logits.shape == (*batch["input_ids"].shape, model.config.vocab_size)
-    close(model.train()(**batch, output_logits=True).logits, logits)
+    assert_close(model.train()(**batch, output_logits=True).logits, logits)
     assert model.eval()(**batch, output_logits=False).logits is None
 
 
@@ -311,7 +311,7 @@ def test_a_batch_without_a_scored_mask_has_a_finite_loss_and_zero_gradients(scor
     labels = x0 if scored else torch.full_like(x0, NO_LABEL)
     loss, grads = loss_gradients(model, input_ids=x0, labels=labels, timesteps=torch.tensor([0.1, 0.2]))
     reconstruction = reconstruction_nelbo(model.masking_schedule, 1, MASK) if scored else torch.tensor(0.0)
-    close(loss, reconstruction)
+    assert_close(loss, reconstruction)
     assert all(not gradient.any() for gradient in grads.values())
 
 
@@ -337,8 +337,8 @@ def test_discrete_time_weighs_by_the_step_of_its_grid(training):
     weight = steps * (alpha_s - alpha_t) / (1 - alpha_t)
     assert ((weight - nelbo_weight(schedule, t)).abs() > 1e-2).all()
     nll = -output.logits.log_softmax(-1).gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
-    close(output.token_nelbo, weight[:, None] * nll * (batch["input_ids"] == MASK), atol=1e-4)
-    close(model(**batch).loss, output.loss, atol=1e-5)
+    assert_close(output.token_nelbo, weight[:, None] * nll * (batch["input_ids"] == MASK), atol=1e-4)
+    assert_close(model(**batch).loss, output.loss, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -357,7 +357,7 @@ def test_a_fresh_model_guesses_uniformly_and_its_nelbo_is_log_v(overrides, train
         assert not output.logits[..., data].any()
     masked = calls[0]["input_ids"] == config.mask_token_id
     weight = nelbo_weight(model.masking_schedule, calls[0]["timesteps"])
-    close(output.token_nelbo, weight[:, None] * math.log(10) * masked, atol=0.0, rtol=1e-5)
+    assert_close(output.token_nelbo, weight[:, None] * math.log(10) * masked, atol=0.0, rtol=1e-5)
     assert output.loss.item() == pytest.approx(math.log(10), rel=0.04)
 
 
@@ -384,7 +384,7 @@ def test_without_times_the_noise_is_stratified_and_leaves_unscored_tokens_alone(
     # Of 42 scored tokens a share t is masked, within 5 standard deviations.
     share = masked.sum(-1) / (~unscored).sum(-1)
     assert ((share - t).abs() < 5 * (t * (1 - t) / 42).sqrt() + 1e-3).all()
-    close(output.loss, model(xt, timesteps=t, labels=labels).loss)
+    assert_close(output.loss, model(xt, timesteps=t, labels=labels).loss)
 
 
 def test_without_times_the_noise_comes_from_the_global_generator():
@@ -404,7 +404,7 @@ def test_without_times_discrete_time_draws_from_its_grid():
     model = make_model(num_train_timesteps=4)
     x0 = torch.randint(10, (16, 8))
     _, t, output = drawn_noise(model, x0, x0)
-    close(t.sort().values, torch.arange(1, 5).repeat_interleave(4) / 4)
+    assert_close(t.sort().values, torch.arange(1, 5).repeat_interleave(4) / 4)
     assert output.loss.isfinite()
 
 
@@ -459,7 +459,7 @@ def test_position_mask_gives_the_selected_rows_of_the_logits(overrides):
     inputs = make_batch(model.config, scored=False)
     selected = torch.rand(inputs["input_ids"].shape) < 0.4
     assert selected.any()
-    close(model(**inputs, position_mask=selected).logits, model(**inputs).logits[selected], atol=1e-5)
+    assert_close(model(**inputs, position_mask=selected).logits, model(**inputs).logits[selected], atol=1e-5)
     nothing = model(**inputs, position_mask=torch.zeros_like(selected)).logits
     assert nothing.shape == (0, model.config.vocab_size)
 
@@ -470,7 +470,7 @@ def test_embeddings_given_in_place_of_ids_give_the_same_logits():
         inputs = make_batch(model.config, scored=False)
         logits = model(**inputs).logits
         embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
-        close(model(inputs_embeds=embeddings, **inputs).logits, logits)
+        assert_close(model(inputs_embeds=embeddings, **inputs).logits, logits)
 
 
 def test_outputs_come_as_asked():
@@ -481,9 +481,9 @@ def test_outputs_come_as_asked():
     assert {x.shape for x in output.hidden_states} == {(4, 6, 32)}
     assert output.attentions is None
     loss, logits, nelbo = model(**batch, return_dict=False)
-    close(loss, output.loss)
-    close(logits, output.logits)
-    close(nelbo, output.token_nelbo)
+    assert_close(loss, output.loss)
+    assert_close(logits, output.logits)
+    assert_close(nelbo, output.token_nelbo)
     (hidden_states,) = model.model(**make_batch(model.config, scored=False), return_dict=False)
     assert hidden_states.shape == (4, 6, 32)
 
@@ -506,8 +506,8 @@ def test_only_relative_positions_count():
     inputs = make_batch(model.config, scored=False)
     positions = torch.arange(6).expand(4, 6)
     logits = model(**inputs).logits
-    close(model(**inputs, position_ids=positions).logits, logits)
-    close(model(**inputs, position_ids=positions + 100).logits, logits, atol=1e-4)
+    assert_close(model(**inputs, position_ids=positions).logits, logits)
+    assert_close(model(**inputs, position_ids=positions + 100).logits, logits, atol=1e-4)
     assert (model(**inputs, position_ids=2 * positions).logits - logits).abs().max() > 1e-2
 
 
@@ -516,7 +516,9 @@ def test_examples_of_a_batch_do_not_see_each_other():
     inputs = make_batch(model.config, scored=False)
     logits = model(**inputs).logits
     for row in range(4):
-        close(model(**{name: x[row : row + 1] for name, x in inputs.items()}).logits, logits[row : row + 1], atol=1e-5)
+        assert_close(
+            model(**{name: x[row : row + 1] for name, x in inputs.items()}).logits, logits[row : row + 1], atol=1e-5
+        )
 
 
 def test_time_and_class_matter():
@@ -540,12 +542,12 @@ def test_backends_agree_and_padding_is_not_seen(backend, overrides):
     logits = model(**inputs).logits.detach()
     model.set_attn_implementation(backend)
     with torch.no_grad():
-        close(model(**inputs).logits, logits, atol=1e-5)
+        assert_close(model(**inputs).logits, logits, atol=1e-5)
         for padding in ((0, 3), (2, 0)):
             padded = {**inputs, "input_ids": F.pad(inputs["input_ids"], padding, value=7)}
             real = F.pad(torch.ones(4, 6, dtype=torch.long), padding)
             seen = model(**padded, attention_mask=real).logits[real.bool()].view_as(logits)
-            close(seen, logits, atol=1e-5)
+            assert_close(seen, logits, atol=1e-5)
             assert (model(**padded).logits[real.bool()].view_as(logits) - logits).abs().max() > 1e-2
 
 
@@ -557,9 +559,9 @@ def test_gradients_of_eager_and_sdpa_agree():
     for backend in ("eager", "sdpa"):
         model.set_attn_implementation(backend)
         results.append(loss_gradients(model, **batch))
-    close(results[0][0], results[1][0], atol=1e-5)
+    assert_close(results[0][0], results[1][0], atol=1e-5)
     for name, gradient in results[0][1].items():
-        close(gradient, results[1][1][name], atol=1e-5)
+        assert_close(gradient, results[1][1][name], atol=1e-5)
 
 
 def test_eager_attention_returns_its_probabilities():
@@ -572,7 +574,7 @@ def test_eager_attention_returns_its_probabilities():
     assert len(attentions) == model.config.num_hidden_layers
     for probabilities in attentions:
         assert probabilities.shape == (4, 2, 6, 6)
-        close(probabilities.sum(-1), torch.ones(4, 2, 6))
+        assert_close(probabilities.sum(-1), torch.ones(4, 2, 6))
         assert not probabilities[1, :, :, -2:].any()
 
 
@@ -593,10 +595,10 @@ def test_gradient_checkpointing_does_not_change_gradients(overrides, use_reentra
     assert all(layer.gradient_checkpointing for layer in model.modules() if isinstance(layer, MD4Layer))
     torch.manual_seed(0)
     checkpointed_loss, actual = loss_gradients(model, **batch)
-    close(checkpointed_loss, loss)
+    assert_close(checkpointed_loss, loss)
     assert any(gradient.any() for gradient in expected.values())
     for name, gradient in actual.items():
-        close(gradient, expected[name])
+        assert_close(gradient, expected[name])
 
 
 def test_residual_dropout_drops_whole_channels_of_an_example():
@@ -651,14 +653,14 @@ def test_the_compiled_model_gives_the_same_in_one_graph(backend):
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     inputs, batch = make_batch(model.config, scored=False), make_batch(model.config)
     with torch.no_grad():
-        close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-4)
+        assert_close(compiled(**inputs).logits, model(**inputs).logits, atol=1e-4)
     for training in (False, True):
         model.train(training)
         expected_loss, expected = loss_gradients(model, **batch)
         loss, actual = loss_gradients(compiled, **batch)
-        close(loss, expected_loss, atol=1e-4)
+        assert_close(loss, expected_loss, atol=1e-4)
         for name, gradient in actual.items():
-            close(gradient, expected[name.removeprefix("_orig_mod.")], atol=1e-4)
+            assert_close(gradient, expected[name.removeprefix("_orig_mod.")], atol=1e-4)
 
 
 def test_the_model_exports_with_any_batch_and_length():
@@ -670,7 +672,7 @@ def test_the_model_exports_with_any_batch_and_length():
     ).module()
     for size in ({}, {"batch": 3, "length": 9}):
         inputs = make_batch(model.config, scored=False, **size)
-        close(exported(**inputs).logits, model(**inputs).logits, atol=1e-5)
+        assert_close(exported(**inputs).logits, model(**inputs).logits, atol=1e-5)
 
 
 # Precision ------------------------------------------------------------------------------------------------------------
@@ -685,7 +687,7 @@ def test_loss_under_bfloat16_autocast_is_near_that_in_float32(training):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, grads = loss_gradients(model, **batch)
     assert loss.dtype == torch.float32
-    close(loss, expected.detach(), atol=0.0, rtol=0.02)
+    assert_close(loss, expected.detach(), atol=0.0, rtol=0.02)
     assert all(gradient.isfinite().all() for gradient in grads.values())
 
 
@@ -702,7 +704,7 @@ def test_a_model_loads_and_runs_in_bfloat16(tmp_path):
         assert output.logits.dtype == torch.bfloat16
         assert (output.logits[..., MASK] == torch.finfo(torch.bfloat16).min).all()
         assert output.token_nelbo.dtype == output.loss.dtype == torch.float32
-        close(output.loss, expected.loss, atol=0.0, rtol=0.02)
+        assert_close(output.loss, expected.loss, atol=0.0, rtol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -713,7 +715,7 @@ def test_a_cast_of_the_model_leaves_the_rotary_angles_in_float32(dtype):
     expected = MD4RotaryEmbedding(config)(torch.zeros(1), positions)
     rotary = MD4ForMaskedDiffusion(config).to(dtype).model.rotary_emb
     for actual, angle in zip(rotary(torch.zeros(1, dtype=dtype), positions), expected, strict=True):
-        close(actual, angle, atol=1e-6)
+        assert_close(actual, angle, atol=1e-6)
 
 
 # Embeddings -----------------------------------------------------------------------------------------------------------
@@ -741,7 +743,7 @@ def test_a_grown_vocabulary_keeps_the_mask_and_the_logits_of_the_old_tokens(over
     assert model.get_input_embeddings().num_embeddings == model.get_output_embeddings().out_features == 15
     output = model(**batch)
     assert output.logits.shape[-1] == 15
-    close(output.logits[..., :11], logits, atol=1e-5)
+    assert_close(output.logits[..., :11], logits, atol=1e-5)
     assert (output.logits[..., 11:] > torch.finfo(torch.float32).min).all()
     assert output.loss.isfinite()
     shared = model.get_output_embeddings().weight is model.get_input_embeddings().weight
@@ -755,7 +757,7 @@ def test_a_shrunk_vocabulary_keeps_the_logits_of_the_tokens_that_stay(tie):
     logits = model(**inputs).logits
     model.resize_token_embeddings(8)
     assert (model.config.vocab_size, model.config.mask_token_id) == (8, 0)
-    close(model(**inputs).logits, logits[..., :8], atol=1e-5)
+    assert_close(model(**inputs).logits, logits[..., :8], atol=1e-5)
     with pytest.raises(ValueError, match=r"`input_ids` must be in \[0, 7\]"):
         model(torch.tensor([[8]]), timesteps=torch.tensor([0.5]))
 

@@ -561,6 +561,7 @@ class _Counter:
         self.num_characters += float(num_tokens @ characters_per_token)
 
     def report(self, block_size: int) -> PackingReport:
+        """The sums so far, for blocks of `block_size` tokens; an error if they do not fill one."""
         if self.num_documents == 0:
             raise ValueError("`documents` must contain text, got none.")
         num_separator_tokens = (self.num_documents - 1) * len(self.separator.input_ids)

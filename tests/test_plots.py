@@ -21,9 +21,11 @@ def test_the_suffix_gives_the_format_and_nothing_else_is_left(tmp_path, name, st
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_of_two_evaluations_at_one_step_the_last_is_shown(tmp_path):
-    plot_losses(HISTORY, tmp_path / "loss.svg")
-    assert "held out, last 3.70" in (tmp_path / "loss.svg").read_text()
+def test_the_evaluation_at_the_end_stands_beside_the_curve(tmp_path):
+    plot_losses(HISTORY, tmp_path / "both.svg")
+    plot_losses(HISTORY[:-1], tmp_path / "one.svg")
+    assert "held out, at the end 3.70" in (tmp_path / "both.svg").read_text()
+    assert "at the end" not in (tmp_path / "one.svg").read_text()
 
 
 def test_nothing_logged_is_an_error(tmp_path):

@@ -28,8 +28,7 @@ def plot_losses(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    # Of several evaluations at one step the last counts: the one at the end has more draws.
-    heldout = list({entry["step"]: entry for entry in log_history if "eval_bits_per_token" in entry}.values())
+    heldout = [entry for entry in log_history if "eval_bits_per_token" in entry]
     train = [entry for entry in log_history if "loss" in entry]
     if not heldout and not train:
         raise ValueError("`log_history` must hold losses, got none.")
@@ -43,10 +42,16 @@ def plot_losses(
         bits = [entry["loss"] / math.log(2) * scale for entry in train]
         axes.plot([entry["step"] for entry in train], bits, color="tab:gray", linewidth=1.0, label="train")
     if heldout:
-        key = f"eval_bits_per_{unit}"
-        steps, bits = [entry["step"] for entry in heldout], [entry[key] for entry in heldout]
-        label = f"held out, last {bits[-1]:.2f}"
-        axes.plot(steps, bits, color="tab:blue", linewidth=2.0, marker="o", markersize=3, label=label)
+        # A second evaluation of the last step is the one at the end, with more draws: it stands beside the curve.
+        *earlier, final = heldout
+        has_final = bool(earlier) and earlier[-1]["step"] == final["step"]
+        curve, key = earlier if has_final else heldout, f"eval_bits_per_{unit}"
+        steps, bits = [entry["step"] for entry in curve], [entry[key] for entry in curve]
+        axes.plot(steps, bits, color="tab:blue", marker="o", markersize=3, label="held out")
+        if has_final:
+            error = final.get(f"{key}_stderr")
+            label = f"held out, at the end {final[key]:.2f}"
+            axes.errorbar(final["step"], final[key], yerr=error, fmt="*", color="tab:blue", markersize=10, label=label)
     for (name, baseline), style in zip((baselines or {}).items(), itertools.cycle(("--", ":", "-.")), strict=False):
         axes.axhline(baseline, color="tab:red", linestyle=style, linewidth=1.0, label=f"{name} {baseline:.2f}")
     axes.set_xlabel("optimizer step")

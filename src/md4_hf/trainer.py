@@ -143,7 +143,9 @@ class MD4Trainer(Trainer):
     def _check_arguments(args, kwargs):
         if not isinstance(args, MD4TrainingArguments):
             raise ValueError(f"`args` must be MD4TrainingArguments, got {type(args).__name__}.")
-        for name in ("compute_metrics", "compute_loss_func", "model_init"):
+        if kwargs.get("model_init") is not None:
+            raise ValueError("`model_init` must be None for an MD4 model: give the `model` itself.")
+        for name in ("compute_metrics", "compute_loss_func"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
         if args.batch_eval_metrics:

@@ -101,6 +101,9 @@ def test_training_goes_on_from_a_model(run, tmp_path, capsys):
     folder = tmp_path / "more"
     main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", "--output_dir", str(folder)])
     assert AutoModel.from_pretrained(folder).config.hidden_size == 32
+    changed = ["--residual_dropout", "0.25", "--output_dir", str(tmp_path / "dropout")]
+    main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", *changed])
+    assert AutoModel.from_pretrained(tmp_path / "dropout").model.layers[0].residual_dropout.p == 0.25
     assert "`hidden_size` must be the trained model's 32, got 64" in failure(
         capsys,
         ["train", "--model_name_or_path", str(run), "--hidden_size", "64", "--output_dir", str(folder / "x")],

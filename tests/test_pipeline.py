@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from tiny import random_model
 from transformers import AutoModel, AutoTokenizer
 
 from md4_hf import (
     MaskedDiffusionPipeline,
     MaskedDiffusionScheduler,
-    MD4Config,
     MD4ForMaskedDiffusion,
     build_byte_tokenizer,
     build_text8_tokenizer,
@@ -22,19 +22,7 @@ LENGTH = 24
 
 
 def tiny_model(vocab_size=28, **kwargs):
-    torch.manual_seed(0)
-    config = MD4Config(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        **kwargs,
-    )
-    model = MD4ForMaskedDiffusion(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model.eval()
+    return random_model(vocab_size, LENGTH, std=0.3, **kwargs).eval()
 
 
 @pytest.fixture

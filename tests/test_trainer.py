@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
+from tiny import random_model
 from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
 
 from md4_hf import (
@@ -28,22 +29,16 @@ from md4_hf.noise import evaluation_mask_noise, evaluation_times
 
 
 LENGTH, VOCAB = 8, 5
+EVALUATE_EVERY_STEP = {
+    "save_strategy": "steps",
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "metric_for_best_model": "eval_loss",
+}
 
 
 def tiny_model(seed=0, **kwargs):
-    torch.manual_seed(seed)
-    config = MD4Config(
-        vocab_size=VOCAB + 1,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        **kwargs,
-    )
-    model = MD4ForMaskedDiffusion(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
+    return random_model(VOCAB + 1, LENGTH, std=0.1, seed=seed, **kwargs)
 
 
 def sequences(count=64, seed=0):
@@ -362,14 +357,11 @@ def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
     trainer = make_trainer(
         tmp_path,
         evaluation=dataset(8),
-        save_strategy="steps",
         save_steps=1,
-        eval_strategy="steps",
-        eval_steps=1,
         max_steps=5,
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        **EVALUATE_EVERY_STEP,
     )
     trainer.train()
     names = {path.name for path in tmp_path.glob("checkpoint-*")}
@@ -387,12 +379,9 @@ def test_the_best_model_is_loaded_with_its_average(tmp_path):
         evaluation=dataset(16),
         learning_rate=0.3,
         ema_decay=0.5,
-        save_strategy="steps",
         save_steps=1,
-        eval_strategy="steps",
-        eval_steps=1,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        **EVALUATE_EVERY_STEP,
     )
     trainer.train()
     evaluations = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -404,13 +393,10 @@ def test_a_best_evaluation_without_a_checkpoint_does_not_end_the_run(tmp_path):
     trainer = make_trainer(
         tmp_path,
         evaluation=dataset(8),
-        save_strategy="steps",
         save_steps=2,
-        eval_strategy="steps",
-        eval_steps=1,
         max_steps=5,
         save_total_limit=1,
-        metric_for_best_model="eval_loss",
+        **EVALUATE_EVERY_STEP,
     )
     trainer.train()
     assert trainer.state.global_step == 5 and list(tmp_path.glob("checkpoint-*"))

@@ -70,19 +70,19 @@ class InterruptCallback(TrainerCallback):
     """Ends training at the end of a step, with a checkpoint, when the process is asked to stop.
 
     The first Ctrl-C (or SIGTERM) asks; a second one acts at once. Several processes agree every few steps, so that all
-    stop at the same one, whichever was asked.
+    stop at the same one, whichever was asked; what they have not agreed on by the end of training does not count.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
     STEPS_BETWEEN_AGREEMENTS = 5
 
     def __init__(self):
-        self.interrupted = False
+        self.interrupted = self._asked = False
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Handle the signals within the context; does nothing outside the main thread."""
-        self.interrupted = False
+        self.interrupted = self._asked = False
         self._process = os.getpid()
         try:
             previous = {number: signal.signal(number, self._ask_to_stop) for number in self.SIGNALS}
@@ -104,7 +104,9 @@ class InterruptCallback(TrainerCallback):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.interrupted = True
+        self._asked = True
+        # Several processes have to agree first: one that left alone would keep the others waiting for ever.
+        self.interrupted = not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1)
         self._restore()
         logger.warning("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once without one.")
 
@@ -113,7 +115,7 @@ class InterruptCallback(TrainerCallback):
         if args.world_size > 1:
             if state.global_step % self.STEPS_BETWEEN_AGREEMENTS:
                 return control
-            asked = torch.tensor(int(self.interrupted), device=args.device)
+            asked = torch.tensor(int(self._asked), device=args.device)
             torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
             self.interrupted = bool(asked)
         if self.interrupted:

@@ -22,6 +22,7 @@ from md4_hf import (
     DataArguments,
     MaskedDiffusionPipeline,
     MaskedDiffusionScheduler,
+    MD4Config,
     MD4ForMaskedDiffusion,
     MD4Trainer,
     MD4TrainingArguments,
@@ -142,16 +143,24 @@ def make_model(run: RunArguments, model_args: ModelArguments, tokenizer, length:
     """A new model for the tokenizer, or the one to go on with."""
     if run.model_name_or_path is None:
         return MD4ForMaskedDiffusion(model_args.config(len(tokenizer), tokenizer.mask_token_id, length))
-    model = MD4ForMaskedDiffusion.from_pretrained(
-        run.model_name_or_path, dtype=torch.float32, attn_implementation=model_args.attn_implementation
+    config = MD4Config.from_pretrained(run.model_name_or_path)
+    check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
+    model_args.change(config)  # before the layers are built, which take their dropout from it
+    check_block_size(length, config)
+    return MD4ForMaskedDiffusion.from_pretrained(
+        run.model_name_or_path,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=model_args.attn_implementation,
     )
-    check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
-    model_args.change(model.config)
-    if length > model.config.max_position_embeddings:
+
+
+def check_block_size(block_size: int, config: MD4Config):
+    """Refuse blocks that are longer than the model."""
+    if block_size > config.max_position_embeddings:
         raise ValueError(
-            f"`block_size` must be at most the model's {model.config.max_position_embeddings} tokens, got {length}."
+            f"`block_size` must be at most the model's {config.max_position_embeddings} tokens, got {block_size}."
         )
-    return model
 
 
 def measure_baselines(train_blocks, heldout_blocks, tokenizer) -> dict[str, float]:
@@ -257,11 +266,7 @@ def evaluate(argv: list[str] | None = None):
     model, tokenizer = load_model(rest.model), load_tokenizer(rest.model)
     check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
-    if data_args.block_size > model.config.max_position_embeddings:
-        raise ValueError(
-            f"`block_size` must be at most the model's {model.config.max_position_embeddings} tokens, got "
-            f"{data_args.block_size}."
-        )
+    check_block_size(data_args.block_size, model.config)
     with tempfile.TemporaryDirectory() as folder:
         args = MD4TrainingArguments(
             output_dir=folder,

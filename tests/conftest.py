@@ -70,3 +70,12 @@ def golden():
         return (load_file(tensors) if tensors.exists() else {}), record
 
     return load
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub on this machine for the tests of one file: see `hub_server.py`."""
+    from hub_server import HubServer
+
+    with HubServer() as server:
+        yield server

@@ -21,11 +21,14 @@ from md4_hf import (
     MD4TrainingArguments,
     ModelArguments,
     RunArguments,
+    StartArguments,
     build_byte_tokenizer,
     pack,
     parse_arguments,
 )
-from md4_hf.cli import expand_gaps, main, measure_baselines, set_batch_size
+from md4_hf.cli import main
+from md4_hf.cli_sample import expand_gaps
+from md4_hf.cli_train import measure_baselines, set_batch_size
 
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
@@ -155,8 +158,12 @@ def test_gaps_become_mask_tokens():
 
 
 def parse(argv):
-    run, model, args, _ = parse_arguments(
-        (RunArguments, ModelArguments, MD4TrainingArguments), argv, prog="x", description="y", with_presets=True
+    _, run, model, args, _ = parse_arguments(
+        (StartArguments, RunArguments, ModelArguments, MD4TrainingArguments),
+        argv,
+        prog="x",
+        description="y",
+        with_presets=True,
     )
     return run, model, args
 
@@ -228,9 +235,9 @@ def test_help_is_short_unless_all_is_asked_for(capsys):
         (["train", *QUICK, "--hidden_size", "33"], "`hidden_size` must be a multiple of twice"),
         (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
         (["train", *QUICK, "--config", "no.yaml"], "`config` must be a YAML file, got 'no.yaml'"),
-        (["sample", "./no-such-model"], "`model` must be a model's folder or a Hub id, got ./no-such-model"),
+        (["sample", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such-model"),
         (["infill", "./no-such-model", "no gap"], '`text` must have a gap such as <mask:12>, got "no gap"'),
-        (["evaluate", "./no-such-model"], "`model` must be a model's folder or a Hub id"),
+        (["evaluate", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id"),
         (["evaluate", "./no-such-model", "--draws", "0"], "`draws` must be >= 1, got 0"),
         (["dance"], "unknown command 'dance'"),
     ],

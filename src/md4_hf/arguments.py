@@ -59,22 +59,30 @@ CHANGEABLE_FIELDS = {
 }
 
 
-def _option(help: str, default=None, **metadata):
+def option(help: str, default=None, **metadata):
     return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
+class StartArguments:
+    """What to start from."""
+
+    _argument_group_name = "start"
+
+    model_name_or_path: str | None = option("Model to go on training (folder or Hub id), in place of a new one.")
+    tokenizer: str | None = option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
+
+
+@dataclass
 class RunArguments:
-    """What to train, beside the data and the optimisation."""
+    """How large a step is, and how the run ends."""
 
     _argument_group_name = "run"
 
-    model_name_or_path: str | None = _option("Model to go on training (folder or Hub id), in place of a new one.")
-    tokenizer: str | None = _option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
-    total_batch_size: int | None = _option(
+    total_batch_size: int | None = option(
         "Sequences per optimizer step over all devices; sets the accumulation steps from the number of processes."
     )
-    final_eval_draws: int = _option("Draws per held-out sequence in the evaluation at the end.", default=8)
+    final_eval_draws: int = option("Draws per held-out sequence in the evaluation at the end.", default=8)
 
     def __post_init__(self):
         for name in ("total_batch_size", "final_eval_draws"):
@@ -89,24 +97,24 @@ class ModelArguments:
 
     _argument_group_name = "new model (defaults: those of the preset, else of MD4Config)"
 
-    hidden_size: int | None = _option("Width of the transformer.")
-    num_hidden_layers: int | None = _option("Number of blocks.")
-    num_attention_heads: int | None = _option("Number of attention heads.")
-    intermediate_size: int | None = _option("Width of the feed-forward.")
-    embedding_size: int | None = _option("Width of the token embedding, if not the transformer's.")
-    mlp_type: str | None = _option("Gate of the feed-forward.", choices=["glu", "swiglu", "geglu"])
-    time_conditioning: bool | None = _option("Whether the network sees the time.")
-    conditioning_size: int | None = _option("Width of the conditioning vector.")
-    modulation: str | None = _option("How conditioning enters the blocks.", choices=["adaln", "adaln_zero"])
-    depth_scaled_init: bool | None = _option("Scale the initial feed-forward by the depth.")
-    embedding_dropout: float | None = _option("Dropout after the embedding.")
-    attention_dropout: float | None = _option("Dropout of the attention probabilities.")
-    residual_dropout: float | None = _option("Dropout of the blocks' outputs.")
-    masking_schedule: str | None = _option("Masking schedule.", choices=["linear", "cosine", "poly", "geometric"])
-    schedule_power: float | None = _option('Exponent of the "poly" schedule.')
-    schedule_eps: float | None = _option("Distance that the schedule keeps from 0 and 1.")
-    num_train_timesteps: int | None = _option("Steps of discrete-time training; continuous time if left out.")
-    attn_implementation: str | None = _option('Attention backend: "eager", "sdpa", "flash_attention_2", ...')
+    hidden_size: int | None = option("Width of the transformer.")
+    num_hidden_layers: int | None = option("Number of blocks.")
+    num_attention_heads: int | None = option("Number of attention heads.")
+    intermediate_size: int | None = option("Width of the feed-forward.")
+    embedding_size: int | None = option("Width of the token embedding, if not the transformer's.")
+    mlp_type: str | None = option("Gate of the feed-forward.", choices=["glu", "swiglu", "geglu"])
+    time_conditioning: bool | None = option("Whether the network sees the time.")
+    conditioning_size: int | None = option("Width of the conditioning vector.")
+    modulation: str | None = option("How conditioning enters the blocks.", choices=["adaln", "adaln_zero"])
+    depth_scaled_init: bool | None = option("Scale the initial feed-forward by the depth.")
+    embedding_dropout: float | None = option("Dropout after the embedding.")
+    attention_dropout: float | None = option("Dropout of the attention probabilities.")
+    residual_dropout: float | None = option("Dropout of the blocks' outputs.")
+    masking_schedule: str | None = option("Masking schedule.", choices=["linear", "cosine", "poly", "geometric"])
+    schedule_power: float | None = option('Exponent of the "poly" schedule.')
+    schedule_eps: float | None = option("Distance that the schedule keeps from 0 and 1.")
+    num_train_timesteps: int | None = option("Steps of discrete-time training; continuous time if left out.")
+    attn_implementation: str | None = option('Attention backend: "eager", "sdpa", "flash_attention_2", ...')
 
     def config(self, vocab_size: int, mask_token_id: int, length: int) -> MD4Config:
         """The configuration of a new model for a tokenizer and a length in tokens."""

@@ -30,11 +30,11 @@ class EmaCallback(TrainerCallback):
         self._initial: list[torch.Tensor] | None = None
 
     def resume_from(self, parameters: list[torch.Tensor]):
-        """Start the next training from these averaged weights, in the order of `model.parameters()`."""
+        """Start the next training from these averaged weights, in the order of the trainable parameters."""
         self._initial = parameters
 
     def set_average(self, parameters: list[torch.Tensor]):
-        """Replace the averaged weights, in the order of `model.parameters()`."""
+        """Replace the averaged weights, in the order of the trainable parameters."""
         for shadow, value in zip(self.average.shadow_params, parameters, strict=True):
             shadow.copy_(value)
 
@@ -42,7 +42,7 @@ class EmaCallback(TrainerCallback):
         """Start the average at the weights, or where it was."""
         from diffusers.training_utils import EMAModel
 
-        self.average = EMAModel(kwargs["model"].parameters(), decay=self.decay, foreach=True)
+        self.average = EMAModel(trainable(kwargs["model"]), decay=self.decay, foreach=True)
         if self._initial is not None:
             self.set_average(self._initial)
             self.average.optimization_step = state.global_step
@@ -50,7 +50,7 @@ class EmaCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Move the average towards the new weights."""
-        self.average.step(kwargs["model"].parameters())
+        self.average.step(trainable(kwargs["model"]))
 
     @contextlib.contextmanager
     def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
@@ -58,12 +58,18 @@ class EmaCallback(TrainerCallback):
         if self.average is None or self.average.temp_stored_params is not None:  # nothing to apply, or applied already
             yield
             return
-        self.average.store(model.parameters())
-        self.average.copy_to(model.parameters())
+        parameters = trainable(model)
+        self.average.store(parameters)
+        self.average.copy_to(parameters)
         try:
             yield
         finally:
-            self.average.restore(model.parameters())
+            self.average.restore(parameters)
+
+
+def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that training changes: of an adapted model, the adapter's."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 class InterruptCallback(TrainerCallback):

@@ -133,6 +133,14 @@ class MD4Config(PreTrainedConfig):
         self._check_values()
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers, but a configuration of another model type is an error."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"`model_type` must be {cls.model_type!r} for {cls.__name__}, got {model_type!r}.")
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""

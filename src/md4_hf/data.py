@@ -13,7 +13,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
-
-from .masked_diffusion import IGNORE_INDEX
 
 
 logger = logging.getLogger(__name__)
@@ -171,35 +168,63 @@ def load_documents(
     if data == PYDOC:
         documents = Dataset.from_dict({"text": pydoc_documents()})
         return documents.to_iterable_dataset() if streaming else documents
+    path = Path(data).expanduser()
+    if path.is_file() and path.suffix not in TABLE_FORMATS:
+        return _load_text_files([path], streaming)
+    if path.is_dir() and not _files(path, *TABLE_FORMATS):
+        text_files = _files(path, ".txt")
+        if not text_files:
+            raise ValueError(f"`data` must be a folder with .txt, .jsonl or .parquet files, got {data!r}.")
+        return _load_text_files(text_files, streaming)
+    documents = load_table(data, config=config, split=split, revision=revision, streaming=streaming)
+    return _select_text(documents, text_column)
 
+
+def load_table(
+    data: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """Loads a data set with all its columns.
+
+    Args:
+        data: a .jsonl or .parquet file, a folder in the layout of the Hub, or the id of a data set on the Hub.
+        config, split, revision, streaming: as in `load_documents`.
+
+    Raises:
+        FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
+        ValueError: it is a file of another kind.
+    """
     path = Path(data).expanduser()
     if path.is_file():
         if path.suffix not in TABLE_FORMATS:
-            return _load_text_files([path], streaming)
-        documents = load_dataset(
+            raise ValueError(f"`data` must be a .jsonl or .parquet file, got {data!r}.")
+        return load_dataset(
             TABLE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", streaming=streaming
         )
-    elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        text_files = [file for file in files if file.suffix == ".txt"]
-        if not any(file.suffix in TABLE_FORMATS for file in files):
-            if not text_files:
-                raise ValueError(f"`data` must be a folder with .txt, .jsonl or .parquet files, got {data!r}.")
-            return _load_text_files(text_files, streaming)
-        documents = load_dataset(str(path), config, split=split, streaming=streaming)
-    else:
-        not_found = f'`data` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
-        if _looks_like_path(data):
-            raise FileNotFoundError(not_found)
-        try:
-            documents = load_dataset(data, config, split=split, revision=revision, streaming=streaming)
-        except DatasetNotFoundError as error:
-            raise FileNotFoundError(not_found) from error
-    return _select_text(documents, text_column)
+    if path.is_dir():
+        return load_dataset(str(path), config, split=split, streaming=streaming)
+    not_found = f'`data` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
+    if looks_like_path(data):
+        raise FileNotFoundError(not_found)
+    try:
+        return load_dataset(data, config, split=split, revision=revision, streaming=streaming)
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(not_found) from error
+
+
+def _files(folder: Path, *suffixes: str) -> list[Path]:
+    """The files under a folder with one of the suffixes, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes)
 
 
 def load_train_validation(
     args: DataArguments,
+    load: Callable[..., Dataset | IterableDataset] | None = None,
+    divide: Callable[[Dataset, float], tuple[Dataset, Dataset]] | None = None,
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
     """Loads training and validation documents.
 
@@ -208,14 +233,22 @@ def load_train_validation(
     `validation_fraction` (at least one, not all). Only a corpus of a single document is cut, at that fraction of
     its characters.
 
+    Args:
+        args: where they come from.
+        load: function that loads a data set, with the keywords of `load_table`; by default `load_documents`, for the
+            column `args.text_column`.
+        divide: function that divides a data set at a fraction; `hold_out` by default.
+
     Returns:
-        `(train, validation)`, each with the one column `text`.
+        `(train, validation)`, each with the one column `text` (or what `load` gives).
 
     Raises:
         ValueError: validation and training would read the same split, a stream has no validation data of its own,
             `validation_fraction` is not between 0 and 1, or a corpus to be divided has no text.
     """
-    load_any = partial(load_documents, text_column=args.text_column, streaming=args.streaming)
+    load = load or partial(load_documents, text_column=args.text_column)
+    divide = divide or hold_out
+    load_any = partial(load, streaming=args.streaming)
     load_data = partial(load_any, args.data, config=args.data_config, revision=args.data_revision)
 
     if args.validation_data is not None:
@@ -240,7 +273,9 @@ def load_train_validation(
         validation = None
 
     train = load_data(split=args.data_split)
-    return hold_out(train, args.validation_fraction) if validation is None else (train, validation)
+    if validation is not None:
+        return train, validation
+    return divide(train, args.validation_fraction)
 
 
 def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, Dataset]:
@@ -265,7 +300,7 @@ def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, D
     return documents.select(range(num_train)), documents.select(range(num_train, len(documents)))
 
 
-def _looks_like_path(data: str) -> bool:
+def looks_like_path(data: str) -> bool:
     """Whether a name that does not exist here can only have been meant as a path; a Hub id has at most one slash."""
     return (
         data.startswith((".", "~", "/"))
@@ -591,38 +626,3 @@ def _ngram_codes(name: str, ids: np.ndarray, order: int, num_symbols: int) -> np
     for position in range(order):
         codes = codes * num_symbols + ids[position : position + len(codes)]
     return codes
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class PaddingCollator:
-    """Makes a batch of examples; sequences of different lengths are padded on the right.
-
-    `input_ids` are padded with `pad_token_id`, `labels` with -100, and an `attention_mask` of 0 tells the padding; if
-    all are as long, none is added. Anything else in the examples is stacked.
-
-    Args:
-        pad_token_id: Id to pad with. Padding is never scored, so that any id but the mask's serves.
-    """
-
-    pad_token_id: int = 0
-
-    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        """Examples, each a dictionary with `input_ids`, to one dictionary of tensors `(batch, ...)`."""
-        lengths = [len(feature["input_ids"]) for feature in features]
-        if min(lengths) < max(lengths) and "attention_mask" not in features[0]:
-            features = [{**feature, "attention_mask": [1] * n} for feature, n in zip(features, lengths, strict=True)]
-        padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0}
-        batch = {}
-        for name in features[0]:
-            rows = [torch.as_tensor(feature[name]) for feature in features]
-            if name in padding:
-                rows = torch.nn.utils.rnn.pad_sequence([row.long() for row in rows], True, padding[name])
-            else:
-                rows = torch.stack(rows)
-            batch[name] = rows
-        return batch

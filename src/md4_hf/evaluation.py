@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .masked_diffusion import IGNORE_INDEX, MaskingSchedule, corrupt, discretize_times, reconstruction_nelbo
+from .masked_diffusion import (
+    IGNORE_INDEX,
+    MaskingSchedule,
+    corrupt,
+    discretize_times,
+    make_schedule,
+    reconstruction_nelbo,
+)
 from .noise import evaluation_mask_noise, evaluation_times
 
 
@@ -33,8 +40,13 @@ class Diffusion:
     @classmethod
     def of(cls, model) -> Diffusion:
         """The diffusion of an `MD4ForMaskedDiffusion`."""
-        config = model.config
-        return cls(model.masking_schedule, config.mask_token_id, config.vocab_size - 1, config.num_train_timesteps)
+        return cls.of_config(model.config)
+
+    @classmethod
+    def of_config(cls, config) -> Diffusion:
+        """The diffusion that an `MD4Config` describes."""
+        schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
+        return cls(schedule, config.mask_token_id, config.vocab_size - 1, config.num_train_timesteps)
 
     def noised(self, inputs: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t, its times and the labels, from a clean batch.

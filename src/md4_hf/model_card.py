@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .adapters import is_adapted
 
 
 PAPER = "https://arxiv.org/abs/2406.04329"
+TAGS = ["md4", "md4_hf", "masked-diffusion", "discrete-diffusion", "diffusion-language-model"]
 
 _TEMPLATE = """---
 {metadata}
@@ -17,7 +22,7 @@ _TEMPLATE = """---
 
 # {title}
 
-A masked diffusion model ([MD4]({paper})) trained with `md4_hf`.
+{summary}
 
 | | |
 | --- | --- |
@@ -29,6 +34,19 @@ A masked diffusion model ([MD4]({paper})) trained with `md4_hf`.
 
 {plot}## Use
 
+{use}
+
+{samples}## Licence and limits
+
+{license}
+
+The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out part of the data
+named above. The model repeats what its data holds, mistakes and prejudices included. Nothing was done to make its text
+true or safe.
+"""
+
+_USE_MODEL = """With md4_hf installed:
+
 ```python
 from md4_hf import MaskedDiffusionPipeline
 
@@ -36,105 +54,207 @@ pipe = MaskedDiffusionPipeline.from_pretrained("{location}")
 print(pipe(num_samples=1).texts[0])
 ```
 
-{samples}## Limits
+With transformers alone, which runs the code in this repository:
 
-The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out part of the data
-named above. The model repeats what its data holds, mistakes and prejudices included. Nothing was done to make its text
-true or safe.
-"""
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("{location}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{location}", trust_remote_code=True)
+```"""
+
+_USE_ADAPTER = """With md4_hf installed, which finds the base model by itself:
+
+```python
+from md4_hf import load_pipeline
+
+pipe = load_pipeline("{location}")
+print(pipe(num_samples=1).texts[0])
+```
+
+With transformers and peft, which run the code in the base model's repository:
+
+```python
+from peft import PeftModel
+from transformers import AutoModel
+
+base = AutoModel.from_pretrained("{base}", trust_remote_code=True)
+model = PeftModel.from_pretrained(base, "{location}")
+```"""
 
 
-def make_model_card(
-    model,
-    args,
-    state,
-    *,
-    title: str = "MD4 masked diffusion model",
-    data: str = "not recorded",
-    tokens_per_step: int | None = None,
-    metrics: Mapping[str, float] | None = None,
-    num_draws: int | None = None,
-    baselines: Mapping[str, float] | None = None,
-    samples: Sequence[str] = (),
-    plot: str | None = None,
-    location: str = "PATH_OR_HUB_ID",
-) -> ModelCard:
+@dataclass
+class CardFacts:
+    """What a model card says that the model, its arguments and its log do not know.
+
+    Args:
+        title: Heading; the name of the repository or folder by default.
+        data: What the model was trained on, in words.
+        datasets: Ids of data sets on the Hub.
+        language: Languages of the data, as two-letter codes.
+        license: Identifier of the licence of the weights, such as "apache-2.0".
+        tags: Tags besides those of every card.
+        metrics: An evaluation (`eval_loss`, ...); the last one in the log by default.
+        baselines: Held-out bits per character of simple models of the same data, by name.
+        samples: Samples to show.
+        sample_prompt: Text that samples drawn for the card begin with.
+        plot: File name of the loss plot, beside the card.
+        location: What to load the model by.
+        base_model: Id or folder of the model that was fine-tuned.
+        widget: Texts that the Hub's page offers to try.
+    """
+
+    title: str = "MD4 masked diffusion model"
+    data: str = "not recorded"
+    datasets: list[str] = field(default_factory=list)
+    language: list[str] = field(default_factory=list)
+    license: str | None = None
+    tags: list[str] = field(default_factory=list)
+    metrics: Mapping[str, float] | None = None
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[str] = ()
+    sample_prompt: str | None = None
+    plot: str | None = None
+    location: str = "PATH_OR_HUB_ID"
+    base_model: str | None = None
+    widget: list[str] = field(default_factory=list)
+
+
+def make_model_card(model, args, state, facts: CardFacts | None = None) -> ModelCard:
     """Describe a trained model.
 
     Args:
-        model: The `MD4ForMaskedDiffusion`.
+        model: The `MD4ForMaskedDiffusion`, or the `PeftModel` of an adapter for one.
         args: Its `MD4TrainingArguments`.
         state: The `TrainerState` at the end.
-        title: Heading.
-        data: What it was trained on, in words.
-        tokens_per_step: Tokens per optimizer step, over all devices.
-        metrics: Last evaluation (`eval_loss`, ...); the last one in the log by default.
-        num_draws: Draws per example of that evaluation.
-        baselines: Held-out bits per character of simple models of the same data.
-        samples: Samples to show.
-        plot: File name of the loss plot, beside the card.
-        location: What to load the model by.
+        facts: What these do not know.
     """
+    facts = facts or CardFacts()
+    metrics = facts.metrics
     if metrics is None:
         metrics = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
-    metadata = ModelCardData(
-        library_name="md4_hf",
-        tags=["masked-diffusion", "md4", "discrete-diffusion"],
-        pipeline_tag="text-generation",
-    )
+    adapter = is_adapted(model)
+    use = _USE_ADAPTER if adapter else _USE_MODEL
     content = _TEMPLATE.format(
-        metadata=metadata.to_yaml(),
-        title=title,
-        paper=PAPER,
-        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(model, args, state, data, tokens_per_step)),
-        likelihood=_likelihood(metrics, num_draws or args.eval_draws, baselines or {}),
-        plot=f"![Training and held-out loss]({plot})\n\n" if plot else "",
-        samples=_samples(samples),
-        location=location,
+        metadata=_metadata(model, facts, metrics).to_yaml(),
+        title=facts.title,
+        summary=_summary(adapter, facts),
+        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(model, args, state, facts)),
+        likelihood=_likelihood(metrics, facts.baselines),
+        plot=f"![Training and held-out loss]({facts.plot})\n\n" if facts.plot else "",
+        use=use.format(location=facts.location, base=facts.base_model),
+        samples=_samples(facts.samples),
+        license=_license(facts.license),
     )
     return ModelCard(content)
 
 
-def _facts(model, args, state, data: str, tokens_per_step: int | None) -> list[tuple[str, Any]]:
+def _metadata(model, facts: CardFacts, metrics: Mapping[str, float]) -> ModelCardData:
+    adapter, time_conditioned = is_adapted(model), model.config.time_conditioning
+    results = _evaluation_results(facts, metrics)
+    return ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        tags=[*TAGS, *(["lora"] if adapter else []), *facts.tags],
+        # A model that does not see the time is a masked language model to transformers.
+        pipeline_tag="text-generation" if time_conditioned else "fill-mask",
+        license=facts.license,
+        language=facts.language or None,
+        datasets=facts.datasets or None,
+        base_model=facts.base_model,
+        widget=[{"text": text} for text in facts.widget] or None,
+        model_name=facts.title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _evaluation_results(facts: CardFacts, metrics: Mapping[str, float]) -> list[EvalResult]:
+    """The rows of `model-index`, which the Hub shows beside the model."""
+    names = {
+        "eval_perplexity": ("perplexity", "Perplexity (upper bound)"),
+        "eval_bits_per_character": ("bits_per_character", "Bits per character (upper bound)"),
+        "eval_loss": ("nelbo", "NELBO, nats per token"),
+    }
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Language modelling by masked diffusion",
+            dataset_type=facts.datasets[0] if facts.datasets else "custom",
+            dataset_name=f"{facts.data}, held-out part",
+            metric_type=metric_type,
+            metric_name=metric_name,
+            metric_value=round(float(metrics[key]), 4),
+        )
+        for key, (metric_type, metric_name) in names.items()
+        if math.isfinite(metrics.get(key, math.nan))
+    ]
+
+
+def _summary(adapter: bool, facts: CardFacts) -> str:
+    if adapter:
+        return (
+            f"A LoRA adapter for the masked diffusion model ([MD4]({PAPER})) {facts.base_model}, made with `md4_hf`."
+        )
+    origin = f", fine-tuned from {facts.base_model}" if facts.base_model else ""
+    return f"A masked diffusion model ([MD4]({PAPER})) trained with `md4_hf`{origin}."
+
+
+def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
     config = model.config
     schedule = f"{config.masking_schedule} (eps {config.schedule_eps:g})"
     time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
-    facts = [
-        ("Data", data),
-        ("Parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"),
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    rows = [
+        ("Data", facts.data),
+        (
+            "Parameters",
+            f"{parameters:,}" if trained == parameters else f"{parameters:,}, of which {trained:,} trained",
+        ),
         ("Network", f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.mlp_type}"),
         ("Sees the time", "yes" if config.time_conditioning else "no"),
         ("Length", f"{config.max_position_embeddings} tokens"),
         ("Masking schedule", schedule),
         ("Training time", time),
         ("Optimizer steps", f"{state.global_step:,}"),
+        ("Tokens seen", f"{state.num_input_tokens_seen:,}" if state.num_input_tokens_seen else "not counted"),
         ("Learning rate", f"{args.learning_rate:g}, weight decay {args.weight_decay:g}"),
         ("Weights", f"moving average, decay {args.ema_decay:g}" if args.ema_decay else "last step's"),
         ("Seed", args.seed),
     ]
-    if tokens_per_step is not None:
-        facts.insert(8, ("Tokens seen", f"{state.global_step * tokens_per_step:,}"))
-    return facts
+    if is_adapted(model):
+        lora = next(iter(model.peft_config.values()))
+        kind = "DoRA" if lora.use_dora else "rsLoRA" if lora.use_rslora else "LoRA"
+        rows.insert(2, ("Adapter", f"{kind}, rank {lora.r}, alpha {lora.lora_alpha}"))
+    return rows
 
 
-def _likelihood(metrics: Mapping[str, float], num_draws: int, baselines: Mapping[str, float]) -> str:
+def _likelihood(metrics: Mapping[str, float], baselines: Mapping[str, float]) -> str:
     if "eval_loss" not in metrics:
         return "Not evaluated."
+    error = metrics["eval_loss_stderr"]
     lines = [
         "| held-out data | value |",
         "| --- | --- |",
-        f"| NELBO, nats per token | {metrics['eval_loss']:.4f} ± {metrics['eval_loss_stderr']:.4f} |",
-        f"| perplexity | {metrics['eval_perplexity']:.3f} |",
+        f"| NELBO, nats per token | {metrics['eval_loss']:.4f} ± {error:.4f} |",
+        f"| perplexity | {metrics['eval_perplexity']:.3f} ± {metrics['eval_perplexity'] * error:.3f} |",
     ]
     if "eval_bits_per_character" in metrics:
         bits, error = metrics["eval_bits_per_character"], metrics["eval_bits_per_character_stderr"]
         lines.append(f"| bits per character | {bits:.4f} ± {error:.4f} |")
     lines += [f"| bits per character of the {name} model | {bits:.4f} |" for name, bits in baselines.items()]
-    lines.append(f"\n{metrics['eval_num_tokens']:,} tokens, {num_draws} draws per sequence; ± is one standard error.")
+    draws = metrics.get("eval_num_draws", 1)
+    lines.append(f"\n{metrics['eval_num_tokens']:,} tokens, {draws} draws per sequence; ± is one standard error.")
     return "\n".join(lines)
+
+
+def _license(license: str | None) -> str:
+    if license is None:
+        return "No licence has been chosen for these weights: ask their owner before you use them."
+    return f"The weights are under the licence `{license}`."
 
 
 def _samples(samples: Sequence[str]) -> str:
     if not samples:
         return ""
-    return "## Samples\n\n" + "\n\n".join(f"```text\n{sample}\n```" for sample in samples) + "\n\n"
+    fence = "~~~~"  # a sample may hold any other
+    return "## Samples\n\n" + "\n\n".join(f"{fence}text\n{sample}\n{fence}" for sample in samples) + "\n\n"

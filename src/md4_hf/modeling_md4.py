@@ -4,11 +4,12 @@
 Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
 """
 
-from __future__ import annotations
-
 import math
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils.hub import resolve_revision
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -39,10 +42,16 @@ from .masked_diffusion import (
 )
 
 
+logger = logging.get_logger(__name__)
+
 # Standard deviation of a standard normal cut at +-2: what a truncated normal has to be divided by (as in JAX).
 TRUNCATED_NORMAL_STD = 0.87962566103423978
 TIME_SCALE = 1000.0
 MAX_PERIOD = 10000.0
+
+# What is saved beside a model, to open it where this package is not installed.
+REMOTE_CODE_FILES = ("configuration_md4.py", "masked_diffusion.py", "modeling_md4.py")
+HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr", "tags")
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "glu": torch.sigmoid,
@@ -104,12 +113,12 @@ class MD4Conditioning(nn.Module):
             self.dense_in = nn.Linear(in_features, 4 * size)
             self.dense_out = nn.Linear(4 * size, size)
 
-    def forward(self, timesteps: Tensor | None, class_labels: Tensor | None) -> Tensor:
-        """`(batch,)` times and class labels, each if the model uses it -> `(batch, conditioning_size)`."""
+    def forward(self, timesteps: Tensor | None, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """`(batch,)` times and class labels, each if the model uses it -> `(batch, conditioning_size)` of `dtype`."""
         features = []
         if self.config.time_conditioning:
-            embedding = time_embedding(timesteps, self.config.conditioning_size)
-            features.append(embedding.to(self.dense_in.weight.dtype))
+            # Not the weight's dtype: that of a quantised layer is an integer's.
+            features.append(time_embedding(timesteps, self.config.conditioning_size).to(dtype))
         if self.config.num_classes is not None:
             features.append(self.class_embedding(class_labels))
         features = torch.cat(features, dim=-1)
@@ -337,12 +346,64 @@ class MD4PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MD4Layer"]
+    # Modules that combine the outputs of their parts: a device map has to put each on one device.
+    _no_split_modules = ["MD4Layer", "MD4Conditioning"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": MD4Layer, "attentions": MD4Attention}
+    # What opens a saved folder: the name of the class, by Auto class. Literal, as FSDP2 renames the classes it wraps.
+    _auto_map: dict[str, str] = {}
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
+    ):
+        """As in transformers, with the code beside the weights, so that the Auto classes open the folder anywhere.
+
+        Where this package is not installed, they ask for `trust_remote_code=True`.
+        """
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
+        repo_id = hub.pop("repo_id", Path(save_directory).name)
+        self.config.auto_map = dict(self._auto_map)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if not self.should_save_on_this_rank(is_main_process):
+            return
+        if Path(save_directory, CONFIG_NAME).is_file():  # an adapter has neither configuration nor code
+            for name in REMOTE_CODE_FILES:
+                shutil.copyfile(Path(__file__).with_name(name), Path(save_directory, name))
+        if push_to_hub:
+            self.push_to_hub(repo_id, **hub)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        use_safetensors: bool | None = None,
+        **kwargs,
+    ):
+        """As in transformers, but pickled weights are opened only on request: with `use_safetensors=False`.
+
+        Raises:
+            OSError: If there are no weights in safetensors format.
+        """
+        if use_safetensors is False:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=False, **kwargs)
+        # A commit in place of "main": for that, transformers would ask a server to convert weights that are pickled.
+        hub = {name: kwargs[name] for name in ("revision", "token", "local_files_only", "cache_dir") if name in kwargs}
+        revision = resolve_revision(pretrained_model_name_or_path, **hub)
+        if revision is not None:
+            kwargs["revision"] = getattr(revision, "resolved", revision)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise OSError(
+                f"{error} Weights are opened in safetensors format; pickled ones, which can run any code, only with "
+                "`use_safetensors=False`."
+            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -358,22 +419,33 @@ class MD4PreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any layer is checkpointed; peft asks for it by this name, at which transformers' own warns."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As in transformers, but the mask token cannot be cut off.
+        """As in transformers. If the mask's row is cut off, the last row left becomes the mask's (with a warning).
 
-        Raises:
-            ValueError: If fewer rows would be left than the mask token needs.
+        No row changes its values, as in every other model: the new mask has the embedding of the token it replaces.
         """
-        mask_token_id, multiple = self.config.mask_token_id, pad_to_multiple_of or 1
-        if new_num_tokens is not None and -(-new_num_tokens // multiple) * multiple <= mask_token_id:
-            raise ValueError(f"`new_num_tokens` must be > `mask_token_id` ({mask_token_id}), got {new_num_tokens}.")
-        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        cut_off, last = self.config.mask_token_id, self.config.vocab_size - 1
+        if cut_off > last:
+            self.config.mask_token_id = last
+            logger.warning(
+                f"The vocabulary of {last + 1} tokens has no row for the mask token {cut_off}: the mask token is now "
+                f"{last}, with the embedding of the token that was there. Train the model before you sample from it."
+            )
+        return embeddings
 
 
 class MD4Model(MD4PreTrainedModel):
     """The MD4 transformer without its head: ids to hidden states."""
+
+    _auto_map = {"AutoConfig": "configuration_md4.MD4Config", "AutoModel": "modeling_md4.MD4Model"}
 
     def __init__(self, config: MD4Config):
         super().__init__(config)
@@ -398,7 +470,7 @@ class MD4Model(MD4PreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
         Args:
@@ -432,7 +504,8 @@ class MD4Model(MD4PreTrainedModel):
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         conditioning = None
         if self.conditioning is not None:
-            conditioning = ACTIVATIONS[self.config.mlp_type](self.conditioning(timesteps, class_labels))
+            conditioning = self.conditioning(timesteps, class_labels, hidden_states.dtype)
+            conditioning = ACTIVATIONS[self.config.mlp_type](conditioning)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -443,7 +516,8 @@ class MD4Model(MD4PreTrainedModel):
             )
         hidden_states = self.norm(hidden_states)
         if self.modulation is not None:
-            hidden_states = modulate(hidden_states, *self.modulation(conditioning))
+            shift, scale = (x.to(hidden_states.device) for x in self.modulation(conditioning))
+            hidden_states = modulate(hidden_states, shift, scale)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def _check_inputs(
@@ -464,6 +538,11 @@ class MD4Model(MD4PreTrainedModel):
 class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     """The MD4 transformer with its head, and the negative evidence lower bound of masked diffusion as its loss."""
 
+    _auto_map = {
+        "AutoConfig": "configuration_md4.MD4Config",
+        "AutoModel": "modeling_md4.MD4ForMaskedDiffusion",
+        "AutoModelForMaskedLM": "modeling_md4.MD4ForMaskedDiffusion",
+    }
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     # The loss honours `num_items_in_batch`: `Trainer` must not divide it again by the accumulation steps.
     accepts_loss_kwargs = True
@@ -502,7 +581,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         position_mask: torch.BoolTensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_logits: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedDiffusionOutput:
         r"""
         Args:
@@ -544,7 +623,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
+        # Back to the inputs and labels, if a device map has put the last layer (or the head, below) elsewhere.
+        hidden_states = outputs.last_hidden_state.to((inputs_embeds if input_ids is None else input_ids).device)
         if output_logits is None:
             output_logits = labels is None or not self.training
         logits = loss = nelbo_per_token = None
@@ -563,7 +643,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     def _logits(self, hidden_states: Tensor) -> Tensor:
         """Logits with the mask's column at finfo.min: the model never predicts the mask. This is the one place."""
-        logits = self.lm_head(hidden_states)
+        logits = self.lm_head(hidden_states).to(hidden_states.device)
         is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
         return logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
 

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput, logging
+from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
+from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +26,20 @@ logger = logging.get_logger(__name__)
 OUTPUT_TYPES = ("text", "ids")
 CALLBACK_TENSORS = ["sample", "logits"]
 
+# What opens a saved pipeline without this package: the module to start from, and the files that it needs.
+REMOTE_MODULE = "remote_pipeline"
+REMOTE_CODE_FILES = (
+    f"{REMOTE_MODULE}.py",
+    "configuration_md4.py",
+    "masked_diffusion.py",
+    "modeling_md4.py",
+    "pipeline_masked_diffusion.py",
+    "scheduling_masked_diffusion.py",
+)
+# The libraries that the index names for our components: this package, or those that diffusers always knows.
+OWN_LIBRARY = "md4_hf"
+REMOTE_LIBRARIES = {"MD4ForMaskedDiffusion": "transformers", "MaskedDiffusionScheduler": "diffusers"}
+
 
 @dataclass
 class MaskedDiffusionPipelineOutput(BaseOutput):
@@ -27,11 +47,12 @@ class MaskedDiffusionPipelineOutput(BaseOutput):
     Output of `MaskedDiffusionPipeline`.
 
     Args:
-        sequences (`list[torch.LongTensor]`): The ids of each row, `(length of the row,)`, on the CPU.
+        sequences (`torch.LongTensor` of shape `(rows, length)`, or `list[torch.LongTensor]`):
+            The ids, on the CPU; a list of `(length of the row,)` where rows differ in length.
         texts (`list[str]`, *optional*): The decoded rows, with `output_type="text"`.
     """
 
-    sequences: list[torch.LongTensor]
+    sequences: torch.LongTensor | list[torch.LongTensor]
     texts: list[str] | None = None
 
 
@@ -97,7 +118,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         output_type: str = "text",
         skip_special_tokens: bool = True,
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> MaskedDiffusionPipelineOutput | tuple:
         r"""
@@ -120,14 +144,15 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
             top_k (`int`, *optional*): Keep the k most probable tokens.
             generator (`torch.Generator` or `list`, *optional*):
-                One generator, from which each row's own is seeded, or a list of one per row. Either way a row's draws
-                do not depend on the rows beside it.
+                One generator, from which each row's own is seeded, or a list of one per row, each of which seeds its
+                row's. Either way a row's draws do not depend on the rows beside it.
             output_type (`str`, defaults to `"text"`): `"text"` or `"ids"`.
             skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
             return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
-            callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipeline, step, timestep, tensors)`; tensors it returns replace the pipeline's.
-            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Names among `"sample"` and `"logits"`.
+            callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
+                Called as `callback(pipeline, step, timestep, tensors)`; the sample it returns replaces the pipeline's.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*):
+                Names among `"sample"` (the default) and `"logits"`; a callback object of diffusers brings its own.
 
         Returns:
             `MaskedDiffusionPipelineOutput`, or `(sequences, texts)`.
@@ -135,20 +160,24 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments out of range or that contradict each other, before any computation.
         """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         tensor_names = callback_on_step_end_tensor_inputs or ["sample"]
         self._check_arguments(prompt, input_ids, num_samples, length, output_type, tensor_names)
+        # Not `self.device`: the weights of an offloaded model lie elsewhere than where it runs.
+        device = self._execution_device
         labels = self._prepare_class_labels(class_labels)
         rows = self._prepare_rows(prompt, input_ids, length, num_unprompted=1 if labels is None else len(labels))
         if labels is not None:
             if len(labels) not in (1, len(rows)):
                 raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")
-            labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(self.device)
+            labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(device)
         rows = [row for row in rows for _ in range(num_samples)]
         generators = _row_generators(generator, len(rows))
         self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
 
         self._num_timesteps = len(self.scheduler.timesteps)
         self._interrupt = False
@@ -156,7 +185,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         self.model.eval()
         try:
             sample = self._denoise(
-                *self._pad(rows),
+                *self._pad(rows, device),
                 labels,
                 generators,
                 {"temperature": temperature, "top_p": top_p, "top_k": top_k},
@@ -170,17 +199,67 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         texts = None
         if output_type == "text":
             texts = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
+        if len({len(ids) for ids in sequences}) == 1:
+            sequences = torch.stack(sequences)
         if not return_dict:
             return sequences, texts
         return MaskedDiffusionPipelineOutput(sequences=sequences, texts=texts)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """Save all components and `model_index.json` side by side in one folder; `kwargs` go to the model's save."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        remote_code: bool | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        **kwargs,
+    ):
+        """
+        Save all components and `model_index.json` side by side in one folder.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            remote_code (`bool`, *optional*):
+                Whether the folder carries the code of the pipeline too, so that it opens where md4_hf is not installed:
+                `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`. By default, whether this
+                pipeline was opened in that way. The code of the model is always there, for the Auto classes.
+            push_to_hub (`bool`, defaults to `False`):
+                Whether to upload the folder, with all that is in it, as one commit. A folder without a `README.md` gets
+                the repository's, or a draft.
+            repo_id (`str`, *optional*): Where to; by default, a repository with the name of the folder.
+            commit_message, private, token, create_pr: As in `push_to_hub`.
+            kwargs: Passed on to the model's `save_pretrained`.
+        """
         self.model.save_pretrained(save_directory, **kwargs)
         self.scheduler.save_pretrained(save_directory)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
         self.save_config(save_directory)
+        remote_code = __package__ != OWN_LIBRARY if remote_code is None else remote_code
+        _name_classes(Path(save_directory, self.config_name), remote_code)
+        if remote_code:
+            for name in REMOTE_CODE_FILES:
+                shutil.copyfile(Path(__file__).with_name(name), Path(save_directory, name))
+        if not push_to_hub:
+            return
+        # Not by the components' own `push_to_hub`: a commit holds a whole pipeline.
+        folder = Path(save_directory).resolve()
+        repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
+        if not (folder / "README.md").exists():
+            populate_model_card(load_or_create_model_card(repo_id, token=token)).save(folder / "README.md")
+        self._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """The index of a folder; as this class is at hand, the copy of it that the folder may carry is not needed."""
+        index = super()._dict_from_json_file(json_file)
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        return index
 
     def _denoise(
         self,
@@ -314,21 +393,34 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
         return labels
 
-    def _pad(self, rows: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _pad(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
         """`(rows, longest)` ids and attention mask, None if no row is padded. Padding is any token but the mask."""
         padding = 0 if self.mask_token_id != 0 else 1
         sample = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
         lengths = torch.tensor([len(row) for row in rows])
         attention_mask = (torch.arange(sample.shape[1]) < lengths[:, None]).long()
-        return sample.to(self.device), None if attention_mask.all() else attention_mask.to(self.device)
+        return sample.to(device), None if attention_mask.all() else attention_mask.to(device)
+
+
+def _name_classes(path: Path, remote_code: bool):
+    """Say in an index where to find the pipeline and its components, wherever the ones at hand came from."""
+    index = json.loads(path.read_text(encoding="utf-8"))
+    class_name = MaskedDiffusionPipeline.__name__
+    index.pop("_name_or_path", None)  # of this machine
+    index["_class_name"] = [REMOTE_MODULE, class_name] if remote_code else class_name
+    for name, entry in index.items():
+        if name != "_class_name" and isinstance(entry, list) and entry[1] in REMOTE_LIBRARIES:
+            index[name] = [REMOTE_LIBRARIES[entry[1]] if remote_code else OWN_LIBRARY, entry[1]]
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _row_generators(generator: torch.Generator | list[torch.Generator] | None, num_rows: int) -> list[torch.Generator]:
-    """One generator per row; from a single one (or torch's own) each row's is seeded in turn."""
+    """One generator per row, seeded by the row's given one, or in turn by the single one (or torch's own)."""
     if isinstance(generator, list):
         if len(generator) != num_rows:
             raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
-        return generator
+        # Seeded too, so that a list of one gives what its generator gives alone.
+        return [_reseed(row_generator) for row_generator in generator]
     return [_reseed(generator) for _ in range(num_rows)]
 
 

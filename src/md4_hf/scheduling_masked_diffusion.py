@@ -121,6 +121,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    init_noise_sigma = 1.0  # pipelines scale their start by it; the all-masked state is what it is
 
     @register_to_config
     def __init__(
@@ -299,6 +300,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 f"`timestep` must be one of the {self.num_inference_steps} times of `timesteps`, got {worst}."
             )
         return index.expand(batch)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type[MaskedDiffusionScheduler]]:
+        # diffusers looks for compatible schedulers by name among its own, where this one is not.
+        return [cls]
 
     def __len__(self) -> int:
         return self.num_inference_steps

@@ -9,29 +9,38 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy, rotate_checkpoints
 from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
 
+from .adapters import averaged_adapter, is_adapted, save_base_record
 from .callbacks import BitsProgressCallback, EmaCallback, InterruptCallback
-from .data import PaddingCollator
+from .collators import PaddingCollator
 from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
-from .model_card import make_model_card
+from .loading import make_pipeline
+from .model_card import CardFacts, make_model_card
 from .noise import training_mask_noise, training_times
 from .optimizers import muon_with_adamw
+from .plots import plot_losses
 from .tokenization import check_tokenizer_matches
 
 
 logger = logging.get_logger(__name__)
 
 EMA_FOLDER = "ema"
+TRAINING_ARGS_NAME = "training_args.bin"
 STAGING_FOLDER = ".checkpoint-in-progress"
+HUB_FOLDER = ".upload-in-progress"
+# Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
+NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", EMA_FOLDER)
 
 
 @dataclass
@@ -69,6 +78,10 @@ class MD4TrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for parameters without gradient in every step of DDP; MD4 has none."}
     )
+    license: str | None = field(
+        default=None, metadata={"help": 'Licence of the weights for the model card, such as "apache-2.0".'}
+    )
+    card_samples: int = field(default=1, metadata={"help": "Samples to draw for the model card at the end."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Leave NaN and infinite losses out of the logged mean."}
     )
@@ -82,16 +95,14 @@ class MD4TrainingArguments(TrainingArguments):
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
-        if self.push_to_hub:
-            raise ValueError(
-                "`push_to_hub` must be False: upload the finished folder, for instance with `hf upload`, got True."
-            )
         if self.label_smoothing_factor != 0.0:
             raise ValueError(
                 f"`label_smoothing_factor` must be 0: a smoothed loss is no ELBO, got {self.label_smoothing_factor}."
             )
         if self.eval_draws < 1:
             raise ValueError(f"`eval_draws` must be >= 1, got {self.eval_draws}.")
+        if self.card_samples < 0:
+            raise ValueError(f"`card_samples` must be >= 0, got {self.card_samples}.")
         if self.data_seed is None:
             self.data_seed = self.seed
 
@@ -109,6 +120,9 @@ class MD4Trainer(Trainer):
       average as a model of its own in `checkpoint-N/ema`.
     - An evaluation reports nats per token, perplexity and bits with a standard error, over `eval_draws` draws.
     - A checkpoint appears under its name only when it is complete; Ctrl-C ends training with one.
+    - An adapter (`PeftModel`) trains in the same way, and is saved as one.
+    - `save_repository` writes, and `push_to_hub` uploads, what belongs to the trained model as one flat folder:
+      averaged weights, tokenizer, scheduler, loss plot and a model card, which `card_facts` adds to.
 
     Takes the arguments of `Trainer`, with `MD4TrainingArguments` as `args`.
 
@@ -129,6 +143,7 @@ class MD4Trainer(Trainer):
                 torch.set_float32_matmul_precision(args.matmul_precision)
             data_collator = data_collator or PaddingCollator()
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        self.card_facts = CardFacts(license=args.license) if self.is_md4 else None
         self.interrupt = InterruptCallback()
         self.add_callback(self.interrupt)
         self.ema = EmaCallback(args.ema_decay) if self.is_md4 and args.ema_decay > 0.0 else None
@@ -162,10 +177,19 @@ class MD4Trainer(Trainer):
 
     def train(self, *args, **kwargs):
         """As `Trainer.train`; the first Ctrl-C saves a checkpoint at the end of the step and returns."""
+        self._uncounted_tokens: Tensor | int = 0
         if self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
         with self.interrupt.watching():
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+        self._count_tokens()
+        return output
+
+    def _count_tokens(self):
+        """Add the scored tokens of the steps since the last time to the state; between, the sum stays on the device."""
+        if self.args.include_num_input_tokens_seen == "no":
+            self.state.num_input_tokens_seen += int(self._uncounted_tokens)
+        self._uncounted_tokens = 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As `Trainer.create_optimizer`, or Muon and AdamW with `use_muon`."""
@@ -188,7 +212,10 @@ class MD4Trainer(Trainer):
         number_step_examples(batches, self.args.process_index, self.args.world_size)
         for batch in batches:
             batch["labels"] = scored_labels(batch)
-        return batches, self._get_num_items_in_batch(batches, device)
+        num_items = self._get_num_items_in_batch(batches, device)
+        if num_items is not None:
+            self._uncounted_tokens = self._uncounted_tokens + num_items
+        return batches, num_items
 
     def compute_loss(
         self,
@@ -237,7 +264,9 @@ class MD4Trainer(Trainer):
                 output = super().evaluation_loop(*args, **kwargs)
         finally:
             self.compute_metrics = None
-        output.metrics.pop(f"{kwargs.get('metric_key_prefix', 'eval')}_model_preparation_time", None)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.pop(f"{prefix}_model_preparation_time", None)
+        output.metrics[f"{prefix}_num_draws"] = self.args.eval_draws
         return output
 
     def prediction_step(
@@ -274,6 +303,10 @@ class MD4Trainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial):
         """Write the checkpoint aside and give it its name when it is complete."""
+        if not self.is_md4:
+            super()._save_checkpoint(model, trial)
+            return
+        self._count_tokens()
         run_dir = Path(self._get_output_dir(trial))
         staging, previous_best = run_dir / STAGING_FOLDER, self.state.best_model_checkpoint
         self._get_output_dir = lambda trial: str(staging)
@@ -284,7 +317,7 @@ class MD4Trainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         if self.ema is not None:
             with self.ema_weights():
-                self.save_model(str(staging / name / EMA_FOLDER), _internal_call=True)
+                self.save_model(str(staging / name / self._ema_folder), _internal_call=True)
         self._correct_best_checkpoint(run_dir, staging / name, previous_best)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -297,6 +330,8 @@ class MD4Trainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+            if self.args.push_to_hub:
+                self._push_checkpoint(run_dir / name)
         self.accelerator.wait_for_everyone()
 
     def _correct_best_checkpoint(self, run_dir: Path, checkpoint: Path, previous_best: str | None):
@@ -317,25 +352,193 @@ class MD4Trainer(Trainer):
         if self.ema is not None:
             self.ema.resume_from(self._averaged_parameters(resume_from_checkpoint))
 
+    @property
+    def _ema_folder(self) -> str:
+        """Where a checkpoint holds its averaged weights; `Trainer` takes an adapter one level up for a second one."""
+        return os.path.join(EMA_FOLDER, "adapter") if is_adapted(self.model) else EMA_FOLDER
+
     def _averaged_parameters(self, checkpoint: str) -> list[Tensor]:
-        """The averaged weights of a checkpoint, in the order of `model.parameters()`."""
-        folder = Path(checkpoint) / EMA_FOLDER
+        """The averaged weights of a checkpoint, in the order of the trainable parameters of the model."""
+        folder = Path(checkpoint) / self._ema_folder
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"`resume_from_checkpoint` must hold the averaged weights in {EMA_FOLDER!r} (or set `ema_decay=0`), "
-                f"got {checkpoint}."
+                f"`resume_from_checkpoint` must hold the averaged weights in {self._ema_folder!r} (or set "
+                f"`ema_decay=0`), got {checkpoint}."
             )
         unwrapped = self.accelerator.unwrap_model(self.model)
+        if is_adapted(unwrapped):
+            return averaged_adapter(unwrapped, folder)
         averaged = type(unwrapped).from_pretrained(folder, dtype=unwrapped.dtype)
-        return [parameter.detach() for parameter in averaged.parameters()]
+        trained = [parameter.requires_grad for parameter in unwrapped.parameters()]
+        return [parameter.detach() for parameter, kept in zip(averaged.parameters(), trained, strict=True) if kept]
 
-    def create_model_card(self, **kwargs):
-        """Write `README.md` from what the run itself knows."""
+    # ------------------------------------------------------------------------------------------------------------------
+    # Sharing
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def save_repository(self, folder: str | os.PathLike, **facts: Any):
+        """Write what belongs to the trained model as one flat folder, which every loader opens.
+
+        That is the model (its averaged weights) or adapter, the tokenizer, the scheduler, the loss plot and a model
+        card. Call it on all processes.
+
+        Args:
+            folder: Where to; made if it is not there.
+            facts: Fields of `CardFacts` that differ from `card_facts`.
+        """
+        # An internal call: another would push to the Hub by itself.
+        with self.ema_weights():
+            self.save_model(str(folder), _internal_call=True)
+            samples = self._draw_card_samples()
+        if self.is_world_process_zero():
+            self._complete_repository(Path(folder), samples=samples, **facts)
+        self.accelerator.wait_for_everyone()
+
+    def _complete_repository(self, folder: Path, **facts: Any):
+        """Put all that is not weights or tokenizer into a folder with a saved model."""
+        model = self.accelerator.unwrap_model(self.model)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which may hold a token of the Hub
+        if is_adapted(model):
+            save_base_record(model, folder)
+        else:
+            pipeline = make_pipeline(model, self.processing_class)
+            pipeline.scheduler.save_pretrained(folder)
+            pipeline.save_config(folder)
+        plot = None
+        if any("loss" in entry or "eval_loss" in entry for entry in self.state.log_history):
+            plot = "loss.png"
+            baselines = facts.get("baselines", self.card_facts.baselines)
+            plot_losses(self.state.log_history, folder / plot, baselines)
+        facts.setdefault("location", self.hub_model_id or str(folder))
+        self.create_model_card(output_dir=str(folder), plot=plot, **facts)
+
+    def _draw_card_samples(self) -> list[str]:
+        """Samples of the trained model, where one process has all of it."""
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        tokenizer = self.processing_class
+        if not (self.args.card_samples and whole and self.is_world_process_zero() and tokenizer is not None):
+            return []
+        model = self.accelerator.unwrap_model(self.model)
+        if model.config.num_classes is not None:
+            return []
+        pipeline = make_pipeline(model.get_base_model() if is_adapted(model) else model, tokenizer)
+        generator = torch.Generator().manual_seed(self.args.seed)
+        pipeline.set_progress_bar_config(desc="Sampling for the model card", leave=False)
+        prompt = self.card_facts.sample_prompt
+        return pipeline(prompt=prompt, num_samples=self.args.card_samples, generator=generator).texts
+
+    def create_model_card(self, output_dir: str | None = None, **facts: Any):
+        """Write `README.md` from what the run itself knows.
+
+        Args:
+            output_dir: Where to; the run's folder by default.
+            facts: Fields of `CardFacts` that differ from `card_facts`; `Trainer`'s `model_name`, `finetuned_from` and
+                `dataset` are known too.
+        """
         if not self.is_md4:
-            super().create_model_card(**kwargs)
-        elif self.is_world_process_zero():
-            card = make_model_card(self.accelerator.unwrap_model(self.model), self.args, self.state, **kwargs)
-            card.save(os.path.join(self.args.output_dir, "README.md"))
+            super().create_model_card(**facts)
+            return
+        if not self.is_world_process_zero():
+            return
+        for name, field_name in (("model_name", "title"), ("finetuned_from", "base_model"), ("dataset", "datasets")):
+            if name in facts:
+                facts[field_name] = facts.pop(name)
+        model = self.accelerator.unwrap_model(self.model)
+        if is_adapted(model):
+            facts.setdefault("base_model", next(iter(model.peft_config.values())).base_model_name_or_path)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.card_facts.title == CardFacts.title:
+            facts.setdefault("title", Path(self.hub_model_id or Path(self.args.output_dir).resolve()).name)
+        card = make_model_card(model, self.args, self.state, replace(self.card_facts, **facts))
+        card.save(folder / "README.md")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **facts: Any,
+    ):
+        """Upload what `save_repository` writes to `args.hub_model_id`, as one commit. Call it on all processes.
+
+        Args:
+            commit_message: Message of the commit.
+            blocking: Whether to wait for the end of the upload.
+            token: With permission to write; `args.hub_token`, or the saved login, by default.
+            revision: Branch; `args.hub_revision` by default.
+            private: Whether a new repository is private; `args.hub_private_repo` by default.
+            facts: Fields of `CardFacts` that differ from `card_facts`.
+
+        Returns:
+            On the first process the `CommitInfo`, or its `Future` if not `blocking`.
+        """
+        if not self.is_md4:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **facts)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token or self.args.hub_token, private=private)
+        self._finish_current_push()
+        folder = Path(self.args.output_dir) / HUB_FOLDER
+        if self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.save_repository(folder, **facts)
+        if not self.is_world_process_zero():
+            return None
+        upload = self._upload(folder, commit_message, token, revision)
+        return upload.result() if blocking else upload
+
+    def _upload(self, folder: Path, message: str | None, token: str | None = None, revision: str | None = None):
+        """Start to upload a folder, which is removed afterwards; a `Future`."""
+        upload = HfApi().upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=folder,
+            commit_message=message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=True,
+        )
+        upload.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+        return upload
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        """Left to `_save_checkpoint`, which pushes a checkpoint when it is complete."""
+        if not self.is_md4:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _push_checkpoint(self, checkpoint: Path):
+        """Start to upload the model of a checkpoint, as `args.hub_strategy` asks; on the first process."""
+        strategy, under_way = self.args.hub_strategy, self.push_in_progress
+        if strategy == HubStrategy.END:
+            return
+        if under_way is not None and not under_way.is_done() and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        averaged = checkpoint / self._ema_folder
+        source = averaged if averaged.is_dir() else checkpoint
+        folder = checkpoint.parent / HUB_FOLDER
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*NOT_SHARED))
+        self._complete_repository(folder)
+        message = f"Training in progress, step {self.state.global_step}"
+        uploads = [self._upload(folder, message)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            uploads.append(
+                HfApi().upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=checkpoint,
+                    path_in_repo="last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name,
+                    commit_message=f"{message}, checkpoint",
+                    token=self.args.hub_token,
+                    revision=self.args.hub_revision,
+                    ignore_patterns=[TRAINING_ARGS_NAME],
+                    run_as_future=True,
+                )
+            )
+        self.push_in_progress = PushInProgress(uploads)
 
 
 @contextlib.contextmanager

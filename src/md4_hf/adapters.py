@@ -1,0 +1,177 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""LoRA adapters (PEFT) on masked diffusion models: adding, saving with a record of their base, and loading safely."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .arguments import option
+
+
+BASE_RECORD = "base_model.json"
+FINGERPRINT_ROWS, FINGERPRINT_COLUMNS = 64, 16
+
+
+@dataclass
+class LoraArguments:
+    """Fields of `peft.LoraConfig` (Hu et al., arXiv:2106.09685), and how the base model is loaded."""
+
+    _argument_group_name = "adapter"
+
+    lora_r: int = option("Rank of the adapter.", default=16)
+    lora_alpha: int = option("Scale: the update is multiplied by alpha / r (alpha / sqrt(r) with rsLoRA).", default=32)
+    lora_dropout: float = option("Dropout before the adapter.", default=0.0)
+    target_modules: str = option(
+        'Layers that get an adapter: "all-linear" (all but the head), or names, such as "qkv_proj,o_proj".',
+        default="all-linear",
+    )
+    modules_to_save: str | None = option('Layers trained in full and saved with the adapter, such as "lm_head".')
+    use_dora: bool = option("Train magnitude and direction apart (DoRA, arXiv:2402.09353).", default=False)
+    use_rslora: bool = option("Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).", default=False)
+    quantization: str | None = option(
+        "Load the base in 8 or 4 bits; needs bitsandbytes and what it runs on.", choices=["8bit", "4bit"]
+    )
+
+    def __post_init__(self):
+        if self.lora_r < 1:
+            raise ValueError(f"`lora_r` must be >= 1, got {self.lora_r}.")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"`lora_alpha` must be > 0, got {self.lora_alpha}.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
+
+    def config(self):
+        """The `peft.LoraConfig`."""
+        from peft import LoraConfig
+
+        names = self.target_modules.split(",")
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules if len(names) == 1 and names[0] == "all-linear" else names,
+            modules_to_save=self.modules_to_save.split(",") if self.modules_to_save else None,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+        )
+
+    def loading_arguments(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` for the base.
+
+        Raises:
+            ValueError: With `quantization`, where bitsandbytes is not installed.
+        """
+        if self.quantization is None:
+            return {}
+        from transformers import BitsAndBytesConfig
+        from transformers.utils import is_bitsandbytes_available
+
+        if not is_bitsandbytes_available():
+            raise ValueError(
+                f"`quantization` must be left out where bitsandbytes is not installed, got {self.quantization!r}."
+            )
+        is_4bit = self.quantization == "4bit"
+        config = BitsAndBytesConfig(
+            load_in_4bit=is_4bit,
+            load_in_8bit=not is_4bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["lm_head"],
+        )
+        return {"quantization_config": config}
+
+
+def is_adapted(model) -> bool:
+    """Whether a model is a `PeftModel`."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def add_adapter(model, arguments: LoraArguments):
+    """A `PeftModel` whose adapter is all that trains; an adapter that has not been trained changes nothing.
+
+    Raises:
+        ValueError: If the model has no layer of the given names.
+    """
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model)
+    return get_peft_model(model, arguments.config())
+
+
+def save_base_record(model, folder: str | os.PathLike):
+    """Note beside an adapter which weights it belongs to."""
+    record = {"fingerprint": fingerprint(model.get_base_model())}
+    Path(folder, BASE_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def fingerprint(model) -> str:
+    """A short name of the weights of a model: a hash of a sample of its token embedding.
+
+    The embedding is sampled in bfloat16, so that the precision a model is loaded in does not change it.
+    """
+    embedding = model.get_input_embeddings()
+    weight = getattr(embedding, "original_module", embedding).weight.detach()  # the base's, also if a copy was trained
+    rows = torch.linspace(0, len(weight) - 1, FINGERPRINT_ROWS).long()
+    sample = weight[rows.to(weight.device), :FINGERPRINT_COLUMNS].to("cpu", torch.bfloat16).view(torch.int16)
+    shape = (tuple(weight.shape), model.config.num_hidden_layers, model.config.hidden_size)
+    return hashlib.sha256(f"{shape}".encode() + sample.numpy().tobytes()).hexdigest()[:16]
+
+
+def load_adapter(base, folder: str, *, revision: str | None = None, token: str | bool | None = None):
+    """Put a saved adapter on its base.
+
+    Args:
+        base: The base model.
+        folder: The adapter's folder or Hub id.
+        revision, token: Of the Hub.
+
+    Returns:
+        A `PeftModel` in evaluation mode.
+
+    Raises:
+        ValueError: If the adapter was trained on other weights, or does not fit the base.
+    """
+    from peft import PeftModel
+    from transformers.utils import cached_file
+
+    record = cached_file(
+        folder,
+        BASE_RECORD,
+        revision=revision,
+        token=token,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if record is not None:
+        expected, found = json.loads(Path(record).read_text(encoding="utf-8"))["fingerprint"], fingerprint(base)
+        if expected != found:
+            raise ValueError(
+                f"`adapter` must belong to the base model, got {folder}, which was trained on other weights "
+                f"({expected}, the base has {found})."
+            )
+    try:
+        return PeftModel.from_pretrained(base, folder, revision=revision, token=token).eval()
+    except RuntimeError as error:
+        raise ValueError(f"`adapter` must fit the base model, got {folder}: {error}") from error
+
+
+def averaged_adapter(model, folder: str | os.PathLike) -> list[torch.Tensor]:
+    """The trainable parameters that a `PeftModel` would have with the adapter in `folder`; it keeps its own."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        averaged = [parameter.detach().clone() for parameter in parameters]
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+    return averaged

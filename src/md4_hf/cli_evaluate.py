@@ -1,0 +1,107 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""`md4 evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from md4_hf import (
+    DataArguments,
+    MD4Trainer,
+    MD4TrainingArguments,
+    check_tokenizer_matches,
+    load_documents,
+    load_model,
+    load_tokenizer,
+    load_train_validation,
+    pack,
+    parse_arguments,
+)
+
+from .cli_train import check_block_size, print_metrics
+
+
+@dataclass
+class EvaluateArguments:
+    """How to evaluate."""
+
+    _argument_group_name = "evaluation"
+
+    draws: int = field(default=8, metadata={"help": "Stratified draws of time and masks per sequence."})
+    batch_size: int = field(default=32, metadata={"help": "Sequences per forward pass."})
+    seed: int = field(default=0, metadata={"help": "Seed of the evaluation noise."})
+    bf16: bool = field(default=False, metadata={"help": "Evaluate under bf16 autocast."})
+    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even if there is an accelerator."})
+    base: str | None = field(default=None, metadata={"help": "Base model of an adapter, if not the one it names."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    output_file: str | None = field(default=None, metadata={"help": "Also write the figures to this JSON file."})
+
+    def __post_init__(self):
+        for name in ("draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
+
+
+def evaluate(argv: list[str] | None = None):
+    """`md4 evaluate`: the NELBO of held-out text, with its standard error."""
+    options, data_args, rest = parse_arguments(
+        (EvaluateArguments, DataArguments),
+        argv,
+        prog="md4 evaluate",
+        description="Bound the likelihood of text: nats per token, perplexity, bits per character, each with its "
+        "error. With --validation_data that text is scored, else the held-out part of --data. Blocks are as long as "
+        "the model's length unless --block_size is given.",
+        positional={"model": "Folder or Hub id of a model or adapter."},
+        defaults={"block_size": None},
+    )
+    hub = {"revision": options.revision}
+    model, tokenizer = load_model(rest.model, base=options.base, **hub), load_tokenizer(rest.model, **hub)
+    check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
+    data_args.block_size = data_args.block_size or model.config.max_position_embeddings
+    check_block_size(data_args.block_size, model.config)
+    with tempfile.TemporaryDirectory() as folder:
+        args = MD4TrainingArguments(
+            output_dir=folder,
+            per_device_eval_batch_size=options.batch_size,
+            eval_draws=options.draws,
+            eval_seed=options.seed,
+            bf16=options.bf16,
+            use_cpu=options.use_cpu,
+            ema_decay=0.0,
+            report_to="none",
+        )
+        with args.main_process_first(desc="preparing the data"):
+            documents = evaluation_documents(data_args)
+            blocks, _ = pack(documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc)
+        trainer = MD4Trainer(model=model, args=args, eval_dataset=blocks, processing_class=tokenizer)
+        metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        print_metrics(metrics, data_args)
+        if options.output_file is not None:
+            recipe = {"model": rest.model, **dataclasses.asdict(options), **dataclasses.asdict(data_args)}
+            write_whole(Path(options.output_file), json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str):
+    """Write a file that is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.in-progress")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def evaluation_documents(data_args: DataArguments):
+    """The text named for validation, or the held-out part of the data."""
+    if data_args.validation_data is None:
+        return load_train_validation(data_args)[1]
+    return load_documents(
+        data_args.validation_data,
+        config=data_args.validation_config,
+        split=data_args.validation_split or data_args.data_split,
+        text_column=data_args.text_column,
+        streaming=data_args.streaming,
+    )

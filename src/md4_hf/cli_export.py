@@ -1,0 +1,67 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""`md4 export`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from md4_hf import adapter_base, load_pipeline, parse_arguments
+
+
+@dataclass
+class ExportArguments:
+    """How to write the folder."""
+
+    _argument_group_name = "export"
+
+    remote_code: bool = field(
+        default=True, metadata={"help": "Add the code, so that the folder opens where md4_hf is not installed."}
+    )
+    dtype: str | None = field(
+        default=None, metadata={"help": "Precision of the weights.", "choices": ["float32", "bfloat16", "float16"]}
+    )
+    base: str | None = field(default=None, metadata={"help": "Base model of an adapter, if not the one it names."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Also upload the folder to this repository."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+
+
+def export(argv: list[str] | None = None):
+    """`md4 export`: one flat folder with model, tokenizer, scheduler and code; an adapter is merged into its base."""
+    options, rest = parse_arguments(
+        (ExportArguments,),
+        argv,
+        prog="md4 export",
+        description="Write a model with its tokenizer and scheduler as one folder that every loader opens, also where "
+        "md4_hf is not installed. An adapter is merged into its base.",
+        positional={"model": "Folder or Hub id of a model or adapter.", "folder": "New folder to write."},
+    )
+    folder = Path(rest.folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder` must be empty or absent, got {folder}.")
+    pipeline = load_pipeline(
+        rest.model, base=options.base, revision=options.revision, dtype=options.dtype, device="cpu"
+    )
+    staging = folder.with_name(f".{folder.name}.in-progress")
+    shutil.rmtree(staging, ignore_errors=True)
+    pipeline.save_pretrained(staging, remote_code=options.remote_code)
+    card = Path(rest.model, "README.md")
+    if card.is_file() and adapter_base(rest.model) is None:
+        for path in (card, *card.parent.glob("*.png")):
+            shutil.copy2(path, staging)
+    if folder.is_dir():
+        folder.rmdir()
+    os.replace(staging, folder)
+    print(f"Model, tokenizer, scheduler{' and code' if options.remote_code else ''} are in {folder}")
+    if options.push_to_hub:
+        pipeline.save_pretrained(
+            folder,
+            remote_code=options.remote_code,
+            push_to_hub=True,
+            repo_id=options.push_to_hub,
+            private=options.private,
+        )
+        print(f"Uploaded to {options.push_to_hub}")

@@ -1,0 +1,338 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""`md4 train` and `md4 finetune`."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import set_seed
+
+from md4_hf import (
+    IGNORE_INDEX,
+    DataArguments,
+    LoraArguments,
+    MD4Config,
+    MD4ForMaskedDiffusion,
+    MD4Trainer,
+    MD4TrainingArguments,
+    ModelArguments,
+    PairArguments,
+    RunArguments,
+    StartArguments,
+    adapter_base,
+    add_adapter,
+    check_tokenizer_matches,
+    encode_pairs,
+    load_model,
+    load_pairs,
+    load_tokenizer,
+    load_train_validation,
+    ngram_bits_per_character,
+    pack,
+    parse_arguments,
+)
+
+
+MAX_SYMBOLS_FOR_BASELINES = 1000
+MAX_TOKENS_FOR_BASELINES = 10_000_000
+EXIT_INTERRUPTED = 130
+STAGING_FOLDER = ".model-in-progress"
+# Defaults of `md4 finetune` that differ from those of training from nothing.
+FINETUNE_DEFAULTS = {
+    "learning_rate": 2e-4,
+    "weight_decay": 0.0,
+    "warmup_steps": 20,
+    "lr_scheduler_type": "cosine",
+    "ema_decay": 0.0,
+    "eval_strategy": "epoch",
+    "logging_steps": 10,
+    "block_size": None,
+    "prompt_column": None,
+    "response_column": None,
+}
+
+
+def train(argv: list[str] | None = None):
+    """`md4 train`: pretrain on text and leave a folder that `from_pretrained` and the other commands open."""
+    types = (StartArguments, RunArguments, ModelArguments, DataArguments, MD4TrainingArguments)
+    start, run, model_args, data_args, args, _ = parse_arguments(
+        types, argv, prog="md4 train", description="Train a masked diffusion model on text.", with_presets=True
+    )
+    prepare_run(run, args)
+    tokenizer = load_tokenizer(start.tokenizer or start.model_name_or_path or "text8")
+    model = make_model(start.model_name_or_path, model_args, tokenizer, data_args.block_size)
+    with args.main_process_first(desc="preparing the data"):
+        blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
+    train_blocks, heldout_blocks = blocks
+    baselines = measure_baselines(train_blocks, heldout_blocks, tokenizer) if args.should_save else {}
+    run_training(model, args, run, data_args, tokenizer, blocks, baselines, start.model_name_or_path)
+
+
+def finetune(argv: list[str] | None = None):
+    """`md4 finetune`: train a LoRA adapter for a model on text or on prompts and responses."""
+    types = (RunArguments, LoraArguments, PairArguments, DataArguments, MD4TrainingArguments)
+    run, lora, pair_args, data_args, args, rest = parse_arguments(
+        types,
+        argv,
+        prog="md4 finetune",
+        description="Train a LoRA adapter for a masked diffusion model, on text or on prompts and responses.",
+        positional={"model": "Folder or Hub id of the base model."},
+        defaults=FINETUNE_DEFAULTS,
+    )
+    check_no_adapter(rest.model)
+    prepare_run(run, args)
+    tokenizer = load_tokenizer(rest.model)
+    model = load_model(rest.model, dtype=None if lora.quantization else torch.float32, **lora.loading_arguments())
+    check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
+    data_args.block_size = data_args.block_size or model.config.max_position_embeddings
+    check_block_size(data_args.block_size, model.config)
+    with args.main_process_first(desc="preparing the data"):
+        examples = prepare_examples(data_args, pair_args, tokenizer, verbose=args.process_index == 0)
+    prompt = first_prompt(examples[1][0], tokenizer) if pair_args.given else None
+    run_training(add_adapter(model, lora), args, run, data_args, tokenizer, examples, {}, rest.model, prompt)
+
+
+def prepare_run(run: RunArguments, args: MD4TrainingArguments):
+    """Check and set up what comes before data and model."""
+    check_output_dir(args)
+    set_batch_size(run, args)
+    set_seed(args.seed)
+
+
+def run_training(
+    model,
+    args: MD4TrainingArguments,
+    run: RunArguments,
+    data_args: DataArguments,
+    tokenizer,
+    examples: list,
+    baselines: dict[str, float],
+    base_model: str | None,
+    sample_prompt: str | None = None,
+):
+    """Train, or go on training, and leave the finished model; an interruption ends the process."""
+    train_examples, heldout_examples = examples
+    trainer = MD4Trainer(
+        model=model,
+        args=args,
+        train_dataset=train_examples,
+        eval_dataset=heldout_examples,
+        processing_class=tokenizer,
+    )
+    trainer.card_facts = replace(
+        trainer.card_facts,
+        **describe_data(data_args),
+        baselines=baselines,
+        base_model=base_model,
+        sample_prompt=sample_prompt,
+        widget=[f"{sample_prompt or 'the '}{tokenizer.mask_token * 4}"],
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    size = f"{parameters:,} parameters" if trained == parameters else f"{trained:,} of {parameters:,} parameters train"
+    say(trainer, f"{size} on {args.device}; {describe_batch(args, data_args)}")
+    for name, bits in baselines.items():
+        say(trainer, f"held-out bits per character of the {name} model: {bits:.3f}")
+    trainer.train(resume_from_checkpoint=resume_argument(args.resume_from_checkpoint))
+    if trainer.interrupted:
+        say(trainer, f"Stopped at step {trainer.state.global_step}. To go on, add: --resume_from_checkpoint latest")
+        sys.exit(EXIT_INTERRUPTED)
+    finish(trainer, run, data_args)
+
+
+def describe_data(data_args: DataArguments) -> dict:
+    """What the model card says of the data."""
+    is_local = data_args.data == "pydoc" or Path(data_args.data).expanduser().exists()
+    name = Path(data_args.data).name if is_local else data_args.data  # not the path on this machine
+    return {
+        "data": f"{name}, blocks of {data_args.block_size} tokens",
+        "datasets": [] if is_local else [data_args.data],
+    }
+
+
+def first_prompt(example: dict, tokenizer) -> str:
+    """The prompt of an example: what is not scored at its beginning."""
+    length = next(position for position, label in enumerate(example["labels"]) if label != IGNORE_INDEX)
+    return tokenizer.decode(example["input_ids"][:length])
+
+
+def check_no_adapter(model: str):
+    """Refuse an adapter where a base model is needed."""
+    if adapter_base(model) is not None:
+        raise ValueError(
+            f"`model` must be a base model, got the adapter {model}: merge it first with `md4 export {model} FOLDER`."
+        )
+
+
+def check_output_dir(args: MD4TrainingArguments):
+    """Refuse a folder that holds something else, and a resumption where there is nothing to resume."""
+    folder = Path(args.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`output_dir` must be a folder, got the file {folder}.")
+    if args.resume_from_checkpoint is None and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
+            "it, add `--resume_from_checkpoint latest`."
+        )
+    if args.resume_from_checkpoint == "latest" and not list(folder.glob("checkpoint-*")):
+        raise ValueError(f"`resume_from_checkpoint` must be a checkpoint's folder: there is none in {folder}.")
+
+
+def resume_argument(value: str | None) -> str | bool | None:
+    """ "latest" as `Trainer` says it."""
+    return True if value == "latest" else value
+
+
+def set_batch_size(run: RunArguments, args: MD4TrainingArguments):
+    """Choose the accumulation steps that make the total batch on the processes at hand."""
+    if run.total_batch_size is None:
+        return
+    devices = num_devices(args)
+    share, rest = divmod(run.total_batch_size, devices)
+    if rest:
+        raise ValueError(
+            f"`total_batch_size` must be a multiple of the {devices} devices, got {run.total_batch_size}."
+        )
+    args.per_device_train_batch_size = min(args.per_device_train_batch_size, share)
+    args.gradient_accumulation_steps, rest = divmod(share, args.per_device_train_batch_size)
+    if rest:
+        raise ValueError(
+            f"`total_batch_size` must be a multiple of {devices} devices x `per_device_train_batch_size` "
+            f"{args.per_device_train_batch_size}, got {run.total_batch_size}."
+        )
+
+
+def num_devices(args: MD4TrainingArguments) -> int:
+    """Devices over all processes; without a launcher, one process may drive several GPUs."""
+    return args.world_size * max(1, args.n_gpu)
+
+
+def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer, verbose: bool) -> list:
+    """Training and held-out examples: of prompts and responses if their columns are named, else blocks of text."""
+    if not pair_args.given:
+        return prepare_blocks(data_args, tokenizer, verbose)
+    examples = []
+    for name, pairs in zip(("training", "held-out"), load_pairs(data_args), strict=True):
+        encoded, report = encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)
+        examples.append(encoded)
+        if verbose:
+            left_out = f"{report.num_too_long} too long, {report.num_empty} with an empty response left out"
+            print(
+                f"{name} data: {report.num_kept:,} of {report.num_pairs:,} pairs ({left_out}), "
+                f"{report.num_scored_tokens:,} scored tokens"
+            )
+    return examples
+
+
+def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
+    """Training and held-out text as blocks of ids; `verbose` prints what they are."""
+    blocks = []
+    for name, documents in zip(("training", "held-out"), load_train_validation(data_args), strict=True):
+        packed, report = pack(documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc)
+        blocks.append(packed)
+        if report is not None and verbose:
+            print(
+                f"{name} data: {report.num_documents:,} documents, {report.num_tokens:,} tokens in "
+                f"{report.num_blocks:,} blocks of {data_args.block_size} ({report.num_dropped_tokens} tokens left over)"
+            )
+    return blocks
+
+
+def make_model(name_or_path: str | None, model_args: ModelArguments, tokenizer, length: int):
+    """A new model for the tokenizer, or the one to go on with."""
+    if name_or_path is None:
+        return MD4ForMaskedDiffusion(model_args.config(len(tokenizer), tokenizer.mask_token_id, length))
+    config = MD4Config.from_pretrained(name_or_path)
+    check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
+    model_args.change(config)  # before the layers are built, which take their dropout from it
+    check_block_size(length, config)
+    return MD4ForMaskedDiffusion.from_pretrained(
+        name_or_path,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=model_args.attn_implementation,
+    )
+
+
+def check_block_size(block_size: int, config: MD4Config):
+    """Refuse blocks that are longer than the model."""
+    if block_size > config.max_position_embeddings:
+        raise ValueError(
+            f"`block_size` must be at most the model's {config.max_position_embeddings} tokens, got {block_size}."
+        )
+
+
+def measure_baselines(train_blocks, heldout_blocks, tokenizer) -> dict[str, float]:
+    """Held-out bits per character of count models of the same data, for small alphabets with the mask last."""
+    symbols = len(tokenizer) - 1
+    counted = all(hasattr(blocks, "__len__") for blocks in (train_blocks, heldout_blocks))
+    if not counted or symbols > MAX_SYMBOLS_FOR_BASELINES or tokenizer.mask_token_id != symbols:
+        return {}
+    train_ids, heldout_ids = first_ids(train_blocks), first_ids(heldout_blocks)
+    block_size = len(heldout_blocks[0]["input_ids"])
+    tokens_per_character = block_size / np.mean(heldout_blocks["num_characters"][:])
+    baselines = {"uniform": math.log2(symbols)}
+    for order, name in ((1, "unigram"), (2, "bigram")):
+        baselines[name] = ngram_bits_per_character(train_ids, heldout_ids, order, symbols)
+    return {name: bits * tokens_per_character for name, bits in baselines.items()}
+
+
+def first_ids(blocks) -> np.ndarray:
+    """The ids of a data set one after the other, of a large one the first ten million."""
+    count = min(len(blocks), MAX_TOKENS_FOR_BASELINES // len(blocks[0]["input_ids"]))
+    return np.concatenate(blocks.select(range(count)).with_format("numpy")["input_ids"][:])
+
+
+def describe_batch(args: MD4TrainingArguments, data_args: DataArguments) -> str:
+    sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_devices(args)
+    return f"{sequences} sequences of {data_args.block_size} tokens a step"
+
+
+def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments):
+    """Evaluate with more draws, write the model with all that belongs to it, and share it if that is asked for."""
+    trainer.args.eval_draws = run.final_eval_draws
+    metrics = trainer.evaluate()
+    trainer.card_facts.metrics = metrics
+    folder = Path(trainer.args.output_dir)
+    staging = folder / STAGING_FOLDER
+    trainer.save_repository(staging, location=trainer.hub_model_id or str(folder))
+    if trainer.is_world_process_zero():
+        # The weights come last: where they are, all is.
+        for path in sorted(staging.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            os.replace(path, folder / path.name)
+        staging.rmdir()
+        trainer.save_metrics("eval", metrics, combined=False)
+        print_metrics(metrics, data_args)
+        print(f"Model, tokenizer, loss.png and model card are in {folder}")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+        say(trainer, f"Uploaded to {trainer.hub_model_id}")
+
+
+def say(trainer: MD4Trainer, text: str):
+    if trainer.is_world_process_zero():
+        print(text, flush=True)
+
+
+def print_metrics(metrics: dict[str, float], data_args: DataArguments):
+    """The figures of an evaluation as a small table."""
+    rows = [
+        ("NELBO, nats per token", metrics["eval_loss"], metrics["eval_loss_stderr"]),
+        ("perplexity", metrics["eval_perplexity"], metrics["eval_perplexity"] * metrics["eval_loss_stderr"]),
+    ]
+    if "eval_bits_per_character" in metrics:
+        bits = metrics["eval_bits_per_character"], metrics["eval_bits_per_character_stderr"]
+        rows.append(("bits per character", *bits))
+    source = data_args.validation_data or f"held-out part of {data_args.data}"
+    print(
+        f"{source}: {metrics['eval_num_tokens']:,} tokens in blocks of {data_args.block_size}, "
+        f"{metrics['eval_num_draws']} draws per block"
+    )
+    for name, value, error in rows:
+        print(f"  {name:<22} {value:9.4f} ± {error:.4f}")

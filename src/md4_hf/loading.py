@@ -1,0 +1,132 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Opens trained models by folder or Hub id: whole models, adapters with their base, and pipelines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from .adapters import load_adapter
+from .configuration_md4 import MD4Config
+from .modeling_md4 import MD4ForMaskedDiffusion
+from .tokenization import load_tokenizer
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    base: str | None = None,
+    merge_adapter: bool = True,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+):
+    """Open a model, or an adapter together with the base model that it was trained on.
+
+    Args:
+        name_or_path: Folder or Hub id of an MD4 model or of a PEFT adapter for one.
+        base: Base model in place of the one that the adapter names, for instance if that has moved.
+        merge_adapter: Whether to add the adapter to the base's weights, which gives an ordinary model.
+        revision, token: Of the Hub.
+        kwargs: Passed on to `from_pretrained` of the (base) model.
+
+    Returns:
+        An `MD4ForMaskedDiffusion`, or with `merge_adapter=False` the `PeftModel` of an adapter; in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If the folder holds neither a model nor an adapter.
+        ValueError: If it is a model of another type, or an adapter for another base.
+    """
+    _check_folder(name_or_path)
+    adapter = adapter_base(name_or_path, revision=revision, token=token)
+    if adapter is None:
+        if base is not None:
+            raise ValueError(f"`base` must be left out where `name_or_path` is no adapter, got {base!r}.")
+        return _load_whole_model(name_or_path, revision=revision, token=token, **kwargs)
+    model = _load_whole_model(base or adapter, token=token, **kwargs)
+    model = load_adapter(model, name_or_path, revision=revision, token=token)
+    return model.merge_and_unload() if merge_adapter else model
+
+
+def adapter_base(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
+    """The base model that an adapter's folder or Hub id names; None if it holds no adapter."""
+    if Path(name_or_path, CONFIG_NAME).is_file():
+        return None
+    config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
+    if config_file is None:
+        return None
+    return json.loads(Path(config_file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
+    _check_folder(name_or_path)
+    config = AutoConfig.from_pretrained(name_or_path, **{k: kwargs[k] for k in ("revision", "token") if k in kwargs})
+    if not isinstance(config, MD4Config):
+        raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
+    if "MD4Model" in (config.architectures or []):
+        raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
+    return MD4ForMaskedDiffusion.from_pretrained(name_or_path, **kwargs)
+
+
+def _check_folder(name_or_path: str):
+    """A clear error for what can only have been meant as a folder and is no model's; Hub ids pass."""
+    folder = Path(name_or_path)
+    looks_like_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
+    if looks_like_path and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+        raise FileNotFoundError(
+            f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}: no config.json and no "
+            "adapter_config.json there."
+        )
+
+
+def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None):
+    """A pipeline; the default scheduler has the model's masking schedule and the paper's choice of grid for it."""
+    from .pipeline_masked_diffusion import MaskedDiffusionPipeline
+    from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+    config = model.config
+    scheduler = scheduler or MaskedDiffusionScheduler(
+        mask_token_id=config.mask_token_id,
+        masking_schedule=config.masking_schedule,
+        schedule_power=config.schedule_power,
+        schedule_eps=config.schedule_eps,
+        timestep_grid="cosine" if config.masking_schedule == "linear" else "uniform",
+    )
+    return MaskedDiffusionPipeline(model, scheduler, tokenizer)
+
+
+def load_pipeline(
+    name_or_path: str,
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+):
+    """The pipeline of a folder or Hub id: of a pipeline, of a model with its tokenizer, or of an adapter.
+
+    Args:
+        name_or_path, base, revision, token: As in `load_model`.
+        dtype: Precision of the weights; that of the files by default.
+        device: Where to; the accelerator if there is one by default.
+    """
+    from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+    hub: dict[str, Any] = {"revision": revision, "token": token}
+    model, tokenizer = load_model(name_or_path, base=base, dtype=dtype, **hub), load_tokenizer(name_or_path, **hub)
+    scheduler_file = cached_file(
+        name_or_path, "scheduler_config.json", **hub, _raise_exceptions_for_missing_entries=False
+    )
+    # A model without a scheduler of its own gets the default one for it.
+    scheduler = (
+        None if scheduler_file is None else MaskedDiffusionScheduler.from_pretrained(Path(scheduler_file).parent)
+    )
+    pipeline = make_pipeline(model, tokenizer, scheduler)
+    return pipeline.to(device or torch.accelerator.current_accelerator() or "cpu")

@@ -1,0 +1,22 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a pipeline's folder names in its `model_index.json` to open where this package is not installed.
+
+`MaskedDiffusionPipeline.save_pretrained(folder, remote_code=True)` copies this file and the ones it names beside the
+weights, and `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` starts here. diffusers copies only the
+files that are named in the first one: hence the imports that look superfluous.
+"""
+
+import diffusers
+import transformers
+
+from .configuration_md4 import MD4Config  # noqa: F401
+from .masked_diffusion import MaskingSchedule  # noqa: F401
+from .modeling_md4 import MD4ForMaskedDiffusion
+from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+
+# diffusers takes the components of a flat folder from libraries that it knows: the index says that they are in these.
+for library, component in ((transformers, MD4ForMaskedDiffusion), (diffusers, MaskedDiffusionScheduler)):
+    if not hasattr(library, component.__name__):
+        setattr(library, component.__name__, component)

@@ -1,0 +1,838 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""A small Hub on this machine: real HTTP servers that speak what `huggingface_hub` says and asks.
+
+`HubServer` listens on two ports of 127.0.0.1. The first is the Hub: repositories, commits, branches, tags, and small
+files. The second is the storage that large files are redirected to, another origin as in reality, so that a client has
+to find the metadata on the redirect and must keep its token to itself. Everything is kept in memory. Xet is not spoken:
+to push large files a client needs `HF_HUB_DISABLE_XET=1`, because with `hf_xet` installed it tries nothing else.
+
+`huggingface_hub` reads its settings when it is imported, and the tests' own process is offline: `run_python` runs code
+in a process of its own, with the server as `HF_ENDPOINT` and an empty `HF_HOME`.
+"""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+
+# Token to user. A user writes in the namespace of the same name; any other token is answered with 401.
+WRITER_TOKEN, READER_TOKEN, WRONG_TOKEN = "hf_writer", "hf_reader", "hf_wrong"
+USERS = {WRITER_TOKEN: "user", READER_TOKEN: "reader"}
+LARGE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.arrow", "*.parquet", "*.zip")
+DATE = "2026-01-01T00:00:00.000Z"
+WEB_PREFIX = {"models": "", "datasets": "datasets/"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Repositories
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class File:
+    """The content of a file; a large one is in git as a pointer to its sha256."""
+
+    data: bytes
+    large: bool = False
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def pointer(self) -> bytes:
+        """What git holds of a large file."""
+        return (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n".encode()
+        )
+
+    @cached_property
+    def git_oid(self) -> str:
+        content = self.pointer if self.large else self.data
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.large else self.git_oid
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit and all files of it by path."""
+
+    files: dict[str, File]
+    title: str
+    description: str = ""
+    parent: Commit | None = None
+
+    @cached_property
+    def sha(self) -> str:
+        tree = sorted((path, file.git_oid) for path, file in self.files.items())
+        parent = self.parent.sha if self.parent else None
+        return hashlib.sha1(repr((tree, self.title, self.description, parent)).encode()).hexdigest()
+
+    def history(self) -> Iterator[Commit]:
+        """This commit and those before it, the newest first."""
+        commit = self
+        while commit is not None:
+            yield commit
+            commit = commit.parent
+
+
+@dataclass
+class Repository:
+    """A model or data set. It starts with a commit of `.gitattributes`, as on the Hub.
+
+    `objects` are the large files by their sha256, also those that no commit holds. With `large_files=()` there are
+    none, and a client that pushes needs neither LFS nor Xet.
+    """
+
+    kind: str
+    name: str
+    private: bool = False
+    gated: bool = False
+    large_files: tuple[str, ...] = LARGE_FILES
+    objects: dict[str, bytes] = field(default_factory=dict)
+    branches: dict[str, Commit] = field(default_factory=dict)
+    tags: dict[str, Commit] = field(default_factory=dict)
+
+    def __post_init__(self):
+        attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in self.large_files)
+        self.branches["main"] = Commit({".gitattributes": File(attributes.encode())}, "initial commit")
+
+    @property
+    def owner(self) -> str:
+        return self.name.split("/")[0]
+
+    def is_large(self, path: str) -> bool:
+        """Whether git holds only a pointer to the file."""
+        return any(fnmatch.fnmatch(path, pattern) for pattern in self.large_files)
+
+    def commits(self, branch: str = "main") -> list[Commit]:
+        """The commits of a branch, the newest first."""
+        return list(self.branches[branch].history())
+
+    def find(self, revision: str) -> Commit:
+        """The commit of a branch, tag or sha."""
+        for references in (self.branches, self.tags):
+            if revision in references:
+                return references[revision]
+        for head in (*self.branches.values(), *self.tags.values()):
+            for commit in head.history():
+                if commit.sha == revision:
+                    return commit
+        raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Requests and answers
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the client sent; `path` is still quoted."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def token(self) -> str | None:
+        return self.headers.get("authorization", "").removeprefix("Bearer ") or None
+
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+
+@dataclass
+class Answer:
+    """What the server says. For HEAD the body is left out, but its length is told."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class HubError(Exception):
+    """A refusal as the Hub says it: status, message, and the code that the client tells errors apart by."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
+        super().__init__(message)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        code = {"X-Error-Code": code} if code else {}
+        self.answer = json_answer({"error": message}, status, **code, **{"X-Error-Message": message}, **named)
+
+
+class DroppedConnection(Exception):
+    """The connection is to be closed in the middle of a body."""
+
+
+@dataclass
+class Fault:
+    """Misbehaviour at the next `times` requests that match: answer with `status`, or drop the connection.
+
+    `path` is a regular expression that is searched in path and query. The connection is dropped after `after_bytes` of
+    the request's body (for methods that have one) or of the answer's; `reset` sends a TCP reset instead of an orderly
+    end. `after_work` drops it when everything is done, so that only the answer is lost.
+    """
+
+    method: str
+    path: str
+    status: int | None = None
+    after_bytes: int | None = None
+    after_work: bool = False
+    reset: bool = False
+    times: int = 1
+
+    def concerns(self, method: str, path: str) -> bool:
+        return self.times > 0 and self.method == method and re.search(self.path, path) is not None
+
+
+def json_answer(content, status: int = 200, **headers: str) -> Answer:
+    return Answer(status, json.dumps(content).encode(), {"Content-Type": "application/json", **headers})
+
+
+def file_answer(request: Request, data: bytes, headers: dict[str, str]) -> Answer:
+    """A file, or the part of it that `Range` asks for."""
+    headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
+    if wanted is None:
+        return Answer(200, data, headers)
+    start, end = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+    if start > end:
+        raise HubError(416, "The requested range is not satisfiable", Content_Range=f"bytes */{len(data)}")
+    return Answer(206, data[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"})
+
+
+Route = tuple[str, re.Pattern, Callable[..., Answer]]
+HUB_ROUTES: list[Route] = []
+STORAGE_ROUTES: list[Route] = []
+API = "/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
+WEB = "/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)"
+STORAGE = "/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})"
+
+
+def route(method: str, pattern: str, routes: list[Route] = HUB_ROUTES):
+    """Register what answers a method and path; the pattern's groups become keyword arguments."""
+
+    def register(function):
+        routes.append((method, re.compile(pattern), function))
+        return function
+
+    return register
+
+
+def dispatch(routes: list[Route], server: HubServer, request: Request) -> Answer:
+    """Answer a request by the first route that matches; a route for GET answers HEAD too."""
+    method = "GET" if request.method == "HEAD" else request.method
+    for route_method, pattern, function in routes:
+        match = pattern.fullmatch(request.path)
+        if match and route_method == method:
+            groups = {name: unquote(text) for name, text in match.groupdict().items() if text is not None}
+            return function(server, request, **groups)
+    raise HubError(404, f"No such page: {request.method} {request.path}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Who may do what
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def identify(request: Request) -> str | None:
+    """The user behind the token, None without one."""
+    if request.token is not None and request.token not in USERS:
+        raise HubError(401, "Invalid credentials in Authorization header")
+    return USERS.get(request.token)
+
+
+def readable(server: HubServer, request: Request, name: str, kind: str) -> Repository:
+    """The repository, if the user may know of it: a private one looks as if it did not exist."""
+    user = identify(request)
+    repository = server.repositories.get((kind, name))
+    if repository is None or (repository.private and user != repository.owner):
+        if user is None:
+            raise HubError(401, "Invalid username or password.", "RepoNotFound")
+        raise HubError(404, "Repository not found", "RepoNotFound")
+    return repository
+
+
+def writable(server: HubServer, request: Request, name: str, kind: str) -> Repository:
+    """The repository, if the user may write to it."""
+    repository = readable(server, request, name, kind)
+    require_writer(request, repository.owner)
+    return repository
+
+
+def require_writer(request: Request, owner: str):
+    user = identify(request)
+    if user is None:
+        raise HubError(401, "Invalid username or password.")
+    if user != owner:
+        raise HubError(403, f'You don\'t have the rights to write in the namespace "{owner}"')
+
+
+def require_signature(server: HubServer, request: Request):
+    if request.query.get("signature") != [server.signature]:
+        raise HubError(403, "Access denied")
+
+
+def require_access(request: Request, repository: Repository):
+    """Files of a gated repository are for its owner only."""
+    user = identify(request)
+    if repository.gated and user != repository.owner:
+        message = f"Access to model {repository.name} is restricted."
+        raise HubError(401 if user is None else 403, message, "GatedRepo")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The Hub: accounts and repositories
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@route("DELETE", "/faults")
+def stop_misbehaving(server: HubServer, request: Request) -> Answer:
+    """Not of the Hub: lets a client in a test say when things are to go well again."""
+    server.faults.clear()
+    return Answer()
+
+
+@route("GET", "/api/whoami-v2")
+def whoami(server: HubServer, request: Request) -> Answer:
+    user = identify(request)
+    if user is None:
+        raise HubError(401, "Invalid username or password.")
+    return json_answer({"type": "user", "name": user, "fullname": user, "orgs": [], "auth": {"type": "access_token"}})
+
+
+@route("POST", "/api/repos/create")
+def create_repository(server: HubServer, request: Request) -> Answer:
+    asked = request.json()
+    kind = asked.get("type", "model") + "s"
+    owner = asked.get("organization") or identify(request)
+    require_writer(request, owner)
+    name = f"{owner}/{asked['name']}"
+    answer = {"url": f"{server.url}/{WEB_PREFIX[kind]}{name}", "name": name}
+    if (kind, name) in server.repositories:
+        return json_answer({"error": f"You already created this {kind[:-1]} repo: {name}", **answer}, 409)
+    server.create_repository(name, kind, private=asked.get("visibility") == "private")
+    return json_answer(answer)
+
+
+@route("DELETE", "/api/repos/delete")
+def delete_repository(server: HubServer, request: Request) -> Answer:
+    asked = request.json()
+    kind = asked.get("type", "model") + "s"
+    repository = writable(server, request, f"{asked.get('organization') or identify(request)}/{asked['name']}", kind)
+    del server.repositories[kind, repository.name]
+    return Answer()
+
+
+@route("GET", API)
+@route("GET", API + "/revision/(?P<revision>[^/]+)")
+def repository_info(server: HubServer, request: Request, name: str, kind: str, revision: str = "main") -> Answer:
+    repository = readable(server, request, name, kind)
+    commit = repository.find(revision)
+    with_blobs = request.query.get("blobs") == ["true"]
+    return json_answer(
+        {
+            "id": name,
+            "author": repository.owner,
+            "sha": commit.sha,
+            "lastModified": DATE,
+            "createdAt": DATE,
+            "private": repository.private,
+            "gated": "auto" if repository.gated else False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": [sibling(path, commit.files[path], with_blobs) for path in sorted(commit.files)],
+        }
+    )
+
+
+def sibling(path: str, file: File, with_blobs: bool) -> dict:
+    blob = {"size": len(file.data), "blobId": file.git_oid}
+    if file.large:
+        blob["lfs"] = {"sha256": file.sha256, "size": len(file.data), "pointerSize": len(file.pointer)}
+    return {"rfilename": path, **(blob if with_blobs else {})}
+
+
+@route("GET", API + "/refs")
+def list_references(server: HubServer, request: Request, name: str, kind: str) -> Answer:
+    repository = readable(server, request, name, kind)
+
+    def listed(references: dict[str, Commit], folder: str) -> list[dict]:
+        return [
+            {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": commit.sha}
+            for name, commit in references.items()
+        ]
+
+    branches, tags = listed(repository.branches, "heads"), listed(repository.tags, "tags")
+    return json_answer({"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
+
+
+@route("GET", API + "/commits/(?P<revision>[^/]+)")
+def list_commits(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
+    repository = readable(server, request, name, kind)
+    return json_answer(
+        [
+            {
+                "id": commit.sha,
+                "title": commit.title,
+                "message": commit.description,
+                "date": DATE,
+                "authors": [{"user": repository.owner}],
+            }
+            for commit in repository.find(revision).history()
+        ]
+    )
+
+
+@route("GET", API + "/tree/(?P<revision>[^/]+)")
+@route("GET", API + "/tree/(?P<revision>[^/]+)/(?P<folder>.+)")
+def list_tree(server: HubServer, request: Request, name: str, kind: str, revision: str, folder: str = "") -> Answer:
+    commit = readable(server, request, name, kind).find(revision)
+    recursive = request.query.get("recursive") == ["true"]
+    entries = tree_entries(commit, folder, recursive)
+    if folder and not entries:
+        raise entry_not_found(commit, folder)
+    return json_answer(entries)
+
+
+@route("POST", API + "/paths-info/(?P<revision>[^/]+)")
+def paths_info(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
+    commit = readable(server, request, name, kind).find(revision)
+    wanted = parse_qs(request.body.decode()).get("paths", [])
+    return json_answer([entry for entry in tree_entries(commit, "", recursive=True) if entry["path"] in wanted])
+
+
+def tree_entries(commit: Commit, folder: str, recursive: bool) -> list[dict]:
+    """Files and folders below a folder."""
+    entries = {}
+    prefix = f"{folder.rstrip('/')}/" if folder else ""
+    for path, file in sorted(commit.files.items()):
+        if not path.startswith(prefix):
+            continue
+        parts = path[len(prefix) :].split("/")
+        for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
+            parent = prefix + "/".join(parts[:depth])
+            oid = hashlib.sha1(f"{commit.sha}/{parent}".encode()).hexdigest()
+            entries.setdefault(parent, {"type": "directory", "path": parent, "oid": oid, "size": 0})
+        if recursive or len(parts) == 1:
+            entries[path] = file_entry(path, file)
+    return list(entries.values())
+
+
+def file_entry(path: str, file: File) -> dict:
+    entry = {"type": "file", "path": path, "oid": file.git_oid, "size": len(file.data)}
+    if file.large:
+        entry["lfs"] = {"oid": file.sha256, "size": len(file.data), "pointerSize": len(file.pointer)}
+    return entry
+
+
+def entry_not_found(commit: Commit, path: str) -> HubError:
+    # With the commit, the client may remember that there is no such file.
+    return HubError(404, f"Entry not found: {path}", "EntryNotFound", X_Repo_Commit=commit.sha)
+
+
+@route("POST", API + "/branch/(?P<branch>[^/]+)")
+def create_branch(server: HubServer, request: Request, name: str, kind: str, branch: str) -> Answer:
+    repository = writable(server, request, name, kind)
+    if branch in repository.branches:
+        raise HubError(409, f"Reference already exists: {branch}")
+    repository.branches[branch] = repository.find(request.json().get("startingPoint", "main"))
+    return Answer(201)
+
+
+@route("DELETE", API + "/branch/(?P<branch>[^/]+)")
+def delete_branch(server: HubServer, request: Request, name: str, kind: str, branch: str) -> Answer:
+    return delete_reference(writable(server, request, name, kind).branches, branch)
+
+
+@route("POST", API + "/tag/(?P<revision>[^/]+)")
+def create_tag(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
+    repository = writable(server, request, name, kind)
+    tag = request.json()["tag"]
+    if tag in repository.tags:
+        raise HubError(409, f"Tag already exists: {tag}")
+    repository.tags[tag] = repository.find(revision)
+    return Answer(201)
+
+
+@route("DELETE", API + "/tag/(?P<tag>[^/]+)")
+def delete_tag(server: HubServer, request: Request, name: str, kind: str, tag: str) -> Answer:
+    return delete_reference(writable(server, request, name, kind).tags, tag)
+
+
+def delete_reference(references: dict[str, Commit], name: str) -> Answer:
+    if name == "main":
+        raise HubError(403, "The branch main cannot be deleted")
+    if references.pop(name, None) is None:
+        raise HubError(404, f"Reference does not exist: {name}", "RevisionNotFound")
+    return Answer()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The Hub: downloads
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@route("GET", WEB + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+def resolve(server: HubServer, request: Request, name: str, revision: str, path: str, kind: str = "models") -> Answer:
+    """Where a file is: the storage for a large one, a page of the commit for others."""
+    repository = readable(server, request, name, kind)
+    require_access(request, repository)
+    commit = repository.find(revision)
+    if path not in commit.files:
+        raise entry_not_found(commit, path)
+    file = commit.files[path]
+    headers = {"X-Repo-Commit": commit.sha, "X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": str(len(file.data))}
+    if not file.large:
+        return Answer(307, b"", {**headers, "Location": f"/api/resolve-cache/{kind}/{name}/{commit.sha}/{path}"})
+    filename = path.split("/")[-1]
+    location = f"{server.storage_url}/{kind}/{name}/{file.sha256}?filename={filename}&signature={server.signature}"
+    return Answer(302, b"", {**headers, "Location": location})
+
+
+@route("GET", "/api/resolve-cache/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
+def resolve_cache(server: HubServer, request: Request, name: str, kind: str, revision: str, path: str) -> Answer:
+    repository = readable(server, request, name, kind)
+    require_access(request, repository)
+    file = repository.find(revision).files[path]
+    return file_answer(request, file.data, {"ETag": f'"{file.etag}"', "X-Repo-Commit": revision})
+
+
+@route("GET", STORAGE, STORAGE_ROUTES)
+def download_large_file(server: HubServer, request: Request, name: str, kind: str, oid: str) -> Answer:
+    """Large files are given to whoever has the signed address; a token has no place here."""
+    require_signature(server, request)
+    disposition = f'inline; filename="{request.query["filename"][0]}";'
+    headers = {"ETag": f'"{oid}"', "Content-Disposition": disposition}
+    return file_answer(request, server.repository(name, kind).objects[oid], headers)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The Hub: uploads
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@route("POST", "/api/validate-yaml")
+def validate_card(server: HubServer, request: Request) -> Answer:
+    """The metadata of a model card has to be YAML, and a mapping of the types that the Hub knows."""
+    front = re.match(r"---\r?\n(.*?)\r?\n---", request.json()["content"], re.DOTALL)
+    if front is None:
+        return json_answer({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
+    errors = card_errors(front[1])
+    return json_answer({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
+
+
+def card_errors(text: str) -> list[str]:
+    try:
+        metadata = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        return [f"YAML could not be parsed: {error}"]
+    if not isinstance(metadata, dict):
+        return ['"metadata" must be a mapping']
+    errors = []
+    for name in ("library_name", "pipeline_tag"):
+        if not isinstance(metadata.get(name, ""), str):
+            errors.append(f'"{name}" must be a string')
+    tags = metadata.get("tags") or []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        errors.append('"tags" must be an array of strings')
+    return errors
+
+
+@route("POST", API + "/preupload/(?P<revision>[^/]+)")
+def preupload(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
+    """Tell for each file how it has to be uploaded, and which content of it is there."""
+    repository = writable(server, request, name, kind)
+    commit = repository.find(revision)
+    files = []
+    for asked in request.json()["files"]:
+        path, known = asked["path"], commit.files.get(asked["path"])
+        mode = "lfs" if repository.is_large(path) else "regular"
+        files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": known.etag if known else None})
+    return json_answer({"files": files})
+
+
+@route("POST", WEB + r"\.git/info/lfs/objects/batch")
+def prepare_large_files(server: HubServer, request: Request, name: str, kind: str = "models") -> Answer:
+    """Tell for each large file where to put it; what is there already needs nothing."""
+    objects = writable(server, request, name, kind).objects
+    answers = []
+    for asked in request.json()["objects"]:
+        answer = {"oid": asked["oid"], "size": asked["size"]}
+        if asked["oid"] not in objects:
+            upload = f"{server.storage_url}/{kind}/{name}/{asked['oid']}?signature={server.signature}"
+            verify = f"{server.url}/{WEB_PREFIX[kind]}{name}.git/info/lfs/objects/verify"
+            answer["actions"] = {"upload": {"href": upload, "header": {}}, "verify": {"href": verify, "header": {}}}
+        answers.append(answer)
+    return json_answer({"transfer": "basic", "objects": answers})
+
+
+@route("PUT", STORAGE, STORAGE_ROUTES)
+def upload_large_file(server: HubServer, request: Request, name: str, kind: str, oid: str) -> Answer:
+    require_signature(server, request)
+    if hashlib.sha256(request.body).hexdigest() != oid:
+        raise HubError(400, "The content does not have the sha256 that was announced")
+    server.repository(name, kind).objects[oid] = request.body
+    return Answer(200, b"", {"ETag": f'"{oid}"'})
+
+
+@route("POST", WEB + r"\.git/info/lfs/objects/verify")
+def verify_large_file(server: HubServer, request: Request, name: str, kind: str = "models") -> Answer:
+    repository = writable(server, request, name, kind)
+    asked = request.json()
+    if len(repository.objects.get(asked["oid"], b"")) != asked["size"]:
+        raise HubError(404, "The file has not been uploaded")
+    return json_answer({})
+
+
+@route("POST", API + "/commit/(?P<revision>[^/]+)")
+def create_commit(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
+    """One commit of all operations, one operation a line. It is there with all of them or not at all."""
+    repository = writable(server, request, name, kind)
+    if revision not in repository.branches:
+        raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+    parent = repository.branches[revision]
+    lines = [json.loads(line) for line in request.body.splitlines()]
+    header = lines[0]["value"]
+    if header.get("parentCommit", parent.sha) != parent.sha:
+        raise HubError(412, "A commit has happened since. Please refresh and try again.")
+    files = dict(parent.files)
+    for line in lines[1:]:
+        apply_operation(repository, parent, files, line["key"], line["value"])
+    commit = Commit(files, header["summary"], header.get("description", ""), parent)
+    repository.branches[revision] = commit
+    url = f"{server.url}/{WEB_PREFIX[kind]}{name}/commit/{commit.sha}"
+    return json_answer({"success": True, "commitOid": commit.sha, "commitUrl": url, "hookOutput": ""})
+
+
+def apply_operation(repository: Repository, parent: Commit, files: dict[str, File], key: str, value: dict):
+    """Change `files` by one line of a commit."""
+    path = value["path"].rstrip("/")
+    if key == "file":
+        files[path] = File(base64.b64decode(value["content"]))
+    elif key == "lfsFile":
+        if value["oid"] not in repository.objects:
+            raise HubError(400, f"Your push was rejected: {path} points to a file that was not uploaded")
+        files[path] = File(repository.objects[value["oid"]], large=True)
+    elif key == "deletedFile":
+        if files.pop(path, None) is None:
+            raise HubError(404, "A file with this name doesn't exist", "EntryNotFound", X_Repo_Commit=parent.sha)
+    elif key == "deletedFolder":
+        for name in [name for name in files if name.startswith(f"{path}/")]:
+            del files[name]
+    else:
+        raise HubError(400, f"Unknown operation: {key}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The server
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class HubServer:
+    """The Hub and its storage, running inside a `with` block; the state is there to be looked at and changed.
+
+    Attributes:
+        repositories: `Repository` by kind ("models" or "datasets") and name ("user/name").
+        requests: What was asked, in order.
+        faults: What is to go wrong; `misbehave` adds to it.
+    """
+
+    def __init__(self):
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
+        self.signature = secrets.token_hex(8)
+        self.lock = threading.RLock()
+        self._listeners = [self._listener(routes) for routes in (HUB_ROUTES, STORAGE_ROUTES)]
+        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._listeners)
+
+    def _listener(self, routes: list[Route]) -> ThreadingHTTPServer:
+        handler = type("Handler", (_Handler,), {"hub": self, "routes": routes})
+        listener = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        listener.daemon_threads = True
+        return listener
+
+    def __enter__(self) -> HubServer:
+        for listener in self._listeners:
+            threading.Thread(target=listener.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        for listener in self._listeners:
+            listener.shutdown()
+            listener.server_close()
+
+    def create_repository(self, name: str, kind: str = "models", **options) -> Repository:
+        """Add an empty repository; options are those of `Repository`."""
+        return self.repositories.setdefault((kind, name), Repository(kind, name, **options))
+
+    def repository(self, name: str, kind: str = "models") -> Repository:
+        return self.repositories[kind, name]
+
+    def add_files(self, name: str, files: dict[str, bytes], kind: str = "models") -> str:
+        """Commit files without a client; the sha of the commit."""
+        repository = self.create_repository(name, kind)
+        head = repository.branches["main"]
+        new = {path: File(data, repository.is_large(path)) for path, data in files.items()}
+        repository.objects.update({file.sha256: file.data for file in new.values() if file.large})
+        repository.branches["main"] = Commit({**head.files, **new}, "Add files", parent=head)
+        return repository.branches["main"].sha
+
+    def misbehave(self, method: str, path: str, **options) -> Fault:
+        """Let the next requests that match go wrong; options are those of `Fault`."""
+        self.faults.append(Fault(method, path, **options))
+        return self.faults[-1]
+
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.concerns(method, path):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def asked(self, method: str, path: str = "") -> list[Request]:
+        """The requests of a method whose path matches."""
+        return [request for request in self.requests if request.method == method and re.search(path, request.path)]
+
+    def run_python(self, code: str, *, home: Path, token: str | None = None, check: bool = True, **environment: str):
+        """Run code in a new process whose Hub is this one.
+
+        Args:
+            code: What to run; it may import the helpers of the tests.
+            home: `HF_HOME`, the folder of caches; also the working directory.
+            token: `HF_TOKEN`.
+            check: Whether the process has to succeed.
+            environment: More variables, such as `HF_HUB_DISABLE_XET="1"` for pushes.
+
+        Returns:
+            The `subprocess.CompletedProcess`, with its output as text.
+        """
+        home.mkdir(parents=True, exist_ok=True)
+        variables = {name: value for name, value in os.environ.items() if not name.upper().startswith("HF_")}
+        variables |= {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            # Otherwise transformers asks a Space to convert the weights of a repository that has none as safetensors.
+            "DISABLE_SAFETENSORS_CONVERSION": "1",
+            "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **({} if token is None else {"HF_TOKEN": token}),
+            **environment,
+        }
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        process = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=300)
+        assert not check or process.returncode == 0, process.stdout + process.stderr
+        return process
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Reads a request, asks `dispatch`, and sends the answer, or fails as a fault wants it."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    hub: HubServer
+    routes: list[Route]
+
+    def _handle(self):
+        fault = self.hub.take_fault(self.command, self.path)
+        try:
+            answer = self._answer(self._read_request(fault), fault)
+            if fault is not None and fault.after_work:
+                raise DroppedConnection
+            self._send(answer, fault)
+        except DroppedConnection:
+            self._drop(fault.reset)
+        except ConnectionError:
+            self.close_connection = True
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
+
+    def _answer(self, request: Request, fault: Fault | None) -> Answer:
+        with self.hub.lock:
+            self.hub.requests.append(request)
+            try:
+                if fault is not None and fault.status is not None:
+                    raise HubError(fault.status, "Something went wrong on our side")
+                return dispatch(self.routes, self.hub, request)
+            except HubError as error:
+                return error.answer
+
+    def _read_request(self, fault: Fault | None) -> Request:
+        address = urlsplit(self.path)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        has_body = "content-length" in headers or "transfer-encoding" in headers
+        limit = fault.after_bytes if fault is not None and has_body else None
+        body = self._read_body(headers, limit)
+        return Request(self.command, address.path, parse_qs(address.query), headers, body)
+
+    def _read_body(self, headers: dict[str, str], limit: int | None) -> bytes:
+        if "chunked" in headers.get("transfer-encoding", ""):
+            return b"".join(self._read_chunks())
+        length = int(headers.get("content-length", 0))
+        if limit is not None:
+            self.rfile.read(min(limit, length))
+            raise DroppedConnection
+        return self.rfile.read(length)
+
+    def _read_chunks(self) -> Iterator[bytes]:
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def _send(self, answer: Answer, fault: Fault | None):
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        limit = fault.after_bytes if fault is not None else None
+        if self.command != "HEAD":
+            self.wfile.write(answer.body[:limit])
+        if limit is not None:
+            raise DroppedConnection
+
+    def _drop(self, reset: bool):
+        self.close_connection = True
+        if reset:
+            # Closing without lingering makes the kernel send a reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        else:
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, format: str, *args):
+        """Say nothing: `HubServer.requests` is the log."""

@@ -460,7 +460,7 @@ def test_the_model_card_tells_the_run(tmp_path):
     card = (tmp_path / "README.md").read_text()
     last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
     assert f"{last['eval_loss']:.4f}" in card and "eight sequences" in card and "abc" in card
-    assert "library_name: md4_hf" in card and "| Optimizer steps | 4 |" in card
+    assert "library_name: transformers" in card and "| Optimizer steps | 4 |" in card
 
 
 def test_the_collator_pads_what_differs_in_length_only():

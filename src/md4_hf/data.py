@@ -246,8 +246,8 @@ def load_train_validation(
         ValueError: validation and training would read the same split, a stream has no validation data of its own,
             `validation_fraction` is not between 0 and 1, or a corpus to be divided has no text.
     """
-    load = load or partial(load_documents, text_column=args.text_column)
-    divide = divide or hold_out
+    if load is None:
+        load = partial(load_documents, text_column=args.text_column)
     load_any = partial(load, streaming=args.streaming)
     load_data = partial(load_any, args.data, config=args.data_config, revision=args.data_revision)
 
@@ -275,7 +275,7 @@ def load_train_validation(
     train = load_data(split=args.data_split)
     if validation is not None:
         return train, validation
-    return divide(train, args.validation_fraction)
+    return (divide or hold_out)(train, args.validation_fraction)
 
 
 def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, Dataset]:

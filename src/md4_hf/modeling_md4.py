@@ -23,8 +23,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can_return_tuple, logging
-from transformers.utils.hub import resolve_revision
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.hub import resolve_revision
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_md4 import MD4Config
@@ -621,6 +621,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         # Back to the inputs and labels, if a device map has put the last layer (or the head, below) elsewhere.

@@ -140,7 +140,11 @@ def test_scaled_rotary_embeddings_change_long_inputs_and_dynamic_ones_no_others(
         make_model(
             MD4Model,
             time_conditioning=False,
-            rope_parameters={"rope_type": kind, "rope_theta": 10_000.0, **({} if kind == "default" else {"factor": 10.0})},
+            rope_parameters={
+                "rope_type": kind,
+                "rope_theta": 10_000.0,
+                **({} if kind == "default" else {"factor": 10.0}),
+            },
         )
         for kind in ("default", rope_type)
     ]
@@ -159,7 +163,9 @@ def test_a_configuration_survives_json_subfolders_and_options_of_transformers(ov
     config = MD4Config(vocab_size=VOCAB, **overrides, **options, dtype="float16")
     config.save_pretrained(tmp_path / "sub")
     loaded = MD4Config.from_pretrained(tmp_path, subfolder="sub")
-    assert loaded.to_dict() == config.to_dict() == AutoConfig.from_pretrained(tmp_path / "sub").to_dict()
+    assert loaded.to_dict() == config.to_dict()
+    by_type = AutoConfig.from_pretrained(tmp_path / "sub")
+    assert type(by_type) is MD4Config and by_type.to_diff_dict().items() >= config.to_diff_dict().items()
     assert json.loads(config.to_json_string())["vocab_size"] == VOCAB
     assert len(loaded.id2label) == 5 and loaded.dtype == torch.float16
     assert copy.deepcopy(config).to_dict() == config.to_dict()
@@ -207,17 +213,18 @@ def test_parts_that_do_not_fit_in_memory_are_run_from_disk(model_class, override
     assert_same_output(loaded, model, make_inputs(model.config))
 
 
-@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8])
-def test_a_device_map_does_not_split_what_adds_up_the_outputs_of_its_parts(share):
+def test_a_device_map_does_not_split_what_adds_up_the_outputs_of_its_parts():
     model = make_model(num_classes=3)
     size = compute_module_sizes(model)[""]
-    device_map = infer_auto_device_map(
-        model, {0: int(share * size), "cpu": size}, no_split_module_classes=model._no_split_modules
-    )
-    assert len(set(device_map.values())) == 2
     whole = [name for name, module in model.named_modules() if isinstance(module, MD4Layer)] + ["model.conditioning"]
-    for name in whole:
-        assert not any(part.startswith(f"{name}.") for part in device_map), f"{name} is split: {device_map}"
+    first_devices = set()
+    for memory in range(0, size, size // 50):
+        device_map = infer_auto_device_map(
+            model, {0: memory, "cpu": size}, no_split_module_classes=model._no_split_modules
+        )
+        assert not [part for part in device_map if any(part.startswith(f"{name}.") for name in whole)]
+        first_devices.add(device_map.get("model.conditioning"))
+    assert first_devices >= {0, "cpu"}, "the border has passed over it"
 
 
 @both_classes
@@ -326,17 +333,22 @@ def test_new_rows_are_near_the_mean_of_the_old_ones_and_survive_a_second_initial
 # Training -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # newer transformers prefer another name
 def test_checkpointing_is_switched_on_and_off_for_every_layer():
     model = make_model()
     layers = [module for module in model.modules() if isinstance(module, MD4Layer)]
-    for switch, expected in ((model.gradient_checkpointing_enable, True), (model.gradient_checkpointing_disable, False)):
+    for switch, expected in (
+        (model.gradient_checkpointing_enable, True),
+        (model.gradient_checkpointing_disable, False),
+    ):
         switch()
         assert {layer.gradient_checkpointing for layer in layers} == {expected}
         assert model.is_gradient_checkpointing == expected
 
 
-def test_with_frozen_weights_gradients_still_reach_the_embeddings_output():
-    """What parameter-efficient training with checkpointing relies on."""
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_checkpointed_layers_train_above_frozen_embeddings():
+    """What parameter-efficient training relies on."""
     model = make_model().train()
     model.requires_grad_(False)
     model.enable_input_require_grads()

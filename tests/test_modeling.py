@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -763,12 +764,19 @@ def test_a_shrunk_vocabulary_keeps_the_logits_of_the_tokens_that_stay(tie):
 
 
 @pytest.mark.parametrize("part", ["whole", "bare"])
-def test_a_vocabulary_cannot_shrink_below_the_mask(part):
-    """Without its mask row the model could not be run on masked text, and its configuration could not be loaded."""
+def test_the_last_token_becomes_the_mask_when_the_masks_own_row_is_cut_off(part, tmp_path, caplog):
+    """transformers never refuses a size; a mask without a row would make a model that cannot be saved and opened."""
     model = make_model()
-    with pytest.raises(ValueError, match="mask"):
-        (model if part == "whole" else model.model).resize_token_embeddings(8)
-    assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 11
+    embeddings = model.get_input_embeddings().weight.detach().clone()
+    transformers.logging.enable_propagation()
+    (model if part == "whole" else model.model).resize_token_embeddings(8)
+    assert "the mask token is now 7" in caplog.text
+    assert (model.config.vocab_size, model.config.mask_token_id) == (8, 7)
+    assert torch.equal(model.get_input_embeddings().weight, embeddings[:8])
+    if part == "whole":
+        assert model(**make_batch(model.config)).logits.shape[-1] == 8
+    (model if part == "whole" else model.model).save_pretrained(tmp_path)
+    assert MD4Config.from_pretrained(tmp_path).mask_token_id == 7
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------

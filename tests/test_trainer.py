@@ -21,7 +21,6 @@ from md4_hf import (
     MD4ForMaskedDiffusion,
     MD4Trainer,
     MD4TrainingArguments,
-    PaddingCollator,
     build_byte_tokenizer,
     nelbo_metrics,
 )
@@ -463,22 +462,12 @@ def test_the_model_card_tells_the_run(tmp_path):
     assert "library_name: transformers" in card and "| Optimizer steps | 4 |" in card
 
 
-def test_the_collator_pads_what_differs_in_length_only():
-    batch = PaddingCollator(pad_token_id=7)(
-        [{"input_ids": [1, 2, 3], "labels": [1, -100, 3]}, {"input_ids": [4], "labels": [4]}]
-    )
-    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
-    assert batch["labels"].tolist() == [[1, -100, 3], [4, -100, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert set(PaddingCollator()([{"input_ids": [1], "num_characters": 2.0}])) == {"input_ids", "num_characters"}
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
         ({"eval_draws": 0}, "`eval_draws` must be >= 1, got 0"),
-        ({"push_to_hub": True}, "`push_to_hub` must be False"),
+        ({"card_samples": -1}, "`card_samples` must be >= 0, got -1"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0"),
         ({"max_steps": 0}, "`max_steps` must be >= 1, or `num_train_epochs` > 0"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HTTPError
 from transformers import set_seed
 
 from md4_hf import (
@@ -311,8 +312,19 @@ def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments):
         print_metrics(metrics, data_args)
         print(f"Model, tokenizer, loss.png and model card are in {folder}")
     if trainer.args.push_to_hub:
+        share(trainer, folder)
+
+
+def share(trainer: MD4Trainer, folder: Path):
+    """Upload the finished model; if that fails, say that it is not lost."""
+    try:
         trainer.push_to_hub()
-        say(trainer, f"Uploaded to {trainer.hub_model_id}")
+    except (OSError, RuntimeError, HTTPError) as error:
+        raise OSError(
+            f"the model is in {folder}, but could not be uploaded to {trainer.hub_model_id}. To try again: "
+            f'hf upload {trainer.hub_model_id} {folder} . --exclude "checkpoint-*/*"'
+        ) from error
+    say(trainer, f"Uploaded to {trainer.hub_model_id}")
 
 
 def say(trainer: MD4Trainer, text: str):

@@ -1,0 +1,55 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Python processes that see a few libraries and what those need, and nothing else, not even this package."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+
+def distributions(*names: str) -> dict[str, importlib.metadata.Distribution]:
+    """The installed distributions of these names and, without extras, of all that they require."""
+    waiting, found = list(names), {}
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:  # for another platform or Python
+            continue
+        requirements = map(Requirement, found[name].requires or [])
+        waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def link_packages(folder: Path, *names: str) -> Path:
+    """Make a folder of links to the packages of `distributions(*names)`, to stand in `sys.path` for site-packages."""
+    folder.mkdir()
+    for distribution in distributions(*names).values():
+        for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+            source = Path(distribution.locate_file(top))
+            if source.exists() and not (folder / top).exists():
+                (folder / top).symlink_to(source)
+    return folder
+
+
+def run_isolated(packages: Path, code: str, home: Path) -> str:
+    """Run code with the standard library and these packages, and caches of its own; its output."""
+    environment = {**os.environ, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
+    start = f"import sys; sys.path.append({str(packages)!r})\n"
+    result = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", start + code],
+        env=environment,
+        cwd=home.parent,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout

@@ -1,0 +1,247 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Training that shares its model: what `MD4Trainer` and the `md4` command leave on a Hub, over real HTTP."""
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from hub_server import WRITER_TOKEN, WRONG_TOKEN
+from tiny import random_model
+
+from md4_hf import (
+    LoraArguments,
+    MaskedDiffusionPipeline,
+    MD4Trainer,
+    MD4TrainingArguments,
+    add_adapter,
+    build_text8_tokenizer,
+    load_model,
+    load_pipeline,
+)
+from md4_hf.cli import main
+
+
+LENGTH = 16
+MODEL_FILES = {
+    "README.md",
+    "config.json",
+    "configuration_md4.py",
+    "loss.png",
+    "masked_diffusion.py",
+    "model.safetensors",
+    "model_index.json",
+    "modeling_md4.py",
+    "scheduler_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+ADAPTER_FILES = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "base_model.json",
+    "loss.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+TRAIN = ["train", "--preset", "tiny", "--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
+TRAIN += ["--block_size", "16", "--max_steps", "2", "--total_batch_size", "4", "--final_eval_draws", "1"]
+TRAIN += ["--data", "text.txt", "--card_samples", "0", "--push_to_hub"]
+
+
+def make_trainer(folder, model, **kwargs):
+    ids = torch.arange(LENGTH).repeat(16, 1) % 27
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "ema_decay": 0.5,
+        "push_to_hub": True,
+        "license": "cc0-1.0",
+    }
+    return MD4Trainer(
+        model=model,
+        args=MD4TrainingArguments(output_dir=folder, **{**defaults, **kwargs}),
+        train_dataset=Dataset.from_dict({"input_ids": ids.tolist()}),
+        eval_dataset=Dataset.from_dict({"input_ids": ids[:4].tolist()}),
+        processing_class=build_text8_tokenizer(),
+    )
+
+
+@torch.no_grad()
+def logits(model):
+    ids = torch.arange(2 * LENGTH).reshape(2, LENGTH) % 28
+    return model.eval()(ids, timesteps=torch.tensor([0.3, 0.8])).logits
+
+
+def failure(function, *args, **kwargs):
+    """What an error says; None without an error."""
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def command(*argv):
+    """What an `md4` command prints; an error goes into it too."""
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(output):
+        try:
+            main(list(argv))
+        except SystemExit as stop:
+            print("exit status", stop.code)
+    return output.getvalue()
+
+
+# In a process of its own ----------------------------------------------------------------------------------------------
+
+
+def share():
+    """Train and share a model and an adapter for it, with the trainer and with the command; and fail to."""
+    result = {}
+    trainer = make_trainer(
+        "run", random_model(28, LENGTH, std=0.3), hub_model_id="user/run", save_strategy="steps", save_steps=2
+    )
+    trainer.train()
+    trainer.evaluate()
+    trainer._finish_current_push()
+    trainer.push_to_hub(data="the alphabet", language=["en"])
+    with trainer.ema_weights():
+        result["averaged"] = logits(trainer.model)
+    result["raw"] = logits(trainer.model)
+    result["left behind"] = [path.name for path in Path("run").iterdir()]
+
+    adapted = add_adapter(load_model("user/run"), LoraArguments(lora_r=2))
+    trainer = make_trainer("adapter", adapted, hub_model_id="user/adapter", save_strategy="no", ema_decay=0.0)
+    trainer.train()
+    trainer.push_to_hub()
+    result["adapted"] = logits(trainer.model)
+
+    result["wrong token"] = failure(
+        make_trainer, "w", random_model(28, LENGTH, std=0.3), hub_model_id="user/wrong", hub_token=WRONG_TOKEN
+    )
+    Path("text.txt").write_text("the quick brown fox jumps over the lazy dog " * 60)
+    result["train"] = command(*TRAIN, "--output_dir", "cli", "--hub_model_id", "user/cli", "--license", "mit")
+    result["cut off"] = command(*TRAIN, "--output_dir", "cut", "--hub_model_id", "user/cut")
+    result["cut off, here"] = logits(load_model("cut"))
+    options = ["--data", "text.txt", "--max_steps", "1", "--final_eval_draws", "1", "--eval_strategy", "no"]
+    options += ["--card_samples", "0", "--output_dir", "cli-adapter"]
+    options += ["--push_to_hub", "--hub_model_id", "user/cli-adapter"]
+    result["finetune"] = command("finetune", "user/cli", *options)
+    result["export"] = command("export", "user/cli-adapter", "merged", "--push_to_hub", "user/merged")
+    result["merged"] = logits(load_model("merged"))
+    return result
+
+
+def load():
+    """What a newcomer finds."""
+    pipeline = MaskedDiffusionPipeline.from_pretrained("user/run")
+    return {
+        "run": logits(pipeline.model),
+        "first push": logits(load_model("user/run", revision="step-2")),
+        "adapter": logits(load_model("user/adapter")),
+        "adapter pipeline": load_pipeline("user/adapter", device="cpu").scheduler.config.mask_token_id,
+        "cli": command("sample", "user/cli-adapter", "--num_inference_steps", "2"),
+        "merged": logits(load_model("user/merged")),
+    }
+
+
+# The tests ------------------------------------------------------------------------------------------------------------
+
+
+def run(hub, folder, function, **environment):
+    code = f"import torch, test_hub_training\ntorch.save(test_hub_training.{function.__name__}(), 'result.pt')"
+    hub.run_python(code, home=folder, **environment)
+    return torch.load(folder / "result.pt")
+
+
+@pytest.fixture(scope="module")
+def shared(hub, tmp_path_factory):
+    hub.misbehave("POST", "/user/cut/commit", after_bytes=100, times=1000)
+    return run(hub, tmp_path_factory.mktemp("share"), share, token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
+
+
+@pytest.fixture(scope="module")
+def loaded(hub, shared, tmp_path_factory):
+    commits = hub.repository("user/run").commits()
+    hub.repository("user/run").tags["step-2"] = next(c for c in commits if c.title == "Training in progress, step 2")
+    return run(hub, tmp_path_factory.mktemp("load"), load)
+
+
+def files(hub, name):
+    return {path: file.data for path, file in hub.repository(name).branches["main"].files.items()}
+
+
+def titles(hub, name):
+    return [commit.title for commit in hub.repository(name).commits()]
+
+
+def metadata(hub, name):
+    return yaml.safe_load(files(hub, name)["README.md"].split(b"---")[1])
+
+
+def test_a_run_shares_its_averaged_weights_as_it_goes_and_at_the_end(hub, shared, loaded):
+    assert titles(hub, "user/run")[0] == "End of training"
+    assert "Training in progress, step 2" in titles(hub, "user/run")
+    assert torch.equal(loaded["run"], shared["averaged"]) and not torch.equal(loaded["run"], shared["raw"])
+    assert not torch.equal(loaded["first push"], loaded["run"])
+
+
+def test_what_is_shared_is_one_flat_repository_without_a_pickle(hub, shared):
+    assert set(files(hub, "user/run")) - {".gitattributes"} == MODEL_FILES
+    assert set(files(hub, "user/adapter")) - {".gitattributes"} == ADAPTER_FILES
+    assert not any(name.startswith(".") for name in shared["left behind"]), "uploads leave nothing behind"
+
+
+def test_the_card_has_what_the_hub_reads_and_what_a_reader_asks(hub, shared):
+    card = files(hub, "user/run")["README.md"].decode()
+    data = metadata(hub, "user/run")
+    assert data["library_name"] == "transformers" and data["license"] == "cc0-1.0" and data["language"] == ["en"]
+    assert data["pipeline_tag"] == "text-generation" and {"md4", "masked-diffusion"} <= set(data["tags"])
+    (entry,) = data["model-index"]
+    rows = {row["type"]: row["value"] for row in entry["results"][0]["metrics"]}
+    assert entry["name"] == "run" and rows["perplexity"] > 1 and f"{rows['nelbo']:.4f} ±" in card
+    for text in ("the alphabet", "| Tokens seen | 256 |", "| Optimizer steps | 4 |", "(loss.png)", "## Samples"):
+        assert text in card
+    for text in ('MaskedDiffusionPipeline.from_pretrained("user/run")', "trust_remote_code=True", "1 draws"):
+        assert text in card
+    adapter = metadata(hub, "user/adapter")
+    assert (adapter["library_name"], adapter["base_model"]) == ("peft", "user/run")
+
+
+def test_an_adapter_on_the_hub_finds_its_base_there(shared, loaded):
+    torch.testing.assert_close(loaded["adapter"], shared["adapted"], atol=1e-5, rtol=0)
+    assert loaded["adapter pipeline"] == 27
+    assert len(loaded["cli"].splitlines()[-1]) == LENGTH
+
+
+def test_a_wrong_token_is_an_error_before_the_training(hub, shared):
+    assert "401" in shared["wrong token"] and "Invalid credentials" in shared["wrong token"]
+    assert ("models", "user/wrong") not in hub.repositories
+
+
+def test_the_command_shares_what_it_trains(hub, shared):
+    assert "Uploaded to user/cli" in shared["train"]
+    assert set(files(hub, "user/cli")) - {".gitattributes"} == MODEL_FILES
+    assert metadata(hub, "user/cli")["license"] == "mit" and metadata(hub, "user/cli")["pipeline_tag"] == "fill-mask"
+    assert "Uploaded to user/cli-adapter" in shared["finetune"]
+    assert set(files(hub, "user/cli-adapter")) - {".gitattributes"} == ADAPTER_FILES
+
+
+def test_a_model_that_cannot_be_uploaded_is_not_lost(hub, shared):
+    assert "the model is in cut, but could not be uploaded to user/cut" in shared["cut off"]
+    assert "exit status 1" in shared["cut off"] and "caused by" in shared["cut off"]
+    assert titles(hub, "user/cut") == ["initial commit"] and shared["cut off, here"].isfinite().all()
+
+
+def test_an_export_merges_an_adapter_and_uploads_it_with_its_code(hub, shared, loaded):
+    assert torch.equal(loaded["merged"], shared["merged"])
+    assert "remote_pipeline.py" in files(hub, "user/merged")

@@ -1,0 +1,114 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Prompts and responses: what is scored, what follows a response, and what is left out."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+
+from md4_hf import (
+    DataArguments,
+    DataCollatorForMaskedDiffusion,
+    MD4Config,
+    PairArguments,
+    build_byte_tokenizer,
+    build_text8_tokenizer,
+    encode_pairs,
+    load_pairs,
+)
+
+
+EOS = 256
+
+
+def columns(response_end="fill"):
+    return PairArguments("prompt", "response", response_end)
+
+
+def pairs(*rows):
+    prompts, responses = zip(*rows, strict=True)
+    return Dataset.from_dict({"prompt": list(prompts), "response": list(responses)})
+
+
+def encode(*rows, response_end="fill", block_size=8):
+    return encode_pairs(pairs(*rows), build_byte_tokenizer(), block_size, columns(response_end))
+
+
+@pytest.mark.parametrize(
+    ("response_end", "tail"), [("fill", [EOS, EOS, EOS, EOS]), ("eos", [EOS]), ("none", [])], ids=str
+)
+def test_the_prompt_is_given_and_the_response_with_its_end_is_scored(response_end, tail):
+    examples, report = encode(("ab", "cd"), response_end=response_end)
+    assert examples[0]["input_ids"] == [97, 98, 99, 100, *tail]
+    assert examples[0]["labels"] == [-100, -100, 99, 100, *tail]
+    assert (report.num_pairs, report.num_kept, report.num_scored_tokens) == (1, 1, 2 + len(tail))
+
+
+def test_what_does_not_fit_or_says_nothing_is_left_out_and_counted():
+    examples, report = encode(("a", "b"), ("abcd", "efgh"), ("abc", "efgh"), ("a", ""), ("", "c"))
+    assert [row["input_ids"][:3] for row in examples] == [[97, 98, EOS], [97, 98, 99], [99, EOS, EOS]]
+    assert (report.num_too_long, report.num_empty, report.num_kept) == (1, 1, 3)
+
+
+def test_names_of_special_tokens_are_ordinary_text():
+    examples, _ = encode(("<|endoftext|>", "[MASK]"), block_size=32)
+    ids = examples[0]["input_ids"]
+    assert ids.index(EOS) == len("<|endoftext|>[MASK]") and 257 not in ids
+
+
+def test_no_token_of_a_prompt_is_ever_masked():
+    examples, _ = encode(("ab", "cd"), ("abcd", "ef"))
+    collator = DataCollatorForMaskedDiffusion(MD4Config(vocab_size=258), generator=torch.Generator().manual_seed(0))
+    for _ in range(50):
+        batch = collator(list(examples))
+        prompt = batch["labels"] == -100
+        assert (batch["input_ids"][prompt] != 257).all() and prompt.sum() == 6
+
+
+def test_bad_columns_and_tokenizers_are_named():
+    tokenizer = build_byte_tokenizer()
+    with pytest.raises(
+        ValueError, match=r"`prompt_column` must be one of the columns .* got 'q'"
+    ):
+        encode_pairs(pairs(("a", "b")), tokenizer, 8, PairArguments("q", "response"))
+    numbers = Dataset.from_dict({"prompt": ["a"], "response": [1]})
+    with pytest.raises(ValueError, match="`response_column` must hold strings, got 'response'"):
+        encode_pairs(numbers, tokenizer, 8, columns())
+    with pytest.raises(ValueError, match='`response_end` must be "none" for a tokenizer without an EOS token'):
+        encode_pairs(pairs(("a", "b")), build_text8_tokenizer(), 8, columns())
+    with pytest.raises(ValueError, match="`block_size` must leave some of the 2 pairs, got 2: 1 are longer, 1 have"):
+        encode(("abc", "d"), ("a", ""), block_size=2)
+    with pytest.raises(ValueError, match="`prompt_column` and `response_column` must be given together"):
+        PairArguments("prompt")
+    with pytest.raises(ValueError, match="`response_end` must be one of"):
+        PairArguments("prompt", "response", "stop")
+
+
+def write_pairs(path, count):
+    rows = [json.dumps({"prompt": f"p{n}", "response": f"r{n}"}) for n in range(count)]
+    path.write_text("\n".join(rows) + "\n")
+    return str(path)
+
+
+def test_the_last_rows_are_held_out(tmp_path):
+    train, heldout = load_pairs(DataArguments(data=write_pairs(tmp_path / "pairs.jsonl", 10), validation_fraction=0.2))
+    assert (len(train), heldout["prompt"][:]) == (8, ["p8", "p9"])
+
+
+def test_validation_pairs_may_be_another_file(tmp_path):
+    data = write_pairs(tmp_path / "a.jsonl", 3)
+    other = write_pairs(tmp_path / "b.jsonl", 2)
+    train, heldout = load_pairs(DataArguments(data=data, validation_data=other))
+    assert (len(train), len(heldout)) == (3, 2)
+
+
+def test_streams_and_single_rows_are_refused(tmp_path):
+    data = write_pairs(tmp_path / "pairs.jsonl", 1)
+    with pytest.raises(ValueError, match="`streaming` must be False with prompts and responses"):
+        load_pairs(DataArguments(data=data, streaming=True))
+    with pytest.raises(ValueError, match="`data` must hold at least two pairs to hold some out, got 1"):
+        load_pairs(DataArguments(data=data))
+    with pytest.raises(ValueError, match=r"`data` must be a \.jsonl or \.parquet file"):
+        (tmp_path / "x.txt").write_text("text")
+        load_pairs(DataArguments(data=str(tmp_path / "x.txt")))

@@ -244,7 +244,8 @@ def test_a_shared_adapter_has_all_that_it_needs(base, tmp_path):
         "tokenizer_config.json",
     }, "no pickle among them"
     card = (tmp_path / "shared/README.md").read_text()
-    assert "library_name: peft" in card and f"base_model: {base}" in card and "LoRA, rank 4" in card
+    assert "library_name: peft" in card and f'from_pretrained("{base}"' in card and "LoRA, rank 4" in card
+    assert "base_model:" not in card, "which is for ids of the Hub"
     pipeline = load_pipeline(str(tmp_path / "shared"), device="cpu")
     pipeline.set_progress_bar_config(disable=True)
     assert len(pipeline(output_type="ids", num_inference_steps=2).sequences[0]) == LENGTH

@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
@@ -23,6 +25,7 @@ from md4_hf import (
     RunArguments,
     StartArguments,
     build_byte_tokenizer,
+    load_model,
     pack,
     parse_arguments,
 )
@@ -137,6 +140,91 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
     again = [*command, str(step + 2), "--resume_from_checkpoint", "latest"]
     subprocess.run(again, env=environment, check=True, timeout=120, capture_output=True)
     assert (folder / "model.safetensors").exists() and (folder / f"checkpoint-{step + 2}").exists()
+
+
+@pytest.fixture(scope="module")
+def adapter(run, tmp_path_factory):
+    """An adapter for `run`, fine-tuned on prompts and responses."""
+    folder = tmp_path_factory.mktemp("finetune")
+    rows = [{"prompt": f"say {word} ", "response": word[::-1]} for word in ("abcd", "bcde", "cdef", "defg") * 8]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
+    options = ["--max_steps", "6", "--save_steps", "3", "--learning_rate", "0.01", "--final_eval_draws", "2"]
+    main(
+        [
+            "finetune",
+            str(run),
+            "--data",
+            str(folder / "pairs.jsonl"),
+            *columns,
+            *options,
+            "--output_dir",
+            str(folder / "out"),
+        ]
+    )
+    return folder / "out"
+
+
+def test_fine_tuning_leaves_an_adapter_that_every_command_opens(run, adapter, capsys):
+    names = {path.name for path in adapter.iterdir()}
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "base_model.json",
+        "tokenizer.json",
+        "README.md",
+    } <= names
+    card = (adapter / "README.md").read_text()
+    assert "pairs.jsonl" in card and "say bcde " in card, "its sample answers a held-out prompt"
+    main(["sample", str(adapter), "--prompt", "say ", "--seed", "0"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("say ")
+    recorded = json.loads((adapter / "eval_results.json").read_text())
+    columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
+    pairs = ["--data", str(adapter.parent / "pairs.jsonl"), *columns, "--draws", "2"]
+    main(["evaluate", str(adapter), *pairs])
+    assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out, (
+        "the adapter is evaluated, on its held-out pairs"
+    )
+    main(["evaluate", str(run), *pairs])
+    assert f"{recorded['eval_loss']:9.4f}" not in capsys.readouterr().out, "its base does worse"
+    assert recorded["eval_num_draws"] == 2
+
+
+def test_a_fine_tuning_is_resumed(run, adapter, tmp_path, capsys):
+    shutil.copytree(adapter, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 60)
+    options = ["--data", str(text), "--max_steps", "6", "--save_steps", "3", "--resume_from_checkpoint", "latest"]
+    main(["finetune", str(run), *options, "--output_dir", str(tmp_path / "run"), "--card_samples", "0"])
+    assert "Model, tokenizer, loss.png and model card are in" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/checkpoint-6/trainer_state.json").read_text())["global_step"] == 6
+
+
+def test_an_export_merges_the_adapter_and_carries_the_code(adapter, tmp_path, capsys):
+    main(["export", str(adapter), str(tmp_path / "merged"), "--dtype", "float32"])
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "model_index.json", "remote_pipeline.py"} <= names
+    ids = torch.arange(28)[None]
+    expected, merged = load_model(str(adapter), merge_adapter=False), AutoModel.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        difference = (expected(ids).logits - merged(ids).logits)[..., :27].abs().max()
+    assert difference < 1e-5
+    message = failure(capsys, ["export", str(adapter), str(tmp_path / "merged")])
+    assert "`folder` must be empty or absent" in message
+    assert not list(tmp_path.glob(".merged*")), "nothing half-written is left"
+
+
+def test_an_export_of_a_model_keeps_its_card(run, tmp_path):
+    main(["export", str(run), str(tmp_path / "plain"), "--no_remote_code"])
+    names = {path.name for path in (tmp_path / "plain").iterdir()}
+    assert {"README.md", "loss.png"} <= names and "remote_pipeline.py" not in names and "modeling_md4.py" in names
+
+
+def test_an_adapter_is_no_base(adapter, tmp_path, capsys):
+    message = failure(capsys, ["finetune", str(adapter), "--output_dir", str(tmp_path / "x")])
+    assert "`model` must be a base model, got the adapter" in message and "md4 export" in message
+    assert not (tmp_path / "x").exists()
 
 
 def test_baselines_are_per_character_and_need_the_mask_last(tmp_path):

@@ -14,9 +14,13 @@ from md4_hf import (
     DataArguments,
     MD4Trainer,
     MD4TrainingArguments,
+    PairArguments,
     check_tokenizer_matches,
+    encode_pairs,
     load_documents,
     load_model,
+    load_pairs,
+    load_table,
     load_tokenizer,
     load_train_validation,
     pack,
@@ -49,8 +53,8 @@ class EvaluateArguments:
 
 def evaluate(argv: list[str] | None = None):
     """`md4 evaluate`: the NELBO of held-out text, with its standard error."""
-    options, data_args, rest = parse_arguments(
-        (EvaluateArguments, DataArguments),
+    options, pair_args, data_args, rest = parse_arguments(
+        (EvaluateArguments, PairArguments, DataArguments),
         argv,
         prog="md4 evaluate",
         description="Bound the likelihood of text: nats per token, perplexity, bits per character, each with its "
@@ -76,14 +80,15 @@ def evaluate(argv: list[str] | None = None):
             report_to="none",
         )
         with args.main_process_first(desc="preparing the data"):
-            documents = evaluation_documents(data_args)
-            blocks, _ = pack(documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc)
-        trainer = MD4Trainer(model=model, args=args, eval_dataset=blocks, processing_class=tokenizer)
+            examples = evaluation_examples(data_args, pair_args, tokenizer)
+        trainer = MD4Trainer(model=model, args=args, eval_dataset=examples, processing_class=tokenizer)
         metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         print_metrics(metrics, data_args)
         if options.output_file is not None:
-            recipe = {"model": rest.model, **dataclasses.asdict(options), **dataclasses.asdict(data_args)}
+            recipe = {"model": rest.model}
+            for arguments in (options, pair_args, data_args):
+                recipe |= dataclasses.asdict(arguments)
             write_whole(Path(options.output_file), json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")
 
 
@@ -94,14 +99,19 @@ def write_whole(path: Path, text: str):
     os.replace(temporary, path)
 
 
-def evaluation_documents(data_args: DataArguments):
-    """The text named for validation, or the held-out part of the data."""
-    if data_args.validation_data is None:
-        return load_train_validation(data_args)[1]
-    return load_documents(
-        data_args.validation_data,
-        config=data_args.validation_config,
-        split=data_args.validation_split or data_args.data_split,
-        text_column=data_args.text_column,
-        streaming=data_args.streaming,
-    )
+def evaluation_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer):
+    """The data named for validation, or the held-out part of the data, as pairs or as blocks of text."""
+    options = {
+        "config": data_args.validation_config,
+        "split": data_args.validation_split or data_args.data_split,
+        "streaming": data_args.streaming,
+    }
+    named = data_args.validation_data
+    if pair_args.given:
+        pairs = load_pairs(data_args)[1] if named is None else load_table(named, **options)
+        return encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)[0]
+    if named is None:
+        documents = load_train_validation(data_args)[1]
+    else:
+        documents = load_documents(named, text_column=data_args.text_column, **options)
+    return pack(documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc)[0]

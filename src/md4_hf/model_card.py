@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -160,7 +161,8 @@ def _metadata(model, facts: CardFacts, metrics: Mapping[str, float]) -> ModelCar
         license=facts.license,
         language=facts.language or None,
         datasets=facts.datasets or None,
-        base_model=facts.base_model,
+        # Ids of the Hub only: it refuses a card that names a folder.
+        base_model=None if facts.base_model and Path(facts.base_model).exists() else facts.base_model,
         widget=[{"text": text} for text in facts.widget] or None,
         model_name=facts.title if results else None,
         eval_results=results or None,

@@ -590,7 +590,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             timesteps: `(batch,)` times in [0, 1]; required by time-conditioned models. With them, no noise is drawn.
             labels: `(batch, length)` clean ids x_0 of all tokens that are scored, -100 elsewhere. Tokens that are not
                 scored must not be masked.
-            class_labels: `(batch,)` labels of a class-conditional model.
+            class_labels: `(batch,)` labels of a class-conditional model. transformers' own `Trainer` takes them for
+                targets by their name: to evaluate with it, set `label_names=["labels"]` in its arguments.
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 IGNORE_INDEX = -100
@@ -265,6 +265,157 @@ def reconstruction_nelbo(schedule: MaskingSchedule, num_tokens: int | Tensor, vo
     """
     alpha_0 = schedule.alpha(torch.zeros((), device=num_tokens.device if isinstance(num_tokens, Tensor) else None))
     return num_tokens * (1.0 - alpha_0) * math.log(vocab_size)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# GenMD4: a masking schedule for each token, learned with the denoiser (paper, section on state-dependent schedules)
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class TokenPolynomialSchedule(nn.Module):
+    """The masking schedules of GenMD4: (alpha_t)_i = 1 - (1 - eps) t^{w_i} for each token i, w = softplus(parameter).
+
+    A token with a large exponent w stays long and is generated early. alpha is 1 at t=0 and eps at t=1. Exponents and
+    probabilities are computed at least in float32.
+
+    Args:
+        num_tokens: Number of ids, the mask's included; its exponent is not used.
+        power: Initial exponent of every token, > 0.
+        eps: Probability that a token is left at t=1, in [0, 0.5).
+    """
+
+    def __init__(self, num_tokens: int, power: float = 1.0, eps: float = 1e-4):
+        super().__init__()
+        if not power > 0.0:
+            raise ValueError(f"`power` must be > 0, got {power}.")
+        if not 0.0 <= eps < 0.5:
+            raise ValueError(f"`eps` must be in [0, 0.5), got {eps}.")
+        self.eps = eps
+        self.free_exponents = nn.Parameter(torch.full((num_tokens,), inverse_softplus(power)))
+
+    @property
+    def exponents(self) -> Tensor:
+        """w, `(num_tokens,)`, positive."""
+        free = self.free_exponents
+        return F.softplus(free if free.dtype == torch.float64 else free.float())
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Probability that each token is unmasked at time `t`: `t` of any shape in [0, 1] -> `(*t.shape, num_tokens)`."""
+        return 1.0 - (1.0 - self.eps) * t[..., None] ** self.exponents
+
+    def alpha_prime(self, t: Tensor) -> Tensor:
+        """Time derivative of `alpha`, same shape."""
+        return -(1.0 - self.eps) * self.exponents * t[..., None] ** (self.exponents - 1.0)
+
+    def alpha_of(self, t: Tensor, tokens: Tensor) -> Tensor:
+        """Probability that each of `tokens` `(batch, ...)` is unmasked at its example's time `(batch,)`."""
+        return 1.0 - (1.0 - self.eps) * _left_broadcast(t, tokens.dim()) ** self.exponents[tokens]
+
+    def unmask_probabilities(self, t: Tensor, s: Tensor) -> Tensor:
+        """r_j = (alpha_s - alpha_t)_j / (1 - alpha_t)_j = 1 - (s/t)^{w_j}, in float64: `(*t.shape, num_tokens)`.
+
+        A masked position becomes token j with probability r_j mu_j between `t` and `s` <= `t`.
+        """
+        ratio = (s.double() / t.double())[..., None]
+        return 1.0 - ratio ** self.exponents.double()
+
+
+def inverse_softplus(value: float) -> float:
+    """x with log(1 + exp(x)) = value, for value > 0."""
+    return value + math.log(-math.expm1(-value))
+
+
+def genmd4_cross_entropy_nats(logits: Tensor, target: Tensor, exponents: Tensor) -> Tensor:
+    """w_x (-log mu[x] - 1) + sum_v w_v mu_v, row by row, at least in float32; 0 where the target is -100.
+
+    Divided by t, it is the diffusion part of GenMD4's NELBO of a masked position (paper, the T -> infinity limit): the
+    sum over v of (alpha'_t / (1 - alpha_t))_v (x_v (log mu_v + 1) - mu_v), where alpha'/(1 - alpha) = -w / t.
+
+    Args:
+        logits: `(rows, vocab)`; the mask's own logit has to be suppressed by the caller.
+        target: `(rows,)` ids.
+        exponents: `(vocab,)` w.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    nll = cross_entropy_nats(logits, target)
+    scored = target != IGNORE_INDEX
+    own = exponents[torch.where(scored, target, 0)]
+    value = own * (nll - 1.0) + (exponents * logits.softmax(dim=-1)).sum(dim=-1)
+    return torch.where(scored, value, 0.0)
+
+
+def genmd4_token_nelbo(
+    logits: Tensor, x0: Tensor, xt: Tensor, exponents: Tensor, t: Tensor, mask_token_id: int
+) -> Tensor:
+    """Diffusion part of GenMD4's NELBO in nats per token, 0 where xt is not masked; it may be negative.
+
+    Args:
+        logits: `(batch, ..., vocab)` logits of the denoiser; the mask's own has to be suppressed by the caller.
+        x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored.
+        xt: `(batch, ...)` noised ids.
+        exponents: `(vocab,)` w.
+        t: `(batch,)` times in [t_1, 1].
+        mask_token_id: The mask id m.
+    """
+    target = torch.where(xt == mask_token_id, x0, IGNORE_INDEX)
+    value = genmd4_cross_entropy_nats(logits.flatten(0, -2), target.flatten(), exponents).view_as(x0)
+    return value / _left_broadcast(t, x0.dim())
+
+
+def genmd4_reconstruction_nelbo(
+    x0: Tensor, schedule: TokenPolynomialSchedule, first_time: float, mask_token_id: int
+) -> Tensor:
+    """Reconstruction part of GenMD4's NELBO in nats per token: a token still masked at t_1 is guessed by its schedule.
+
+    It is masked with probability (1 - eps) t_1^{w_x}, and guessed right with probability t_1^{w_x} / sum_v t_1^{w_v}.
+
+    Args:
+        x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored, which get 0.
+        schedule: The schedules.
+        first_time: t_1, in (0, 1).
+        mask_token_id: The mask id m, which is never guessed.
+    """
+    log_survival = schedule.exponents * math.log(first_time)
+    is_mask = torch.arange(len(log_survival), device=log_survival.device) == mask_token_id
+    log_total = torch.logsumexp(log_survival.masked_fill(is_mask, -torch.inf), dim=0)
+    scored = x0 != IGNORE_INDEX
+    own = log_survival[torch.where(scored, x0, 0)]
+    return torch.where(scored, (1.0 - schedule.eps) * own.exp() * (log_total - own), 0.0)
+
+
+def log_forward_probability(
+    schedule: TokenPolynomialSchedule, t: Tensor, x0: Tensor, xt: Tensor, mask_token_id: int
+) -> Tensor:
+    """log q(x_t | x_0) per token, `(batch, ...)`; tokens whose `x0` is -100 are given, and count 0."""
+    scored = x0 != IGNORE_INDEX
+    x0 = torch.where(scored, x0, 0)
+    t = _left_broadcast(t, x0.dim())
+    log_masked = math.log1p(-schedule.eps) + schedule.exponents[x0] * t.log()
+    log_q = torch.where(xt == mask_token_id, log_masked, torch.log1p(-log_masked.exp()))
+    return torch.where(scored, log_q, 0.0)
+
+
+def rloo_surrogate(losses: Tensor, log_probabilities: Tensor) -> Tensor:
+    """What to differentiate for an unbiased gradient of E_q[loss], where the parameters also shape q.
+
+    The mean loss of K samples, plus the REINFORCE leave-one-out term: the log probability of each sample times by how
+    much its loss exceeds the mean of the others' (Kool, van Hoof, Welling, 2019; Salimans and Knowles, 2014).
+
+    Args:
+        losses: `(..., copies)` losses of K >= 2 independent samples from q.
+        log_probabilities: `(..., copies)` log q of the samples, with gradient.
+
+    Returns:
+        `(...)`.
+
+    Raises:
+        ValueError: For fewer than two copies.
+    """
+    copies = losses.shape[-1]
+    if copies < 2:
+        raise ValueError(f"`losses` must hold at least 2 copies, got {copies}.")
+    others = (losses.sum(dim=-1, keepdim=True) - losses) / (copies - 1)
+    return (losses + (losses - others).detach() * log_probabilities).mean(dim=-1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

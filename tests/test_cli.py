@@ -264,6 +264,15 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_preset(tm
     assert args.max_steps == 1_000_000 and args.adam_beta2 == 0.999
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_of_a_preset_is_left_out_on_processors_that_emulate_it(fast, tmp_path, monkeypatch):
+    monkeypatch.setattr("md4_hf.arguments.has_fast_bf16", lambda: fast)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    options = ["--preset", "tiny", "--output_dir", str(tmp_path)]
+    assert parse(options)[2].bf16 is fast
+    assert parse([*options, "--bf16"])[2].bf16 is True, "unless it is asked for"
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_valid_configuration(name, tmp_path):
     preset = PRESETS[name]

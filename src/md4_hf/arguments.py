@@ -254,7 +254,14 @@ def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool)
         parser.set_defaults(**preset_defaults(preset, with_model=not has_model))
     if "use_cpu" in known and not torch.accelerator.is_available():
         parser.set_defaults(use_cpu=True)  # without it, `TrainingArguments` refuses bf16 where there is no accelerator
+        if not has_fast_bf16():
+            parser.set_defaults(bf16=False)
     parser.set_defaults(**options)
+
+
+def has_fast_bf16() -> bool:
+    """Whether the processor multiplies in bfloat16; others emulate it, more slowly than float32 by far."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _hide_rare_options(parser: HfArgumentParser):

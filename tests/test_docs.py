@@ -1,0 +1,233 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the pages say runs: the fences of README.md, docs/ and a model card are executed, in order, page by page.
+
+A page runs in a process and a folder of its own, with what the pages take for granted: `runs/tiny` (a model of
+`md4 train --preset tiny`, small and hardly trained), the texts `my.txt` and `other.txt`, a random causal model in
+`gpt2`, and links to the checkout's `scripts` and `metrics`. Its ```python fences share one namespace, as the cells of
+a notebook do. Of its ```bash fences, an `md4 ...` line is a call of `md4_hf.cli.main`, made short by the options of
+`SHORTER` at its end; any other line goes to bash. Fences in other languages are there to be read.
+
+For anything else, put comments right before a fence, one a line:
+
+    <!-- test: skip REASON -->            do not run it
+    <!-- test: args OPTIONS -->           add options to its `md4` commands, after those of `SHORTER`
+    <!-- test: replace OLD => NEW -->     run it with another value
+    <!-- test: file NAME -->              save it, in whatever language, under this name
+
+What `NOT_RUN` names is skipped without a comment, for the reason there. A page that shares models needs the option
+`hub`, a comment `<!-- test: hub -->` anywhere in it: it runs with the local Hub of `hub_server.py`.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import WRITER_TOKEN
+
+from md4_hf.cli import main
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")), "model_cards/tiny.md"]
+SECONDS_PER_PAGE = 300
+
+FENCE = re.compile(r"^((?:<!-- test: .+ -->\n)*)```(\w*)\n((?s:.*?))^```$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^<!-- test: (skip|args|replace|file) (.+) -->$", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+RUN = ("bash", "python")
+NOT_RUN = {
+    "make": "makes an environment of its own; `make demo` and `make test` are run by hand and by CI",
+    "pip": "installs packages",
+    "accelerate launch": "starts several processes; tests/test_trainer.py does that with torchrun",
+    "python -m md4_hf.convert_md4_checkpoint": "needs an official checkpoint; tests/test_convert.py makes one",
+}
+SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --bf16 false"
+SHORT = "--max_steps 2 --save_steps 1 --final_eval_draws 1 --card_samples 0"
+SHORTER = {
+    "train": f"{SMALL} {SHORT}",
+    "finetune": SHORT,
+    "evaluate": "--draws 1",
+    "sample": "--num_inference_steps 4",
+    "infill": "--num_inference_steps 4",
+}
+
+
+# Pages and fences -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block of a page.
+
+    Args:
+        line: Number of its first line.
+        language: What stands behind the backticks.
+        text: What is between them, with its replacements made.
+        skip: Why it is not run; None if it is.
+        args: Options to add to its commands.
+        file: Name to save it under; None if it is not saved.
+    """
+
+    line: int
+    language: str
+    text: str
+    skip: str | None = None
+    args: list[str] = field(default_factory=list)
+    file: str | None = None
+
+
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def fences(page):
+    """The fences of a page, in order."""
+    content = read(page)
+    return [make_fence(match, content.count("\n", 0, match.start(3)) + 1) for match in FENCE.finditer(content)]
+
+
+def make_fence(match, line):
+    comments, language, text = match.groups()
+    options = {"args": []}
+    for kind, value in DIRECTIVE.findall(comments):
+        if kind == "replace":
+            old, new = value.split(" => ")
+            assert old in text, f"line {line}: nothing to replace: {old}"
+            text = text.replace(old, new)
+        else:
+            options[kind] = shlex.split(value) if kind == "args" else value
+    if language == "bash" and "skip" not in options:
+        reasons = [reason for command in commands(text) for name, reason in NOT_RUN.items() if command.startswith(name)]
+        options["skip"] = reasons[0] if reasons else None
+    return Fence(line, language, text, **options)
+
+
+def commands(text):
+    """The commands of a bash fence, one string each, without blank lines and comments."""
+    lines = (line.strip() for line in text.replace("\\\n", " ").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+# In the process of a page ---------------------------------------------------------------------------------------------
+
+
+def make_start(folder):
+    """Write what every page finds in its folder."""
+    from pydoc_data.topics import topics
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from md4_hf import build_byte_tokenizer
+
+    os.chdir(folder)
+    text = "\n".join(topics[name] for name in sorted(topics))
+    Path("my.txt").write_text(text[:40_000], encoding="utf-8")
+    Path("other.txt").write_text(text[40_000:48_000], encoding="utf-8")
+    tokenizer = build_byte_tokenizer()
+    sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 256, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=256, eos_token_id=256)).save_pretrained("gpt2")
+    tokenizer.save_pretrained("gpt2")
+    run_command("md4 train --preset tiny --data my.txt --output_dir runs/tiny", [])
+
+
+def run_page(page, folder):
+    """Run the fences of a page in a folder; the first that fails ends the process."""
+    os.chdir(folder)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    namespace = vars(fresh_main())
+    for fence in fences(page):
+        print(f"--- {page}:{fence.line}" + (f" skipped: {fence.skip}" if fence.skip else ""), flush=True)
+        if fence.file is not None:
+            Path(fence.file).write_text(fence.text, encoding="utf-8")
+        elif fence.skip is None and fence.language == "bash":
+            for command in commands(fence.text):
+                run_command(command, fence.args)
+        elif fence.skip is None and fence.language == "python":
+            # Blank lines in front, so that a traceback has the line numbers of the page.
+            exec(compile("\n" * (fence.line - 1) + fence.text, ROOT / page, "exec"), namespace)
+
+
+def fresh_main():
+    """A module for the Python of a page: what is defined there is found by its name, as in a script."""
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    return sys.modules["__main__"]
+
+
+def run_command(command, args):
+    words = shlex.split(command, comments=True)
+    if words[0] != "md4":
+        subprocess.run(["bash", "-ec", command], check=True)
+        return
+    if "--help" not in words:
+        words += [*shlex.split(SHORTER.get(words[1], "")), *args]
+    try:
+        main(words[1:])
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
+def logged(path, function, *args):
+    """Call a function with the output of the process in a file."""
+    import torch
+
+    torch.set_num_threads(1)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    function(*args)
+
+
+# The tests ------------------------------------------------------------------------------------------------------------
+
+
+def run_in_process(log, function, *args):
+    """Run a function in a new process, forked from one that has imported the libraries and done nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["md4_hf.trainer", "md4_hf.pipeline_masked_diffusion", "md4_hf.data", "peft"])
+    process = context.Process(target=logged, args=(str(log), function, *args))
+    process.start()
+    process.join(SECONDS_PER_PAGE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    assert process.exitcode == 0, log.read_text(encoding="utf-8", errors="replace")
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """A folder with what every page finds in its own."""
+    folder = tmp_path_factory.mktemp("docs") / "start"
+    folder.mkdir()
+    run_in_process(folder.with_suffix(".log"), make_start, str(folder))
+    for name in ("scripts", "metrics"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture
+def folder(start, tmp_path):
+    shutil.copytree(start, tmp_path / "page", symlinks=True)
+    return tmp_path / "page"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "<!-- test: hub -->" not in read(page)])
+def test_the_fences_of_a_page_run(page, folder, tmp_path):
+    run_in_process(tmp_path / "log", run_page, page, str(folder))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "<!-- test: hub -->" in read(page)])
+def test_the_fences_of_a_page_that_shares_run_with_a_hub(page, folder, tmp_path, hub):
+    code = f"import test_docs\ntest_docs.run_page({page!r}, {str(folder)!r})"
+    hub.run_python(code, home=tmp_path / "home", token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")

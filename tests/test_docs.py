@@ -49,7 +49,8 @@ RUN = ("bash", "python")
 NOT_RUN = {
     "make": "makes an environment of its own; `make demo` and `make test` are run by hand and by CI",
     "pip": "installs packages",
-    "accelerate launch": "starts several processes; tests/test_trainer.py does that with torchrun",
+    "accelerate launch": "starts several processes, as a test in tests/test_trainer.py does",
+    "torchrun": "starts several processes, as a test in tests/test_trainer.py does",
     "python -m md4_hf.convert_md4_checkpoint": "needs an official checkpoint; tests/test_convert.py makes one",
 }
 SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --bf16 false"

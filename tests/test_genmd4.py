@@ -3,15 +3,21 @@
 
 import math
 
-import pytest
 import torch
 
 from md4_hf import (
+    MD4ForMaskedDiffusion,
     TokenPolynomialSchedule,
+    config_from_official,
+    convert_flax_params,
     genmd4_reconstruction_nelbo,
     genmd4_token_nelbo,
     log_forward_probability,
     rloo_surrogate,
+    stratified_times,
+)
+from md4_hf.masked_diffusion import (
+    rescale_times,
 )
 
 
@@ -83,3 +89,27 @@ def test_losses_and_gradients_agree_with_the_official_ones(golden):
     for k in (0, 1):
         (gradient,) = torch.autograd.grad(total / bits, logits[k], retain_graph=True)
         close(gradient, tensors[f"grad_logits_{k + 1}/call_loss"])
+
+
+def test_the_whole_training_loss_agrees_with_the_official_one(golden):
+    tensors, record = golden("loss_genmd4_model")
+    config = config_from_official(record["config"])
+    model = MD4ForMaskedDiffusion(config).train()
+    flat = {name: value for name, value in tensors.items() if name.startswith("params/")}
+    model.load_state_dict(convert_flax_params(flat, config))
+    states = torch.stack([tensors["zt_1"], tensors["zt_2"]], dim=1).long()
+    output = model(input_ids=states, timesteps=tensors["t_used"], labels=tensors["x"].long())
+    close(output.loss / math.log(2), tensors["out/loss"])
+    close(output.nelbo / math.log(2), tensors["out/loss_nelbo"])
+    close(output.reconstruction_nelbo.mean() / tensors["x"].shape[1] / math.log(2), tensors["out/loss_recon"])
+    (output.loss / math.log(2)).backward()
+    flat = {name.removeprefix("grads/"): value for name, value in tensors.items() if name.startswith("grads/")}
+    expected = convert_flax_params(flat, config)
+    for name, parameter in model.named_parameters():
+        close(parameter.grad, expected[name], rel=1e-4)
+
+
+def test_times_are_rescaled_as_in_the_official_code(golden):
+    tensors, record = golden("loss_genmd4_model")
+    t = stratified_times(tensors["t0"], torch.arange(4), 4)
+    close(rescale_times(t, record["config"]["t1"]), tensors["t_used"])

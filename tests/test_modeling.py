@@ -481,7 +481,7 @@ def test_outputs_come_as_asked():
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
     assert {x.shape for x in output.hidden_states} == {(4, 6, 32)}
     assert output.attentions is None
-    loss, logits, nelbo = model(**batch, return_dict=False)
+    loss, logits, nelbo, *_ = model(**batch, return_dict=False)
     assert_close(loss, output.loss)
     assert_close(logits, output.logits)
     assert_close(nelbo, output.token_nelbo)
@@ -800,7 +800,7 @@ WRONG_INPUTS = {
     "neither ids nor embeddings": ({"timesteps": T}, "Exactly one of `input_ids`"),
     "labels of another shape": (
         {"input_ids": IDS, "timesteps": T, "labels": CLEAN[:, :2]},
-        r"`labels` must have the shape of `input_ids` \(2, 3\), got \(2, 2\)",
+        r"`labels` must have the batch and length of `input_ids` \(2, 3\), got \(2, 2\)",
     ),
     "labels hold the mask": ({"input_ids": IDS, "timesteps": T, "labels": IDS}, "must be clean ids, got the mask id"),
     "label too large": ({"input_ids": IDS, "timesteps": T, "labels": CLEAN * 11}, r"`labels` must be in \[0, 10\]"),

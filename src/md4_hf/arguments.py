@@ -261,7 +261,8 @@ def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool)
 
 def has_fast_bf16() -> bool:
     """Whether the processor multiplies in bfloat16; others emulate it, more slowly than float32 by far."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is None or supported()
 
 
 def _hide_rare_options(parser: HfArgumentParser):

@@ -10,6 +10,7 @@ import torch
 from .configuration_md4 import MD4Config
 from .evaluation import Diffusion
 from .masked_diffusion import IGNORE_INDEX, stratified_times
+from .modeling_md4 import GENMD4_COPIES
 
 
 @dataclass
@@ -76,4 +77,6 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
         size, shape = len(features), batch["input_ids"].shape
         offset = torch.rand((), generator=self.generator)
         timesteps = stratified_times(offset, torch.arange(size), size)
+        if self.diffusion.schedule is None:
+            shape = (size, GENMD4_COPIES, shape[1])
         return self.diffusion.noised(batch, timesteps, torch.rand(shape, generator=self.generator))

@@ -73,6 +73,11 @@ class MD4Config(PreTrainedConfig):
             Exponent of the `"poly"` schedule.
         schedule_eps (`float`, defaults to 1e-4):
             Distance that the schedule keeps from 0 and 1, in [0, 0.5).
+        learn_masking_schedule (`bool`, defaults to `False`):
+            GenMD4: learn an exponent for each token, alpha_t = 1 - (1 - eps) t^w, with the model; needs the `"poly"`
+            schedule, whose `schedule_power` is the exponent that all start from, and continuous time.
+        schedule_first_time (`float`, defaults to 1e-3):
+            GenMD4's t_1: its times lie in [t_1, 1].
         num_train_timesteps (`int`, *optional*):
             Number of steps of discrete-time training; `None` trains in continuous time.
         tie_word_embeddings (`bool`, defaults to `False`):
@@ -116,6 +121,8 @@ class MD4Config(PreTrainedConfig):
     masking_schedule: Literal["linear", "cosine", "poly", "geometric"] = "linear"
     schedule_power: float | int = 1.0
     schedule_eps: float | int = 1e-4
+    learn_masking_schedule: bool = False
+    schedule_first_time: float | int = 1e-3
     num_train_timesteps: int | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -182,6 +189,14 @@ class MD4Config(PreTrainedConfig):
                 "conditioning_size",
                 "be >= 4 with time conditioning",
                 self.conditioning_size,
+            )
+        _check(0.0 < self.schedule_first_time < 1.0, "schedule_first_time", "be in (0, 1)", self.schedule_first_time)
+        if self.learn_masking_schedule:
+            _check(
+                self.masking_schedule == "poly", "masking_schedule", 'be "poly" to be learned', self.masking_schedule
+            )
+            _check(
+                self.num_train_timesteps is None, "num_train_timesteps", "be None in GenMD4", self.num_train_timesteps
             )
         if self.tie_word_embeddings and self.embedding_size is not None:
             raise ValueError(

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_md4 import MD4Config
@@ -58,9 +59,15 @@ def config_from_official(official: Mapping[str, Any]) -> MD4Config:
         residual_dropout=dropout,
         max_position_embeddings=official["data_shape"][0] if "data_shape" in official else 1024,
         masking_schedule=schedule,
-        schedule_power=power,
+        schedule_power=official.get("power_init", 1.0) if _is_genmd4(official) else power,
+        learn_masking_schedule=_is_genmd4(official),
+        schedule_first_time=official.get("t1", 1e-3),
         num_train_timesteps=None if official.get("cont_time", True) else official.get("timesteps", 1000),
     )
+
+
+def _is_genmd4(official: Mapping[str, Any]) -> bool:
+    return str(official.get("model_type", official.get("model", ""))).lower() == "genmd4"
 
 
 def scheduler_from_official(official: Mapping[str, Any]) -> MaskedDiffusionScheduler:
@@ -150,6 +157,9 @@ def convert_flax_params(params: Mapping[str, Any], config: MD4Config) -> dict[st
     for index in range(config.num_hidden_layers):
         state.update(_convert_layer(flax, config, index))
     state.update(_convert_output(flax, config))
+    if config.learn_masking_schedule:
+        # The official schedule has no exponent for the mask, whose own is not used here.
+        state["token_schedule.free_exponents"] = F.pad(flax.take("noise_schedule/w"), (0, 1))
     flax.check_empty()
     _check_shapes(state, config)
     return state

@@ -16,7 +16,7 @@ from .masked_diffusion import (
     corrupt,
     discretize_times,
     make_schedule,
-    reconstruction_nelbo,
+    rescale_times,
 )
 from .noise import evaluation_mask_noise, evaluation_times
 
@@ -26,16 +26,16 @@ class Diffusion:
     """What training and evaluation need to know of a model's diffusion.
 
     Args:
-        schedule: The masking schedule.
+        schedule: The masking schedule; None for GenMD4's, which are parameters of the model.
         mask_token_id: The mask id.
-        vocab_size: Number of data tokens, without the mask.
         num_train_timesteps: Steps of discrete time, None for continuous time.
+        first_time: GenMD4's t_1.
     """
 
-    schedule: MaskingSchedule
+    schedule: MaskingSchedule | None
     mask_token_id: int
-    vocab_size: int
     num_train_timesteps: int | None = None
+    first_time: float = 0.0
 
     @classmethod
     def of(cls, model) -> Diffusion:
@@ -45,8 +45,10 @@ class Diffusion:
     @classmethod
     def of_config(cls, config) -> Diffusion:
         """The diffusion that an `MD4Config` describes."""
+        if config.learn_masking_schedule:
+            return cls(None, config.mask_token_id, first_time=config.schedule_first_time)
         schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
-        return cls(schedule, config.mask_token_id, config.vocab_size - 1, config.num_train_timesteps)
+        return cls(schedule, config.mask_token_id, config.num_train_timesteps)
 
     def noised(self, inputs: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t, its times and the labels, from a clean batch.
@@ -55,11 +57,15 @@ class Diffusion:
             inputs: Clean `input_ids` `(batch, length)`; `labels` (-100 where not scored) if there are any, else the
                 tokens that `attention_mask` shows are scored. Tokens that are not scored are never masked.
             timesteps: `(batch,)` times in [0, 1).
-            noise: Uniform numbers of the shape of `input_ids`.
+            noise: Uniform numbers of the shape of `input_ids`; for GenMD4 also `(batch, copies, length)`. The model
+                itself applies them there, as its schedules may be sharded over devices: the ids stay clean.
         """
         if self.num_train_timesteps is not None:
             timesteps = discretize_times(timesteps, self.num_train_timesteps)
         labels = scored_labels(inputs)
+        if self.schedule is None:
+            timesteps = rescale_times(timesteps, self.first_time)
+            return {**inputs, "timesteps": timesteps, "labels": labels, "mask_noise": noise}
         xt = corrupt(inputs["input_ids"], self.schedule.alpha(timesteps), self.mask_token_id, noise=noise)
         xt = torch.where(labels != IGNORE_INDEX, xt, inputs["input_ids"])
         return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
@@ -97,10 +103,10 @@ def example_nelbo(
     for draw in range(num_draws):
         timesteps = evaluation_times(seed, index, draw, num_draws)
         noised = diffusion.noised(inputs, timesteps, evaluation_mask_noise(seed, index, draw, shape))
-        total += model(**noised, output_logits=False).token_nelbo.flatten(1).sum(dim=1).to(total.dtype)
+        output = model(**noised, output_logits=False)
+        total += output.token_nelbo.flatten(1).sum(dim=1).to(total.dtype)
     num_tokens = (scored_labels(inputs) != IGNORE_INDEX).flatten(1).sum(dim=1)
-    reconstruction = reconstruction_nelbo(diffusion.schedule, num_tokens, diffusion.vocab_size)
-    return total / num_draws + reconstruction, num_tokens.float()
+    return total / num_draws + output.reconstruction_nelbo.to(total), num_tokens.float()
 
 
 def nelbo_metrics(nelbo: Tensor, num_tokens: Tensor, num_characters: Tensor | None = None) -> dict[str, float]:

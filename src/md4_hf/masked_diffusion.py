@@ -176,6 +176,11 @@ def discretize_times(t: Tensor, num_timesteps: int) -> Tensor:
     return (torch.floor(t * num_timesteps) + 1.0) / num_timesteps
 
 
+def rescale_times(t: Tensor, first_time: float) -> Tensor:
+    """Map times of [0, 1) to [t_1, 1), as GenMD4 trains on."""
+    return (1.0 - first_time) * t + first_time
+
+
 def corrupt(
     x0: Tensor,
     alpha_t: Tensor,
@@ -300,7 +305,7 @@ class TokenPolynomialSchedule(nn.Module):
         return F.softplus(free if free.dtype == torch.float64 else free.float())
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Probability that each token is unmasked at time `t`: `t` of any shape in [0, 1] -> `(*t.shape, num_tokens)`."""
+        """Probability that each token is unmasked at `t`: times of any shape in [0, 1] -> `(*t.shape, num_tokens)`."""
         return 1.0 - (1.0 - self.eps) * t[..., None] ** self.exponents
 
     def alpha_prime(self, t: Tensor) -> Tensor:

@@ -31,12 +31,20 @@ from .configuration_md4 import MD4Config
 from .masked_diffusion import (
     IGNORE_INDEX,
     MaskingSchedule,
+    TokenPolynomialSchedule,
     corrupt,
     cross_entropy_nats,
     discretize_times,
+    genmd4_cross_entropy_nats,
+    genmd4_reconstruction_nelbo,
+    genmd4_token_nelbo,
+    inverse_softplus,
+    log_forward_probability,
     make_schedule,
     nelbo_weight,
     reconstruction_nelbo,
+    rescale_times,
+    rloo_surrogate,
     stratified_times,
     token_nelbo,
 )
@@ -48,6 +56,7 @@ logger = logging.get_logger(__name__)
 TRUNCATED_NORMAL_STD = 0.87962566103423978
 TIME_SCALE = 1000.0
 MAX_PERIOD = 10000.0
+GENMD4_COPIES = 2  # noised copies of an example that a training step of GenMD4 draws by itself
 
 # What is saved beside a model, to open it where this package is not installed.
 REMOTE_CODE_FILES = ("configuration_md4.py", "masked_diffusion.py", "modeling_md4.py")
@@ -69,10 +78,13 @@ class MaskedDiffusionOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`): NELBO in nats per scored token, reconstruction term included.
         logits (`torch.FloatTensor` of shape `(batch, length, vocab)`, or `(selected, vocab)` with `position_mask`):
             Logits of the clean tokens; the mask token's is finfo.min.
-        token_nelbo (`torch.FloatTensor` of shape `(batch, length)`):
+        token_nelbo (`torch.FloatTensor` of shape `(batch, length)`, with copies `(batch, copies, length)`):
             Diffusion part of the NELBO in nats, zero at unmasked positions.
         hidden_states (`tuple(torch.FloatTensor)`): Of shape `(batch, length, hidden_size)`, input and layers.
         attentions (`tuple(torch.FloatTensor)`): Of shape `(batch, heads, length, length)`, one per layer.
+        nelbo (`torch.FloatTensor` of shape `()`):
+            The bound; `loss` is the same, but in GenMD4's training a surrogate that has the right gradient.
+        reconstruction_nelbo (`torch.FloatTensor` of shape `(batch,)`): Reconstruction part in nats.
     """
 
     loss: torch.FloatTensor | None = None
@@ -80,6 +92,8 @@ class MaskedDiffusionOutput(ModelOutput):
     token_nelbo: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    nelbo: torch.FloatTensor | None = None
+    reconstruction_nelbo: torch.FloatTensor | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -409,7 +423,9 @@ class MD4PreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """The official initialisation: truncated normal of variance init_scale / fan_in, normal embeddings."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, TokenPolynomialSchedule):
+            init.constant_(module.free_exponents, inverse_softplus(self.config.schedule_power))
+        elif isinstance(module, nn.Linear):
             scale = getattr(module, "init_scale", 1.0)
             if scale == 0.0:
                 init.zeros_(module.weight)
@@ -552,6 +568,10 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         self.model = MD4Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head.init_scale = 0.0
+        if config.learn_masking_schedule:
+            self.token_schedule = TokenPolynomialSchedule(
+                config.vocab_size, power=config.schedule_power, eps=config.schedule_eps
+            )
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -563,9 +583,11 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         self.lm_head = new_embeddings
 
     @property
-    def masking_schedule(self) -> MaskingSchedule:
-        """The masking schedule that the configuration names."""
+    def masking_schedule(self) -> MaskingSchedule | TokenPolynomialSchedule:
+        """The masking schedule that the configuration names, or the learned ones of GenMD4."""
         config = self.config
+        if config.learn_masking_schedule:
+            return self.token_schedule
         return make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
 
     @can_return_tuple
@@ -579,14 +601,16 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         position_mask: torch.BoolTensor | None = None,
+        mask_noise: torch.FloatTensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedDiffusionOutput:
         r"""
         Args:
-            input_ids: `(batch, length)` ids of x_t. With `labels` and without `timesteps`, clean ids: the times (and
-                masks) are then drawn here, stratified over the batch, from torch's global generator.
+            input_ids: `(batch, length)` ids of x_t, or `(batch, copies, length)`: several x_t of each example, at the
+                same time. With `labels` and without `timesteps`, `(batch, length)` clean ids: the times and masks are
+                then drawn here, stratified over the batch, from torch's global generator.
             timesteps: `(batch,)` times in [0, 1]; required by time-conditioned models. With them, no noise is drawn.
             labels: `(batch, length)` clean ids x_0 of all tokens that are scored, -100 elsewhere. Tokens that are not
                 scored must not be masked.
@@ -596,6 +620,9 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.
             position_mask: `(batch, length)`: evaluate the head only where it is true.
+            mask_noise: Uniform numbers in [0, 1) of shape `(batch, length)` or `(batch, copies, length)`: `input_ids`
+                are then clean, `(batch, length)`, and masked here where alpha_t is not larger. Learned schedules,
+                which may be sharded over devices, are applied in this way.
             num_items_in_batch: Number of scored tokens to divide the loss by, when the batch is a part of a larger one.
             output_logits: Whether to return logits; by default they are, but not in training with labels, where the
                 head runs on masked positions only.
@@ -610,14 +637,26 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if labels is not None:
             self._check_labels(input_ids, labels, position_mask)
             if timesteps is None:
+                timesteps, mask_noise = self._draw_noise(labels)
+            check_per_example("timesteps", timesteps, labels.shape[0], "`labels` are given")
+            check_range("timesteps", timesteps, 1)
+            if mask_noise is not None:
                 self._check_clean(input_ids, labels)
-                input_ids, timesteps = self._draw_noise(input_ids, labels)
-            else:
-                check_per_example("timesteps", timesteps, input_ids.shape[0], "`labels` are given")
-                check_range("timesteps", timesteps, 1)
+                input_ids = self._mask(input_ids, labels, timesteps, mask_noise)
+        elif mask_noise is not None:
+            raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
+        copies = None if input_ids is None or input_ids.dim() != 3 else input_ids.shape[1]
+        if copies is not None:
+            # Copies are rows of a larger batch.
+            rows = (input_ids, timesteps, labels, class_labels, attention_mask, position_ids, position_mask)
+            input_ids, row_timesteps, row_labels, class_labels, attention_mask, position_ids, position_mask = (
+                unfold_copies(x, copies) for x in rows
+            )
+        else:
+            row_timesteps, row_labels = timesteps, labels
         outputs = self.model(
             input_ids=input_ids,
-            timesteps=timesteps,
+            timesteps=row_timesteps,
             class_labels=class_labels,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -629,18 +668,18 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         hidden_states = outputs.last_hidden_state.to((inputs_embeds if input_ids is None else input_ids).device)
         if output_logits is None:
             output_logits = labels is None or not self.training
-        logits = loss = nelbo_per_token = None
+        logits = None
+        losses: dict[str, Tensor] = {}
         if output_logits:
             logits = self._logits(hidden_states if position_mask is None else hidden_states[position_mask])
         if labels is not None:
-            nelbo_per_token = self._token_nelbo(hidden_states, logits, input_ids, labels, timesteps)
-            loss = self._loss(nelbo_per_token, labels, num_items_in_batch)
+            nelbo_per_token = self._token_nelbo(hidden_states, logits, input_ids, row_labels, row_timesteps)
+            losses = self._losses(nelbo_per_token, input_ids, labels, timesteps, copies or 1, num_items_in_batch)
+            losses["token_nelbo"] = fold_copies(nelbo_per_token, copies)
+        if logits is not None and position_mask is None:
+            logits = fold_copies(logits, copies)
         return MaskedDiffusionOutput(
-            loss=loss,
-            logits=logits,
-            token_nelbo=nelbo_per_token,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
         )
 
     def _logits(self, hidden_states: Tensor) -> Tensor:
@@ -649,45 +688,96 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
         return logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
 
-    def _draw_noise(self, x0: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t and times for a clean batch; tokens that are not scored stay."""
-        batch = x0.shape[0]
-        offset = torch.rand((), device=x0.device)
-        timesteps = stratified_times(offset, torch.arange(batch, device=x0.device), batch)
-        if self.config.num_train_timesteps is not None:
-            timesteps = discretize_times(timesteps, self.config.num_train_timesteps)
-        xt = corrupt(x0, self.masking_schedule.alpha(timesteps), self.config.mask_token_id)
-        return torch.where(labels != IGNORE_INDEX, xt, x0), timesteps
+    def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Times for a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
+        batch, length = labels.shape
+        offset = torch.rand((), device=labels.device)
+        timesteps = stratified_times(offset, torch.arange(batch, device=labels.device), batch)
+        config = self.config
+        if config.num_train_timesteps is not None:
+            timesteps = discretize_times(timesteps, config.num_train_timesteps)
+        if config.learn_masking_schedule:
+            timesteps = rescale_times(timesteps, config.schedule_first_time)
+        copies = (GENMD4_COPIES,) if config.learn_masking_schedule and self.training else ()
+        return timesteps, torch.rand((batch, *copies, length), device=labels.device)
+
+    def _mask(self, x0: Tensor, labels: Tensor, timesteps: Tensor, mask_noise: Tensor) -> Tensor:
+        """x_t for a clean batch, of the shape of the noise; tokens that are not scored stay."""
+        if mask_noise.dim() == 3:
+            x0, labels = (x[:, None].expand(mask_noise.shape) for x in (x0, labels))
+        schedule = self.masking_schedule
+        if isinstance(schedule, TokenPolynomialSchedule):
+            alpha_t = schedule.alpha_of(timesteps.float(), x0).detach()
+        else:
+            alpha_t = schedule.alpha(timesteps)
+        xt = corrupt(x0, alpha_t, self.config.mask_token_id, noise=mask_noise)
+        return torch.where(labels != IGNORE_INDEX, xt, x0)
 
     def _token_nelbo(
         self, hidden_states: Tensor, logits: Tensor | None, xt: Tensor, x0: Tensor, timesteps: Tensor
     ) -> Tensor:
-        weight = nelbo_weight(self.masking_schedule, timesteps.float(), self.config.num_train_timesteps)
+        """Diffusion part of the NELBO per token, `(rows, length)`; without `logits`, from the masked positions only."""
+        mask_token_id, t = self.config.mask_token_id, timesteps.float()
+        exponents = self.token_schedule.exponents if self.config.learn_masking_schedule else None
+        weight = (
+            nelbo_weight(self.masking_schedule, t, self.config.num_train_timesteps) if exponents is None else 1.0 / t
+        )
         # How many positions are masked is data, and data-dependent shapes cannot be compiled into one graph.
         if logits is None and torch.compiler.is_compiling():
             logits = self._logits(hidden_states)
         if logits is not None:
-            return token_nelbo(logits, x0, xt, weight, self.config.mask_token_id)
-        masked = (xt == self.config.mask_token_id) & (x0 != IGNORE_INDEX)
+            if exponents is not None:
+                return genmd4_token_nelbo(logits, x0, xt, exponents, t, mask_token_id)
+            return token_nelbo(logits, x0, xt, weight, mask_token_id)
+        masked = (xt == mask_token_id) & (x0 != IGNORE_INDEX)
         rows = masked.flatten().nonzero().squeeze(1)
-        logits = self._logits(hidden_states.flatten(0, 1).index_select(0, rows))
-        weighted = weight[rows // masked.shape[1]] * cross_entropy_nats(logits, x0.flatten()[rows])
+        logits, target = self._logits(hidden_states.flatten(0, 1).index_select(0, rows)), x0.flatten()[rows]
+        if exponents is not None:
+            value = genmd4_cross_entropy_nats(logits, target, exponents)
+        else:
+            value = cross_entropy_nats(logits, target)
+        weighted = weight[rows // masked.shape[1]] * value
         return weighted.new_zeros(masked.numel()).index_copy(0, rows, weighted).view(masked.shape)
 
-    def _loss(self, nelbo_per_token: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """NELBO in nats over the number of scored tokens (those here, or of the whole batch this is a part of)."""
-        num_scored = (labels != IGNORE_INDEX).sum()
-        reconstruction = reconstruction_nelbo(self.masking_schedule, num_scored, self.config.vocab_size - 1)
-        num_items = num_scored.clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    def _losses(
+        self,
+        nelbo_per_token: Tensor,
+        xt: Tensor,
+        labels: Tensor,
+        timesteps: Tensor,
+        copies: int,
+        num_items_in_batch: Tensor | int | None,
+    ) -> dict[str, Tensor]:
+        """`loss` and `nelbo` in nats over the scored tokens (those here, or of the whole batch this is a part of)."""
+        scored = labels != IGNORE_INDEX
+        num_items = scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         if isinstance(num_items, Tensor):
             num_items = num_items.to(nelbo_per_token.device)
-        return (nelbo_per_token.sum() + reconstruction) / num_items
+        reconstruction = self._reconstruction(labels, scored)
+        diffusion = fold_copies(nelbo_per_token.sum(dim=1), copies)  # (batch, copies)
+        nelbo = loss = (diffusion.mean(dim=1).sum() + reconstruction.sum()) / num_items
+        if self.config.learn_masking_schedule and self.training:
+            rows = (unfold_copies(x, copies) for x in (timesteps.float(), labels))
+            log_q = log_forward_probability(self.token_schedule, *rows, xt, self.config.mask_token_id).sum(dim=1)
+            surrogate = rloo_surrogate(diffusion, fold_copies(log_q, copies))
+            loss = (surrogate.sum() + reconstruction.sum()) / num_items
+            nelbo = nelbo.detach()
+        return {"loss": loss, "nelbo": nelbo, "reconstruction_nelbo": reconstruction}
+
+    def _reconstruction(self, labels: Tensor, scored: Tensor) -> Tensor:
+        """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
+        if not self.config.learn_masking_schedule:
+            return reconstruction_nelbo(self.masking_schedule, scored.sum(dim=1), self.config.vocab_size - 1)
+        first_time, mask_token_id = self.config.schedule_first_time, self.config.mask_token_id
+        return genmd4_reconstruction_nelbo(labels, self.token_schedule, first_time, mask_token_id).sum(dim=1)
 
     def _check_clean(self, input_ids: Tensor, labels: Tensor):
+        if input_ids.dim() != 2:
+            raise ValueError(f"`input_ids` must be clean and `(batch, length)` here, got {tuple(input_ids.shape)}.")
         if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
             raise ValueError(
-                "`input_ids` must be clean where `labels` are scored if no `timesteps` are given (the forward draws "
-                f"the masks), got the mask id {self.config.mask_token_id}."
+                "`input_ids` must be clean where `labels` are scored if no `timesteps` (or `mask_noise`) are given, "
+                f"and the forward masks them, got the mask id {self.config.mask_token_id}."
             )
 
     def _check_labels(self, input_ids: Tensor | None, labels: Tensor, position_mask: Tensor | None):
@@ -695,9 +785,11 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             raise ValueError("`labels` need `input_ids`: which positions are masked is read from the ids.")
         if position_mask is not None:
             raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every masked position.")
-        if labels.shape != input_ids.shape:
+        expected = input_ids.shape[:1] + input_ids.shape[-1:]  # without copies
+        if labels.shape != expected or input_ids.dim() not in (2, 3):
             raise ValueError(
-                f"`labels` must have the shape of `input_ids` {tuple(input_ids.shape)}, got {tuple(labels.shape)}."
+                f"`labels` must have the batch and length of `input_ids` {tuple(input_ids.shape)}, got "
+                f"{tuple(labels.shape)}."
             )
         if can_check_values(labels):
             if (labels == self.config.mask_token_id).any():
@@ -707,8 +799,20 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Checks of the inputs
+# Copies, and checks of the inputs
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def unfold_copies(x: Tensor | None, copies: int) -> Tensor | None:
+    """`(batch, copies, ...)` -> `(batch * copies, ...)`; what all copies share, `(batch, ...)`, is repeated."""
+    if x is None:
+        return None
+    return x.flatten(0, 1) if x.dim() == 3 else x.repeat_interleave(copies, dim=0)
+
+
+def fold_copies(x: Tensor, copies: int | None) -> Tensor:
+    """`(batch * copies, ...)` -> `(batch, copies, ...)`; as it is without copies."""
+    return x if copies is None else x.unflatten(0, (-1, copies))
 
 
 def can_check_values(x: Tensor) -> bool:

@@ -39,7 +39,7 @@ def plot_losses(
 
     figure, axes = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
     if train:
-        bits = [entry["loss"] / math.log(2) * scale for entry in train]
+        bits = [entry.get("nelbo", entry["loss"]) / math.log(2) * scale for entry in train]
         axes.plot([entry["step"] for entry in train], bits, color="tab:gray", linewidth=1.0, label="train")
     if heldout:
         # A second evaluation of the last step is the one at the end, with more draws: it stands beside the curve.

@@ -36,6 +36,7 @@ from .tokenization import check_tokenizer_matches
 logger = logging.get_logger(__name__)
 
 EMA_FOLDER = "ema"
+EXPONENTS = "token_schedule.free_exponents"
 TRAINING_ARGS_NAME = "training_args.bin"
 STAGING_FOLDER = ".checkpoint-in-progress"
 HUB_FOLDER = ".upload-in-progress"
@@ -57,6 +58,13 @@ class MD4TrainingArguments(TrainingArguments):
     ema_decay: float = field(
         default=0.9999,
         metadata={"help": "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off."},
+    )
+    num_copies: int = field(
+        default=2,
+        metadata={"help": "Noised copies of an example in a step of GenMD4, whose leave-one-out gradient needs two."},
+    )
+    schedule_lr_multiplier: float = field(
+        default=1.0, metadata={"help": "Learning rate of GenMD4's exponents, as a multiple of the network's."}
     )
     eval_draws: int = field(
         default=1, metadata={"help": "Stratified draws of time and masks per example in an evaluation."}
@@ -101,6 +109,10 @@ class MD4TrainingArguments(TrainingArguments):
             )
         if self.eval_draws < 1:
             raise ValueError(f"`eval_draws` must be >= 1, got {self.eval_draws}.")
+        if self.num_copies < 2:
+            raise ValueError(f"`num_copies` must be >= 2, got {self.num_copies}.")
+        if not self.schedule_lr_multiplier > 0.0:
+            raise ValueError(f"`schedule_lr_multiplier` must be > 0, got {self.schedule_lr_multiplier}.")
         if self.card_samples < 0:
             raise ValueError(f"`card_samples` must be >= 0, got {self.card_samples}.")
         if self.data_seed is None:
@@ -178,6 +190,7 @@ class MD4Trainer(Trainer):
     def train(self, *args, **kwargs):
         """As `Trainer.train`; the first Ctrl-C saves a checkpoint at the end of the step and returns."""
         self._uncounted_tokens: Tensor | int = 0
+        self._nelbo, self._nelbo_logged_at = 0.0, None  # GenMD4's bound since the last log, and the step of that
         if self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
         with self.interrupt.watching():
@@ -192,7 +205,7 @@ class MD4Trainer(Trainer):
         self._uncounted_tokens = 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As `Trainer.create_optimizer`, or Muon and AdamW with `use_muon`."""
+        """As `Trainer.create_optimizer`, or Muon and AdamW; GenMD4's exponents may have a rate of their own."""
         if self.optimizer is None and self.is_md4 and self.args.use_muon:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("`use_muon` must be False with FSDP and DeepSpeed: Muon needs whole matrices.")
@@ -200,7 +213,24 @@ class MD4Trainer(Trainer):
             self.optimizer = muon_with_adamw(
                 self.model if model is None else model, self.args.learning_rate, betas, self.args.weight_decay
             )
-        return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        if self.is_md4 and self.args.schedule_lr_multiplier != 1.0:
+            self._give_schedule_its_rate(self.model if model is None else model)
+        return optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in `Trainer`, without GenMD4's exponents: decay would pull them to ln 2."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith(EXPONENTS)]
+
+    def _give_schedule_its_rate(self, model: nn.Module):
+        if self.args.use_muon:
+            raise ValueError("`schedule_lr_multiplier` must be 1 with `use_muon`, which has one learning rate.")
+        exponents = [parameter for name, parameter in model.named_parameters() if name.endswith(EXPONENTS)]
+        for group in self.optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if not any(p is exponent for exponent in exponents)]
+        if exponents:
+            rate = self.args.learning_rate * self.args.schedule_lr_multiplier
+            self.optimizer.add_param_group({"params": exponents, "lr": rate, "weight_decay": 0.0})
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -232,14 +262,26 @@ class MD4Trainer(Trainer):
             ids, key = inputs["input_ids"], (self.args.seed, self.state.global_step)
             index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
             timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
-            noise = training_mask_noise(*key, index.to(ids.device, non_blocking=True), ids.shape)
+            copies = (self.args.num_copies,) if self.diffusion.schedule is None else ()
+            shape = torch.Size((len(ids), *copies, *ids.shape[1:]))
+            noise = training_mask_noise(*key, index.to(ids.device, non_blocking=True), shape)
             inputs = self.diffusion.noised(inputs, timesteps, noise)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.is_md4 and self.diffusion.schedule is None:
+            if self._nelbo_logged_at is None:
+                self._nelbo_logged_at = self.state.global_step  # where a resumed training begins
+            self._nelbo = self._nelbo + outputs.nelbo.detach()
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """Adds the training loss in bits per token."""
+        """Adds the training loss in bits per token; for GenMD4, whose loss is a surrogate, the bound and its bits."""
         if self.is_md4 and "loss" in logs:
-            logs["bits_per_token"] = logs["loss"] / math.log(2)
+            if self.diffusion.schedule is None:
+                steps = self.state.global_step - self._nelbo_logged_at
+                total = self.accelerator.reduce(torch.as_tensor(self._nelbo, device=self.args.device), "sum")
+                logs["nelbo"] = total.item() / max(steps, 1)
+                self._nelbo, self._nelbo_logged_at = 0.0, self.state.global_step
+            logs["bits_per_token"] = logs.get("nelbo", logs["loss"]) / math.log(2)
         super().log(logs, start_time)
 
     def _set_signature_columns_if_needed(self):

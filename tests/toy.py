@@ -6,7 +6,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from md4_hf import reverse_probabilities
+from md4_hf import genmd4_reverse_probabilities, reverse_probabilities
 
 
 class ToyWorld:
@@ -18,6 +18,16 @@ class ToyWorld:
         generator = torch.Generator().manual_seed(seed)
         self.probability = torch.rand(len(self.sequences), generator=generator, dtype=torch.float64).square()
         self.probability /= self.probability.sum()
+
+    def exact_logits_at(self, xt: Tensor, t: float, exponents: Tensor) -> Tensor:
+        """Log of GenMD4's exact denoiser p(x_n | x_t, t): what is still masked tells of the tokens under the masks."""
+        masked = xt[:, None] == self.mask
+        agrees = (masked | (xt[:, None] == self.sequences)).all(-1)
+        survival = t ** exponents[self.sequences]  # probability of being masked, of each token of each sequence
+        weights = agrees * self.probability * torch.where(masked, survival, 1.0 - survival).prod(-1)
+        onehot = torch.nn.functional.one_hot(self.sequences, self.vocab).double()
+        mean = torch.einsum("bs,snv->bnv", weights, onehot) / weights.sum(-1)[:, None, None].clamp(min=1e-300)
+        return torch.nn.functional.pad(mean.clamp(min=1e-300).log(), (0, 1), value=torch.finfo(torch.float64).min)
 
     def exact_logits(self, xt: Tensor) -> Tensor:
         """Log of p(x_n | the unmasked tokens), `(batch, length, vocab + 1)`; the mask's column is finfo.min."""
@@ -37,19 +47,24 @@ class ToyWorld:
         """All states of the reverse chain, masks included."""
         return torch.tensor(list(itertools.product(range(self.vocab + 1), repeat=self.length)))
 
-    def exact_chain(self, logits_of, unmask_probabilities: Tensor) -> Tensor:
-        """Distribution over `sequences` at the end of the reverse chain that starts all masked, by enumeration."""
+    def exact_chain(self, logits_of, unmask_probabilities: Tensor, takes_step: bool = False) -> Tensor:
+        """Distribution over `sequences` at the end of the reverse chain that starts all masked, by enumeration.
+
+        `unmask_probabilities` holds one probability per step, or in GenMD4 one per step and token.
+        """
         states = self.states()
         distribution = (states == self.mask).all(-1).double()
-        for probability in unmask_probabilities:
-            distribution = distribution @ self._kernel(states, logits_of(states), probability)
+        for step, probability in enumerate(unmask_probabilities):
+            logits = logits_of(states) if not takes_step else logits_of(states, step)
+            distribution = distribution @ self._kernel(states, logits, probability)
         done = (states != self.mask).all(-1)
         assert distribution[~done].sum() < 1e-12
         return distribution[done]
 
     def _kernel(self, states: Tensor, logits: Tensor, probability: Tensor) -> Tensor:
         """P(next state | state): each masked position moves by its table, each decided one stays."""
-        table = reverse_probabilities(logits, probability, self.mask)
+        table_of = reverse_probabilities if probability.dim() == 0 else genmd4_reverse_probabilities
+        table = table_of(logits, probability, self.mask)
         stay = torch.nn.functional.one_hot(states, self.vocab + 1).double()
         table = torch.where((states == self.mask)[..., None], table, stay)
         kernel = torch.ones(len(states), len(states), dtype=torch.float64)

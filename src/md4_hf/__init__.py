@@ -44,6 +44,7 @@ _LAZY = {
         "discretize_times",
         "forward_rate",
         "genmd4_reconstruction_nelbo",
+        "genmd4_reverse_probabilities",
         "genmd4_token_nelbo",
         "log_forward_probability",
         "make_schedule",

@@ -452,6 +452,19 @@ def reverse_probabilities(logits: Tensor, unmask_probability: Tensor, mask_token
     return r * mu + (1.0 - r) * stay
 
 
+def genmd4_reverse_probabilities(logits: Tensor, unmask_probabilities: Tensor, mask_token_id: int) -> Tensor:
+    """GenMD4's table p(x_s | x_t = m): token j with probability r_j mu_j, the mask with the rest; float64.
+
+    Args:
+        logits: `(batch, ..., vocab)`, mask column included (its value is not used).
+        unmask_probabilities: r, `(vocab,)` or any shape that broadcasts with `logits`.
+        mask_token_id: The mask id; its column of the table is the probability of staying masked.
+    """
+    table = unmask_probabilities.double() * denoiser_probabilities(logits, mask_token_id)
+    stay = F.one_hot(torch.tensor(mask_token_id, device=table.device), table.shape[-1]).to(table.dtype)
+    return table + (1.0 - table.sum(dim=-1, keepdim=True)) * stay
+
+
 def denoiser_probabilities(logits: Tensor, mask_token_id: int) -> Tensor:
     """mu = softmax of the logits in float64 with the mask excluded; same shape as `logits`."""
     is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id

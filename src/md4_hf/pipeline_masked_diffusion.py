@@ -177,6 +177,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps
+        self.scheduler.set_token_schedule(getattr(self.model, "token_schedule", None))
         self.scheduler.set_timesteps(num_inference_steps, device=device)
 
         self._num_timesteps = len(self.scheduler.timesteps)
@@ -277,20 +278,21 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             for step, t in enumerate(self.scheduler.timesteps):
                 if self._interrupt:
                     break
-                masked = sample == self.mask_token_id
-                if masked.any():
+                if (sample == self.mask_token_id).any():
                     # Of a fresh generator a row uses the first numbers only: padding does not shift the later steps'.
                     step_generators = [_reseed(generator) for generator in generators]
-                    logits = self.model(
-                        input_ids=self.scheduler.scale_model_input(sample, t),
-                        timesteps=t.expand(sample.shape[0]),
-                        class_labels=class_labels,
-                        attention_mask=attention_mask,
-                        position_mask=masked,
-                    ).logits
-                    sample = self.scheduler.step(
-                        logits, t, sample, generator=step_generators, **step_arguments
-                    ).prev_sample
+                    plan = self.scheduler.plan_step(t, sample, step_generators)
+                    # The network runs where something may open: on these rows, and its head at these positions.
+                    rows = plan.candidates.any(dim=1).nonzero().squeeze(1).to(sample.device)
+                    if len(rows):
+                        logits = self.model(
+                            input_ids=self.scheduler.scale_model_input(sample, t)[rows],
+                            timesteps=t.expand(len(rows)),
+                            class_labels=None if class_labels is None else class_labels[rows],
+                            attention_mask=None if attention_mask is None else attention_mask[rows],
+                            position_mask=plan.candidates.to(sample.device)[rows],
+                        ).logits
+                        sample = self.scheduler.step(logits, t, sample, plan=plan, **step_arguments).prev_sample
                 if callback is not None:
                     tensors = {"sample": sample, "logits": logits}
                     returned = callback(self, step, t, {name: tensors[name] for name in tensor_names})

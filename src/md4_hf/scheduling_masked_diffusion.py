@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .masked_diffusion import (
     MaskingSchedule,
+    TokenPolynomialSchedule,
     corrupt,
     denoiser_probabilities,
     draw_categorical,
@@ -43,6 +44,21 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
     sampled_tokens: torch.LongTensor
     sampled_probs: torch.FloatTensor
     pred_logits: torch.FloatTensor
+
+
+@dataclass
+class StepPlan(BaseOutput):
+    """
+    What a reverse step can be told before the denoiser runs.
+
+    Args:
+        candidates (`torch.BoolTensor` of shape `(batch, ...)`):
+            Positions that may open in this step: the denoiser is needed there, and nowhere else.
+        noise (`torch.DoubleTensor` of shape `(batch, ..., 2)`): The uniform numbers that the step will use.
+    """
+
+    candidates: torch.BoolTensor
+    noise: torch.DoubleTensor
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -95,6 +111,37 @@ SAMPLERS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
+# The same for GenMD4, where the probability that a position opens depends on the token that is put there --------------
+
+
+def ancestral_token_sampler(mu: Tensor, r: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """One inverse-CDF draw from the table [r_j mu_j, the rest].
+
+    Args:
+        mu: `(n, vocab)` the denoiser's distribution; float64.
+        r: `(n, vocab)` r_j, the probability that a position that will hold token j opens.
+        noise: `(n, 2)` uniform float64 numbers.
+
+    Returns:
+        `(n,)` booleans and `(n,)` tokens (meaningful where open).
+    """
+    table = r * mu
+    opens, uniform = ancestral_sampler(table.sum(dim=-1), noise)
+    return opens, draw_categorical(table, uniform)
+
+
+def mean_token_sampler(mu: Tensor, r: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Two draws: a token j from mu, which is put in with probability r_j. Same law as ancestral."""
+    tokens = draw_categorical(mu, noise[:, 1])
+    return noise[:, 0] < r.gather(-1, tokens[:, None]).squeeze(-1), tokens
+
+
+TOKEN_SAMPLERS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "ancestral": ancestral_token_sampler,
+    "mean": mean_token_sampler,
+}
+
+
 class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     r"""
     Reverse process of masked diffusion (MD4, arXiv:2406.04329, section 2 and App. G).
@@ -140,7 +187,12 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         _check_choice("sampler", sampler, SAMPLERS)
         _check_choice("final_decode", final_decode, ("sample", "argmax"))
         self.schedule: MaskingSchedule = make_schedule(masking_schedule, power=schedule_power, eps=schedule_eps)
+        self.token_schedule: TokenPolynomialSchedule | None = None
         self.set_timesteps(num_inference_steps)
+
+    def set_token_schedule(self, token_schedule: TokenPolynomialSchedule | None):
+        """Sample with GenMD4's schedules, those of a model; None goes back to the schedule of the configuration."""
+        self.token_schedule = token_schedule
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
         """Lay out the time grid: `timesteps` `(num_inference_steps,)` float32, from 1 down, without the final 0."""
@@ -161,7 +213,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
     ) -> torch.LongTensor:
         """Draw x_t from q(x_t | x_0) at times `(batch,)` in [0, 1]; same shape as `original_samples`."""
-        return corrupt(original_samples, self.schedule.alpha(timesteps), self._mask_token_id(), generator=generator)
+        if self.token_schedule is not None:
+            alpha_t = self.token_schedule.alpha_of(timesteps, original_samples).detach()
+        else:
+            alpha_t = self.schedule.alpha(timesteps)
+        return corrupt(original_samples, alpha_t, self._mask_token_id(), generator=generator)
 
     def unmask_probabilities(self) -> Tensor:
         """`(num_inference_steps,)` float64: probability r that a masked position opens by a draw, at each step.
@@ -173,6 +229,35 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             probability[-1] = 1.0
         return probability
 
+    @torch.no_grad()
+    def plan_step(
+        self,
+        timestep: float | Tensor,
+        sample: torch.LongTensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> StepPlan:
+        """Draw the noise of a step, and with it the positions where the denoiser is needed. Arguments as in `step`."""
+        state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
+        noise = _uniform(state.shape, generator, state.device)
+        index = self._step_index(timestep, state.shape[0]).to(state.device)
+        may_open = noise[..., 0] < self._opening_bound(index).view(-1, *(1,) * (state.dim() - 1))
+        is_last = (index == self.num_inference_steps - 1).view(-1, *(1,) * (state.dim() - 1))
+        return StepPlan(candidates=(state == self._mask_token_id()) & (may_open | is_last), noise=noise)
+
+    def _opening_bound(self, index: Tensor) -> Tensor:
+        """The largest probability that a position opens, over the tokens to put there, for steps `(n,)`; float64."""
+        if self.token_schedule is None:
+            return self.unmask_probabilities().to(index.device)[index]
+        return self._token_unmask_probabilities(index).amax(dim=-1)
+
+    def _token_unmask_probabilities(self, index: Tensor) -> Tensor:
+        """GenMD4's r_j for steps `(n,)`: `(n, vocab)` float64, 0 for the mask."""
+        steps, inverse = index.unique(return_inverse=True)
+        grid = self._grid.to(index.device)
+        r = self.token_schedule.unmask_probabilities(grid[steps], grid[steps + 1])
+        return r.index_fill(-1, torch.tensor([self._mask_token_id()], device=r.device), 0.0)[inverse]
+
+    @torch.no_grad()
     def step(
         self,
         model_output: torch.FloatTensor,
@@ -183,6 +268,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         top_p: float | None = None,
         top_k: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        plan: StepPlan | None = None,
         return_dict: bool = True,
     ) -> MaskedDiffusionSchedulerOutput | tuple:
         """
@@ -190,13 +276,14 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output: `(*sample.shape, vocab)` logits of the denoiser, or `(masked, vocab)`: those of the masked
-                positions only, in row-major order. The mask's own logit is ignored.
+                positions only (with a `plan`, of its candidates), in row-major order. The mask's own logit is ignored.
             timestep: A time of `timesteps`, or one per row `(batch,)`.
             sample: `(batch, ...)` ids of x_t. It is not modified.
             temperature: Divides the logits; 0 takes the most probable token. >= 0.
             top_p: Nucleus in (0, 1]; `config.top_p` by default.
             top_k: Keep the k >= 1 most probable tokens.
             generator: One generator, or one per row (a row's draws then do not depend on the others).
+            plan: What `plan_step` gave for this time and sample; its noise is used, and no other drawn.
             return_dict: Whether to return a `MaskedDiffusionSchedulerOutput` or a tuple of its fields.
 
         Raises:
@@ -207,14 +294,17 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         logits, state = model_output, sample
         if device.type == "mps":  # has no float64: draw on the CPU
             logits, state = logits.cpu(), state.cpu()
-        masked = state == mask_token_id
+        if plan is None:
+            masked, noise = state == mask_token_id, _uniform(state.shape, generator, state.device)
+        else:
+            masked, noise = plan.candidates, plan.noise
         row = masked.nonzero()[:, 0]
         if logits.shape[:-1] != row.shape:
             logits = self._masked_rows(logits, masked)
         index = self._step_index(timestep, state.shape[0]).to(state.device)[row]
-        noise = _uniform(state.shape, generator, state.device)[masked]
         top_p = self.config.top_p if top_p is None else top_p
-        tokens, probs = self._draw(logits, index, noise, temperature, top_p, top_k)
+        draw = self._draw if self.token_schedule is None else self._draw_by_token
+        tokens, probs = draw(logits, index, noise[masked], temperature, top_p, top_k)
 
         sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(masked, tokens.to(state.dtype))
         sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(masked, probs.float())
@@ -249,6 +339,24 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         tokens = torch.full_like(index, self._mask_token_id()).masked_scatter(decided, drawn)
         probs = torch.zeros_like(uniform).masked_scatter(decided, mu.gather(-1, drawn[:, None]).squeeze(-1))
         return tokens, probs
+
+    def _draw_by_token(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        noise: Tensor,
+        temperature: float,
+        top_p: float | None,
+        top_k: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `_draw`, for GenMD4. At the last step r = 1: what rounding leaves becomes the most probable token."""
+        mu = self._token_probabilities(logits, temperature, top_p, top_k)
+        opens, drawn = TOKEN_SAMPLERS[self.config.sampler](mu, self._token_unmask_probabilities(index), noise)
+        left_over = (index == self.num_inference_steps - 1) & ~opens
+        drawn = torch.where(left_over, mu.argmax(dim=-1), drawn)
+        decided = opens | left_over
+        probs = mu.gather(-1, drawn[:, None]).squeeze(-1)
+        return torch.where(decided, drawn, self._mask_token_id()), torch.where(decided, probs, 0.0)
 
     @staticmethod
     def check_sampling_arguments(temperature: float, top_p: float | None, top_k: int | None):

@@ -65,6 +65,12 @@ _LAZY = {
     "presets": ["PRESETS", "Preset"],
     "prompt_response": ["PairArguments", "PairReport", "encode_pairs", "load_pairs"],
     "sample_metrics": ["generative_perplexity", "token_entropy"],
+    "schedule_plots": [
+        "plot_exponents",
+        "plot_masking_schedules",
+        "plot_token_schedules",
+        "plot_unmasked_per_step",
+    ],
     "scheduling_masked_diffusion": ["MaskedDiffusionScheduler", "MaskedDiffusionSchedulerOutput"],
     "tokenization": [
         "build_byte_tokenizer",

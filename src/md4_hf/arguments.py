@@ -70,6 +70,9 @@ class StartArguments:
     _argument_group_name = "start"
 
     model_name_or_path: str | None = option("Model to go on training (folder or Hub id), in place of a new one.")
+    objective: str = option(
+        '"md4", or "genmd4", which learns a masking schedule for each token.', default="md4", choices=["md4", "genmd4"]
+    )
     tokenizer: str | None = option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
 
 
@@ -113,6 +116,8 @@ class ModelArguments:
     masking_schedule: str | None = option("Masking schedule.", choices=["linear", "cosine", "poly", "geometric"])
     schedule_power: float | None = option('Exponent of the "poly" schedule.')
     schedule_eps: float | None = option("Distance that the schedule keeps from 0 and 1.")
+    learn_masking_schedule: bool | None = option("GenMD4: learn an exponent of the schedule for each token.")
+    schedule_first_time: float | None = option("GenMD4's first time t_1.")
     num_train_timesteps: int | None = option("Steps of discrete-time training; continuous time if left out.")
     attn_implementation: str | None = option('Attention backend: "eager", "sdpa", "flash_attention_2", ...')
 

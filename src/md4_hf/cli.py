@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("cli_evaluate", "evaluate", "bound the likelihood of held-out text"),
     "sample": ("cli_sample", "sample", "sample text, from nothing or from a prompt"),
     "infill": ("cli_sample", "infill", "fill the gaps of a text and keep the rest of it"),
+    "schedules": ("cli_schedules", "schedules", "show the masking schedules that a GenMD4 model has learned"),
     "export": ("cli_export", "export", "write a model or a merged adapter as one folder for every loader, or push it"),
 }
 

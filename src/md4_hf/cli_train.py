@@ -66,6 +66,7 @@ def train(argv: list[str] | None = None):
         types, argv, prog="md4 train", description="Train a masked diffusion model on text.", with_presets=True
     )
     prepare_run(run, args)
+    choose_objective(start.objective, model_args)
     tokenizer = load_tokenizer(start.tokenizer or start.model_name_or_path or "text8")
     model = make_model(start.model_name_or_path, model_args, tokenizer, data_args.block_size)
     with args.main_process_first(desc="preparing the data"):
@@ -97,6 +98,17 @@ def finetune(argv: list[str] | None = None):
         examples = prepare_examples(data_args, pair_args, tokenizer, verbose=args.process_index == 0)
     prompt = first_prompt(examples[1][0], tokenizer) if pair_args.given else None
     run_training(add_adapter(model, lora), args, run, data_args, tokenizer, examples, {}, rest.model, prompt)
+
+
+def choose_objective(objective: str, model_args: ModelArguments):
+    """Make a new model GenMD4's if that is the objective."""
+    if objective != "genmd4":
+        return
+    if model_args.masking_schedule not in (None, "linear", "poly"):
+        raise ValueError(
+            f'`masking_schedule` must be left out (or "poly") with GenMD4, got {model_args.masking_schedule!r}.'
+        )
+    model_args.learn_masking_schedule, model_args.masking_schedule = True, "poly"
 
 
 def prepare_run(run: RunArguments, args: MD4TrainingArguments):

@@ -202,7 +202,8 @@ def _summary(adapter: bool, facts: CardFacts) -> str:
 
 def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
     config = model.config
-    schedule = f"{config.masking_schedule} (eps {config.schedule_eps:g})"
+    kind = "learned for each token, GenMD4" if config.learn_masking_schedule else config.masking_schedule
+    schedule = f"{kind} (eps {config.schedule_eps:g})"
     time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -757,8 +757,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         diffusion = fold_copies(nelbo_per_token.sum(dim=1), copies)  # (batch, copies)
         nelbo = loss = (diffusion.mean(dim=1).sum() + reconstruction.sum()) / num_items
         if self.config.learn_masking_schedule and self.training:
-            rows = (unfold_copies(x, copies) for x in (timesteps.float(), labels))
-            log_q = log_forward_probability(self.token_schedule, *rows, xt, self.config.mask_token_id).sum(dim=1)
+            t, x0 = unfold_copies(timesteps.float(), copies), unfold_copies(labels, copies)
+            log_q = log_forward_probability(self.token_schedule, t, x0, xt, self.config.mask_token_id).sum(dim=1)
             surrogate = rloo_surrogate(diffusion, fold_copies(log_q, copies))
             loss = (surrogate.sum() + reconstruction.sum()) / num_items
             nelbo = nelbo.detach()

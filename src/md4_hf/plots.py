@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of a training run."""
+"""Pictures of a training run, and how every picture is made and written."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ def plot_losses(
     Raises:
         ValueError: If nothing was logged.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     heldout = [entry for entry in log_history if "eval_bits_per_token" in entry]
     train = [entry for entry in log_history if "loss" in entry]
     if not heldout and not train:
@@ -37,7 +32,7 @@ def plot_losses(
     # Training is logged per token: the held-out text says how many bits per character that is.
     scale = heldout[-1]["eval_bits_per_character"] / heldout[-1]["eval_bits_per_token"] if per_character else 1.0
 
-    figure, axes = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
+    figure, (axes,) = new_figure()
     if train:
         bits = [entry.get("nelbo", entry["loss"]) / math.log(2) * scale for entry in train]
         axes.plot([entry["step"] for entry in train], bits, color="tab:gray", linewidth=1.0, label="train")
@@ -58,6 +53,25 @@ def plot_losses(
     axes.set_ylabel(f"NELBO, bits per {unit}")
     axes.grid(alpha=0.3)
     axes.legend()
+    save_figure(figure, path)
+
+
+def new_figure(columns: int = 1):
+    """A figure with its axes side by side, for files and not for a screen: `(figure, list of axes)`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    width = 7.0 if columns == 1 else 5.5 * columns
+    figure, axes = plt.subplots(1, columns, figsize=(width, 4.2), layout="constrained", squeeze=False)
+    return figure, list(axes[0])
+
+
+def save_figure(figure, path: str | os.PathLike):
+    """Write a figure as PNG or SVG, as the suffix says; the file is never seen half-written."""
+    from matplotlib import pyplot as plt
+
     path = Path(path)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=150, format=path.suffix.lstrip(".") or "png")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -52,6 +52,10 @@ _PAPER_TRAINING = {
     "save_total_limit": 3,
     "logging_steps": 100,
 }
+
+
+# GenMD4 starts from the linear schedule, 1 - t^w with w = 1 for every token.
+_GENMD4 = {"masking_schedule": "poly", "schedule_power": 1.0, "learn_masking_schedule": True}
 
 
 def _dropout(rate: float) -> dict[str, float]:
@@ -140,3 +144,15 @@ PRESETS: dict[str, Preset] = {
         paper="perplexity at most 16.64 on OpenWebText validation; zero-shot at most 25.84 on WikiText-2 (paper)",
     ),
 }
+
+
+def _genmd4(preset: Preset, paper: str) -> Preset:
+    return replace(preset, model={**preset.model, **_GENMD4}, paper=paper)
+
+
+PRESETS["text8-genmd4"] = _genmd4(
+    PRESETS["text8"], "at most 1.34 bits per character on the text8 test set (paper, Table 3)"
+)
+PRESETS["openwebtext-small-genmd4"] = _genmd4(
+    PRESETS["openwebtext-small"], "perplexity at most 21.80 on OpenWebText validation (paper)"
+)

@@ -150,6 +150,13 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     puts a token drawn from the denoiser's softmax there; what is decided is never rewritten. The last step opens all
     that is left. Categorical draws are made in float64.
 
+    With GenMD4's schedules (`set_token_schedule`, which the pipeline calls) r depends on the token: the position
+    becomes token j with probability r_j mu_j.
+
+    A step can be planned (`plan_step`): where a position may open is drawn before the denoiser has to run. It is then
+    needed there only, and the step gives the very sample that it would have given without the plan. For GenMD4 this is
+    thinning: candidates at the largest r_j, of which each opens with the ratio of its own to that.
+
     Args:
         mask_token_id (`int`, *optional*):
             The mask id; the pipeline fills it in from the model if it is `None`.

@@ -1,0 +1,262 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Training GenMD4: the same numbers however a step is cut up, exponents that learn, and what is logged and saved."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny import random_model
+
+from md4_hf import (
+    DataCollatorForMaskedDiffusion,
+    MaskedDiffusionPipeline,
+    MaskedDiffusionScheduler,
+    MD4Config,
+    MD4ForMaskedDiffusion,
+    MD4Trainer,
+    MD4TrainingArguments,
+    build_text8_tokenizer,
+    plot_exponents,
+    plot_masking_schedules,
+    plot_token_schedules,
+    plot_unmasked_per_step,
+)
+from md4_hf.cli import main
+
+
+LENGTH, VOCAB = 8, 5
+
+
+def genmd4_model(vocab_size=VOCAB + 1, length=LENGTH, **kwargs):
+    model = random_model(
+        vocab_size, length, std=0.1, masking_schedule="poly", schedule_power=1.0, learn_masking_schedule=True, **kwargs
+    )
+    with torch.no_grad():
+        model.token_schedule.free_exponents.copy_(torch.linspace(-0.5, 1.5, vocab_size))
+    return model
+
+
+def dataset(count=64):
+    ids = np.random.default_rng(0).choice(VOCAB, size=(count, LENGTH), p=[0.6, 0.25, 0.1, 0.04, 0.01])
+    ids[:, 1::2] = ids[:, ::2]
+    return Dataset.from_dict({"input_ids": ids.tolist()})
+
+
+def make_trainer(folder, model=None, evaluation=None, **kwargs):
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "ema_decay": 0.0,
+    }
+    return MD4Trainer(
+        model=model or genmd4_model(),
+        args=MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs}),
+        train_dataset=dataset(),
+        eval_dataset=evaluation,
+    )
+
+
+def weights(trainer):
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def assert_same(first, second):
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("size, accumulation", [(4, 2), (1, 8)])
+def test_accumulation_changes_neither_losses_nor_weights(tmp_path, size, accumulation):
+    whole = make_trainer(tmp_path / "whole")
+    parts = make_trainer(
+        tmp_path / "parts", per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
+    )
+    for trainer in (whole, parts):
+        trainer.train()
+    assert_same(weights(whole), weights(parts))
+    for name in ("loss", "nelbo"):
+        assert logged(whole, name) == pytest.approx(logged(parts, name), rel=1e-4)
+    assert logged(whole, "nelbo") != pytest.approx(logged(whole, "loss"), rel=1e-3), "the loss is a surrogate"
+
+
+def test_resuming_gives_the_unbroken_run(tmp_path):
+    unbroken = make_trainer(tmp_path / "unbroken", ema_decay=0.5)
+    unbroken.train()
+    make_trainer(tmp_path / "run", ema_decay=0.5, save_strategy="steps", save_steps=2).train()
+    resumed = make_trainer(tmp_path / "run", ema_decay=0.5)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert_same(weights(unbroken), weights(resumed))
+    assert logged(unbroken, "nelbo")[2:] == pytest.approx(logged(resumed, "nelbo")[2:], rel=1e-4)
+
+
+def test_the_exponents_learn_without_weight_decay_and_at_a_rate_of_their_own(tmp_path):
+    def exponents_after(name, **kwargs):
+        trainer = make_trainer(tmp_path / name, **kwargs)
+        before = trainer.model.token_schedule.free_exponents.detach().clone()
+        trainer.train()
+        return trainer.model.token_schedule.free_exponents.detach() - before
+
+    plain = exponents_after("plain", max_steps=1)
+    assert (plain[:-1] != 0).all() and plain[-1] == 0, "all but the mask's, which has no effect and is not decayed"
+    torch.testing.assert_close(exponents_after("decay", max_steps=1, weight_decay=0.5), plain)
+    slower = exponents_after("slower", max_steps=1, schedule_lr_multiplier=0.1)
+    torch.testing.assert_close(slower, 0.1 * plain, atol=1e-7, rtol=1e-2)
+
+
+def test_exponents_have_float32_gradients_under_bf16_autocast():
+    model, x0 = genmd4_model().train(), torch.tensor(dataset(16)["input_ids"][:])
+    noise, t = torch.rand(16, 2, LENGTH), torch.linspace(0.05, 0.95, 16)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            model(x0, timesteps=t, labels=x0, mask_noise=noise).loss.backward()
+        gradients.append(model.token_schedule.free_exponents.grad.clone())
+        model.zero_grad()
+    assert gradients[1].dtype == torch.float32
+    torch.testing.assert_close(gradients[1], gradients[0], atol=0.02 * gradients[0].abs().max().item(), rtol=0)
+
+
+def test_the_model_masks_by_its_own_schedules_as_if_it_were_given_the_states():
+    model, x0 = genmd4_model().train(), torch.tensor(dataset(6)["input_ids"][:])
+    noise, t = torch.rand(6, 3, LENGTH), torch.linspace(0.1, 0.9, 6)
+    own = model(x0, timesteps=t, labels=x0, mask_noise=noise)
+    alpha = model.token_schedule.alpha_of(t, x0)[:, None]
+    states = torch.where(noise < alpha, x0[:, None].expand(noise.shape), VOCAB)
+    given = model(states, timesteps=t, labels=x0)
+    torch.testing.assert_close(own.loss, given.loss)
+    torch.testing.assert_close(own.token_nelbo, given.token_nelbo)
+    assert own.token_nelbo.shape == (6, 3, LENGTH)
+
+
+def test_copies_are_the_mean_of_single_states_for_any_schedule():
+    for model in (genmd4_model(), random_model(VOCAB + 1, LENGTH, std=0.1)):
+        model.eval()
+        x0, t = torch.tensor(dataset(4)["input_ids"][:]), torch.tensor([0.2, 0.4, 0.6, 0.8])
+        noise = torch.rand(4, 2, LENGTH)
+        both = model(x0, timesteps=t, labels=x0, mask_noise=noise)
+        single = [model(x0, timesteps=t, labels=x0, mask_noise=noise[:, copy]).nelbo for copy in range(2)]
+        torch.testing.assert_close(both.nelbo, torch.stack(single).mean())
+        assert both.logits.shape == (4, 2, LENGTH, VOCAB + 1)
+
+
+def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_mode(tmp_path):
+    results = []
+    for size in (3, 16):
+        trainer = make_trainer(
+            tmp_path / str(size), evaluation=dataset(16), per_device_eval_batch_size=size, eval_draws=4
+        )
+        results.append(trainer.evaluate()["eval_loss"])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_training_lowers_the_bound_and_moves_the_exponents_apart(tmp_path):
+    trainer = make_trainer(
+        tmp_path, evaluation=dataset(64), max_steps=150, learning_rate=1e-2, eval_draws=16, logging_steps=50
+    )
+    with torch.no_grad():
+        trainer.model.token_schedule.free_exponents.fill_(math.log(math.e - 1))
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 0.3
+    assert trainer.model.token_schedule.exponents.std() > 0.02
+
+
+def test_saving_keeps_the_exponents_and_the_pipeline_samples_with_them(tmp_path):
+    model = genmd4_model(28, 16).eval()
+    pipe = MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=8), build_text8_tokenizer())
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(num_samples=3, generator=torch.Generator().manual_seed(0)).texts
+    pipe.save_pretrained(tmp_path)
+    loaded = MaskedDiffusionPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(loaded.model.token_schedule.free_exponents, model.token_schedule.free_exponents)
+    assert loaded(num_samples=3, generator=torch.Generator().manual_seed(0)).texts == expected
+    with torch.no_grad():
+        model.token_schedule.free_exponents.fill_(1.0)
+    assert pipe(num_samples=3, generator=torch.Generator().manual_seed(0)).texts != expected
+
+
+def test_the_collator_leaves_the_masking_to_the_model():
+    config = genmd4_model().config
+    batch = DataCollatorForMaskedDiffusion(config)([{"input_ids": [1] * LENGTH}] * 3)
+    assert batch["mask_noise"].shape == (3, 2, LENGTH) and (batch["input_ids"] == 1).all()
+    assert (batch["timesteps"] >= config.schedule_first_time).all()
+    assert genmd4_model().train()(**batch).loss.isfinite()
+
+
+def test_bad_configurations_and_arguments_are_named(tmp_path):
+    for kwargs, message in (
+        ({"masking_schedule": "linear"}, '`masking_schedule` must be "poly" to be learned'),
+        ({"masking_schedule": "poly", "num_train_timesteps": 10}, "`num_train_timesteps` must be None"),
+        (
+            {"masking_schedule": "poly", "schedule_first_time": 0.0},
+            r"`schedule_first_time` must be in \(0, 1\), got 0.0",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MD4Config(vocab_size=6, learn_masking_schedule=True, **kwargs)
+    for kwargs, message in (
+        ({"num_copies": 1}, "`num_copies` must be >= 2, got 1"),
+        ({"schedule_lr_multiplier": 0.0}, "`schedule_lr_multiplier` must be > 0, got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MD4TrainingArguments(output_dir=str(tmp_path), **kwargs)
+    with pytest.raises(ValueError, match="`losses` must hold at least 2 copies, got 1"):
+        x0 = torch.zeros(2, LENGTH, dtype=torch.long)
+        genmd4_model().train()(x0, timesteps=torch.tensor([0.5, 0.5]), labels=x0)
+    with pytest.raises(ValueError, match="`mask_noise` needs `labels`"):
+        genmd4_model()(x0, timesteps=torch.tensor([0.5, 0.5]), mask_noise=torch.rand(2, LENGTH))
+
+
+# What was learned -----------------------------------------------------------------------------------------------------
+
+SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
+
+
+def test_the_command_trains_and_shows_what_was_learned(tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--max_steps", "4", "--final_eval_draws", "1", "--total_batch_size", "8", "--use_muon", "false"]
+    main(["train", "--preset", "tiny", "--objective", "genmd4", *SMALL, *options, "--output_dir", str(run)])
+    assert "learned for each token, GenMD4" in (run / "README.md").read_text()
+    assert MD4ForMaskedDiffusion.from_pretrained(run).config.learn_masking_schedule
+    main(["schedules", str(run), "--rows", "3", "--output_dir", str(tmp_path / "pictures"), "--format", "svg"])
+    output = capsys.readouterr().out
+    assert (
+        "27 tokens, exponents from" in output and "smallest exponents" in output and "'e'" not in output.split("w")[0]
+    )
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    expected = {"exponents", "token_schedules", "masking_schedules", "unmasked_per_step"}
+    assert names == {f"{name}.svg" for name in expected}
+
+
+def test_a_model_without_learned_schedules_has_none_to_show(tmp_path, capsys):
+    random_model(28, 16, std=0.1).save_pretrained(tmp_path)
+    build_text8_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["schedules", str(tmp_path)])
+    assert "`model` must be a GenMD4 model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--objective", "genmd4", "--masking_schedule", "cosine", "--output_dir", str(tmp_path / "x")])
+    assert "`masking_schedule` must be left out" in capsys.readouterr().err
+
+
+def test_pictures_are_drawn(tmp_path):
+    exponents = torch.linspace(0.5, 2.0, 27)
+    plot_exponents(exponents, tmp_path / "a.png")
+    plot_token_schedules({"'e'": 0.8, "'q'": 1.4}, tmp_path / "b.png")
+    plot_masking_schedules(tmp_path / "c.png")
+    plot_unmasked_per_step(tmp_path / "d.png", num_tokens=64, num_steps=16)
+    for name in "abcd":
+        assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

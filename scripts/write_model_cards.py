@@ -23,13 +23,22 @@ DATA = {
     "Skylion007/openwebtext": "English web pages",
 }
 LIMITS = {
-    "pydoc": "The text is a single manual in lower case and without punctuation: a model of it shows that training works, "
-    "and is of no other use.",
-    "afmck/text8": "The alphabet is a to z and the space: no capitals, digits or punctuation. The preset evaluates on the "
-    "validation split, and the paper's number is of the test split.",
-    "Skylion007/openwebtext": "The preset holds out the last documents of the data set, which need not be the text that the "
-    "paper's number is of. A model of web pages repeats what they hold, mistakes and prejudices included.",
+    "pydoc": "The text is a single manual in lower case and without punctuation: a model of it shows that training "
+    "works, and is of no other use.",
+    "afmck/text8": "The alphabet is a to z and the space: no capitals, digits or punctuation. The preset evaluates on "
+    "the validation split, and the paper's number is of the test split.",
+    "Skylion007/openwebtext": "The preset holds out the last documents of the data set, which need not be the text "
+    "that the paper's number is of. A model of web pages repeats what they hold, mistakes and prejudices included.",
 }
+OFFICIAL = (
+    "The options are the official configuration, with one difference: `Trainer` leaves biases and norms out of the "
+    "weight decay. The data set could not be reached from where this was written: of the recipe, the code has been "
+    "run, on stand-ins, and the training has not."
+)
+BOUNDS = (
+    "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo. Nothing is done to make a model's text true or "
+    "safe."
+)
 
 _TEMPLATE = """---
 {metadata}
@@ -172,18 +181,8 @@ def describe_result(result) -> str:
 
 
 def make_limits(preset) -> str:
-    limits = [LIMITS[preset.data["data"]]]
-    if preset.paper is not None:
-        limits.append(
-            "The options are the official configuration, with one difference: `Trainer` leaves biases and norms out of "
-            "the weight decay. The data set could not be reached from where this was written: of the recipe, the code has "
-            "been run, on stand-ins, and the training has not."
-        )
-    limits.append(
-        "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo. Nothing is done to make a model's text true or "
-        "safe."
-    )
-    return "\n\n".join(textwrap.fill(limit, 119) for limit in limits)
+    official = [] if preset.paper is None else [OFFICIAL]
+    return "\n\n".join(textwrap.fill(text, 119) for text in (LIMITS[preset.data["data"]], *official, BOUNDS))
 
 
 def options_table(options) -> str:

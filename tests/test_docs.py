@@ -3,9 +3,11 @@
 
 A page runs in a process and a folder of its own, with what the pages take for granted: `runs/tiny` (a model of
 `md4 train --preset tiny`, small and hardly trained), the texts `my.txt` and `other.txt`, a random causal model in
-`gpt2`, and links to the checkout's `scripts` and `metrics`. Its ```python fences share one namespace, as the cells of
-a notebook do. Of its ```bash fences, an `md4 ...` line is a call of `md4_hf.cli.main`, made short by the options of
-`SHORTER` at its end; any other line goes to bash. Fences in other languages are there to be read.
+`gpt2`, and links to the checkout's `scripts` and `metrics`. The corpus `pydoc` is cut to its first topics.
+
+Its ```python fences share one namespace, as the cells of a notebook do. Of its ```bash fences, an `md4 ...` line is a
+call of `md4_hf.cli.main`, made short by the options of `SHORTER` at its end; any other line goes to bash. Fences in
+other languages are there to be read.
 
 For anything else, put comments right before a fence, one a line:
 
@@ -32,19 +34,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import yaml
 from hub_server import WRITER_TOKEN
+from huggingface_hub import ModelCard
 
-from md4_hf.cli import main
+import md4_hf
+from md4_hf import PRESETS, masked_diffusion, noise
+from md4_hf.cli import COMMANDS, main
 
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")), "model_cards/tiny.md"]
 SECONDS_PER_PAGE = 300
+PYDOC_TOPICS = 12
 
 FENCE = re.compile(r"^((?:<!-- test: .+ -->\n)*)```(\w*)\n((?s:.*?))^```$", re.MULTILINE)
 DIRECTIVE = re.compile(r"^<!-- test: (skip|args|replace|file) (.+) -->$", re.MULTILINE)
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)]*))?\)")
 RUN = ("bash", "python")
 NOT_RUN = {
     "make": "makes an environment of its own; `make demo` and `make test` are run by hand and by CI",
@@ -54,7 +59,7 @@ NOT_RUN = {
     "python -m md4_hf.convert_md4_checkpoint": "needs an official checkpoint; tests/test_convert.py makes one",
 }
 SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --bf16 false"
-SHORT = "--max_steps 2 --save_steps 1 --final_eval_draws 1 --card_samples 0"
+SHORT = "--max_steps 2 --save_steps 1 --eval_strategy no --final_eval_draws 1 --card_samples 0"
 SHORTER = {
     "train": f"{SMALL} {SHORT}",
     "finetune": SHORT,
@@ -109,9 +114,12 @@ def make_fence(match, line):
         else:
             options[kind] = shlex.split(value) if kind == "args" else value
     if language == "bash" and "skip" not in options:
-        reasons = [reason for command in commands(text) for name, reason in NOT_RUN.items() if command.startswith(name)]
-        options["skip"] = reasons[0] if reasons else None
+        options["skip"] = next((NOT_RUN[name] for name in NOT_RUN if any_starts_with(commands(text), name)), None)
     return Fence(line, language, text, **options)
+
+
+def any_starts_with(texts, start):
+    return any(text.startswith(start) for text in texts)
 
 
 def commands(text):
@@ -126,12 +134,14 @@ def commands(text):
 def make_start(folder):
     """Write what every page finds in its folder."""
     from pydoc_data.topics import topics
+
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from md4_hf import build_byte_tokenizer
 
     os.chdir(folder)
     text = "\n".join(topics[name] for name in sorted(topics))
+    assert len(text) > 48_000
     Path("my.txt").write_text(text[:40_000], encoding="utf-8")
     Path("other.txt").write_text(text[40_000:48_000], encoding="utf-8")
     tokenizer = build_byte_tokenizer()
@@ -146,6 +156,7 @@ def run_page(page, folder):
     os.chdir(folder)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    shorten_pydoc()
     namespace = vars(fresh_main())
     for fence in fences(page):
         print(f"--- {page}:{fence.line}" + (f" skipped: {fence.skip}" if fence.skip else ""), flush=True)
@@ -157,6 +168,13 @@ def run_page(page, folder):
         elif fence.skip is None and fence.language == "python":
             # Blank lines in front, so that a traceback has the line numbers of the page.
             exec(compile("\n" * (fence.line - 1) + fence.text, ROOT / page, "exec"), namespace)
+
+
+def shorten_pydoc():
+    """Leave a few topics of the corpus that is called pydoc."""
+    from pydoc_data import topics
+
+    topics.topics = {name: topics.topics[name] for name in sorted(topics.topics)[:PYDOC_TOPICS]}
 
 
 def fresh_main():
@@ -232,3 +250,120 @@ def test_the_fences_of_a_page_run(page, folder, tmp_path):
 def test_the_fences_of_a_page_that_shares_run_with_a_hub(page, folder, tmp_path, hub):
     code = f"import test_docs\ntest_docs.run_page({page!r}, {str(folder)!r})"
     hub.run_python(code, home=tmp_path / "home", token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_fence_of_a_page_is_found(page):
+    marks = [line for line in read(page).splitlines() if line.startswith("```")]
+    assert len(marks) == 2 * len(fences(page))
+    assert len(DIRECTIVE.findall(read(page))) == len(re.findall("<!-- test: (?!hub -->)", read(page)))
+
+
+def test_most_fences_run_and_the_others_have_a_reason():
+    runnable = {page: [fence for fence in fences(page) if fence.language in RUN] for page in PAGES}
+    skipped = {page: [fence for fence in found if fence.skip is not None] for page, found in runnable.items()}
+    assert all(len(fence.skip.split()) >= 2 for found in skipped.values() for fence in found)
+    assert sum(map(len, skipped.values())) < 0.25 * sum(map(len, runnable.values()))
+    for page in runnable:
+        assert len(skipped[page]) <= 0.5 * len(runnable[page]), page
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", *(f"model_cards/{name}.md" for name in PRESETS)])
+def test_relative_links_lead_to_files_and_headings(page):
+    text = FENCE.sub("", read(page))
+    for target, heading in LINK.findall(text):
+        if ":" in target:  # another site
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {anchor(text) for text in headings}, f"{target}#{heading}"
+
+
+def anchor(heading):
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_name_of_the_mathematics_is_in_the_code():
+    rows = re.findall(r"^\| .+ \| (`.+) \| .+ \|$", read("docs/mathematics.md"), re.MULTILINE)
+    names = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)} - {"num_timesteps"}
+    modules = [masked_diffusion, noise, md4_hf]
+    assert len(names) > 30
+    assert all(any(hasattr(module, name) for module in modules) for name in names), names
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_the_options_that_a_page_names_exist(page, capsys):
+    known = set()
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help_all" if command in ("train", "finetune") else "--help"])
+        known |= set(re.findall(r"--\w+", capsys.readouterr().out))
+    other_commands = {"--nproc", "--help_all", "--help"}  # of torchrun; and what tells the rest
+    assert set(re.findall(r"--[a-z]\w+", read(page))) <= known | other_commands
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n", 'page.md", line 6'),
+        ("```bash\nmd4 sample no/such/folder\n```\n", "md4 sample: "),
+        ("```bash\nls no-such-file\n```\n", "non-zero exit status"),
+    ],
+    ids=["python", "md4", "bash"],
+)
+def test_a_page_that_does_not_run_is_an_error_that_says_where(text, reason, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(AssertionError, match=re.escape(reason)):
+        run_in_process(tmp_path / "log", run_page, str(page), str(tmp_path))
+
+
+def test_comments_change_how_a_fence_is_run(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- test: replace 1000 => 2 -->\n<!-- test: args --top_p 0.5 -->\n```bash\nmd4 sample x --length 1000\n```\n"
+        "<!-- test: file a.yaml -->\n```yaml\na: 1\n```\n<!-- test: skip needs a GPU -->\n```python\n1 / 0\n```\n"
+        "```bash\n# a comment\npip install \\\n  x\n```\n",
+        encoding="utf-8",
+    )
+    command, file, skipped, pip = fences(str(page))
+    assert (command.text, command.args, command.skip) == ("md4 sample x --length 2\n", ["--top_p", "0.5"], None)
+    assert (file.file, file.text, file.line) == ("a.yaml", "a: 1\n", 8)
+    assert (skipped.skip, pip.skip) == ("needs a GPU", NOT_RUN["pip"])
+
+
+# The cards of the presets ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cards():
+    return runpy.run_path(str(ROOT / "scripts" / "write_model_cards.py"))["make_cards"]()
+
+
+def test_the_cards_are_what_the_script_writes(cards):
+    assert {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("model_cards/*.md")} == cards
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_card_has_what_the_hub_reads_and_a_reader_needs(cards, name):
+    card = ModelCard(cards[name])
+    assert card.data.library_name == "transformers" and {"md4", "masked-diffusion"} <= set(card.data.tags)
+    assert card.data.pipeline_tag in ("fill-mask", "text-generation")
+    assert card.data.license is None, "there are no weights to license"
+    for value in (*PRESETS[name].model.values(), *PRESETS[name].training.values(), PRESETS[name].paper or "tiny"):
+        assert str(value) in card.text
+    for section in ("Recipe", "Result", "Train", "Load", "Limits"):
+        assert f"## {section}" in card.text
+
+
+def test_a_result_is_told_with_its_command_and_the_readme_agrees(cards):
+    results = json.loads(read("model_cards/results.json"))
+    for name in PRESETS:
+        assert ("not trained here" in cards[name]) == (name not in results)
+    for name, result in results.items():
+        assert result["result"] in cards[name] and result["command"] in cards[name] and result["date"] in cards[name]
+        number = re.match(r"[\d.]+ ± [\d.]+ \w+ per \w+", result["result"]).group()
+        assert number in read("README.md")

@@ -675,7 +675,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if labels is not None:
             nelbo_per_token = self._token_nelbo(hidden_states, logits, input_ids, row_labels, row_timesteps)
             losses = self._losses(nelbo_per_token, input_ids, labels, timesteps, copies or 1, num_items_in_batch)
-            losses["token_nelbo"] = fold_copies(nelbo_per_token, copies)
+            # No view: FSDP2 hooks the outputs, and warns of views.
+            losses["token_nelbo"] = nelbo_per_token if copies is None else fold_copies(nelbo_per_token, copies).clone()
         if logits is not None and position_mask is None:
             logits = fold_copies(logits, copies)
         return MaskedDiffusionOutput(
@@ -737,7 +738,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         else:
             value = cross_entropy_nats(logits, target)
         weighted = weight[rows // masked.shape[1]] * value
-        return weighted.new_zeros(masked.numel()).index_copy(0, rows, weighted).view(masked.shape)
+        return weighted.new_zeros(masked.shape).masked_scatter(masked, weighted)
 
     def _losses(
         self,

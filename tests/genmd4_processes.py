@@ -1,0 +1,30 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Run by `test_genmd4_training.py` under torchrun: train GenMD4 on two ranks, with DDP or FSDP2, and leave the results."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from test_genmd4_training import dataset, logged, make_trainer
+
+
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+options = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
+if kind == "fsdp2":
+    # On the CPU, accelerate takes FSDP for granted only where it believes in several GPUs.
+    PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+    config = {"version": 2, "transformer_layer_cls_to_wrap": ["MD4Layer"], "state_dict_type": "FULL_STATE_DICT"}
+    config["auto_wrap_policy"] = "TRANSFORMER_BASED_WRAP"
+    options |= {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}
+trainer = make_trainer(folder / kind, evaluation=dataset(21), **options)
+trainer.train()
+assert trainer.args.world_size == 2 and trainer.is_fsdp_enabled == (kind == "fsdp2")
+metrics = trainer.evaluate()
+trainer.save_model(str(folder / f"{kind}-model"))
+if trainer.is_world_process_zero():
+    result = {"nelbo": logged(trainer, "nelbo"), "loss": logged(trainer, "loss"), "metrics": metrics}
+    torch.save(result, folder / f"{kind}.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Run by `test_genmd4_training.py` under torchrun: train GenMD4 on two ranks, with DDP or FSDP2, and leave the results."""
+"""Run by `test_genmd4_training.py` under torchrun: train GenMD4 on two ranks, sharded or not, and leave the results."""
 
 import sys
 from pathlib import Path
@@ -18,6 +18,18 @@ if kind == "fsdp2":
     config = {"version": 2, "transformer_layer_cls_to_wrap": ["MD4Layer"], "state_dict_type": "FULL_STATE_DICT"}
     config["auto_wrap_policy"] = "TRANSFORMER_BASED_WRAP"
     options |= {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}
+elif kind == "zero3":
+    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True, "stage3_param_persistence_threshold": 0}
+    options |= {
+        "deepspeed": {
+            "zero_optimization": zero,
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "zero_allow_untested_optimizer": True,
+        }
+    }
 trainer = make_trainer(folder / kind, evaluation=dataset(21), **options)
 trainer.train()
 assert trainer.args.world_size == 2 and trainer.is_fsdp_enabled == (kind == "fsdp2")

@@ -24,8 +24,8 @@ help:  ## list the targets
 demo: $(VENV)/base.stamp  ## train a small model and sample from it (ARGS=...)
 	@$(VENV_PYTHON) scripts/demo.py $(ARGS)
 
-test: $(VENV)/test.stamp  ## the quick tests (ARGS=...)
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+test: $(VENV)/test.stamp  ## the quick tests, a file per process at a time (ARGS=...)
+	@$(VENV_PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/test.stamp  ## the tests that take minutes (ARGS=...)
 	@$(VENV_PYTHON) -m pytest -m slow $(ARGS)

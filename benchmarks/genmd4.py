@@ -118,7 +118,7 @@ def report(args: argparse.Namespace) -> str:
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()} processor ({torch.backends.cpu.get_cpu_capability()}), "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, md4_hf {md4_hf.__version__}.",
         f"{args.max_steps} steps; {settings}. GenMD4 draws two copies of each example, and starts from w = 1.",
-        "± is one standard error: over seeds in the second column, of the Monte-Carlo estimate (16 draws) in the third.",
+        "± is one standard error: over seeds in the second column, of each estimate (16 draws) in the third.",
         "",
         "```bash",
         "python benchmarks/genmd4.py " + shlex.join(sys.argv[1:]),

@@ -46,7 +46,7 @@ ALLOWED = {
 }
 # The command, one module per group of subcommands: they use the public names of the package, and each other.
 CLI = {module for module in MODULES if module.split("_")[0] == "cli"}
-ALLOWED.update(dict.fromkeys(CLI, CLI))
+ALLOWED.update(dict.fromkeys(sorted(CLI), CLI))
 # Every other module is a helper (data, plots, model_card, ...): these two may use any, the rest of the table none.
 MAY_USE_HELPERS = ("evaluation", "trainer")
 

@@ -68,9 +68,7 @@ def test_no_token_of_a_prompt_is_ever_masked():
 
 def test_bad_columns_and_tokenizers_are_named():
     tokenizer = build_byte_tokenizer()
-    with pytest.raises(
-        ValueError, match=r"`prompt_column` must be one of the columns .* got 'q'"
-    ):
+    with pytest.raises(ValueError, match=r"`prompt_column` must be one of the columns .* got 'q'"):
         encode_pairs(pairs(("a", "b")), tokenizer, 8, PairArguments("q", "response"))
     numbers = Dataset.from_dict({"prompt": ["a"], "response": [1]})
     with pytest.raises(ValueError, match="`response_column` must hold strings, got 'response'"):

@@ -44,6 +44,14 @@ SHOWN_TRAINING_OPTIONS = {
     "resume_from_checkpoint",
     "report_to",
     "use_cpu",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+}
+# Where our commands say more than transformers' help.
+OTHER_HELP = {
+    "resume_from_checkpoint": 'Checkpoint to go on from: its folder, or "latest".',
+    "push_to_hub": "Upload the finished model to --hub_model_id.",
 }
 
 
@@ -167,12 +175,12 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
-    """The options that a preset stands for; without those of a new model if there is a model to go on with."""
+    """The options that a preset stands for; without those of a new model, and its tokenizer, if there is a model."""
     if name not in PRESETS:
         raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
     preset = PRESETS[name]
-    run = {"tokenizer": preset.tokenizer, "total_batch_size": preset.batch_size}
-    return {**(preset.model if with_model else {}), **preset.training, **preset.data, **run}
+    new_model = {**preset.model, "tokenizer": preset.tokenizer} if with_model else {}
+    return {**new_model, **preset.training, **preset.data, "total_batch_size": preset.batch_size}
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -273,5 +281,6 @@ def has_fast_bf16() -> bool:
 def _hide_rare_options(parser: HfArgumentParser):
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)} - SHOWN_TRAINING_OPTIONS
     for action in parser._actions:
+        action.help = OTHER_HELP.get(action.dest, action.help)
         if action.dest in inherited or any(option.startswith("--no_") for option in action.option_strings):
             action.help = argparse.SUPPRESS

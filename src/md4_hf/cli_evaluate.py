@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ def evaluate(argv: list[str] | None = None):
             recipe = {"model": rest.model}
             for arguments in (options, pair_args, data_args):
                 recipe |= dataclasses.asdict(arguments)
+            metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             write_whole(Path(options.output_file), json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")
 
 

@@ -89,8 +89,8 @@ def finetune(argv: list[str] | None = None):
     )
     check_no_adapter(rest.model)
     prepare_run(run, args)
-    tokenizer = load_tokenizer(rest.model)
     model = load_model(rest.model, dtype=None if lora.quantization else torch.float32, **lora.loading_arguments())
+    tokenizer = load_tokenizer(rest.model)
     check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
     check_block_size(data_args.block_size, model.config)
@@ -260,7 +260,10 @@ def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
 def make_model(name_or_path: str | None, model_args: ModelArguments, tokenizer, length: int):
     """A new model for the tokenizer, or the one to go on with."""
     if name_or_path is None:
-        return MD4ForMaskedDiffusion(model_args.config(len(tokenizer), tokenizer.mask_token_id, length))
+        config = model_args.config(len(tokenizer), tokenizer.mask_token_id, length)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, name, getattr(tokenizer, name))
+        return MD4ForMaskedDiffusion(config)
     config = MD4Config.from_pretrained(name_or_path)
     check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
     model_args.change(config)  # before the layers are built, which take their dropout from it

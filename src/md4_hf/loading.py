@@ -14,6 +14,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import load_adapter
 from .configuration_md4 import MD4Config
+from .data import looks_like_path
 from .modeling_md4 import MD4ForMaskedDiffusion
 from .tokenization import load_tokenizer
 
@@ -49,6 +50,10 @@ def load_model(
         if base is not None:
             raise ValueError(f"`base` must be left out where `name_or_path` is no adapter, got {base!r}.")
         return _load_whole_model(name_or_path, revision=revision, token=token, **kwargs)
+    if base is None and not Path(adapter).exists() and looks_like_path(adapter):
+        raise FileNotFoundError(
+            f"`base` must be given: the adapter {name_or_path} names its base model {adapter}, which is not there."
+        )
     model = _load_whole_model(base or adapter, token=token, **kwargs)
     model = load_adapter(model, name_or_path, revision=revision, token=token)
     return model.merge_and_unload() if merge_adapter else model
@@ -66,7 +71,13 @@ def adapter_base(name_or_path: str, *, revision: str | None = None, token: str |
 
 def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     _check_folder(name_or_path)
-    config = AutoConfig.from_pretrained(name_or_path, **{k: kwargs[k] for k in ("revision", "token") if k in kwargs})
+    hub = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **hub)
+    except OSError as error:
+        if name_or_path in str(error):
+            raise
+        raise OSError(f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}.") from error
     if not isinstance(config, MD4Config):
         raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
     if "MD4Model" in (config.architectures or []):

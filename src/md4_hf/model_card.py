@@ -226,7 +226,7 @@ def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
     ]
     if is_adapted(model):
         lora = next(iter(model.peft_config.values()))
-        kind = "DoRA" if lora.use_dora else "rsLoRA" if lora.use_rslora else "LoRA"
+        kind = ("DoRA" if lora.use_dora else "LoRA") + (", scaled as rsLoRA" if lora.use_rslora else "")
         rows.insert(2, ("Adapter", f"{kind}, rank {lora.r}, alpha {lora.lora_alpha}"))
     return rows
 

@@ -117,6 +117,8 @@ class MD4TrainingArguments(TrainingArguments):
             raise ValueError(f"`card_samples` must be >= 0, got {self.card_samples}.")
         if self.data_seed is None:
             self.data_seed = self.seed
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # pinned memory is for copies to an accelerator: torch warns
 
 
 class MD4Trainer(Trainer):

@@ -219,6 +219,21 @@ def test_saving_keeps_the_exponents_and_the_pipeline_samples_with_them(tmp_path)
     assert pipe(num_samples=3, generator=torch.Generator().manual_seed(0)).texts != expected
 
 
+def test_exponents_stay_in_float32_and_follow_the_vocabulary(tmp_path):
+    model = genmd4_model()
+    expected = model.token_schedule.free_exponents.detach().clone()
+    model.save_pretrained(tmp_path)
+    loaded = MD4ForMaskedDiffusion.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.lm_head.weight.dtype == torch.bfloat16
+    assert loaded.token_schedule.free_exponents.dtype == torch.float32
+    assert torch.equal(loaded.token_schedule.free_exponents, expected)
+    model.resize_token_embeddings(VOCAB + 3)
+    assert torch.equal(model.token_schedule.free_exponents[: VOCAB + 1], expected)
+    torch.testing.assert_close(model.token_schedule.exponents[VOCAB + 1 :], torch.ones(2))
+    x0 = torch.tensor(dataset(4)["input_ids"][:])
+    assert model.train()(x0, labels=x0).loss.isfinite()
+
+
 def test_the_collator_leaves_the_masking_to_the_model():
     config = genmd4_model().config
     batch = DataCollatorForMaskedDiffusion(config)([{"input_ids": [1] * LENGTH}] * 3)

@@ -298,6 +298,14 @@ class TokenPolynomialSchedule(nn.Module):
         self.eps = eps
         self.free_exponents = nn.Parameter(torch.full((num_tokens,), inverse_softplus(power)))
 
+    def resize(self, num_tokens: int, power: float):
+        """Keep the exponents of the first `num_tokens` ids; new ids start with the exponent `power`."""
+        old = self.free_exponents.data
+        new = old.new_full((num_tokens,), inverse_softplus(power))
+        kept = min(num_tokens, len(old))
+        new[:kept] = old[:kept]
+        self.free_exponents = nn.Parameter(new)
+
     @property
     def exponents(self) -> Tensor:
         """w, `(num_tokens,)`, positive."""

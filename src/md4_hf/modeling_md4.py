@@ -448,6 +448,8 @@ class MD4PreTrainedModel(PreTrainedModel):
         No row changes its values, as in every other model: the new mask has the embedding of the token it replaces.
         """
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.config.learn_masking_schedule and hasattr(self, "token_schedule"):
+            self.token_schedule.resize(self.config.vocab_size, self.config.schedule_power)
         cut_off, last = self.config.mask_token_id, self.config.vocab_size - 1
         if cut_off > last:
             self.config.mask_token_id = last
@@ -560,6 +562,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         "AutoModelForMaskedLM": "modeling_md4.MD4ForMaskedDiffusion",
     }
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # Learned exponents are in float32 whatever the precision of the weights.
+    _keep_in_fp32_modules_strict = ["token_schedule"]
     # The loss honours `num_items_in_batch`: `Trainer` must not divide it again by the accumulation steps.
     accepts_loss_kwargs = True
 

@@ -85,21 +85,21 @@ def test_evaluation_draws_of_an_example_are_stratified_and_fill_the_unit_interva
 
 
 def test_unscored_tokens_are_never_masked():
-    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9, vocab_size=9)
+    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9)
     inputs = {"input_ids": torch.zeros(2, 6, dtype=torch.long), "labels": torch.tensor([[0, 0, -100, -100, 0, 0]] * 2)}
     noised = diffusion.noised(inputs, torch.ones(2), torch.full((2, 6), 0.5))
     assert noised["input_ids"].tolist() == [[9, 9, 0, 0, 9, 9]] * 2
 
 
 def test_padding_is_neither_scored_nor_masked():
-    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9, vocab_size=9)
+    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9)
     inputs = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
     noised = diffusion.noised(inputs, torch.ones(1), torch.full((1, 4), 0.5))
     assert noised["input_ids"].tolist() == [[9, 9, 0, 0]] and noised["labels"].tolist() == [[0, 0, -100, -100]]
 
 
 def test_discrete_time_models_train_on_the_grid():
-    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9, vocab_size=9, num_train_timesteps=4)
+    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9, num_train_timesteps=4)
     noised = diffusion.noised({"input_ids": torch.zeros(3, 2)}, torch.tensor([0.0, 0.3, 0.99]), torch.rand(3, 2))
     assert noised["timesteps"].tolist() == [0.25, 0.5, 1.0]
 

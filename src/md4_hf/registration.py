@@ -75,6 +75,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         self.module, self.function = module, function
 
     def find_spec(self, fullname, path, target=None):
+        """The module's own spec, with a loader that calls the function when it is done; None for other modules."""
         if fullname != self.module:
             return None
         sys.meta_path.remove(self)

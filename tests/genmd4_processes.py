@@ -11,7 +11,7 @@ from test_genmd4_training import dataset, logged, make_trainer
 
 
 folder, kind = Path(sys.argv[1]), sys.argv[2]
-options = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
+options = {"ema_decay": 0.5, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
 if kind == "fsdp2":
     # On the CPU, accelerate takes FSDP for granted only where it believes in several GPUs.
     PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -42,7 +43,9 @@ class EmaCallback(TrainerCallback):
         """Start the average at the weights, or where it was."""
         from diffusers.training_utils import EMAModel
 
-        self.average = EMAModel(trainable(kwargs["model"]), decay=self.decay, foreach=True)
+        parameters = trainable(kwargs["model"])
+        whole = all(type(parameter.data) is torch.Tensor for parameter in parameters)  # sharded ones have no foreach
+        self.average = EMAModel(parameters, decay=self.decay, foreach=whole)
         if self._initial is not None:
             self.set_average(self._initial)
             self.average.optimization_step = state.global_step
@@ -64,11 +67,14 @@ class EmaCallback(TrainerCallback):
         try:
             yield
         finally:
-            self.average.restore(parameters)
+            self.average.restore(trainable(model))
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that training changes: of an adapted model, the adapter's."""
+    """The parameters that training changes: of an adapted model, the adapter's; of a sharded one, this rank's part."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the outermost stays whole after a forward, as tensors that are not the parameters
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

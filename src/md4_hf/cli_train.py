@@ -54,8 +54,6 @@ FINETUNE_DEFAULTS = {
     "eval_strategy": "epoch",
     "logging_steps": 10,
     "block_size": None,
-    "prompt_column": None,
-    "response_column": None,
 }
 
 

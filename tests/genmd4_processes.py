@@ -1,5 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Run by `test_genmd4_training.py` under torchrun: train GenMD4 on two ranks, sharded or not, and leave the results."""
+"""Run by `test_genmd4_training.py` under torchrun: train GenMD4 on two ranks, sharded or not, and leave the results.
+
+The training is done once whole, and once more from the checkpoint of its second step.
+"""
 
 import sys
 from pathlib import Path
@@ -19,7 +22,8 @@ if kind == "fsdp2":
     config["auto_wrap_policy"] = "TRANSFORMER_BASED_WRAP"
     options |= {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}
 elif kind == "zero3":
-    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True, "stage3_param_persistence_threshold": 0}
+    # Parameters of up to 20 elements stay gathered: both kinds of parameter are tried.
+    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True, "stage3_param_persistence_threshold": 20}
     options |= {
         "deepspeed": {
             "zero_optimization": zero,
@@ -30,13 +34,19 @@ elif kind == "zero3":
             "zero_allow_untested_optimizer": True,
         }
     }
-trainer = make_trainer(folder / kind, evaluation=dataset(21), **options)
+checkpoints = {"save_strategy": "steps", "save_steps": 2}
+trainer = make_trainer(folder / kind, evaluation=dataset(21), **options, **checkpoints)
 trainer.train()
 assert trainer.args.world_size == 2 and trainer.is_fsdp_enabled == (kind == "fsdp2")
 metrics = trainer.evaluate()
 trainer.save_model(str(folder / f"{kind}-model"))
+resumed = make_trainer(folder / f"{kind}-resumed", evaluation=dataset(21), **options)
+resumed.train(resume_from_checkpoint=str(folder / kind / "checkpoint-2"))
+resumed_metrics = resumed.evaluate()
+resumed.save_model(str(folder / f"{kind}-resumed-model"))
 if trainer.is_world_process_zero():
     result = {"nelbo": logged(trainer, "nelbo"), "loss": logged(trainer, "loss"), "metrics": metrics}
+    result |= {"resumed_loss": logged(resumed, "loss"), "resumed_metrics": resumed_metrics}
     torch.save(result, folder / f"{kind}.pt")
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()

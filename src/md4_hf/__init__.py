@@ -20,7 +20,7 @@ __version__ = "0.1.0.dev0"
 _LAZY = {
     "adapters": ["LoraArguments", "add_adapter", "load_adapter"],
     "arguments": ["ModelArguments", "RunArguments", "StartArguments", "parse_arguments"],
-    "callbacks": ["EmaCallback"],
+    "averaging": ["EmaCallback"],
     "collators": ["DataCollatorForMaskedDiffusion", "PaddingCollator"],
     "convert_md4_checkpoint": ["config_from_official", "convert_flax_params"],
     "data": [

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .arguments import option
-from .callbacks import trainable
+from .averaging import trained_parameters
 
 
 BASE_RECORD = "base_model.json"
@@ -168,7 +168,7 @@ def averaged_adapter(model, folder: str | os.PathLike) -> list[torch.Tensor]:
     """The trainable parameters that a `PeftModel` would have with the adapter in `folder`; it keeps its own."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    parameters = trainable(model)
+    parameters = trained_parameters(model)
     kept = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What happens around the training steps: averaging weights, stopping cleanly, showing progress."""
+"""What happens around the training steps: stopping cleanly, showing progress."""
 
 from __future__ import annotations
 
@@ -8,74 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
-
-
-class EmaCallback(TrainerCallback):
-    """Keeps an exponential moving average of the weights with diffusers' `EMAModel`.
-
-    The decay is warmed up as (1 + step) / (10 + step) until it reaches `decay`.
-    """
-
-    def __init__(self, decay: float):
-        self.decay = decay
-        self.average: Any = None
-        self._initial: list[torch.Tensor] | None = None
-
-    def resume_from(self, parameters: list[torch.Tensor]):
-        """Start the next training from these averaged weights, in the order of the trainable parameters."""
-        self._initial = parameters
-
-    def set_average(self, parameters: list[torch.Tensor]):
-        """Replace the averaged weights, in the order of the trainable parameters."""
-        for shadow, value in zip(self.average.shadow_params, parameters, strict=True):
-            shadow.copy_(value)
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Start the average at the weights, or where it was."""
-        from diffusers.training_utils import EMAModel
-
-        parameters = trainable(kwargs["model"])
-        whole = all(type(parameter.data) is torch.Tensor for parameter in parameters)  # sharded ones have no foreach
-        self.average = EMAModel(parameters, decay=self.decay, foreach=whole)
-        if self._initial is not None:
-            self.set_average(self._initial)
-            self.average.optimization_step = state.global_step
-            self._initial = None
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Move the average towards the new weights."""
-        self.average.step(trainable(kwargs["model"]))
-
-    @contextlib.contextmanager
-    def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
-        """Within the context the model has the averaged weights."""
-        if self.average is None or self.average.temp_stored_params is not None:  # nothing to apply, or applied already
-            yield
-            return
-        parameters = trainable(model)
-        self.average.store(parameters)
-        self.average.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self.average.restore(trainable(model))
-
-
-def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that training changes: of an adapted model, the adapter's; of a sharded one, this rank's part."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # the outermost stays whole after a forward, as tensors that are not the parameters
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 class InterruptCallback(TrainerCallback):

@@ -22,7 +22,8 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from .adapters import averaged_adapter, is_adapted, save_base_record
-from .callbacks import BitsProgressCallback, EmaCallback, InterruptCallback
+from .averaging import EmaCallback
+from .callbacks import BitsProgressCallback, InterruptCallback
 from .collators import PaddingCollator
 from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
 from .loading import make_pipeline
@@ -389,12 +390,12 @@ class MD4Trainer(Trainer):
     def _load_best_model(self):
         super()._load_best_model()
         if self.ema is not None:
-            self.ema.set_average(self._averaged_parameters(self.state.best_model_checkpoint))
+            self.ema.set_average(self.model, self._averaged_parameters(self.state.best_model_checkpoint))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.ema is not None:
-            self.ema.resume_from(self._averaged_parameters(resume_from_checkpoint))
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.ema is not None and checkpoint is not None:
+            self.ema.resume_from(self._averaged_parameters(checkpoint))
 
     @property
     def _ema_folder(self) -> str:
@@ -414,7 +415,7 @@ class MD4Trainer(Trainer):
             return averaged_adapter(unwrapped, folder)
         averaged = type(unwrapped).from_pretrained(folder, dtype=unwrapped.dtype)
         trained = [parameter.requires_grad for parameter in unwrapped.parameters()]
-        return [parameter.detach() for parameter, kept in zip(averaged.parameters(), trained, strict=True) if kept]
+        return [parameter for parameter, kept in zip(averaged.parameters(), trained, strict=True) if kept]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Sharing

@@ -135,6 +135,16 @@ class _FlaxParams:
     def dense(self, layer: str, name: str) -> dict[str, Tensor]:
         return {f"{name}.weight": self.kernel(layer), f"{name}.bias": self.take(f"{layer}/bias")}
 
+    def stacked_dense(self, widths: Mapping[str, int], in_features: int, name: str) -> dict[str, Tensor]:
+        """Dense layers with so many outputs each as one: their outputs one after the other."""
+        parts = [self.dense(layer, name) for layer in widths]
+        for (layer, width), part in zip(widths.items(), parts, strict=True):
+            for key, x in part.items():
+                expected = (width, in_features)[: x.dim()]
+                if x.shape != expected:
+                    raise ValueError(f"`{layer}` must have {key} of shape {expected}, got {tuple(x.shape)}.")
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
     def check_empty(self):
         if self._arrays:
             raise ValueError(f"`params` must fit the configuration, got surplus parameters {sorted(self._arrays)}.")
@@ -190,8 +200,8 @@ def _convert_layer(flax: _FlaxParams, config: MD4Config, index: int) -> dict[str
         f"{layer}.mlp.gate_up_proj.weight": flax.stacked_kernels([f"{block}/feed_forward/w{x}" for x in "13"]),
         f"{layer}.mlp.down_proj.weight": flax.kernel(f"{block}/feed_forward/w2"),
     }
-    if config.is_conditional:
-        return state | flax.dense(f"{block}/Dense_0", f"{layer}.modulation.dense")
+    if config.is_conditional:  # the modulation is taken with those of all blocks
+        return state
     state[f"{layer}.attention_norm.weight"] = flax.take(f"{block}/RMSNorm_0/scale")
     state[f"{layer}.mlp_norm.weight"] = flax.take(f"{block}/RMSNorm_1/scale")
     return state
@@ -202,7 +212,10 @@ def _convert_output(flax: _FlaxParams, config: MD4Config) -> dict[str, Tensor]:
     # Flax numbers the Dense layers in the order of their creation: input projection, output modulation, head.
     dense_index = 0 if config.embedding_size is None else 1
     if config.is_conditional:
-        state |= flax.dense(f"classifier/Transformer_0/Dense_{dense_index}", "model.modulation.dense")
+        transformer, hidden = "classifier/Transformer_0", config.hidden_size
+        widths = {f"{transformer}/TransformerBlock_{i}/Dense_0": 6 * hidden for i in range(config.num_hidden_layers)}
+        widths[f"{transformer}/Dense_{dense_index}"] = 2 * hidden
+        state |= flax.stacked_dense(widths, config.conditioning_size, "model.modulation.dense")
         dense_index += 1
     else:
         state["model.norm.weight"] = flax.take("classifier/Transformer_0/RMSNorm_0/scale")

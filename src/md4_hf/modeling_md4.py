@@ -39,6 +39,7 @@ from .masked_diffusion import (
     genmd4_reconstruction_nelbo,
     genmd4_token_nelbo,
     inverse_softplus,
+    linear_nelbo,
     log_forward_probability,
     make_schedule,
     nelbo_weight,
@@ -142,22 +143,23 @@ class MD4Conditioning(nn.Module):
 
 
 class MD4Modulation(nn.Module):
-    """`parts` vectors of width `hidden_size` from the activated conditioning vector, to shift, scale and gate with."""
+    """What all blocks and the output are shifted, scaled and gated with, in one product with the conditioning."""
 
-    def __init__(self, config: MD4Config, parts: int):
+    def __init__(self, config: MD4Config):
         super().__init__()
-        self.parts = parts
-        self.dense = nn.Linear(config.conditioning_size, parts * config.hidden_size)
+        # Shift, scale and gate before attention and before the feed-forward of each block; at the output no gate.
+        self.widths = [6 * config.hidden_size] * config.num_hidden_layers + [2 * config.hidden_size]
+        self.dense = nn.Linear(config.conditioning_size, sum(self.widths))
         self.dense.init_scale = 0.0 if config.modulation == "adaln_zero" else 1.0
 
     def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
-        """`(batch, conditioning_size)` -> `parts` tensors `(batch, 1, hidden_size)`."""
-        return self.dense(conditioning)[:, None].chunk(self.parts, dim=-1)
+        """Activated `(batch, conditioning_size)` -> `(batch, 1, 6 hidden)` per block, last `(batch, 1, 2 hidden)`."""
+        return self.dense(conditioning)[:, None].split(self.widths, dim=-1)
 
 
 def modulate(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift."""
-    return hidden_states * (1.0 + scale) + shift
+    return torch.addcmul(shift, hidden_states, 1.0 + scale)
 
 
 def make_norm(config: MD4Config) -> nn.Module:
@@ -314,19 +316,18 @@ class MD4Layer(GradientCheckpointingLayer):
         self.attention = MD4Attention(config, layer_idx)
         self.mlp_norm = make_norm(config)
         self.mlp = MD4MLP(config)
-        self.modulation = MD4Modulation(config, parts=6) if config.is_conditional else None
         # One draw per (example, channel), shared by all positions: Dropout1d over (batch, channels, length).
         self.residual_dropout = nn.Dropout1d(config.residual_dropout)
 
     def forward(
         self,
         hidden_states: Tensor,
-        conditioning: Tensor | None,
+        modulation: Tensor | None,
         attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> Tensor:
-        """`(batch, length, hidden)`, and the activated conditioning `(batch, conditioning_size)` -> the former's shape.
+        """`(batch, length, hidden)`, and the block's modulation `(batch, 1, 6 hidden)` -> the former's shape.
 
         `attention_mask` and `position_embeddings` go to the attention.
         """
@@ -337,15 +338,34 @@ class MD4Layer(GradientCheckpointingLayer):
         def feed(x: Tensor) -> Tensor:
             return self._drop(self.mlp(x))
 
-        if self.modulation is None:
+        if modulation is None:
             hidden_states = hidden_states + attend(self.attention_norm(hidden_states))
             return hidden_states + feed(self.mlp_norm(hidden_states))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(conditioning)
-        hidden_states = hidden_states + gate_a * attend(modulate(self.attention_norm(hidden_states), shift_a, scale_a))
-        return hidden_states + gate_m * feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+        attended = attend(modulate(self.attention_norm(hidden_states), shift_a, scale_a))
+        hidden_states = torch.addcmul(hidden_states, gate_a, attended)
+        fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
+        return torch.addcmul(hidden_states, gate_m, fed)
 
     def _drop(self, x: Tensor) -> Tensor:
         return self.residual_dropout(x.transpose(1, 2)).transpose(1, 2)
+
+
+class MD4Head(nn.Linear):
+    """Hidden states to logits, or at once to the loss, without the logits of all positions in memory."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        target: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        mask_token_id: int | None = None,
+        exponents: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits `(..., vocab)`; with a target, what `linear_nelbo` gives for rows `(rows, hidden)`."""
+        if target is None:
+            return super().forward(hidden_states)
+        return linear_nelbo(hidden_states, self.weight, self.bias, target, row_weight, mask_token_id, exponents)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -474,7 +494,7 @@ class MD4Model(MD4PreTrainedModel):
         self.rotary_emb = MD4RotaryEmbedding(config)
         self.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = make_norm(config)
-        self.modulation = MD4Modulation(config, parts=2) if config.is_conditional else None
+        self.modulation = MD4Modulation(config) if config.is_conditional else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -520,21 +540,21 @@ class MD4Model(MD4PreTrainedModel):
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
         attention_mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        conditioning = None
+        modulations: tuple[Tensor | None, ...] = (None,) * (len(self.layers) + 1)
         if self.conditioning is not None:
             conditioning = self.conditioning(timesteps, class_labels, hidden_states.dtype)
-            conditioning = ACTIVATIONS[self.config.mlp_type](conditioning)
-        for layer in self.layers:
+            modulations = self.modulation(ACTIVATIONS[self.config.mlp_type](conditioning))
+        for layer, modulation in zip(self.layers, modulations, strict=False):
             hidden_states = layer(
                 hidden_states,
-                conditioning,
+                modulation,
                 attention_mask=attention_mask,
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
         hidden_states = self.norm(hidden_states)
-        if self.modulation is not None:
-            shift, scale = (x.to(hidden_states.device) for x in self.modulation(conditioning))
+        if modulations[-1] is not None:
+            shift, scale = modulations[-1].to(hidden_states.device).chunk(2, dim=-1)
             hidden_states = modulate(hidden_states, shift, scale)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
@@ -570,7 +590,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     def __init__(self, config: MD4Config):
         super().__init__(config)
         self.model = MD4Model(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head.init_scale = 0.0
         if config.learn_masking_schedule:
             self.token_schedule = TokenPolynomialSchedule(
@@ -584,6 +604,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module):
         """Replace the head."""
+        if type(new_embeddings) is nn.Linear:  # as transformers makes them
+            new_embeddings.__class__ = MD4Head
         self.lm_head = new_embeddings
 
     @property
@@ -677,8 +699,10 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if output_logits:
             logits = self._logits(hidden_states if position_mask is None else hidden_states[position_mask])
         if labels is not None:
-            nelbo_per_token = self._token_nelbo(hidden_states, logits, input_ids, row_labels, row_timesteps)
-            losses = self._losses(nelbo_per_token, input_ids, labels, timesteps, copies or 1, num_items_in_batch)
+            total, nelbo_per_token = self._token_nelbo(hidden_states, logits, input_ids, row_labels, row_timesteps)
+            losses = self._losses(
+                total, nelbo_per_token, input_ids, labels, timesteps, copies or 1, num_items_in_batch
+            )
             # No view: FSDP2 hooks the outputs, and warns of views.
             losses["token_nelbo"] = nelbo_per_token if copies is None else fold_copies(nelbo_per_token, copies).clone()
         if logits is not None and position_mask is None:
@@ -720,32 +744,45 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     def _token_nelbo(
         self, hidden_states: Tensor, logits: Tensor | None, xt: Tensor, x0: Tensor, timesteps: Tensor
-    ) -> Tensor:
-        """Diffusion part of the NELBO per token, `(rows, length)`; without `logits`, from the masked positions only."""
+    ) -> tuple[Tensor, Tensor]:
+        """Diffusion part of the NELBO: the sum over all tokens, and each token's, `(rows, length)`.
+
+        Without `logits` the head runs at the masked positions only.
+        """
         mask_token_id, t = self.config.mask_token_id, timesteps.float()
         exponents = self.token_schedule.exponents if self.config.learn_masking_schedule else None
         weight = (
             nelbo_weight(self.masking_schedule, t, self.config.num_train_timesteps) if exponents is None else 1.0 / t
         )
-        # How many positions are masked is data, and data-dependent shapes cannot be compiled into one graph.
-        if logits is None and torch.compiler.is_compiling():
-            logits = self._logits(hidden_states)
         if logits is not None:
             if exponents is not None:
-                return genmd4_token_nelbo(logits, x0, xt, exponents, t, mask_token_id)
-            return token_nelbo(logits, x0, xt, weight, mask_token_id)
+                values = genmd4_token_nelbo(logits, x0, xt, exponents, t, mask_token_id)
+            else:
+                values = token_nelbo(logits, x0, xt, weight, mask_token_id)
+            return values.sum(), values
         masked = (xt == mask_token_id) & (x0 != IGNORE_INDEX)
         rows = masked.flatten().nonzero().squeeze(1)
-        logits, target = self._logits(hidden_states.flatten(0, 1).index_select(0, rows)), x0.flatten()[rows]
+        row_states, target = hidden_states.flatten(0, 1).index_select(0, rows), x0.flatten()[rows]
+        total, values = self._row_nelbo(row_states, target, weight[rows // masked.shape[1]], exponents)
+        return total, values.new_zeros(masked.shape).masked_scatter(masked, values)
+
+    def _row_nelbo(
+        self, hidden_states: Tensor, target: Tensor, weight: Tensor, exponents: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same for the hidden states of masked positions, `(rows, hidden)`; the place where it is chosen how."""
+        if isinstance(self.lm_head, MD4Head):
+            total, values = self.lm_head(hidden_states, target, weight, self.config.mask_token_id, exponents)
+            return total.to(hidden_states.device), values.to(hidden_states.device)
+        logits = self._logits(hidden_states)  # of a head that an adapter or a quantiser has put in place of ours
         if exponents is not None:
-            value = genmd4_cross_entropy_nats(logits, target, exponents)
+            values = weight * genmd4_cross_entropy_nats(logits, target, exponents)
         else:
-            value = cross_entropy_nats(logits, target)
-        weighted = weight[rows // masked.shape[1]] * value
-        return weighted.new_zeros(masked.shape).masked_scatter(masked, weighted)
+            values = weight * cross_entropy_nats(logits, target)
+        return values.sum(), values
 
     def _losses(
         self,
+        total: Tensor,
         nelbo_per_token: Tensor,
         xt: Tensor,
         labels: Tensor,
@@ -753,19 +790,23 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         copies: int,
         num_items_in_batch: Tensor | int | None,
     ) -> dict[str, Tensor]:
-        """`loss` and `nelbo` in nats over the scored tokens (those here, or of the whole batch this is a part of)."""
+        """`loss` and `nelbo` in nats over the scored tokens (those here, or of the whole batch this is a part of).
+
+        The gradient of the diffusion part goes through its `total` over all tokens and copies.
+        """
         scored = labels != IGNORE_INDEX
         num_items = scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         if isinstance(num_items, Tensor):
             num_items = num_items.to(nelbo_per_token.device)
         reconstruction = self._reconstruction(labels, scored)
-        diffusion = fold_copies(nelbo_per_token.sum(dim=1), copies)  # (batch, copies)
-        nelbo = loss = (diffusion.mean(dim=1).sum() + reconstruction.sum()) / num_items
+        nelbo = loss = (total / copies + reconstruction.sum()) / num_items
         if self.config.learn_masking_schedule and self.training:
             t, x0 = unfold_copies(timesteps.float(), copies), unfold_copies(labels, copies)
             log_q = log_forward_probability(self.token_schedule, t, x0, xt, self.config.mask_token_id).sum(dim=1)
-            surrogate = rloo_surrogate(diffusion, fold_copies(log_q, copies))
-            loss = (surrogate.sum() + reconstruction.sum()) / num_items
+            diffusion = fold_copies(nelbo_per_token.detach().sum(dim=1), copies)  # (batch, copies)
+            surrogate = rloo_surrogate(diffusion, fold_copies(log_q, copies)).sum()
+            # The same number as with the gradient of each value, at a fraction of its price.
+            loss = (surrogate + (total - total.detach()) / copies + reconstruction.sum()) / num_items
             nelbo = nelbo.detach()
         return {"loss": loss, "nelbo": nelbo, "reconstruction_nelbo": reconstruction}
 

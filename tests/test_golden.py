@@ -107,13 +107,15 @@ def test_time_embedding_is_the_official_one(golden, size):
 @pytest.mark.parametrize("head_dim", [8, 16])
 def test_rotary_embedding_is_the_official_one(golden, head_dim):
     tensors, _ = golden("building_blocks")
-    q, k = (tensors[f"rope/hd{head_dim}/{x}"].transpose(1, 2) for x in "qk")
+    q, k = (tensors[f"rope/hd{head_dim}/{x}"] for x in "qk")
     config = config_from_official({"vocab_size": 4, "feature_dim": head_dim, "num_heads": 3, "n_layers": 1})
-    cos, sin = MD4RotaryEmbedding(config)(q, torch.arange(q.shape[2])[None])
-    assert_close(cos[0, :, ::2], tensors[f"rope/hd{head_dim}/cos"], atol=2e-6)
-    assert_close(sin[0, :, 1::2], tensors[f"rope/hd{head_dim}/sin"], atol=2e-6)
+    rotation = MD4RotaryEmbedding(config)(q, torch.arange(q.shape[1])[None])
+    assert_close(rotation[0, ..., 0], tensors[f"rope/hd{head_dim}/cos"], atol=2e-6)
+    assert_close(rotation[0, ..., 1], tensors[f"rope/hd{head_dim}/sin"], atol=2e-6)
     for x, name in ((q, "q_out"), (k, "k_out")):
-        assert_close(apply_rotary(x, cos, sin).transpose(1, 2), tensors[f"rope/hd{head_dim}/{name}"], atol=2e-6)
+        assert_close(apply_rotary(x, rotation), tensors[f"rope/hd{head_dim}/{name}"], atol=2e-6)
+        compiled = torch.compile(apply_rotary, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(x, rotation), tensors[f"rope/hd{head_dim}/{name}"], atol=2e-6)
 
 
 @pytest.mark.parametrize("mlp_type", ["glu", "swiglu", "geglu"])

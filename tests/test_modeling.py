@@ -621,8 +621,8 @@ def test_a_layer_leaves_dropped_channels_as_they_were_at_all_positions():
     config._attn_implementation = "eager"
     layer = randomise(MD4Layer(config, 0)).train()
     hidden_states = torch.randn(3, 6, 32)
-    position_embeddings = MD4RotaryEmbedding(config)(hidden_states, torch.arange(6)[None])
-    change = layer(hidden_states, None, position_embeddings=position_embeddings) - hidden_states
+    rotation = MD4RotaryEmbedding(config)(hidden_states, torch.arange(6)[None])
+    change = layer(hidden_states, None, rotation=rotation) - hidden_states
     unchanged = change == 0
     assert torch.equal(unchanged, unchanged[:, :1].expand_as(unchanged))
     # A channel stays as it was where both branches drop it: a quarter of 96, within 5 standard deviations.

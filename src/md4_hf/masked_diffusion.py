@@ -436,7 +436,7 @@ def rloo_surrogate(losses: Tensor, log_probabilities: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------------------
 
 # Logits that exist at a time: on the CPU what its caches and memory bandwidth like, elsewhere what keeps it busy.
-LOGITS_AT_A_TIME = {"cpu": 2**23}
+LOGITS_AT_A_TIME = {"cpu": 2**24}
 LOGITS_AT_A_TIME_ELSEWHERE = 2**26
 
 

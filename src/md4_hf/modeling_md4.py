@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
@@ -208,22 +208,27 @@ class MD4RotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     @dynamic_rope_update
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine `(batch, length, head_dim)` for the positions `(batch, length)`; pairs are (2k, 2k+1)."""
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """Cosines and sines `(batch, length, head_dim / 2, 2)` for the positions `(batch, length)`."""
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float32)
-        angles = angles.repeat_interleave(2, dim=-1)
-        return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return torch.stack([angles.cos(), angles.sin()], dim=-1) * self.attention_scaling
 
 
-def rotate_pairs(x: Tensor) -> Tensor:
-    """(a, b) -> (-b, a) for the interleaved pairs of the last axis."""
-    return torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+def apply_rotary(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs (2k, 2k+1) of queries or keys by their position's angles, in float32.
 
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate queries or keys `(batch, heads, length, head_dim)` by their position's angle, in float32."""
-    rotated = x.float() * cos[:, None] + rotate_pairs(x).float() * sin[:, None]
-    return rotated.to(x.dtype)
+    Args:
+        x: `(batch, length, ..., head_dim)`.
+        rotation: What `MD4RotaryEmbedding` gives, `(batch, length, head_dim / 2, 2)`.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    rotation = rotation.reshape(*rotation.shape[:2], *(1,) * (x.dim() - 3), *rotation.shape[2:])
+    if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    else:  # the compiler writes no kernels for complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 def eager_attention_forward(
@@ -262,14 +267,22 @@ class MD4Attention(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        position_embeddings: tuple[Tensor, Tensor],
+        rotation: Tensor,
+        rows: Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """`(batch, length, hidden)` -> the same, and the attention probabilities where the backend has them."""
+        """`(batch, length, hidden)` -> the same, and the attention probabilities where the backend has them.
+
+        With flat indices `rows`, the output is of these positions only, `(rows, hidden)`.
+        """
         batch, length, _ = hidden_states.shape
         qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = (apply_rotary(x, *position_embeddings) for x in (query, key))
+        to_rotate, value = qkv.split((2, 1), dim=2)
+        query, key = apply_rotary(to_rotate, rotation).permute(2, 0, 3, 1, 4).unbind(0)
+        value = value.squeeze(2).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -283,7 +296,8 @@ class MD4Attention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(output.reshape(batch, length, -1)), probabilities
+        output = output.reshape(batch, length, -1)
+        return self.o_proj(output if rows is None else output.flatten(0, 1)[rows]), probabilities
 
 
 class MD4MLP(nn.Module):
@@ -324,31 +338,47 @@ class MD4Layer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         modulation: Tensor | None,
         attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        rotation: Tensor | None = None,
+        rows: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
         """`(batch, length, hidden)`, and the block's modulation `(batch, 1, 6 hidden)` -> the former's shape.
 
-        `attention_mask` and `position_embeddings` go to the attention.
+        With flat indices `rows`, only these positions are gone on with after the attention: `(rows, hidden)`.
+        `attention_mask`, `rotation` and `kwargs` go to the attention.
         """
 
         def attend(x: Tensor) -> Tensor:
-            return self._drop(self.attention(x, attention_mask, position_embeddings, **kwargs)[0])
+            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0])
 
         def feed(x: Tensor) -> Tensor:
             return self._drop(self.mlp(x))
 
         if modulation is None:
-            hidden_states = hidden_states + attend(self.attention_norm(hidden_states))
+            attended = attend(self.attention_norm(hidden_states))
+            hidden_states = at_rows(hidden_states, rows) + attended
             return hidden_states + feed(self.mlp_norm(hidden_states))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        attended = attend(modulate(self.attention_norm(hidden_states), shift_a, scale_a))
-        hidden_states = torch.addcmul(hidden_states, gate_a, attended)
+        shift, scale = modulation[..., : 2 * hidden_states.shape[-1]].chunk(2, dim=-1)
+        attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
+        _, _, gate_a, shift_m, scale_m, gate_m = modulation_at(modulation, hidden_states, rows).chunk(6, dim=-1)
+        hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
         fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
         return torch.addcmul(hidden_states, gate_m, fed)
 
     def _drop(self, x: Tensor) -> Tensor:
+        if self.residual_dropout.p == 0.0 or not self.training:
+            return x
         return self.residual_dropout(x.transpose(1, 2)).transpose(1, 2)
+
+
+def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    """`(batch, length, ...)` at flat indices `(rows,)`: `(rows, ...)`; without indices as it is."""
+    return x if rows is None else x.flatten(0, 1)[rows]
+
+
+def modulation_at(modulation: Tensor, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
+    """The modulation `(batch, 1, width)` of the examples that the flat indices `rows` of positions belong to."""
+    return modulation if rows is None else modulation.squeeze(1)[rows // hidden_states.shape[1]]
 
 
 class MD4Head(nn.Linear):
@@ -508,6 +538,9 @@ class MD4Model(MD4PreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        document_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        rows: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
@@ -518,10 +551,17 @@ class MD4Model(MD4PreTrainedModel):
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids`.
+            document_ids: `(batch, length)`, which document of a packed row a token belongs to, as runs of equal
+                numbers: tokens attend within their document only, where positions start at 0. Not with flash attention.
+            past_key_values: Keys and values of earlier tokens, which are attended to and stay as they were; those of
+                the tokens given are added. Positions go on after them. Only without time conditioning.
+            rows: Flat indices `(rows,)` into (batch, length) of the only positions whose hidden states are needed: the
+                last layer's feed-forward runs for them alone. Not with `output_hidden_states`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
 
         Returns:
-            `last_hidden_state` `(batch, length, hidden_size)`, normalised and modulated, ready for the head.
+            `last_hidden_state` `(batch, length, hidden_size)`, with `rows` `(rows, hidden_size)`, normalised and
+            modulated, ready for the head.
 
         Raises:
             ValueError: For missing inputs, wrong shapes, and ids, times or labels out of range. Values are checked on
@@ -532,30 +572,47 @@ class MD4Model(MD4PreTrainedModel):
         self._check_inputs(
             input_ids, timesteps, class_labels, (inputs_embeds if input_ids is None else input_ids).shape
         )
+        self._check_attention(document_ids, past_key_values)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         hidden_states = inputs_embeds if self.embed_proj is None else self.embed_proj(inputs_embeds)
         hidden_states = self.embedding_dropout(hidden_states)
         if position_ids is None:
-            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
-        attention_mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(past, past + hidden_states.shape[1], device=hidden_states.device)[None]
+            if document_ids is not None:
+                position_ids = positions_in_documents(document_ids)
+        attention_mask = create_bidirectional_mask(
+            self.config,
+            hidden_states,
+            attention_mask,
+            past_key_values=past_key_values,
+            and_mask_function=None if document_ids is None else packed_sequence_mask_function(document_ids),
+        )
+        rotation = self.rotary_emb(hidden_states, position_ids)
         modulations: tuple[Tensor | None, ...] = (None,) * (len(self.layers) + 1)
         if self.conditioning is not None:
             conditioning = self.conditioning(timesteps, class_labels, hidden_states.dtype)
             modulations = self.modulation(ACTIVATIONS[self.config.mlp_type](conditioning))
+        # The last layer's draws of residual dropout are those of whole rows.
+        trims = rows is not None and not (self.training and self.config.residual_dropout > 0.0)
         for layer, modulation in zip(self.layers, modulations, strict=False):
+            whole, is_last = hidden_states, layer is self.layers[-1]
             hidden_states = layer(
-                hidden_states,
+                whole,
                 modulation,
                 attention_mask=attention_mask,
-                position_embeddings=position_embeddings,
+                rotation=rotation,
+                rows=rows if trims and is_last else None,
+                past_key_values=past_key_values,
                 **kwargs,
             )
+        if not trims:
+            hidden_states = at_rows(hidden_states, rows)
         hidden_states = self.norm(hidden_states)
         if modulations[-1] is not None:
-            shift, scale = modulations[-1].to(hidden_states.device).chunk(2, dim=-1)
-            hidden_states = modulate(hidden_states, shift, scale)
+            modulation = modulation_at(modulations[-1], whole, rows).to(hidden_states.device)
+            hidden_states = modulate(hidden_states, *modulation.chunk(2, dim=-1))
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def _check_inputs(
@@ -571,6 +628,17 @@ class MD4Model(MD4PreTrainedModel):
         if self.config.num_classes is not None:
             check_per_example("class_labels", class_labels, shape[0], "the model is class-conditional")
             check_range("class_labels", class_labels, self.config.num_classes - 1)
+
+    def _check_attention(self, document_ids: Tensor | None, past_key_values: Cache | None):
+        if document_ids is not None and "flash" in self.config._attn_implementation:
+            raise ValueError(
+                "`document_ids` need eager, SDPA or flex attention, got attn_implementation="
+                f"{self.config._attn_implementation!r}."
+            )
+        if past_key_values is not None and self.config.time_conditioning:
+            raise ValueError("`past_key_values` need a model without `time_conditioning`: keys change with the time.")
+        if past_key_values is not None and document_ids is not None:
+            raise ValueError("Only one of `past_key_values` and `document_ids` may be given.")
 
 
 class MD4ForMaskedDiffusion(MD4PreTrainedModel):
@@ -630,6 +698,9 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         mask_noise: torch.FloatTensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_logits: bool | None = None,
+        document_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        max_masked: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedDiffusionOutput:
         r"""
@@ -651,7 +722,12 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 which may be sharded over devices, are applied in this way.
             num_items_in_batch: Number of scored tokens to divide the loss by, when the batch is a part of a larger one.
             output_logits: Whether to return logits; by default they are, but not in training with labels, where the
-                head runs on masked positions only.
+                last feed-forward and the head run on masked positions only, and no logits of all of them ever exist.
+                Compiled, `token_nelbo` then has no gradient, and `loss` never has a second derivative.
+            document_ids: `(batch, length)`, which document of a packed row a token belongs to: see `MD4Model.forward`.
+            past_key_values: Keys and values of earlier tokens: see `MD4Model.forward`.
+            max_masked: No more masked tokens than this are in the batch (it is an error if there are). With it, a step
+                on an accelerator does not wait to hear how many there are, and a compiled one runs for so many.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
 
         Returns:
@@ -674,12 +750,22 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         copies = None if input_ids is None or input_ids.dim() != 3 else input_ids.shape[1]
         if copies is not None:
             # Copies are rows of a larger batch.
-            rows = (input_ids, timesteps, labels, class_labels, attention_mask, position_ids, position_mask)
-            input_ids, row_timesteps, row_labels, class_labels, attention_mask, position_ids, position_mask = (
-                unfold_copies(x, copies) for x in rows
+            shared = (timesteps, labels, class_labels, attention_mask, position_ids, document_ids)
+            row_timesteps, row_labels, class_labels, attention_mask, position_ids, document_ids = (
+                x if x is None else x.repeat_interleave(copies, dim=0) for x in shared
             )
+            input_ids, position_mask = (x if x is None else x.flatten(0, 1) for x in (input_ids, position_mask))
         else:
             row_timesteps, row_labels = timesteps, labels
+        if output_logits is None:
+            output_logits = labels is None or not self.training
+        rows, is_masked = None, None
+        if position_mask is not None:
+            rows = position_mask.flatten().nonzero().squeeze(1)
+        elif labels is not None and not output_logits:
+            is_masked = ((input_ids == self.config.mask_token_id) & (row_labels != IGNORE_INDEX)).flatten()
+            rows = indices_of(is_masked, max_masked)
+        keeps_all = kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False)
         outputs = self.model(
             input_ids=input_ids,
             timesteps=row_timesteps,
@@ -687,19 +773,24 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            document_ids=document_ids,
+            past_key_values=past_key_values,
+            rows=None if keeps_all else rows,
             return_dict=True,
             **kwargs,
         )
         # Back to the inputs and labels, if a device map has put the last layer (or the head, below) elsewhere.
         hidden_states = outputs.last_hidden_state.to((inputs_embeds if input_ids is None else input_ids).device)
-        if output_logits is None:
-            output_logits = labels is None or not self.training
-        logits = None
+        if keeps_all:
+            hidden_states = at_rows(hidden_states, rows)
+        logits = self._logits(hidden_states) if output_logits else None
         losses: dict[str, Tensor] = {}
-        if output_logits:
-            logits = self._logits(hidden_states if position_mask is None else hidden_states[position_mask])
         if labels is not None:
-            total, nelbo_per_token = self._token_nelbo(hidden_states, logits, input_ids, row_labels, row_timesteps)
+            if logits is None:
+                total, nelbo_per_token = self._masked_nelbo(hidden_states, rows, is_masked, row_labels, row_timesteps)
+            else:
+                nelbo_per_token = self._token_nelbo(logits, input_ids, row_labels, row_timesteps)
+                total = nelbo_per_token.sum()
             losses = self._losses(
                 total, nelbo_per_token, input_ids, labels, timesteps, copies or 1, num_items_in_batch
             )
@@ -742,34 +833,47 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         xt = corrupt(x0, alpha_t, self.config.mask_token_id, noise=mask_noise)
         return torch.where(labels != IGNORE_INDEX, xt, x0)
 
-    def _token_nelbo(
-        self, hidden_states: Tensor, logits: Tensor | None, xt: Tensor, x0: Tensor, timesteps: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Diffusion part of the NELBO: the sum over all tokens, and each token's, `(rows, length)`.
+    def _exponents(self) -> Tensor | None:
+        """GenMD4's learned exponents, `(vocab,)`."""
+        return self.token_schedule.exponents if self.config.learn_masking_schedule else None
 
-        Without `logits` the head runs at the masked positions only.
+    def _weight(self, t: Tensor) -> Tensor:
+        """What a masked token's term is multiplied by at its example's time, `(rows,)` float32."""
+        if self.config.learn_masking_schedule:
+            return 1.0 / t
+        return nelbo_weight(self.masking_schedule, t, self.config.num_train_timesteps)
+
+    def _token_nelbo(self, logits: Tensor, xt: Tensor, x0: Tensor, timesteps: Tensor) -> Tensor:
+        """Diffusion part of the NELBO of each token, `(rows, length)`, from all logits."""
+        mask_token_id, t, exponents = self.config.mask_token_id, timesteps.float(), self._exponents()
+        if exponents is not None:
+            return genmd4_token_nelbo(logits, x0, xt, exponents, t, mask_token_id)
+        return token_nelbo(logits, x0, xt, self._weight(t), mask_token_id)
+
+    def _masked_nelbo(
+        self, hidden_states: Tensor, rows: Tensor | None, is_masked: Tensor, x0: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same from the hidden states of the masked tokens alone; and the sum, for its cheaper gradient.
+
+        `rows` are flat indices of the `hidden_states`, of all masked tokens and perhaps, to fill up, of others; without
+        them the hidden states are those of all tokens.
         """
-        mask_token_id, t = self.config.mask_token_id, timesteps.float()
-        exponents = self.token_schedule.exponents if self.config.learn_masking_schedule else None
-        weight = (
-            nelbo_weight(self.masking_schedule, t, self.config.num_train_timesteps) if exponents is None else 1.0 / t
-        )
-        if logits is not None:
-            if exponents is not None:
-                values = genmd4_token_nelbo(logits, x0, xt, exponents, t, mask_token_id)
-            else:
-                values = token_nelbo(logits, x0, xt, weight, mask_token_id)
-            return values.sum(), values
-        masked = (xt == mask_token_id) & (x0 != IGNORE_INDEX)
-        rows = masked.flatten().nonzero().squeeze(1)
-        row_states, target = hidden_states.flatten(0, 1).index_select(0, rows), x0.flatten()[rows]
-        total, values = self._row_nelbo(row_states, target, weight[rows // masked.shape[1]], exponents)
-        return total, values.new_zeros(masked.shape).masked_scatter(masked, values)
+        target, weight = x0.flatten(), self._weight(timesteps.float()).repeat_interleave(x0.shape[1])
+        if rows is None:
+            hidden_states, weight = hidden_states.flatten(0, 1), torch.where(is_masked, weight, 0.0)
+        else:
+            is_wanted = torch.arange(len(rows), device=rows.device) < is_masked.sum()
+            target, weight = target[rows], torch.where(is_wanted, weight[rows], 0.0)
+        total, values = self._row_nelbo(hidden_states, target.clamp(min=0), weight)
+        if torch.compiler.is_compiling():
+            values = values.detach()  # as an output of the graph it would be given a gradient, of zeros, at a price
+        if rows is not None:
+            values = values.new_zeros(is_masked.shape).index_add(0, rows, values)
+        return total, values.view(x0.shape)
 
-    def _row_nelbo(
-        self, hidden_states: Tensor, target: Tensor, weight: Tensor, exponents: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The same for the hidden states of masked positions, `(rows, hidden)`; the place where it is chosen how."""
+    def _row_nelbo(self, hidden_states: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum and values of weighted tokens `(rows,)` from `(rows, hidden)`; the place where it is chosen how."""
+        exponents = self._exponents()
         if isinstance(self.lm_head, MD4Head):
             total, values = self.lm_head(hidden_states, target, weight, self.config.mask_token_id, exponents)
             return total.to(hidden_states.device), values.to(hidden_states.device)
@@ -801,7 +905,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         reconstruction = self._reconstruction(labels, scored)
         nelbo = loss = (total / copies + reconstruction.sum()) / num_items
         if self.config.learn_masking_schedule and self.training:
-            t, x0 = unfold_copies(timesteps.float(), copies), unfold_copies(labels, copies)
+            t, x0 = (x.repeat_interleave(copies, dim=0) for x in (timesteps.float(), labels))
             log_q = log_forward_probability(self.token_schedule, t, x0, xt, self.config.mask_token_id).sum(dim=1)
             diffusion = fold_copies(nelbo_per_token.detach().sum(dim=1), copies)  # (batch, copies)
             surrogate = rloo_surrogate(diffusion, fold_copies(log_q, copies)).sum()
@@ -845,15 +949,31 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Copies, and checks of the inputs
+# Copies, packed documents, and checks of the inputs
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def unfold_copies(x: Tensor | None, copies: int) -> Tensor | None:
-    """`(batch, copies, ...)` -> `(batch * copies, ...)`; what all copies share, `(batch, ...)`, is repeated."""
-    if x is None:
+def positions_in_documents(document_ids: Tensor) -> Tensor:
+    """`(batch, length)` runs of equal numbers -> the place of each token in its run, from 0."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    starts = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+def indices_of(is_chosen: Tensor, at_most: int | None) -> Tensor | None:
+    """Indices of the true elements of `(n,)`, filled up with zeros where their number is not known; None for all.
+
+    On the CPU it is. On an accelerator it takes a wait, unless a bound is given. A compiled graph has one size, that of
+    the bound or all.
+    """
+    if not torch.compiler.is_compiling() and (at_most is None or is_chosen.device.type == "cpu"):
+        return is_chosen.nonzero().squeeze(1)
+    if at_most is None or at_most >= len(is_chosen):
         return None
-    return x.flatten(0, 1) if x.dim() == 3 else x.repeat_interleave(copies, dim=0)
+    torch._assert_async(
+        is_chosen.sum() <= at_most, "`max_masked` must not be smaller than the number of masked tokens"
+    )
+    return torch.nonzero_static(is_chosen, size=at_most, fill_value=0).squeeze(1)
 
 
 def fold_copies(x: Tensor, copies: int | None) -> Tensor:

@@ -185,9 +185,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         was_training = self.model.training
         self.model.eval()
         try:
+            sample, attention_mask = self._pad(rows, device)
             sample = self._denoise(
-                *self._pad(rows, device),
-                labels,
+                sample,
+                {"attention_mask": attention_mask, "class_labels": labels},
                 generators,
                 {"temperature": temperature, "top_p": top_p, "top_k": top_k},
                 callback_on_step_end,
@@ -265,40 +266,98 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _denoise(
         self,
         sample: Tensor,
-        attention_mask: Tensor | None,
-        class_labels: Tensor | None,
+        inputs: dict[str, Tensor | None],
         generators: list[torch.Generator],
         step_arguments: dict[str, Any],
         callback: Callable[[Any, int, Tensor, dict], dict] | None,
         tensor_names: list[str],
     ) -> Tensor:
-        """The denoising loop: `(rows, length)` ids with masks -> the same without."""
-        logits = None
+        """`(rows, length)` ids with masks -> the same without.
+
+        `inputs` are what the denoiser is given besides, a row each; `step_arguments` go to the scheduler.
+        """
+        if callback is None and self.scheduler.token_schedule is None:
+            return self._denoise_by_openings(sample, inputs, generators, step_arguments)
+        plan, logits = None, None
         with self.progress_bar(total=self._num_timesteps) as progress:
             for step, t in enumerate(self.scheduler.timesteps):
                 if self._interrupt:
                     break
                 if (sample == self.mask_token_id).any():
-                    # Of a fresh generator a row uses the first numbers only: padding does not shift the later steps'.
-                    step_generators = [_reseed(generator) for generator in generators]
-                    plan = self.scheduler.plan_step(t, sample, step_generators)
-                    # The network runs where something may open: on these rows, and its head at these positions.
-                    rows = plan.candidates.any(dim=1).nonzero().squeeze(1).to(sample.device)
+                    if self.scheduler.token_schedule is not None:
+                        step_plan = self.scheduler.plan_step(t, sample, _reseed_all(generators))
+                    else:
+                        plan = self._follow(plan, sample, step, generators)
+                        step_plan = plan.at(step)
+                    rows = step_plan.candidates.any(dim=1).nonzero().squeeze(1)
                     if len(rows):
-                        logits = self.model(
-                            input_ids=self.scheduler.scale_model_input(sample, t)[rows],
-                            timesteps=t.expand(len(rows)),
-                            class_labels=None if class_labels is None else class_labels[rows],
-                            attention_mask=None if attention_mask is None else attention_mask[rows],
-                            position_mask=plan.candidates.to(sample.device)[rows],
-                        ).logits
-                        sample = self.scheduler.step(logits, t, sample, plan=plan, **step_arguments).prev_sample
+                        logits = self._predict(sample, rows, t.expand(len(rows)), step_plan.candidates[rows], inputs)
+                        sample = self.scheduler.step(logits, t, sample, plan=step_plan, **step_arguments).prev_sample
                 if callback is not None:
                     tensors = {"sample": sample, "logits": logits}
                     returned = callback(self, step, t, {name: tensors[name] for name in tensor_names})
                     sample = (returned or {}).get("sample", sample)
                 progress.update()
         return sample
+
+    def _denoise_by_openings(
+        self,
+        sample: Tensor,
+        inputs: dict[str, Tensor | None],
+        generators: list[torch.Generator],
+        step_arguments: dict[str, Any],
+    ) -> Tensor:
+        """The same from opening to opening: each row goes at once to the next step that opens something in it.
+
+        So the denoiser runs as often as the busiest row has such steps, on rows that may be at different times.
+        """
+        plan = self.scheduler.plan_openings(sample, _reseed_all(generators))
+        pending, sample = (
+            plan.steps,
+            sample.clone(),
+        )  # of the plan we have a copy on the CPU: nothing waits for devices
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            while not self._interrupt:
+                steps = pending.amin(dim=1)
+                progress.update(steps.min().item() - progress.n)
+                rows = (steps < self._num_timesteps).nonzero().squeeze(1)
+                if not len(rows):
+                    break
+                steps = steps[rows]
+                step_plan = plan.at(steps, rows)
+                pending = pending.index_put(
+                    (rows,), pending[rows].masked_fill(step_plan.candidates, self._num_timesteps)
+                )
+                t, where = self.scheduler.timesteps[steps.to(sample.device)], rows.to(sample.device)
+                logits = self._predict(sample, where, t, step_plan.candidates, inputs)
+                opened = self.scheduler.step(logits, t, sample[where], plan=step_plan, **step_arguments).prev_sample
+                sample[where] = opened
+        return sample
+
+    def _predict(
+        self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: dict[str, Tensor | None]
+    ) -> Tensor:
+        """The denoiser's logits at the candidates `(rows, length)` of these rows at times `(rows,)`."""
+        return self.model(
+            input_ids=self.scheduler.scale_model_input(sample[rows], t),
+            timesteps=t,
+            position_mask=candidates.to(sample.device),
+            **{name: None if x is None else x[rows] for name, x in inputs.items()},
+        ).logits
+
+    def _follow(self, plan, sample: Tensor, step: int, generators: list[torch.Generator]):
+        """The opening plan for this sample at this step: a callback may have filled positions, or masked them again."""
+        if plan is None:
+            return self.scheduler.plan_openings(sample, _reseed_all(generators), first_step=step)
+        masked = (sample == self.mask_token_id).cpu()
+        plan.steps = plan.steps.where(masked, self._num_timesteps)
+        is_late = masked & ((plan.steps < step) | (plan.steps == self._num_timesteps))
+        if is_late.any():
+            later = self.scheduler.plan_openings(sample, _reseed_all(generators), first_step=step)
+            plan.steps = torch.where(is_late, later.steps, plan.steps)
+            plan.noise = torch.where(is_late[..., None], later.noise, plan.noise)
+            plan.left_over = torch.where(is_late, later.left_over, plan.left_over)
+        return plan
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -424,6 +483,11 @@ def _row_generators(generator: torch.Generator | list[torch.Generator] | None, n
         # Seeded too, so that a list of one gives what its generator gives alone.
         return [_reseed(row_generator) for row_generator in generator]
     return [_reseed(generator) for _ in range(num_rows)]
+
+
+def _reseed_all(generators: list[torch.Generator]) -> list[torch.Generator]:
+    """A fresh generator for each: a row uses its first numbers only, so that padding does not shift what comes next."""
+    return [_reseed(generator) for generator in generators]
 
 
 def _reseed(generator: torch.Generator | None) -> torch.Generator:

@@ -26,6 +26,10 @@ from .masked_diffusion import (
 )
 
 
+# Probabilities, in float64, that exist at a time while tokens are drawn.
+PROBABILITIES_AT_A_TIME = 2**22
+
+
 @dataclass
 class MaskedDiffusionSchedulerOutput(BaseOutput):
     """
@@ -55,10 +59,42 @@ class StepPlan(BaseOutput):
         candidates (`torch.BoolTensor` of shape `(batch, ...)`):
             Positions that may open in this step: the denoiser is needed there, and nowhere else.
         noise (`torch.DoubleTensor` of shape `(batch, ..., 2)`): The uniform numbers that the step will use.
+        left_over (`torch.BoolTensor` of shape `(batch, ...)`, *optional*):
+            Candidates that are decoded by their most probable token, while all others open; `None` if the step has yet
+            to decide which candidates open.
     """
 
     candidates: torch.BoolTensor
     noise: torch.DoubleTensor
+    left_over: torch.BoolTensor | None = None
+
+    def to(self, device: torch.device) -> StepPlan:
+        """The plan on another device."""
+        return StepPlan(**{name: x.to(device) for name, x in self.items()})
+
+
+@dataclass
+class OpeningPlan(BaseOutput):
+    """
+    When each masked position opens, for a whole reverse process.
+
+    Args:
+        steps (`torch.LongTensor` of shape `(batch, ...)`):
+            Index into `timesteps` of the step that opens the position; the number of steps where nothing is masked.
+        noise (`torch.DoubleTensor` of shape `(batch, ..., 2)`): The uniform numbers; the second one draws the token.
+        left_over (`torch.BoolTensor` of shape `(batch, ...)`): Positions that the last step decodes by arg max.
+    """
+
+    steps: torch.LongTensor
+    noise: torch.DoubleTensor
+    left_over: torch.BoolTensor
+
+    def at(self, step: int | Tensor, rows: Tensor | slice = slice(None)) -> StepPlan:
+        """The plan of a step, for all rows or for some: then `step` `(rows,)` may be another one for each."""
+        steps = self.steps[rows]
+        step = torch.as_tensor(step, device=steps.device)
+        candidates = steps == step.view(-1, *(1,) * (steps.dim() - 1))
+        return StepPlan(candidates=candidates, noise=self.noise[rows], left_over=self.left_over[rows])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -153,9 +189,13 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     With GenMD4's schedules (`set_token_schedule`, which the pipeline calls) r depends on the token: the position
     becomes token j with probability r_j mu_j.
 
-    A step can be planned (`plan_step`): where a position may open is drawn before the denoiser has to run. It is then
-    needed there only, and the step gives the very sample that it would have given without the plan. For GenMD4 this is
-    thinning: candidates at the largest r_j, of which each opens with the ratio of its own to that.
+    As r does not depend on the tokens, the step that opens a position can be drawn before the denoiser has run at all
+    (`plan_openings`): it is then needed at the steps that open something, and there at those positions only. Samples
+    have the same distribution.
+
+    For GenMD4 a step can be planned when its turn has come (`plan_step`), by thinning: candidates at the largest r_j,
+    each of which opens with the ratio of its own to that. The step gives the very sample that it would have given
+    without the plan.
 
     Args:
         mask_token_id (`int`, *optional*):
@@ -237,6 +277,33 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return probability
 
     @torch.no_grad()
+    def plan_openings(
+        self,
+        sample: torch.LongTensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        first_step: int = 0,
+    ) -> OpeningPlan:
+        """Draw the step that opens each masked position of `sample` `(batch, ...)`, of the steps from `first_step` on.
+
+        A position opens at step i with probability r_i (1 - r_{i-1}) (1 - r_{i-2}) ...: one uniform number decides.
+
+        Raises:
+            ValueError: With GenMD4's schedules, where it depends on the tokens; and for a `first_step` out of range.
+        """
+        if self.token_schedule is not None:
+            raise ValueError("`plan_openings` needs one schedule for all tokens: with GenMD4's use `plan_step`.")
+        if not 0 <= first_step < self.num_inference_steps:
+            raise ValueError(f"`first_step` must be in [0, {self.num_inference_steps}), got {first_step}.")
+        state = sample.cpu()  # where generators usually are, and no kernel has to be waited for
+        noise = _uniform(state.shape, generator, state.device)
+        opened_by = 1.0 - (1.0 - self.unmask_probabilities()[first_step:]).cumprod(dim=0)
+        steps = first_step + torch.searchsorted(opened_by, noise[..., 0].contiguous(), right=True)
+        masked = state == self._mask_token_id()
+        left_over = masked & (steps == self.num_inference_steps)
+        steps = steps.clamp(max=self.num_inference_steps - 1)
+        return OpeningPlan(steps.where(masked, self.num_inference_steps), noise, left_over)
+
+    @torch.no_grad()
     def plan_step(
         self,
         timestep: float | Tensor,
@@ -290,7 +357,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             top_p: Nucleus in (0, 1]; `config.top_p` by default.
             top_k: Keep the k >= 1 most probable tokens.
             generator: One generator, or one per row (a row's draws then do not depend on the others).
-            plan: What `plan_step` gave for this time and sample; its noise is used, and no other drawn.
+            plan: What `plan_step` gave for this time and sample, or `plan_openings` for this step (`OpeningPlan.at`);
+                its noise is used, and no other drawn.
             return_dict: Whether to return a `MaskedDiffusionSchedulerOutput` or a tuple of its fields.
 
         Raises:
@@ -303,15 +371,17 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             logits, state = logits.cpu(), state.cpu()
         if plan is None:
             masked, noise = state == mask_token_id, _uniform(state.shape, generator, state.device)
+            plan = StepPlan(masked, noise)
         else:
+            plan = plan.to(state.device)
             masked, noise = plan.candidates, plan.noise
         row = masked.nonzero()[:, 0]
         if logits.shape[:-1] != row.shape:
             logits = self._masked_rows(logits, masked)
         index = self._step_index(timestep, state.shape[0]).to(state.device)[row]
+        left_over = None if plan.left_over is None else plan.left_over[masked]
         top_p = self.config.top_p if top_p is None else top_p
-        draw = self._draw if self.token_schedule is None else self._draw_by_token
-        tokens, probs = draw(logits, index, noise[masked], temperature, top_p, top_k)
+        tokens, probs = self._draw_in_parts(logits, index, noise[masked], left_over, temperature, top_p, top_k)
 
         sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(masked, tokens.to(state.dtype))
         sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(masked, probs.float())
@@ -324,22 +394,40 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         )
         return output if return_dict else output.to_tuple()
 
+    def _draw_in_parts(
+        self, logits: Tensor, index: Tensor, noise: Tensor, left_over: Tensor | None, *arguments
+    ) -> tuple[Tensor, Tensor]:
+        """What `_draw` gives, without float64 tables of all positions' distributions in memory."""
+        size = max(PROBABILITIES_AT_A_TIME // logits.shape[-1], 1)
+        draw = self._draw if self.token_schedule is None else self._draw_by_token
+        tokens, probs = torch.empty_like(index), noise.new_empty(index.shape)
+        for start in range(0, len(index), size):
+            part = slice(start, start + size)
+            part_left_over = None if left_over is None else left_over[part]
+            tokens[part], probs[part] = draw(logits[part], index[part], noise[part], part_left_over, *arguments)
+        return tokens, probs
+
     def _draw(
         self,
         logits: Tensor,
         index: Tensor,
         noise: Tensor,
+        left_over: Tensor | None,
         temperature: float,
         top_p: float | None,
         top_k: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Decide n masked positions: their tokens (the mask where they stay) and the tokens' probabilities, `(n,)`.
 
-        `logits` `(n, vocab)`, `index` `(n,)` of each position's step, `noise` `(n, 2)`.
+        `logits` `(n, vocab)`, `index` `(n,)` of each position's step, `noise` `(n, 2)`, and `left_over` `(n,)`, with
+        which all else opens; without, it is drawn what does.
         """
-        probability = self.unmask_probabilities().to(index.device)[index]
-        opens, uniform = SAMPLERS[self.config.sampler](probability, noise)
-        left_over = (index == self.num_inference_steps - 1) & ~opens
+        if left_over is None:
+            probability = self.unmask_probabilities().to(index.device)[index]
+            opens, uniform = SAMPLERS[self.config.sampler](probability, noise)
+            left_over = (index == self.num_inference_steps - 1) & ~opens
+        else:
+            opens, uniform = ~left_over, noise[:, 1]
         decided = opens | left_over
         mu = self._token_probabilities(logits[decided], temperature, top_p, top_k)
         drawn = torch.where(left_over[decided], mu.argmax(dim=-1), draw_categorical(mu, uniform[decided]))
@@ -352,6 +440,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         logits: Tensor,
         index: Tensor,
         noise: Tensor,
+        _: None,
         temperature: float,
         top_p: float | None,
         top_k: int | None,

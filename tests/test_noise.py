@@ -6,10 +6,12 @@ import torch
 from scipy import stats
 
 from md4_hf import Diffusion, make_schedule
+from md4_hf.masked_diffusion import discretize_times
 from md4_hf.noise import (
     evaluation_mask_noise,
     evaluation_times,
     keyed_uniform,
+    most_masked_tokens,
     training_mask_noise,
     training_times,
 )
@@ -107,3 +109,32 @@ def test_discrete_time_models_train_on_the_grid():
 def test_other_number_formats_are_refused():
     with pytest.raises(ValueError, match="`dtype` must be torch.float32 or torch.float64, got torch.bfloat16"):
         keyed_uniform(0, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 8, 30, 512])
+def test_the_times_of_a_step_are_stratified_and_so_are_those_of_its_micro_batches(total):
+    times = training_times(0, 5, torch.arange(total), total)
+    offset = times.min()
+    torch.testing.assert_close(times.sort().values, offset + torch.arange(total) / total, atol=1e-5, rtol=0)
+    for size in (size for size in (4, 8, 16) if size < total):
+        for start in range(0, total - size + 1, size):
+            mean = times[start : start + size].mean()
+            assert abs(mean - 0.5) < 1.0 / size, "a micro-batch has times from all over [0, 1)"
+
+
+@pytest.mark.parametrize("num_timesteps", [None, 10])
+@pytest.mark.parametrize(("name", "size", "total"), [("linear", 8, 64), ("cosine", 4, 4), ("poly", 1, 6)])
+def test_no_micro_batch_has_more_masked_tokens_than_was_foreseen(name, size, total, num_timesteps):
+    schedule, length = make_schedule(name, power=2.0), 256
+    bound = most_masked_tokens(schedule, num_timesteps, size, total, length)
+    counts = []
+    for step in range(60):
+        for first in range(0, total - size + 1, size):
+            index = torch.arange(first, first + size)
+            t = training_times(1, step, index, total)
+            t = t if num_timesteps is None else discretize_times(t, num_timesteps)
+            noise = training_mask_noise(1, step, index, torch.Size((size, length)))
+            counts.append(int((noise >= schedule.alpha(t)[:, None]).sum()))
+    assert max(counts) <= bound <= size * length
+    if size > 1 and num_timesteps is None:
+        assert bound < size * length, "the bound says something"

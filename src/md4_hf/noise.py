@@ -11,10 +11,13 @@ Flood, *Fast splittable pseudorandom number generators*, OOPSLA 2014), chained o
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 from torch import Tensor
 
-from .masked_diffusion import stratified_times
+from .masked_diffusion import MaskingSchedule, discretize_times, stratified_times
 
 
 # One number per use, so that the same (seed, step, example) gives unrelated numbers for unrelated things.
@@ -64,6 +67,9 @@ def keyed_uniform(*key: int | Tensor, device: torch.device | str | None = None, 
 def training_times(seed: int, step: int, index: Tensor, total: int) -> Tensor:
     """Stratified times of one optimizer step, `(n,)` float32 in [0, 1).
 
+    Any run of examples, such as a micro-batch, gets times from all over [0, 1): each has about as many masked tokens to
+    work on, and no process waits for another that has more.
+
     Args:
         seed: Seed of the run.
         step: Number of the optimizer step.
@@ -71,7 +77,40 @@ def training_times(seed: int, step: int, index: Tensor, total: int) -> Tensor:
         total: Number of examples of the whole optimizer step.
     """
     offset = keyed_uniform(seed, TRAIN_TIME, step, dtype=torch.float64)
-    return stratified_times(offset, index.cpu(), total).float().clamp(max=1.0 - 2.0**-24).to(index.device)
+    stratum = index.cpu() * _stride(total) % total
+    return stratified_times(offset, stratum, total).float().clamp(max=1.0 - 2.0**-24).to(index.device)
+
+
+def _stride(total: int) -> int:
+    """A step through `total` strata that meets each once (it has no common factor), near the golden section of them."""
+    wanted = total * _GOLDEN_RATIO_CONJUGATE
+    return min((k for k in range(1, total + 1) if math.gcd(k, total) == 1), key=lambda k: abs(k - wanted))
+
+
+@functools.lru_cache(maxsize=64)
+def most_masked_tokens(
+    schedule: MaskingSchedule, num_timesteps: int | None, num_examples: int, total: int, length: int
+) -> int:
+    """What the number of masked tokens of a micro-batch stays below, at any step of a training.
+
+    It is known beforehand, so that nothing has to wait for the count, because the times are stratified: the largest
+    expectation over all times that `training_times` can give, and eight standard deviations (probability 1e-15).
+
+    Args:
+        schedule: The masking schedule.
+        num_timesteps: T of discrete time, None for continuous time.
+        num_examples: Examples of the micro-batch.
+        total: Examples of the whole optimizer step.
+        length: Tokens of an example.
+    """
+    stratum = torch.arange(num_examples) * _stride(total) % total
+    # A time lies below the end of its stratum; where the strata begin is drawn anew at each step.
+    end = ((stratum + torch.arange(total)[:, None]) % total + 1).double() / total
+    if num_timesteps is not None:
+        end = discretize_times(end, num_timesteps).clamp(max=1.0)
+    expected = length * (1.0 - schedule.alpha(end)).sum(dim=1).max().item()
+    deviation = math.sqrt(length * num_examples) / 2.0
+    return min(math.ceil(expected + 8.0 * deviation), num_examples * length)
 
 
 def training_mask_noise(seed: int, step: int, index: Tensor, shape: torch.Size) -> Tensor:

@@ -28,7 +28,7 @@ from .collators import PaddingCollator
 from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
 from .loading import make_pipeline
 from .model_card import CardFacts, make_model_card
-from .noise import training_mask_noise, training_times
+from .noise import most_masked_tokens, training_mask_noise, training_times
 from .optimizers import muon_with_adamw
 from .plots import plot_losses
 from .tokenization import check_tokenizer_matches
@@ -269,6 +269,10 @@ class MD4Trainer(Trainer):
             shape = torch.Size((len(ids), *copies, *ids.shape[1:]))
             noise = training_mask_noise(*key, index.to(ids.device, non_blocking=True), shape)
             inputs = self.diffusion.noised(inputs, timesteps, noise)
+            if self.diffusion.schedule is not None and (ids.device.type != "cpu" or self.args.torch_compile):
+                inputs["max_masked"] = most_masked_tokens(
+                    self.diffusion.schedule, self.diffusion.num_train_timesteps, len(ids), total, ids[0].numel()
+                )
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_md4 and self.diffusion.schedule is None:
             if self._nelbo_logged_at is None:

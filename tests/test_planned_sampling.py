@@ -32,7 +32,8 @@ class CallRecorder:
         self.hook = model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module, args, kwargs):
-        self.calls.append({name: kwargs[name].clone() for name in ("input_ids", "timesteps", "position_mask")})
+        names = ("input_ids", "timesteps", "position_mask")
+        self.calls.append({name: kwargs[name].clone() for name in names if name in kwargs})
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])

@@ -23,6 +23,9 @@ class SampleArguments:
     num_samples: int = field(default=1, metadata={"help": "Samples (of each text)."})
     num_inference_steps: int | None = field(default=None, metadata={"help": "Steps; the scheduler's own by default."})
     length: int | None = field(default=None, metadata={"help": "Tokens; the model's length by default."})
+    block_length: int | None = field(
+        default=None, metadata={"help": "Generate block by block, of so many tokens, to any --length."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Divides the logits; 0 takes the most probable token."})
     top_p: float | None = field(default=None, metadata={"help": "Nucleus in (0, 1]."})
     top_k: int | None = field(default=None, metadata={"help": "Keep the k most probable tokens."})
@@ -33,7 +36,7 @@ class SampleArguments:
 
     def pipeline_arguments(self) -> dict:
         """Keyword arguments for the pipeline's call."""
-        names = ("num_samples", "num_inference_steps", "temperature", "top_p", "top_k")
+        names = ("num_samples", "num_inference_steps", "length", "block_length", "temperature", "top_p", "top_k")
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         return {**{name: getattr(self, name) for name in names}, "generator": generator}
 
@@ -57,7 +60,7 @@ def sample(argv: list[str] | None = None):
         positional={"model": "Folder or Hub id of a model or adapter."},
     )
     pipeline = load_pipeline(rest.model, base=options.base, revision=options.revision, device=options.device)
-    output = pipeline(prompt=prompt.prompt, length=options.length, **options.pipeline_arguments())
+    output = pipeline(prompt=prompt.prompt, **options.pipeline_arguments())
     print_texts(output.texts)
 
 
@@ -77,7 +80,7 @@ def infill(argv: list[str] | None = None):
         raise ValueError(f'`text` must have a gap such as <mask:12>, got "{rest.text}".')
     pipeline = load_pipeline(rest.model, base=options.base, revision=options.revision, device=options.device)
     prompt = expand_gaps(rest.text, pipeline.tokenizer.mask_token)
-    print_texts(pipeline(prompt=prompt, length=options.length, **options.pipeline_arguments()).texts)
+    print_texts(pipeline(prompt=prompt, **options.pipeline_arguments()).texts)
 
 
 def expand_gaps(text: str, mask_token: str) -> str:

@@ -18,7 +18,7 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import create_repo
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 logger = logging.get_logger(__name__)
@@ -54,6 +54,53 @@ class MaskedDiffusionPipelineOutput(BaseOutput):
 
     sequences: torch.LongTensor | list[torch.LongTensor]
     texts: list[str] | None = None
+
+
+class _DenoiserInputs:
+    """What the denoiser is given besides ids and times, a row each."""
+
+    def __init__(self, attention_mask: Tensor | None, class_labels: Tensor | None):
+        self.attention_mask, self.class_labels = attention_mask, class_labels
+
+    def of(self, rows: Tensor | slice) -> dict[str, Any]:
+        """The keyword arguments for some rows."""
+        inputs = {"attention_mask": self.attention_mask, "class_labels": self.class_labels}
+        return {name: None if x is None else x[rows] for name, x in inputs.items()}
+
+
+class _BlockInputs(_DenoiserInputs):
+    """The same for the columns from `start` to `end`, with keys and values of the `window` columns before them."""
+
+    def __init__(
+        self, model: PreTrainedModel, attention_mask: Tensor | None, class_labels: Tensor | None, window: int
+    ):
+        super().__init__(attention_mask, class_labels)
+        self.model, self.window = model, window
+        self.start = self.end = 0
+        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # of each layer
+
+    def of(self, rows: Tensor | slice) -> dict[str, Any]:
+        """The keyword arguments for some rows; the cache among them is theirs alone, and may be added to."""
+        inputs = super().of(rows)
+        past = [(key[rows], value[rows]) for key, value in self._keys_and_values]
+        inputs["past_key_values"] = DynamicCache(past)
+        seen = past[0][0].shape[2] if past else 0
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
+        inputs["position_ids"] = torch.arange(self.start, self.end, device=self.model.device)[None]
+        return inputs
+
+    def take_in(self, sample: Tensor, start: int, end: int):
+        """Add the keys and values of these decided columns, and forget what is out of the window."""
+        if start == end or self.window == 0:
+            return
+        self.start, self.end = start, end
+        inputs, ids = self.of(slice(None)), sample[:, start:end]
+        self.model(input_ids=ids, position_mask=torch.zeros_like(ids, dtype=torch.bool), **inputs)
+        cache = inputs["past_key_values"]
+        self._keys_and_values = [
+            (layer.keys[:, :, -self.window :], layer.values[:, :, -self.window :]) for layer in cache.layers
+        ]
 
 
 class MaskedDiffusionPipeline(DiffusionPipeline):
@@ -109,6 +156,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         input_ids: torch.LongTensor | list[list[int]] | None = None,
         num_samples: int = 1,
         length: int | None = None,
+        block_length: int | None = None,
         class_labels: int | list[int] | torch.LongTensor | None = None,
         num_inference_steps: int | None = None,
         temperature: float = 1.0,
@@ -137,9 +185,14 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             length (`int`, *optional*):
                 Tokens per row; masks are appended up to it. Without it, a prompt that holds masks keeps its own length,
                 and any other row is continued to the model's `max_position_embeddings`.
+            block_length (`int`, *optional*):
+                Generate block by block from the left, each by a reverse process of its own that sees what was decided
+                before through cached keys and values: text of any `length`, from a model without `time_conditioning`.
+                It sees the last `max_position_embeddings - block_length` tokens. This is exact for attention that is
+                block-causal, so that no token sees later blocks; for MD4's, which does, it is an approximation.
             class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
                 Label of each prompt (or of all), for class-conditional models.
-            num_inference_steps (`int`, *optional*): Steps; the scheduler's own number by default.
+            num_inference_steps (`int`, *optional*): Steps (of each block); the scheduler's own number by default.
             temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
             top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
             top_k (`int`, *optional*): Keep the k most probable tokens.
@@ -163,11 +216,13 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         tensor_names = callback_on_step_end_tensor_inputs or ["sample"]
-        self._check_arguments(prompt, input_ids, num_samples, length, output_type, tensor_names)
+        self._check_arguments(prompt, input_ids, num_samples, output_type, tensor_names)
+        self._check_length(length, block_length, callback_on_step_end)
         # Not `self.device`: the weights of an offloaded model lie elsewhere than where it runs.
         device = self._execution_device
         labels = self._prepare_class_labels(class_labels)
-        rows = self._prepare_rows(prompt, input_ids, length, num_unprompted=1 if labels is None else len(labels))
+        num_unprompted = 1 if labels is None else len(labels)
+        rows = self._prepare_rows(prompt, input_ids, length, num_unprompted, is_bounded=block_length is None)
         if labels is not None:
             if len(labels) not in (1, len(rows)):
                 raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")
@@ -186,14 +241,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         self.model.eval()
         try:
             sample, attention_mask = self._pad(rows, device)
-            sample = self._denoise(
-                sample,
-                {"attention_mask": attention_mask, "class_labels": labels},
-                generators,
-                {"temperature": temperature, "top_p": top_p, "top_k": top_k},
-                callback_on_step_end,
-                tensor_names,
-            )
+            step_arguments = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+            if block_length is not None:
+                sample = self._denoise_blocks(sample, attention_mask, labels, generators, step_arguments, block_length)
+            else:
+                inputs = _DenoiserInputs(attention_mask, labels)
+                sample = self._denoise(sample, inputs, generators, step_arguments, callback_on_step_end, tensor_names)
         finally:
             self.model.train(was_training)
         self.maybe_free_model_hooks()
@@ -266,16 +319,13 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _denoise(
         self,
         sample: Tensor,
-        inputs: dict[str, Tensor | None],
+        inputs: _DenoiserInputs,
         generators: list[torch.Generator],
         step_arguments: dict[str, Any],
         callback: Callable[[Any, int, Tensor, dict], dict] | None,
         tensor_names: list[str],
     ) -> Tensor:
-        """`(rows, length)` ids with masks -> the same without.
-
-        `inputs` are what the denoiser is given besides, a row each; `step_arguments` go to the scheduler.
-        """
+        """`(rows, length)` ids with masks -> the same without; `step_arguments` go to the scheduler."""
         if callback is None and self.scheduler.token_schedule is None:
             return self._denoise_by_openings(sample, inputs, generators, step_arguments)
         plan, logits = None, None
@@ -303,7 +353,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _denoise_by_openings(
         self,
         sample: Tensor,
-        inputs: dict[str, Tensor | None],
+        inputs: _DenoiserInputs,
         generators: list[torch.Generator],
         step_arguments: dict[str, Any],
     ) -> Tensor:
@@ -334,15 +384,40 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 sample[where] = opened
         return sample
 
-    def _predict(
-        self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: dict[str, Tensor | None]
+    def _denoise_blocks(
+        self,
+        sample: Tensor,
+        attention_mask: Tensor | None,
+        class_labels: Tensor | None,
+        generators: list[torch.Generator],
+        step_arguments: dict[str, Any],
+        block_length: int,
     ) -> Tensor:
+        """The same block by block: after what no row has a mask in, each sees what lies before it as it was decided."""
+        sample, length = sample.clone(), sample.shape[1]
+        has_mask = (sample == self.mask_token_id).any(dim=0)
+        start = int(has_mask.int().argmax()) if has_mask.any() else length
+        window = self.model.config.max_position_embeddings - block_length
+        inputs = _BlockInputs(self.model, attention_mask, class_labels, window)
+        inputs.take_in(sample, max(start - window, 0), start)
+        while start < length and not self._interrupt:
+            end = min(start + block_length, length)
+            block = slice(start, end)
+            inputs.start, inputs.end = start, end
+            sample[:, block] = self._denoise(sample[:, block], inputs, generators, step_arguments, None, [])
+            generators = _reseed_all(generators)
+            if end < length:
+                inputs.take_in(sample, start, end)
+            start = end
+        return sample
+
+    def _predict(self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: _DenoiserInputs) -> Tensor:
         """The denoiser's logits at the candidates `(rows, length)` of these rows at times `(rows,)`."""
         return self.model(
             input_ids=self.scheduler.scale_model_input(sample[rows], t),
             timesteps=t,
             position_mask=candidates.to(sample.device),
-            **{name: None if x is None else x[rows] for name, x in inputs.items()},
+            **inputs.of(rows),
         ).logits
 
     def _follow(self, plan, sample: Tensor, step: int, generators: list[torch.Generator]):
@@ -382,7 +457,27 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 f"`tokenizer` must have the model's mask id {self.mask_token_id}, got {self.tokenizer.mask_token_id}."
             )
 
-    def _check_arguments(self, prompt, input_ids, num_samples, length, output_type, tensor_names):
+    def _check_length(self, length, block_length, callback):
+        config = self.model.config
+        max_length = config.max_position_embeddings
+        if block_length is None:
+            if length is not None and not 1 <= length <= max_length:
+                raise ValueError(
+                    f"`length` must be in [1, {max_length}] (the model's length) without `block_length`, got {length}."
+                )
+            return
+        if not 1 <= block_length < max_length:
+            raise ValueError(f"`block_length` must be in [1, {max_length}), got {block_length}.")
+        if length is not None and length < 1:
+            raise ValueError(f"`length` must be >= 1, got {length}.")
+        if getattr(config, "time_conditioning", False):
+            raise ValueError(
+                "`block_length` needs a model without `time_conditioning`: cached keys would be of another time."
+            )
+        if callback is not None:
+            raise ValueError("`callback_on_step_end` must be None with `block_length`.")
+
+    def _check_arguments(self, prompt, input_ids, num_samples, output_type, tensor_names):
         if prompt is not None and input_ids is not None:
             raise ValueError("Only one of `prompt` and `input_ids` may be given.")
         if prompt is not None and self.tokenizer is None:
@@ -393,16 +488,15 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             raise ValueError('`output_type="text"` needs a pipeline with a tokenizer; ask for "ids".')
         if num_samples < 1:
             raise ValueError(f"`num_samples` must be >= 1, got {num_samples}.")
-        max_length = self.model.config.max_position_embeddings
-        if length is not None and not 1 <= length <= max_length:
-            raise ValueError(f"`length` must be in [1, {max_length}] (the model's length), got {length}.")
         for name in tensor_names:
             if name not in CALLBACK_TENSORS:
                 raise ValueError(
                     f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {name!r}."
                 )
 
-    def _prepare_rows(self, prompt, input_ids, length: int | None, num_unprompted: int) -> list[Tensor]:
+    def _prepare_rows(
+        self, prompt, input_ids, length: int | None, num_unprompted: int, is_bounded: bool
+    ) -> list[Tensor]:
         """The ids of each prompt, with masks appended to their final length."""
         if prompt is not None:
             prompts = prompt if isinstance(prompt, list) else [prompt]
@@ -414,7 +508,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         rows = [torch.as_tensor(row, dtype=torch.long).cpu() for row in input_ids]
         if not rows:
             raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
-        return [self._extend(row, length) for row in rows]
+        return [self._extend(row, length, is_bounded) for row in rows]
 
     def _encode(self, text: str) -> list[int]:
         if not isinstance(text, str):
@@ -425,18 +519,19 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             logger.warning(f"The tokenizer rewrites the prompt: what is kept is {decoded!r}.")
         return ids
 
-    def _extend(self, row: Tensor, length: int | None) -> Tensor:
+    def _extend(self, row: Tensor, length: int | None, is_bounded: bool) -> Tensor:
         config = self.model.config
         if row.numel() and not 0 <= row.min() <= row.max() < config.vocab_size:
             raise ValueError(
                 f"`input_ids` must be in [0, {config.vocab_size}), got values from {row.min()} to {row.max()}."
             )
-        if len(row) > config.max_position_embeddings:
+        if is_bounded and len(row) > config.max_position_embeddings:
             raise ValueError(
                 f"A prompt must not be longer than the model's {config.max_position_embeddings} tokens, got {len(row)}."
             )
         if length is None:
-            length = len(row) if (row == self.mask_token_id).any() else config.max_position_embeddings
+            has_masks = (row == self.mask_token_id).any()
+            length = len(row) if has_masks else max(len(row), config.max_position_embeddings)
         if len(row) > length:
             raise ValueError(f"`length` must be at least the prompt's {len(row)} tokens, got {length}.")
         return torch.cat([row, row.new_full((length - len(row),), self.mask_token_id)])

@@ -103,6 +103,18 @@ def test_infilling_keeps_the_text_around_the_gaps(run, capsys):
     assert len(text) == 11 and text.startswith("ab ") and text[6:9] == " cd"
 
 
+def test_documents_are_kept_apart_on_request(tmp_path, capsys):
+    folder = tmp_path / "apart"
+    options = ["--document_mask", "true", "--final_eval_draws", "1", "--total_batch_size", "8"]
+    main(["train", *QUICK, *options, "--output_dir", str(folder)])
+    capsys.readouterr()
+    results = [tmp_path / f"{value}.json" for value in ("true", "false")]
+    for result in results:
+        main(["evaluate", str(folder), "--document_mask", result.stem, "--draws", "1", "--output_file", str(result)])
+    apart, together = (json.loads(result.read_text())["metrics"]["eval_loss"] for result in results)
+    assert apart != together and math.isfinite(apart)
+
+
 def test_training_goes_on_from_a_model(run, tmp_path, capsys):
     folder = tmp_path / "more"
     main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", "--output_dir", str(folder)])

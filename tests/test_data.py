@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
+from md4_hf import PaddingCollator
 from md4_hf import data as data_module
 from md4_hf.data import (
     DataArguments,
@@ -375,3 +376,31 @@ def test_ngram_model_without_evidence_is_uniform_and_repetition_is_predictable()
 def test_ngram_errors_name_the_argument(train, heldout, order, num_symbols, message):
     with pytest.raises(ValueError, match=message):
         ngram_bits_per_character(np.array(train), np.array(heldout), order, num_symbols)
+
+
+# Documents apart
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("block_size", [1, 7, 32])
+def test_document_ids_tell_the_documents_of_a_block_apart(block_size, streaming):
+    documents = as_dataset(DOCUMENTS)
+    if streaming:
+        documents = documents.to_iterable_dataset()
+    blocks, _ = pack(documents, build_byte_tokenizer(), block_size, document_ids=True)
+    numbers, stream = [], joined_bytes(DOCUMENTS)
+    for token in stream:
+        numbers.append(numbers[-1] + (previous == EOS) if numbers else 0)
+        previous = token
+    rows = list(blocks)
+    assert len(rows) == len(stream) // block_size
+    for start, row in zip(range(0, len(stream), block_size), rows, strict=False):
+        expected = np.array(numbers[start : start + block_size])
+        assert np.array_equal(row["input_ids"], stream[start : start + block_size])
+        assert np.array_equal(row["document_ids"], expected - expected[0])
+
+
+def test_padding_belongs_to_no_document():
+    rows = [{"input_ids": [1, 2, 3], "document_ids": [0, 0, 1]}, {"input_ids": [1], "document_ids": [0]}]
+    batch = PaddingCollator()(rows)
+    assert batch["document_ids"].tolist() == [[0, 0, 1], [0, -1, -1]]

@@ -486,3 +486,22 @@ def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
         MD4Trainer(model=tiny_model(), args=arguments(tmp_path), processing_class=build_byte_tokenizer())
     with pytest.raises(ValueError, match="`args` must be MD4TrainingArguments, got NoneType"):
         MD4Trainer(model=tiny_model())
+
+
+def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
+    documents = [[0] * 3 + [1] * (LENGTH - 3)] * 16
+    trainer = make_trainer(
+        tmp_path,
+        train=dataset(16, document_ids=documents),
+        evaluation=dataset(8, document_ids=documents[:8]),
+        max_steps=2,
+    )
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((module.training, kwargs["document_ids"][0].tolist())),
+        with_kwargs=True,
+    )
+    trainer.train()
+    trainer.evaluate()
+    assert {training for training, _ in seen} == {True, False}
+    assert all(ids == documents[0] for _, ids in seen)

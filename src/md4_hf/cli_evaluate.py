@@ -116,4 +116,11 @@ def evaluation_examples(data_args: DataArguments, pair_args: PairArguments, toke
         documents = load_train_validation(data_args)[1]
     else:
         documents = load_documents(named, text_column=data_args.text_column, **options)
-    return pack(documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc)[0]
+    blocks, _ = pack(
+        documents,
+        tokenizer,
+        data_args.block_size,
+        num_proc=data_args.num_proc,
+        document_ids=data_args.document_mask,
+    )
+    return blocks

@@ -245,7 +245,13 @@ def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
     """Training and held-out text as blocks of ids; `verbose` prints what they are."""
     blocks = []
     for name, documents in zip(("training", "held-out"), load_train_validation(data_args), strict=True):
-        packed, report = pack(documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc)
+        packed, report = pack(
+            documents,
+            tokenizer,
+            data_args.block_size,
+            num_proc=data_args.num_proc,
+            document_ids=data_args.document_mask,
+        )
         blocks.append(packed)
         if report is not None and verbose:
             print(

@@ -17,8 +17,8 @@ from .modeling_md4 import GENMD4_COPIES
 class PaddingCollator:
     """Makes a batch of examples; sequences of different lengths are padded on the right.
 
-    `input_ids` are padded with `pad_token_id`, `labels` with -100, and an `attention_mask` of 0 tells the padding; if
-    all are as long, none is added. Anything else in the examples is stacked.
+    `input_ids` are padded with `pad_token_id`, `labels` with -100, `document_ids` with -1, and an `attention_mask` of 0
+    tells the padding; if all are as long, none is added. Anything else in the examples is stacked.
 
     Args:
         pad_token_id: Id to pad with. Padding is never scored, so that any id but the mask's serves.
@@ -31,7 +31,7 @@ class PaddingCollator:
         lengths = [len(feature["input_ids"]) for feature in features]
         if min(lengths) < max(lengths) and "attention_mask" not in features[0]:
             features = [{**feature, "attention_mask": [1] * n} for feature, n in zip(features, lengths, strict=True)]
-        padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0}
+        padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0, "document_ids": -1}
         batch = {}
         for name in features[0]:
             rows = [torch.as_tensor(feature[name]) for feature in features]

@@ -86,6 +86,10 @@ class DataArguments:
         metadata={"help": "Part of the characters, the last ones, held out when no validation data is named."},
     )
     block_size: int = field(default=256, metadata={"help": "Tokens per training example."})
+    document_mask: bool = field(
+        default=False,
+        metadata={"help": "Let tokens attend within their own document only, where positions start at 0."},
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the data while training instead of preparing it on disk first."}
     )
@@ -373,6 +377,7 @@ def pack(
     block_size: int,
     *,
     num_proc: int | None = None,
+    document_ids: bool = False,
 ) -> tuple[Dataset | IterableDataset, PackingReport | None]:
     """Tokenises documents, joins them with one separator each, and cuts the stream into blocks.
 
@@ -390,10 +395,13 @@ def pack(
         tokenizer: any tokenizer.
         block_size: tokens per block, at least 1.
         num_proc: processes that tokenise; None for this one only. Streams ignore it.
+        document_ids: also tell which document of the block each token belongs to, for models to keep them apart.
 
     Returns:
         `(blocks, report)`. The columns of `blocks` are
         - `input_ids`: `block_size` ids (int32);
+        - `document_ids`, on request: for each of them the number of its document in the block, from 0 (int32); a
+          separator belongs to the document that it ends;
         - `num_characters` (float64): characters of text that the block stands for. Every token of a document counts
           (characters of the document) / (tokens of the document); a separator counts 0, the line break 1.
           Characters are those that the tokenizer sees, after its normaliser: in text8 one per token.
@@ -413,9 +421,10 @@ def pack(
             "tokenizer": tokenizer,
             "separator": separator,
             "block_size": block_size,
+            "document_ids": document_ids,
         }
         blocks = IterableDataset.from_generator(
-            _generate_from_stream, features=_block_features(block_size), gen_kwargs=stream_kwargs
+            _generate_from_stream, features=_block_features(block_size, document_ids), gen_kwargs=stream_kwargs
         )
         return blocks, None
 
@@ -439,8 +448,13 @@ def pack(
     report = counter.report(block_size)
     blocks = Dataset.from_generator(
         _generate_from_pieces,
-        features=_block_features(block_size),
-        gen_kwargs={"pieces": pieces, "separator": separator, "block_size": block_size},
+        features=_block_features(block_size, document_ids),
+        gen_kwargs={
+            "pieces": pieces,
+            "separator": separator,
+            "block_size": block_size,
+            "document_ids": document_ids,
+        },
     )
     return blocks, report
 
@@ -481,8 +495,10 @@ def _separator(tokenizer: PreTrainedTokenizerBase) -> Separator:
     return Separator(line_break, characters_per_token=1 / max(len(line_break), 1))
 
 
-def _block_features(block_size: int) -> Features:
-    return Features({"input_ids": List(Value("int32"), length=block_size), "num_characters": Value("float64")})
+def _block_features(block_size: int, document_ids: bool) -> Features:
+    per_token = ["input_ids", "document_ids"] if document_ids else ["input_ids"]
+    features = {name: List(Value("int32"), length=block_size) for name in per_token}
+    return Features({**features, "num_characters": Value("float64")})
 
 
 def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -535,12 +551,18 @@ def _normalized_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) ->
     return [len(backend.normalizer.normalize_str(text)) for text in texts]
 
 
-def _generate_from_pieces(pieces: Dataset, separator: Separator, block_size: int) -> Iterator[dict]:
-    return _cut_blocks(_iterate_pieces(pieces), separator, block_size)
+def _generate_from_pieces(
+    pieces: Dataset, separator: Separator, block_size: int, document_ids: bool
+) -> Iterator[dict]:
+    return _cut_blocks(_iterate_pieces(pieces), separator, block_size, document_ids)
 
 
 def _generate_from_stream(
-    documents: IterableDataset, tokenizer: PreTrainedTokenizerBase, separator: Separator, block_size: int
+    documents: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    separator: Separator,
+    block_size: int,
+    document_ids: bool,
 ) -> Iterator[dict]:
     counter = _Counter(separator)
 
@@ -551,7 +573,7 @@ def _generate_from_stream(
             counter.add(lengths, rows["characters_per_token"], rows["starts_document"])
             yield from zip(*(rows[name] for name in PIECE_FEATURES), strict=True)
 
-    yield from _cut_blocks(counted_pieces(), separator, block_size)
+    yield from _cut_blocks(counted_pieces(), separator, block_size, document_ids)
     counter.report(block_size)
 
 
@@ -562,24 +584,28 @@ def _iterate_pieces(pieces: Dataset) -> Iterator[tuple[np.ndarray, float, bool]]
 
 
 def _cut_blocks(
-    pieces: Iterable[tuple[np.ndarray, float, bool]], separator: Separator, block_size: int
+    pieces: Iterable[tuple[np.ndarray, float, bool]], separator: Separator, block_size: int, document_ids: bool
 ) -> Iterator[dict]:
     separator_ids = np.array(separator.input_ids, dtype=np.int32)
-    separator_characters = np.full(len(separator_ids), separator.characters_per_token)
-    ids, characters = np.empty(0, np.int32), np.empty(0)  # the tokens that wait for a full block
-    is_first = True
-    for piece_ids, characters_per_token, starts_document in pieces:
-        if starts_document and not is_first:
-            ids = np.concatenate([ids, separator_ids])
-            characters = np.concatenate([characters, separator_characters])
-        is_first = False
-        ids = np.concatenate([ids, piece_ids])
-        characters = np.concatenate([characters, np.full(len(piece_ids), characters_per_token)])
-        end = len(ids) - len(ids) % block_size
+    # What waits for a full block: tokens, their characters, and the numbers of their documents.
+    waiting = [np.empty(0, np.int32), np.empty(0), np.empty(0, np.int32)]
+
+    def append(ids: np.ndarray, characters_per_token: float, document: int) -> list[np.ndarray]:
+        added = (ids, np.full(len(ids), characters_per_token), np.full(len(ids), document, np.int32))
+        return [np.concatenate(pair) for pair in zip(waiting, added, strict=True)]
+
+    document = 0
+    for index, (piece_ids, characters_per_token, starts_document) in enumerate(pieces):
+        if starts_document and index > 0:
+            waiting = append(separator_ids, separator.characters_per_token, document)
+            document += 1
+        waiting = append(piece_ids, characters_per_token, document)
+        end = len(waiting[0]) - len(waiting[0]) % block_size
         for start in range(0, end, block_size):
-            block = slice(start, start + block_size)
-            yield {"input_ids": ids[block], "num_characters": characters[block].sum()}
-        ids, characters = ids[end:], characters[end:]
+            ids, characters, documents = (x[start : start + block_size] for x in waiting)
+            per_document = {"document_ids": documents - documents[0]} if document_ids else {}
+            yield {"input_ids": ids, **per_document, "num_characters": characters.sum()}
+        waiting = [x[end:] for x in waiting]
 
 
 class _Counter:

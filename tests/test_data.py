@@ -388,14 +388,12 @@ def test_document_ids_tell_the_documents_of_a_block_apart(block_size, streaming)
     if streaming:
         documents = documents.to_iterable_dataset()
     blocks, _ = pack(documents, build_byte_tokenizer(), block_size, document_ids=True)
-    numbers, stream = [], joined_bytes(DOCUMENTS)
-    for token in stream:
-        numbers.append(numbers[-1] + (previous == EOS) if numbers else 0)
-        previous = token
+    stream = joined_bytes(DOCUMENTS)
+    numbers = np.cumsum([0, *(token == EOS for token in stream[:-1])])
     rows = list(blocks)
     assert len(rows) == len(stream) // block_size
     for start, row in zip(range(0, len(stream), block_size), rows, strict=False):
-        expected = np.array(numbers[start : start + block_size])
+        expected = numbers[start : start + block_size]
         assert np.array_equal(row["input_ids"], stream[start : start + block_size])
         assert np.array_equal(row["document_ids"], expected - expected[0])
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Training pays for masked tokens only: the same loss and gradients as from all logits, which never exist."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,6 +130,20 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(total, learned[0], create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
         gradient.sum().backward()
+
+
+def test_ligers_kernel_gives_the_same():
+    """In Triton's interpreter, which needs no GPU: TRITON_INTERPRET=1."""
+    pytest.importorskip("liger_kernel", reason="needs liger-kernel")
+    if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    logits, target = torch.randn(5, VOCAB, device=device), torch.randint(MASK, (5,), device=device)
+    logits[:, MASK] = -torch.inf
+    log_mu = logits.log_softmax(-1)
+    nll, gradient = masked_diffusion.liger_nll_and_gradient(logits, target)
+    torch.testing.assert_close(nll, F.nll_loss(log_mu, target, reduction="none"))
+    torch.testing.assert_close(gradient, log_mu.exp() - F.one_hot(target, VOCAB), atol=1e-6, rtol=1e-5)
 
 
 def test_torch_accepts_the_operator():

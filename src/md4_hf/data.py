@@ -588,7 +588,7 @@ def _cut_blocks(
 ) -> Iterator[dict]:
     separator_ids = np.array(separator.input_ids, dtype=np.int32)
     # What waits for a full block: tokens, their characters, and the numbers of their documents.
-    waiting = [np.empty(0, np.int32), np.empty(0), np.empty(0, np.int32)]
+    waiting: list[np.ndarray] = [np.empty(0, np.int32), np.empty(0), np.empty(0, np.int32)]
 
     def append(ids: np.ndarray, characters_per_token: float, document: int) -> list[np.ndarray]:
         added = (ids, np.full(len(ids), characters_per_token), np.full(len(ids), document, np.int32))

@@ -9,9 +9,11 @@ likelihoods are in nats.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -504,14 +506,12 @@ def _linear_nelbo(
             part = slice(start, start + size)
             row = hidden_states[part].to(dtype)
             logits = F.linear(row, head, head_bias).to(values.dtype)
-            values[part], d_logits, d_exponents = _value_and_gradient(
-                logits, target[part], exponents, mask_token_id, needs_gradient
-            )
-            values[part] *= row_weight[part]
+            logits[:, mask_token_id] = -torch.inf
+            scale = row_weight[part].to(values.dtype)
+            value, d_logits, d_exponents = _value_and_gradients(logits, target[part], exponents, scale, needs_gradient)
+            values[part] = scale * value
             if needs_gradient:
-                _add_gradients(
-                    gradients, part, row, head, d_logits, d_exponents, target[part], row_weight[part].to(values.dtype)
-                )
+                _add_gradients(gradients, part, row, head, d_logits, d_exponents, scale)
     return values.sum(), *outputs[1:]
 
 
@@ -525,33 +525,57 @@ def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: bool)
     return hidden_states.new_empty((), dtype=precision), values, *gradients
 
 
-def _value_and_gradient(
-    logits: Tensor, target: Tensor, exponents: Tensor | None, mask_token_id: int, needs_gradient: bool
-) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
-    """Values of rows, and their gradients in the logits, which are overwritten, and in the exponents.
+def _value_and_gradients(
+    logits: Tensor, target: Tensor, exponents: Tensor | None, row_weight: Tensor, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Values of rows, their gradients in the logits, and that of their weighted sum in the exponents.
 
-    The latter are `(rows,)` in the target's exponent, and mu besides.
+    The logits are overwritten.
     """
-    logits[:, mask_token_id] = -torch.inf
+    if exponents is None:
+        nll, d_logits = nll_and_gradient(logits, target)
+        return nll, d_logits, None
     log_mu = F.log_softmax(logits, dim=-1)
     nll = -log_mu.gather(-1, target[:, None]).squeeze(-1)
-    if exponents is None and not needs_gradient:
-        return nll, None, None
-    mu = log_mu.exp_()
-    if exponents is None:
-        return nll, _subtract_at(mu, target, torch.ones_like(nll)), None
-    w = exponents.to(mu.dtype)
+    mu, w = log_mu.exp_(), exponents.to(log_mu.dtype)
     mean_exponent, own = mu @ w, w[target]
     value = own * (nll - 1.0) + mean_exponent
     if not needs_gradient:
         return value, None, None
+    d_exponents = (row_weight @ mu).index_add_(0, target, row_weight * (nll - 1.0))
     # d value / d logit_j = w_x (mu_j - [j = x]) + mu_j (w_j - sum_v w_v mu_v)
-    d_logits = _subtract_at(mu * (w + (own - mean_exponent)[:, None]), target, own)
-    return value, d_logits, (nll - 1.0, mu)
+    d_logits = mu.mul_(w + (own - mean_exponent)[:, None]).scatter_add_(-1, target[:, None], -own[:, None])
+    return value, d_logits, d_exponents
 
 
-def _subtract_at(x: Tensor, column: Tensor, value: Tensor) -> Tensor:
-    return x.scatter_add_(-1, column[:, None], -value[:, None])
+def nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """-log mu of the target, `(rows,)`, and its gradient mu - [j = target] in the logits, which are overwritten.
+
+    This is the place where it is chosen how: by Liger's fused kernel on a GPU where that is installed, else by torch.
+    """
+    if logits.device.type == "cuda" and liger_cross_entropy() is not None:
+        return liger_nll_and_gradient(logits, target)
+    log_mu = F.log_softmax(logits, dim=-1)
+    nll = -log_mu.gather(-1, target[:, None]).squeeze(-1)
+    return nll, log_mu.exp_().scatter_add_(-1, target[:, None], -torch.ones_like(nll)[:, None])
+
+
+@functools.cache
+def liger_cross_entropy() -> Callable | None:
+    """The kernel of liger-kernel, if that is installed."""
+    try:
+        from liger_kernel.ops.cross_entropy import cross_entropy_forward
+    except ImportError:
+        return None
+    return cross_entropy_forward
+
+
+def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """`nll_and_gradient` by Liger's kernel, which leaves the gradient in the place of the logits."""
+    options: dict[str, Any] = {"weight": None, "ignore_index": IGNORE_INDEX, "reduction": "none", "softcap": None}
+    options |= {"lse_square_scale": 0.0, "label_smoothing": 0.0, "return_z_loss": False}
+    nll, *_ = liger_cross_entropy()(logits.requires_grad_(), target, **options)
+    return nll, logits.detach()
 
 
 def _add_gradients(
@@ -560,8 +584,7 @@ def _add_gradients(
     row: Tensor,
     head: Tensor,
     d_logits: Tensor,
-    d_exponents: tuple[Tensor, Tensor] | None,
-    target: Tensor,
+    d_exponents: Tensor | None,
     row_weight: Tensor,
 ):
     """Add what some rows give to the gradients in hidden states, weight, bias and exponents."""
@@ -576,9 +599,7 @@ def _add_gradients(
     if d_bias.numel():
         d_bias += row_weight @ d_logits
     if d_exponents is not None:
-        of_target, mu = d_exponents
-        d_schedule += row_weight @ mu
-        d_schedule.index_add_(0, target, row_weight * of_target)
+        d_schedule += d_exponents
 
 
 def _fake_linear_nelbo(

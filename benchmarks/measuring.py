@@ -1,0 +1,103 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Measuring: variants in turn in one process, against a matrix product of the same run; memory; what the machine is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+import md4_hf
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize():
+    """Wait for the accelerator, if there is one."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    synchronize()
+    start = time.perf_counter()
+    function()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def interleaved(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each variant, which take turns: what disturbs the machine disturbs all. The first turn is warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, function in variants.items():
+            elapsed = seconds(function)
+            if repeat > 0:
+                times[name].append(elapsed)
+    return times
+
+
+def paired_ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
+    """Median over the turns of how many times faster `fast` was than `slow`."""
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product, the best of several."""
+    size = 1024 if DEVICE.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(12))
+
+
+def has_fast_bf16() -> bool:
+    """Whether bf16 products are made in hardware."""
+    return DEVICE.type == "cuda" or matmul_peak(torch.bfloat16) > matmul_peak(torch.float32)
+
+
+def start_watching_memory() -> int:
+    """Bytes in use now; the peak is counted from here."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_memory() -> int:
+    """The most bytes in use since the watch began."""
+    return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def machine() -> str:
+    """A line on hardware and versions."""
+    if DEVICE.type == "cuda":
+        hardware = torch.cuda.get_device_name()
+    else:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = names[0].split(":")[1].strip() if names else platform.machine()
+        hardware = f"{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
+    return (
+        f"{time.strftime('%Y-%m-%d')}, {hardware}; torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"diffusers {diffusers.__version__}, md4_hf {md4_hf.__version__}."
+    )
+
+
+def write_whole(path: str | os.PathLike, text: str):
+    """Write a file that is never seen half-written."""
+    temporary = Path(path).with_name(f".{Path(path).name}.in-progress")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -16,7 +16,7 @@ PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check $(PIP_A
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow style quality coverage clean distclean
+.PHONY: help demo test test-slow bench style quality coverage clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,10 @@ test: $(VENV)/test.stamp  ## the quick tests, a file per process at a time (ARGS
 
 test-slow: $(VENV)/test.stamp  ## the tests that take minutes (ARGS=...)
 	@$(VENV_PYTHON) -m pytest -m slow $(ARGS)
+
+bench: $(VENV)/base.stamp  ## the benchmarks; results in benchmarks/results
+	@$(VENV_PYTHON) benchmarks/training_step.py --growth --output benchmarks/results/training_step.md
+	@$(VENV_PYTHON) benchmarks/sampling.py --repeats 1 --growth --output benchmarks/results/sampling.md
 
 style: $(VENV)/dev.stamp  ## format the code and fix what ruff can fix
 	@$(VENV_PYTHON) -m ruff check --fix-only --quiet .

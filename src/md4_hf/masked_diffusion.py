@@ -10,6 +10,7 @@ likelihoods are in nats.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -563,11 +564,10 @@ def nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 @functools.cache
 def liger_cross_entropy() -> Callable | None:
     """The kernel of liger-kernel, if that is installed."""
-    try:
-        from liger_kernel.ops.cross_entropy import cross_entropy_forward
+    try:  # by name: tools that read this file for what it needs would ask for an optional library
+        return importlib.import_module("liger_kernel.ops.cross_entropy").cross_entropy_forward
     except ImportError:
         return None
-    return cross_entropy_forward
 
 
 def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -347,12 +347,13 @@ class MD4Layer(GradientCheckpointingLayer):
         With flat indices `rows`, only these positions are gone on with after the attention: `(rows, hidden)`.
         `attention_mask`, `rotation` and `kwargs` go to the attention.
         """
+        whole = hidden_states
 
         def attend(x: Tensor) -> Tensor:
-            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0])
+            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0], whole, rows)
 
         def feed(x: Tensor) -> Tensor:
-            return self._drop(self.mlp(x))
+            return self._drop(self.mlp(x), whole, rows)
 
         if modulation is None:
             attended = attend(self.attention_norm(hidden_states))
@@ -360,15 +361,17 @@ class MD4Layer(GradientCheckpointingLayer):
             return hidden_states + feed(self.mlp_norm(hidden_states))
         shift, scale = modulation[..., : 2 * hidden_states.shape[-1]].chunk(2, dim=-1)
         attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
-        _, _, gate_a, shift_m, scale_m, gate_m = modulation_at(modulation, hidden_states, rows).chunk(6, dim=-1)
+        _, _, gate_a, shift_m, scale_m, gate_m = of_examples(modulation, hidden_states, rows).chunk(6, dim=-1)
         hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
         fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
         return torch.addcmul(hidden_states, gate_m, fed)
 
-    def _drop(self, x: Tensor) -> Tensor:
+    def _drop(self, x: Tensor, whole: Tensor, rows: Tensor | None) -> Tensor:
         if self.residual_dropout.p == 0.0 or not self.training:
             return x
-        return self.residual_dropout(x.transpose(1, 2)).transpose(1, 2)
+        batch, _, channels = whole.shape
+        kept = self.residual_dropout(x.new_ones(batch, channels, 1)).transpose(1, 2)
+        return x * of_examples(kept, whole, rows)
 
 
 def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
@@ -376,9 +379,9 @@ def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.flatten(0, 1)[rows]
 
 
-def modulation_at(modulation: Tensor, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-    """The modulation `(batch, 1, width)` of the examples that the flat indices `rows` of positions belong to."""
-    return modulation if rows is None else modulation.squeeze(1)[rows // hidden_states.shape[1]]
+def of_examples(x: Tensor, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
+    """`(batch, 1, width)` at the examples that the flat indices `rows` of positions belong to, `(rows, width)`."""
+    return x if rows is None else x.squeeze(1)[rows // hidden_states.shape[1]]
 
 
 class MD4Head(nn.Linear):
@@ -594,8 +597,6 @@ class MD4Model(MD4PreTrainedModel):
         if self.conditioning is not None:
             conditioning = self.conditioning(timesteps, class_labels, hidden_states.dtype)
             modulations = self.modulation(ACTIVATIONS[self.config.mlp_type](conditioning))
-        # The last layer's draws of residual dropout are those of whole rows.
-        trims = rows is not None and not (self.training and self.config.residual_dropout > 0.0)
         for layer, modulation in zip(self.layers, modulations, strict=False):
             whole, is_last = hidden_states, layer is self.layers[-1]
             hidden_states = layer(
@@ -603,15 +604,13 @@ class MD4Model(MD4PreTrainedModel):
                 modulation,
                 attention_mask=attention_mask,
                 rotation=rotation,
-                rows=rows if trims and is_last else None,
+                rows=rows if is_last else None,
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        if not trims:
-            hidden_states = at_rows(hidden_states, rows)
         hidden_states = self.norm(hidden_states)
         if modulations[-1] is not None:
-            modulation = modulation_at(modulations[-1], whole, rows).to(hidden_states.device)
+            modulation = of_examples(modulations[-1], whole, rows).to(hidden_states.device)
             hidden_states = modulate(hidden_states, *modulation.chunk(2, dim=-1))
         return BaseModelOutput(last_hidden_state=hidden_states)
 

@@ -51,6 +51,8 @@ _PAPER_TRAINING = {
     "save_steps": 10_000,
     "save_total_limit": 3,
     "logging_steps": 100,
+    "dataloader_num_workers": 2,  # the next batches are made ready while a step runs
+    "dataloader_persistent_workers": True,
 }
 
 

@@ -10,6 +10,7 @@ take turns in one process.
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import statistics
 import sys
@@ -92,14 +93,9 @@ def measure(job: Job, repeats: int, timed_steps: int) -> dict[str, float]:
     for repeat in range(repeats):
         naive.append(official_seconds(pipeline, job, timed_steps))
         counter = CallCounter(pipeline.model)
-        generator = torch.Generator().manual_seed(repeat)
-        ours.append(
-            seconds(
-                lambda: pipeline(
-                    num_samples=job.batch, num_inference_steps=job.steps, generator=generator, output_type="ids"
-                )
-            )
-        )
+        arguments = {"num_samples": job.batch, "num_inference_steps": job.steps, "output_type": "ids"}
+        arguments["generator"] = torch.Generator().manual_seed(repeat)
+        ours.append(seconds(functools.partial(pipeline, **arguments)))
         calls.append(counter.calls)
         rows.append(counter.rows / job.batch)
     return {

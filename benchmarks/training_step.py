@@ -35,6 +35,7 @@ from naive import genmd4_loss, md4_loss
 from tqdm import tqdm
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion
+from md4_hf.noise import most_masked_tokens
 
 
 matplotlib.use("agg")
@@ -103,14 +104,17 @@ class Step:
         alpha = (1.0 - self.t).view(-1, *(1,) * (self.noise.dim() - 1))
         clean = self.x0[:, None].expand(self.noise.shape) if copies else self.x0
         self.xt = torch.where(self.noise < alpha, clean, setting.vocab_size - 1)
+        self.bound = None
+        if setting.objective == "md4":
+            schedule = self.model.masking_schedule
+            self.bound = most_masked_tokens(schedule, None, setting.batch, setting.batch, setting.length)
 
     def loss(self) -> torch.Tensor:
         """The loss, under autocast if asked for."""
         dtype = getattr(torch, self.setting.dtype)
         with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
             if self.variant == "md4_hf":
-                bound = int((self.xt == self.setting.vocab_size - 1).sum())
-                return self.network(self.xt, timesteps=self.t, labels=self.x0, max_masked=bound).loss
+                return self.network(self.xt, timesteps=self.t, labels=self.x0, max_masked=self.bound).loss
             return {"md4": md4_loss, "genmd4": genmd4_loss}[self.setting.objective](
                 self.network, self.xt, self.x0, self.t
             )

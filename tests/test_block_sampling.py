@@ -93,6 +93,7 @@ def test_bad_arguments_are_named(pipe):
         ({"block_length": 0}, r"`block_length` must be in \[1, 12\), got 0"),
         ({"block_length": 12}, r"`block_length` must be in \[1, 12\), got 12"),
         ({"block_length": 4, "length": 0}, "`length` must be >= 1, got 0"),
+        ({"block_length": 4, "input_ids": [[1] * 15]}, "`length` must be given to continue a prompt of 15 tokens"),
         ({"length": 13}, r"`length` must be in \[1, 12\] \(the model's length\) without `block_length`, got 13"),
         (
             {"block_length": 4, "callback_on_step_end": print},

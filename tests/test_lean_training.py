@@ -124,6 +124,34 @@ def test_under_bf16_autocast_it_is_as_precise_as_the_logits(genmd4):
         assert error < 0.02 and error < 1.5 * plain_error + 1e-4
 
 
+def test_large_weights_do_not_overflow_in_float16():
+    """At t near 0 the weight of a masked token is 1e4, and a hidden state of 10 times that is more than float16 has."""
+    learned, target, weight = head_inputs(30, 16, torch.float32)
+    states, head = (10 * learned[0]).detach().half().requires_grad_(), learned[1].detach().half().requires_grad_()
+    weight = torch.full_like(weight, 1e4)
+    total, _ = linear_nelbo(states, head, None, target, weight, MASK)
+    gradients = torch.autograd.grad(total * 1e-5, (states, head))
+    exact = [x.detach().double().requires_grad_() for x in (states, head)]
+    expected = torch.autograd.grad(plain_values([*exact, None, None], target, weight.double()).sum() * 1e-5, exact)
+    for ours, true in zip(gradients, expected, strict=True):
+        assert ours.dtype == torch.float16 and ours.isfinite().all()
+        assert (ours.double() - true).norm() < 0.02 * true.norm()
+
+
+@pytest.mark.parametrize("genmd4", [False, True])
+def test_frozen_parameters_get_no_gradient_and_cost_none(genmd4):
+    learned, target, weight = head_inputs(genmd4=genmd4)
+    expected = torch.autograd.grad(plain_values(learned, target, weight).sum(), learned[0])[0]
+    states, *others = learned
+    frozen = [x if x is None else x.detach() for x in others]
+    with LargestTensor() as largest:
+        total, values = linear_nelbo(states, frozen[0], frozen[1], target, weight, MASK, frozen[2])
+        for loss in (total, values.sum()):
+            (gradient,) = torch.autograd.grad(loss, states, retain_graph=True)
+            torch.testing.assert_close(gradient, expected)
+    assert largest.elements < VOCAB * 23 * 2
+
+
 def test_a_second_derivative_is_refused():
     learned, target, weight = head_inputs()
     total, _ = lean_values(learned, target, weight)
@@ -148,7 +176,7 @@ def test_ligers_kernel_gives_the_same():
 
 def test_torch_accepts_the_operator():
     learned, target, weight = head_inputs(dtype=torch.float32)
-    arguments = (*learned[:3], target, weight, None, MASK, torch.float32, True)
+    arguments = (*learned[:3], target, weight, None, MASK, torch.float32, [True, True, True, False])
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.md4_hf.linear_nelbo, arguments, test_utils=checks)
 
@@ -290,8 +318,28 @@ def test_more_masks_than_foreseen_are_an_error():
     model = make_model()
     torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    batch = make_batch(model.config)
     with pytest.raises(RuntimeError, match="`max_masked` must not be smaller"):
-        compiled(**make_batch(model.config), max_masked=3)
+        compiled(**batch, max_masked=3)
+    with pytest.raises(ValueError, match="`max_masked` must be at least the [0-9]+ masked tokens, got 3"):
+        model(**batch, max_masked=3)
+
+
+def test_a_compiled_step_takes_the_mask_for_the_first_token_too():
+    model = random_model(VOCAB, LENGTH, std=0.2, mask_token_id=0).train()
+    x0 = torch.randint(1, VOCAB, (4, LENGTH))
+    labels = torch.where(torch.rand(4, LENGTH) < 0.3, -100, x0)
+    labels[0, 0] = -100
+    masked = (torch.rand(4, LENGTH) < 0.6) & (labels != -100)
+    batch = {"input_ids": torch.where(masked, 0, x0), "labels": labels, "timesteps": torch.full((4,), 0.6)}
+    expected, expected_gradients = loss_and_gradients(model, batch)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for bound in (None, 4 * LENGTH - 8):
+        output, gradients = loss_and_gradients(compiled, batch, max_masked=bound)
+        torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-5)
+        for name, gradient in expected_gradients.items():
+            torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
 # Packed documents and cached keys -------------------------------------------------------------------------------------
@@ -330,6 +378,12 @@ def test_arguments_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="`past_key_values` need a model without `time_conditioning`"):
         make_model()(ids, timesteps=t, past_key_values=DynamicCache())
     model = make_model(time_conditioning=False)
+    with pytest.raises(ValueError, match=r"`position_mask` must have shape \(1, 4\), got \(1, 3\)"):
+        model(ids, position_mask=torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"`document_ids` must have shape \(1, 4\), got \(1, 3\)"):
+        model(ids, document_ids=ids[:, :3])
+    with pytest.raises(ValueError, match="`attention_mask` must be .* with `document_ids`"):
+        model(ids, document_ids=ids, attention_mask=torch.ones(1, 1, 4, 4))
     with pytest.raises(ValueError, match="Only one of `past_key_values` and `document_ids`"):
         model(ids, past_key_values=DynamicCache(), document_ids=ids)
     model.config._attn_implementation = "flash_attention_2"

@@ -28,7 +28,7 @@ from md4_hf import (
     parse_arguments,
 )
 
-from .cli_train import check_block_size, print_metrics
+from .cli_train import check_block_size, check_no_document_mask, print_metrics
 
 
 @dataclass
@@ -110,6 +110,7 @@ def evaluation_examples(data_args: DataArguments, pair_args: PairArguments, toke
     }
     named = data_args.validation_data
     if pair_args.given:
+        check_no_document_mask(data_args)
         pairs = load_pairs(data_args)[1] if named is None else load_table(named, **options)
         return encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)[0]
     if named is None:

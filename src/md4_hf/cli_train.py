@@ -228,6 +228,7 @@ def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokeniz
     """Training and held-out examples: of prompts and responses if their columns are named, else blocks of text."""
     if not pair_args.given:
         return prepare_blocks(data_args, tokenizer, verbose)
+    check_no_document_mask(data_args)
     examples = []
     for name, pairs in zip(("training", "held-out"), load_pairs(data_args), strict=True):
         encoded, report = encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)
@@ -239,6 +240,12 @@ def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokeniz
                 f"{report.num_scored_tokens:,} scored tokens"
             )
     return examples
+
+
+def check_no_document_mask(data_args: DataArguments):
+    """Refuse an option that pairs have no use for."""
+    if data_args.document_mask:
+        raise ValueError("`document_mask` must be False with prompts and responses: each pair is a row of its own.")
 
 
 def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):

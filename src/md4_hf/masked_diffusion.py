@@ -477,8 +477,9 @@ def linear_nelbo(
     dtype = hidden_states.dtype
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-    learned = [x for x in (hidden_states, weight, bias, exponents) if x is not None]
-    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in learned)
+    needs_gradient = [
+        torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_states, weight, bias, exponents)
+    ]
     total, values, *_ = torch.ops.md4_hf.linear_nelbo(
         hidden_states, weight, bias, target, row_weight.detach(), exponents, mask_token_id, dtype, needs_gradient
     )
@@ -494,9 +495,9 @@ def _linear_nelbo(
     exponents: Tensor | None,
     mask_token_id: int,
     dtype: torch.dtype,
-    needs_gradient: bool,
+    needs_gradient: list[bool],
 ) -> tuple[Tensor, ...]:
-    """What `linear_nelbo` gives, and the gradients of the sum in its four parameters (empty if not needed)."""
+    """What `linear_nelbo` gives, and the gradients of the sum in its four parameters (empty where not needed)."""
     outputs = _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
     _, values, *gradients = outputs
     at_a_time = LOGITS_AT_A_TIME.get(hidden_states.device.type, LOGITS_AT_A_TIME_ELSEWHERE)
@@ -509,19 +510,21 @@ def _linear_nelbo(
             logits = F.linear(row, head, head_bias).to(values.dtype)
             logits[:, mask_token_id] = -torch.inf
             scale = row_weight[part].to(values.dtype)
-            value, d_logits, d_exponents = _value_and_gradients(logits, target[part], exponents, scale, needs_gradient)
+            value, d_logits, d_exponents = _value_and_gradients(
+                logits, target[part], exponents, scale, any(needs_gradient)
+            )
             values[part] = scale * value
-            if needs_gradient:
+            if d_logits is not None:
                 _add_gradients(gradients, part, row, head, d_logits, d_exponents, scale)
     return values.sum(), *outputs[1:]
 
 
-def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: bool) -> tuple[Tensor, ...]:
+def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[bool]) -> tuple[Tensor, ...]:
     """Sum, values and gradients, in the precision of the logits: at least float32, like sums over many rows."""
     precision = torch.promote_types(hidden_states.dtype, torch.float32)
     values = hidden_states.new_zeros(hidden_states.shape[0], dtype=precision)
     parameters = (hidden_states, weight, bias, exponents)
-    shapes = [x.shape if needs_gradient and x is not None else (0,) for x in parameters]
+    shapes = [x.shape if needed else (0,) for x, needed in zip(parameters, needs_gradient, strict=True)]
     gradients = [hidden_states.new_zeros(shape, dtype=precision) for shape in shapes]
     return hidden_states.new_empty((), dtype=precision), values, *gradients
 
@@ -534,8 +537,9 @@ def _value_and_gradients(
     The logits are overwritten.
     """
     if exponents is None:
-        nll, d_logits = nll_and_gradient(logits, target)
-        return nll, d_logits, None
+        if needs_gradient:
+            return *nll_and_gradient(logits, target), None
+        return F.cross_entropy(logits, target, reduction="none"), None, None
     log_mu = F.log_softmax(logits, dim=-1)
     nll = -log_mu.gather(-1, target[:, None]).squeeze(-1)
     mu, w = log_mu.exp_(), exponents.to(log_mu.dtype)
@@ -590,15 +594,17 @@ def _add_gradients(
     """Add what some rows give to the gradients in hidden states, weight, bias and exponents."""
     d_hidden, d_weight, d_bias, d_schedule = gradients
     products = d_logits.to(row.dtype)
-    weighted = (row_weight[:, None] * row).to(row.dtype)
-    d_hidden[part] = row_weight[:, None] * (products @ head)
-    if row.dtype == d_weight.dtype:
-        d_weight.addmm_(products.T, weighted)
-    else:
-        d_weight += products.T @ weighted
+    if d_hidden.numel():
+        d_hidden[part] = row_weight[:, None] * (products @ head)
+    if d_weight.numel() and row.dtype == d_weight.dtype:
+        d_weight.addmm_(products.T, row_weight[:, None] * row)
+    elif d_weight.numel():
+        largest = row_weight.max().clamp(min=1e-30)  # weights reach 1/eps, and 16-bit floats perhaps not
+        product = products.T @ ((row_weight / largest)[:, None] * row).to(row.dtype)
+        d_weight += largest * product.to(d_weight.dtype)
     if d_bias.numel():
         d_bias += row_weight @ d_logits
-    if d_exponents is not None:
+    if d_schedule.numel():
         d_schedule += d_exponents
 
 
@@ -631,8 +637,8 @@ def _linear_nelbo_backward(ctx, d_sum: Tensor | None, d_values: Tensor | None, *
         scale = 1.0
     parameters = (inputs[0], inputs[1], inputs[2], inputs[5])
     d_hidden, d_weight, d_bias, d_schedule = (
-        None if x is None else (scale * gradient).to(x.dtype)
-        for x, gradient in zip(parameters, gradients, strict=True)
+        (scale * gradient).to(x.dtype) if needed else None
+        for x, gradient, needed in zip(parameters, gradients, ctx.options[-1], strict=True)
     )
     return d_hidden, d_weight, d_bias, None, None, d_schedule, None, None, None
 
@@ -644,7 +650,7 @@ if not hasattr(torch.ops.md4_hf, "linear_nelbo"):
         _linear_nelbo,
         mutates_args=(),
         schema="(Tensor hidden_states, Tensor weight, Tensor? bias, Tensor target, Tensor row_weight, "
-        "Tensor? exponents, int mask_token_id, ScalarType dtype, bool needs_gradient) "
+        "Tensor? exponents, int mask_token_id, ScalarType dtype, bool[] needs_gradient) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     )
     _operator.register_fake(_fake_linear_nelbo)

@@ -297,7 +297,7 @@ class MD4Attention(nn.Module):
             **kwargs,
         )
         output = output.reshape(batch, length, -1)
-        return self.o_proj(output if rows is None else output.flatten(0, 1)[rows]), probabilities
+        return self.o_proj(at_rows(output, rows)), probabilities
 
 
 class MD4MLP(nn.Module):
@@ -361,7 +361,8 @@ class MD4Layer(GradientCheckpointingLayer):
             return hidden_states + feed(self.mlp_norm(hidden_states))
         shift, scale = modulation[..., : 2 * hidden_states.shape[-1]].chunk(2, dim=-1)
         attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
-        _, _, gate_a, shift_m, scale_m, gate_m = of_examples(modulation, hidden_states, rows).chunk(6, dim=-1)
+        others = of_examples(modulation[..., 2 * hidden_states.shape[-1] :], hidden_states, rows)
+        gate_a, shift_m, scale_m, gate_m = others.chunk(4, dim=-1)
         hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
         fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
         return torch.addcmul(hidden_states, gate_m, fed)
@@ -376,12 +377,12 @@ class MD4Layer(GradientCheckpointingLayer):
 
 def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     """`(batch, length, ...)` at flat indices `(rows,)`: `(rows, ...)`; without indices as it is."""
-    return x if rows is None else x.flatten(0, 1)[rows]
+    return x if rows is None else x.flatten(0, 1).index_select(0, rows.to(x.device))
 
 
 def of_examples(x: Tensor, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
     """`(batch, 1, width)` at the examples that the flat indices `rows` of positions belong to, `(rows, width)`."""
-    return x if rows is None else x.squeeze(1)[rows // hidden_states.shape[1]]
+    return x if rows is None else x.squeeze(1).index_select(0, (rows // hidden_states.shape[1]).to(x.device))
 
 
 class MD4Head(nn.Linear):
@@ -551,7 +552,7 @@ class MD4Model(MD4PreTrainedModel):
             input_ids: `(batch, length)` ids of x_t, in [0, vocab_size).
             timesteps: `(batch,)` times in [0, 1]; required when the model is time-conditioned.
             class_labels: `(batch,)` labels in [0, num_classes); required when the model is class-conditional.
-            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
+            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding; with `past_key_values` of those too.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids`.
             document_ids: `(batch, length)`, which document of a packed row a token belongs to, as runs of equal
@@ -575,7 +576,8 @@ class MD4Model(MD4PreTrainedModel):
         self._check_inputs(
             input_ids, timesteps, class_labels, (inputs_embeds if input_ids is None else input_ids).shape
         )
-        self._check_attention(document_ids, past_key_values)
+        self._check_attention(inputs_embeds if input_ids is None else input_ids, attention_mask, document_ids)
+        self._check_cache(past_key_values, document_ids)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         hidden_states = inputs_embeds if self.embed_proj is None else self.embed_proj(inputs_embeds)
@@ -628,16 +630,32 @@ class MD4Model(MD4PreTrainedModel):
             check_per_example("class_labels", class_labels, shape[0], "the model is class-conditional")
             check_range("class_labels", class_labels, self.config.num_classes - 1)
 
-    def _check_attention(self, document_ids: Tensor | None, past_key_values: Cache | None):
-        if document_ids is not None and "flash" in self.config._attn_implementation:
+    def _check_attention(self, inputs: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None):
+        if document_ids is None:
+            return
+        if document_ids.shape != inputs.shape[:2]:
+            raise ValueError(
+                f"`document_ids` must have shape {tuple(inputs.shape[:2])}, got {tuple(document_ids.shape)}."
+            )
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(
+                f"`attention_mask` must be (batch, length) with `document_ids`, got {tuple(attention_mask.shape)}."
+            )
+        if self.config._attn_implementation not in ("eager", "sdpa", "flex_attention"):
             raise ValueError(
                 "`document_ids` need eager, SDPA or flex attention, got attn_implementation="
                 f"{self.config._attn_implementation!r}."
             )
-        if past_key_values is not None and self.config.time_conditioning:
+
+    def _check_cache(self, past_key_values: Cache | None, document_ids: Tensor | None):
+        if past_key_values is None:
+            return
+        if self.config.time_conditioning:
             raise ValueError("`past_key_values` need a model without `time_conditioning`: keys change with the time.")
-        if past_key_values is not None and document_ids is not None:
+        if document_ids is not None:
             raise ValueError("Only one of `past_key_values` and `document_ids` may be given.")
+        if self.training and self.is_gradient_checkpointing:
+            raise ValueError("`past_key_values` must be None in training with gradient checkpointing.")
 
 
 class MD4ForMaskedDiffusion(MD4PreTrainedModel):
@@ -715,7 +733,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.
-            position_mask: `(batch, length)`: evaluate the head only where it is true.
+            position_mask: Of the shape of `input_ids`: evaluate the head only where it is true.
             mask_noise: Uniform numbers in [0, 1) of shape `(batch, length)` or `(batch, copies, length)`: `input_ids`
                 are then clean, `(batch, length)`, and masked here where alpha_t is not larger. Learned schedules,
                 which may be sharded over devices, are applied in this way.
@@ -746,9 +764,17 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 input_ids = self._mask(input_ids, labels, timesteps, mask_noise)
         elif mask_noise is not None:
             raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
+        if position_mask is not None:
+            expected = inputs_embeds.shape[:2] if input_ids is None else input_ids.shape
+            if position_mask.shape != expected:
+                raise ValueError(
+                    f"`position_mask` must have shape {tuple(expected)}, got {tuple(position_mask.shape)}."
+                )
         copies = None if input_ids is None or input_ids.dim() != 3 else input_ids.shape[1]
         if copies is not None:
             # Copies are rows of a larger batch.
+            if position_ids is not None:
+                position_ids = position_ids.expand(input_ids.shape[0], -1)
             shared = (timesteps, labels, class_labels, attention_mask, position_ids, document_ids)
             row_timesteps, row_labels, class_labels, attention_mask, position_ids, document_ids = (
                 x if x is None else x.repeat_interleave(copies, dim=0) for x in shared
@@ -794,7 +820,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 total, nelbo_per_token, input_ids, labels, timesteps, copies or 1, num_items_in_batch
             )
             # No view: FSDP2 hooks the outputs, and warns of views.
-            losses["token_nelbo"] = nelbo_per_token if copies is None else fold_copies(nelbo_per_token, copies).clone()
+            losses["token_nelbo"] = fold_copies(nelbo_per_token, copies).clone()
         if logits is not None and position_mask is None:
             logits = fold_copies(logits, copies)
         return MaskedDiffusionOutput(
@@ -863,7 +889,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         else:
             is_wanted = torch.arange(len(rows), device=rows.device) < is_masked.sum()
             target, weight = target[rows], torch.where(is_wanted, weight[rows], 0.0)
-        total, values = self._row_nelbo(hidden_states, target.clamp(min=0), weight)
+        any_token = int(self.config.mask_token_id == 0)  # in the place of labels of -100, whose weight is 0
+        total, values = self._row_nelbo(hidden_states, torch.where(target < 0, any_token, target), weight)
         if torch.compiler.is_compiling():
             values = values.detach()  # as an output of the graph it would be given a gradient, of zeros, at a price
         if rows is not None:
@@ -966,7 +993,10 @@ def indices_of(is_chosen: Tensor, at_most: int | None) -> Tensor | None:
     the bound or all.
     """
     if not torch.compiler.is_compiling() and (at_most is None or is_chosen.device.type == "cpu"):
-        return is_chosen.nonzero().squeeze(1)
+        indices = is_chosen.nonzero().squeeze(1)
+        if at_most is not None and len(indices) > at_most:
+            raise ValueError(f"`max_masked` must be at least the {len(indices)} masked tokens, got {at_most}.")
+        return indices
     if at_most is None or at_most >= len(is_chosen):
         return None
     torch._assert_async(

@@ -62,7 +62,7 @@ class _DenoiserInputs:
     def __init__(self, attention_mask: Tensor | None, class_labels: Tensor | None):
         self.attention_mask, self.class_labels = attention_mask, class_labels
 
-    def of(self, rows: Tensor | slice) -> dict[str, Any]:
+    def of(self, rows: Tensor) -> dict[str, Any]:
         """The keyword arguments for some rows."""
         inputs = {"attention_mask": self.attention_mask, "class_labels": self.class_labels}
         return {name: None if x is None else x[rows] for name, x in inputs.items()}
@@ -79,23 +79,23 @@ class _BlockInputs(_DenoiserInputs):
         self.start = self.end = 0
         self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # of each layer
 
-    def of(self, rows: Tensor | slice) -> dict[str, Any]:
+    def of(self, rows: Tensor) -> dict[str, Any]:
         """The keyword arguments for some rows; the cache among them is theirs alone, and may be added to."""
         inputs = super().of(rows)
-        past = [(key[rows], value[rows]) for key, value in self._keys_and_values]
+        past = [(key[rows.to(key.device)], value[rows.to(key.device)]) for key, value in self._keys_and_values]
         inputs["past_key_values"] = DynamicCache(past)
         seen = past[0][0].shape[2] if past else 0
         if self.attention_mask is not None:
             inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
-        inputs["position_ids"] = torch.arange(self.start, self.end, device=self.model.device)[None]
+        inputs["position_ids"] = torch.arange(self.start, self.end, device=rows.device)[None]
         return inputs
 
     def take_in(self, sample: Tensor, start: int, end: int):
         """Add the keys and values of these decided columns, and forget what is out of the window."""
-        if start == end or self.window == 0:
+        if start == end:
             return
         self.start, self.end = start, end
-        inputs, ids = self.of(slice(None)), sample[:, start:end]
+        inputs, ids = self.of(torch.arange(len(sample), device=sample.device)), sample[:, start:end]
         self.model(input_ids=ids, position_mask=torch.zeros_like(ids, dtype=torch.bool), **inputs)
         cache = inputs["past_key_values"]
         self._keys_and_values = [
@@ -190,6 +190,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 before through cached keys and values: text of any `length`, from a model without `time_conditioning`.
                 It sees the last `max_position_embeddings - block_length` tokens. This is exact for attention that is
                 block-causal, so that no token sees later blocks; for MD4's, which does, it is an approximation.
+                Blocks begin at the first mask of any row: rows with longer prompts see it in their blocks.
             class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
                 Label of each prompt (or of all), for class-conditional models.
             num_inference_steps (`int`, *optional*): Steps (of each block); the scheduler's own number by default.
@@ -362,10 +363,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         So the denoiser runs as often as the busiest row has such steps, on rows that may be at different times.
         """
         plan = self.scheduler.plan_openings(sample, _reseed_all(generators))
-        pending, sample = (
-            plan.steps,
-            sample.clone(),
-        )  # of the plan we have a copy on the CPU: nothing waits for devices
+        pending, sample, times = plan.steps, sample.clone(), self.scheduler.timesteps.cpu()
         with self.progress_bar(total=self._num_timesteps) as progress:
             while not self._interrupt:
                 steps = pending.amin(dim=1)
@@ -378,8 +376,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 pending = pending.index_put(
                     (rows,), pending[rows].masked_fill(step_plan.candidates, self._num_timesteps)
                 )
-                t, where = self.scheduler.timesteps[steps.to(sample.device)], rows.to(sample.device)
-                logits = self._predict(sample, where, t, step_plan.candidates, inputs)
+                t, where = times[steps], rows.to(sample.device)
+                logits = self._predict(sample, where, t.to(sample.device), step_plan.candidates, inputs)
                 opened = self.scheduler.step(logits, t, sample[where], plan=step_plan, **step_arguments).prev_sample
                 sample[where] = opened
         return sample
@@ -470,9 +468,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"`block_length` must be in [1, {max_length}), got {block_length}.")
         if length is not None and length < 1:
             raise ValueError(f"`length` must be >= 1, got {length}.")
-        if getattr(config, "time_conditioning", False):
+        if getattr(config, "time_conditioning", True):
             raise ValueError(
-                "`block_length` needs a model without `time_conditioning`: cached keys would be of another time."
+                "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`): cached "
+                "keys would be of another time."
             )
         if callback is not None:
             raise ValueError("`callback_on_step_end` must be None with `block_length`.")
@@ -531,7 +530,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             )
         if length is None:
             has_masks = (row == self.mask_token_id).any()
-            length = len(row) if has_masks else max(len(row), config.max_position_embeddings)
+            length = len(row) if has_masks else config.max_position_embeddings
+            if len(row) > length:
+                raise ValueError(f"`length` must be given to continue a prompt of {len(row)} tokens.")
         if len(row) > length:
             raise ValueError(f"`length` must be at least the prompt's {len(row)} tokens, got {length}.")
         return torch.cat([row, row.new_full((length - len(row),), self.mask_token_id)])

@@ -37,6 +37,7 @@ from .tokenization import check_tokenizer_matches
 logger = logging.get_logger(__name__)
 
 EMA_FOLDER = "ema"
+MOST_MASKED_SHARE = 0.8  # of all tokens: a larger bound on the masked ones is not worth having
 EXPONENTS = "token_schedule.free_exponents"
 TRAINING_ARGS_NAME = "training_args.bin"
 STAGING_FOLDER = ".checkpoint-in-progress"
@@ -118,6 +119,8 @@ class MD4TrainingArguments(TrainingArguments):
             raise ValueError(f"`card_samples` must be >= 0, got {self.card_samples}.")
         if self.data_seed is None:
             self.data_seed = self.seed
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False  # as a preset may have it, for its own number of workers
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # pinned memory is for copies to an accelerator: torch warns
 
@@ -244,6 +247,7 @@ class MD4Trainer(Trainer):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         number_step_examples(batches, self.args.process_index, self.args.world_size)
         for batch in batches:
+            batch["all_scored"] = batch.get("labels") is None and batch.get("attention_mask") is None
             batch["labels"] = scored_labels(batch)
         num_items = self._get_num_items_in_batch(batches, device)
         if num_items is not None:
@@ -262,6 +266,7 @@ class MD4Trainer(Trainer):
             inputs = {**inputs}
             inputs.pop("num_characters", None)
             first, total = inputs.pop("first_step_example"), inputs.pop("num_step_examples")
+            all_scored = inputs.pop("all_scored")
             ids, key = inputs["input_ids"], (self.args.seed, self.state.global_step)
             index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
             timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
@@ -269,16 +274,29 @@ class MD4Trainer(Trainer):
             shape = torch.Size((len(ids), *copies, *ids.shape[1:]))
             noise = training_mask_noise(*key, index.to(ids.device, non_blocking=True), shape)
             inputs = self.diffusion.noised(inputs, timesteps, noise)
-            if self.diffusion.schedule is not None and (ids.device.type != "cpu" or self.args.torch_compile):
-                inputs["max_masked"] = most_masked_tokens(
-                    self.diffusion.schedule, self.diffusion.num_train_timesteps, len(ids), total, ids[0].numel()
-                )
+            inputs["max_masked"] = self._most_masked_tokens(ids, total, all_scored)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.is_md4 and self.diffusion.schedule is None:
             if self._nelbo_logged_at is None:
                 self._nelbo_logged_at = self.state.global_step  # where a resumed training begins
             self._nelbo = self._nelbo + outputs.nelbo.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _most_masked_tokens(self, ids: Tensor, total: int, all_scored: bool) -> int | None:
+        """A bound on the masked tokens of a micro-batch, where it saves more than it costs: see `most_masked_tokens`.
+
+        A compiled model runs for so many tokens at every step. Another one on an accelerator need not wait to hear how
+        many there are; but if the bound is far above their number, as where few tokens are scored, waiting is cheaper.
+        """
+        if self.diffusion.schedule is None or not (self.args.torch_compile or ids.device.type != "cpu"):
+            return None
+        examples = -(-len(ids) // max(1, self.args.n_gpu))  # of each device that DataParallel drives
+        length = ids[0].numel()
+        bound = most_masked_tokens(
+            self.diffusion.schedule, self.diffusion.num_train_timesteps, examples, total, length
+        )
+        is_tight = all_scored and bound < MOST_MASKED_SHARE * examples * length
+        return bound if self.args.torch_compile or is_tight else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Adds the training loss in bits per token; for GenMD4, whose loss is a surrogate, the bound and its bits."""

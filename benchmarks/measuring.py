@@ -13,6 +13,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 import md4_hf
 
@@ -94,6 +95,20 @@ def machine() -> str:
         f"{time.strftime('%Y-%m-%d')}, {hardware}; torch {torch.__version__}, transformers {transformers.__version__}, "
         f"diffusers {diffusers.__version__}, md4_hf {md4_hf.__version__}."
     )
+
+
+def log_axes(axis, ticks: list[int], log_y: bool = True):
+    """Logarithmic axes with numbers that can be read, and one tick on the x axis for each measurement."""
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{x // 1000}k" if x % 1000 < 300 and x >= 1000 else str(x) for x in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+    if log_y:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.3)
+    axis.legend()
 
 
 def write_whole(path: str | os.PathLike, text: str):

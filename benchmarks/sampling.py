@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from measuring import DEVICE, machine, seconds, write_whole
+from measuring import DEVICE, log_axes, machine, seconds, write_whole
 from naive import sampling_step
 from tqdm import tqdm
 from training_step import SETTINGS
@@ -113,17 +113,14 @@ def plot(results: dict[int, dict[str, float]], path: Path):
     steps = list(results)
     for name, label in (("naive", "official sampler"), ("ours", "md4_hf")):
         axes[0].plot(steps, [row[name] for row in results.values()], marker="o", label=label)
-    axes[0].set(ylabel="seconds per sample", yscale="log")
+    axes[0].set(ylabel="seconds per sample")
     axes[1].plot(steps, steps, marker="o", label="official sampler")
     axes[1].plot(steps, [row["calls"] for row in results.values()], marker="o", label="md4_hf")
     axes[1].axhline(SETTINGS["A"].length, color="grey", linestyle=":", label="positions")
     axes[1].set(ylabel="calls of the network per sample")
     for axis in axes:
-        axis.set(xlabel="steps T", xscale="log")
-        axis.set_xticks(steps, [str(x) for x in steps])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend()
+        axis.set(xlabel="steps T")
+        log_axes(axis, steps)
     figure.savefig(path, dpi=120)
 
 

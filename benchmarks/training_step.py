@@ -24,6 +24,7 @@ from measuring import (
     DEVICE,
     has_fast_bf16,
     interleaved,
+    log_axes,
     machine,
     matmul_peak,
     paired_ratio,
@@ -199,11 +200,8 @@ def plot(curves: dict[str, dict[str, list[float]]], path: Path):
     for axis, (label, curve) in zip(axes, curves.items(), strict=True):
         for variant, name in (("naive", "official formulation"), ("md4_hf", "md4_hf")):
             axis.plot(curve["x"], curve[variant], marker="o", label=name)
-        axis.set(xlabel=label, ylabel="seconds per training step", xscale="log", yscale="log")
-        axis.set_xticks(curve["x"], [f"{x:,}" for x in curve["x"]])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend()
+        axis.set(xlabel=label, ylabel="seconds per training step")
+        log_axes(axis, curve["x"])
     figure.savefig(path, dpi=120)
 
 

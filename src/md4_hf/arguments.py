@@ -50,7 +50,8 @@ SHOWN_TRAINING_OPTIONS = {
 }
 # Where our commands say more than transformers' help.
 OTHER_HELP = {
-    "resume_from_checkpoint": 'Checkpoint to go on from: its folder, or "latest".',
+    "resume_from_checkpoint": 'Checkpoint to go on from: its folder, "latest" (the newest whole one of the run), or '
+    '"auto" (the same, or a new run where there is none).',
     "push_to_hub": "Upload the finished model to --hub_model_id.",
 }
 

@@ -150,7 +150,7 @@ def run_training(
     say(trainer, f"{size} on {args.device}; {describe_batch(args, data_args)}")
     for name, bits in baselines.items():
         say(trainer, f"held-out bits per character of the {name} model: {bits:.3f}")
-    trainer.train(resume_from_checkpoint=resume_argument(args.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.interrupted:
         say(trainer, f"Stopped at step {trainer.state.global_step}. To go on, add: --resume_from_checkpoint latest")
         sys.exit(EXIT_INTERRUPTED)
@@ -193,11 +193,6 @@ def check_output_dir(args: MD4TrainingArguments):
         )
     if args.resume_from_checkpoint == "latest" and not list(folder.glob("checkpoint-*")):
         raise ValueError(f"`resume_from_checkpoint` must be a checkpoint's folder: there is none in {folder}.")
-
-
-def resume_argument(value: str | None) -> str | bool | None:
-    """ "latest" as `Trainer` says it."""
-    return True if value == "latest" else value
 
 
 def set_batch_size(run: RunArguments, args: MD4TrainingArguments):

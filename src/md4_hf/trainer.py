@@ -24,6 +24,7 @@ from transformers.utils.hub import PushInProgress
 from .adapters import averaged_adapter, is_adapted, save_base_record
 from .averaging import EmaCallback
 from .callbacks import BitsProgressCallback, InterruptCallback
+from .checkpoints import MANIFEST, checkpoint_to_resume, commit
 from .collators import PaddingCollator
 from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
 from .loading import make_pipeline
@@ -43,7 +44,7 @@ TRAINING_ARGS_NAME = "training_args.bin"
 STAGING_FOLDER = ".checkpoint-in-progress"
 HUB_FOLDER = ".upload-in-progress"
 # Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
-NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", EMA_FOLDER)
+NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", MANIFEST, EMA_FOLDER)
 
 
 @dataclass
@@ -194,7 +195,16 @@ class MD4Trainer(Trainer):
     # ------------------------------------------------------------------------------------------------------------------
 
     def train(self, *args, **kwargs):
-        """As `Trainer.train`; the first Ctrl-C saves a checkpoint at the end of the step and returns."""
+        """As `Trainer.train`; the first Ctrl-C saves a checkpoint at the end of the step and returns.
+
+        `resume_from_checkpoint=True` takes the newest checkpoint that is whole, and says which it passed over and why;
+        `"auto"` does the same, and starts anew where there is none. A run at its last step stays as it is.
+
+        Raises:
+            ValueError: If the checkpoint that was asked for is not there, or is not whole.
+        """
+        if self.is_md4:
+            args, kwargs = self._choose_checkpoint(*args, **kwargs)
         self._uncounted_tokens: Tensor | int = 0
         self._nelbo, self._nelbo_logged_at = 0.0, None  # GenMD4's bound since the last log, and the step of that
         if self.args.should_save:
@@ -203,6 +213,26 @@ class MD4Trainer(Trainer):
             output = super().train(*args, **kwargs)
         self._count_tokens()
         return output
+
+    def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """The arguments of `Trainer.train`, with the folder of a whole checkpoint, or None, for the first of them."""
+        chosen = [None]
+        if self.is_world_process_zero():
+            try:
+                chosen = [checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)]
+            except ValueError as error:
+                chosen = [error]
+        if self.args.world_size > 1:  # one reads the files, all do the same
+            torch.distributed.broadcast_object_list(chosen, device=self.args.device)
+        if isinstance(chosen[0], ValueError):
+            raise chosen[0]
+        return (chosen[0], *args), kwargs
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.is_md4 and self.state.global_step >= self.state.max_steps:  # resumed where nothing is left to do
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _count_tokens(self):
         """Add the scored tokens of the steps since the last time to the state; between, the sum stays on the device."""
@@ -389,7 +419,7 @@ class MD4Trainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             shutil.rmtree(run_dir / name, ignore_errors=True)
-            os.replace(staging / name, run_dir / name)
+            commit(staging / name, run_dir / name)
             staging.rmdir()
             rotate_checkpoints(
                 output_dir=str(run_dir),

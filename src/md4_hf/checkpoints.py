@@ -89,7 +89,9 @@ def checkpoint_to_resume(asked: str | os.PathLike | bool | None, run_dir: str | 
     """
     if asked is None or asked is False:
         return None
-    if asked not in (True, "latest", "auto"):
+    if asked is True:
+        asked = "latest"
+    if asked not in ("latest", "auto"):
         reason = what_is_wrong(asked) if Path(asked).is_dir() else "there is no such folder"
         if reason is not None:
             raise ValueError(f"`resume_from_checkpoint` must be a whole checkpoint, got {asked}: {reason}.")

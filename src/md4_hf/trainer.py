@@ -216,7 +216,7 @@ class MD4Trainer(Trainer):
 
     def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """The arguments of `Trainer.train`, with the folder of a whole checkpoint, or None, for the first of them."""
-        chosen = [None]
+        chosen: list[Any] = [None]
         if self.is_world_process_zero():
             try:
                 chosen = [checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)]

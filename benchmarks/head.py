@@ -13,7 +13,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from measuring import DEVICE, interleaved, machine, paired_ratio, write_whole
+from measuring import DEVICE, interleaved, machine, paired_ratio, publish
 from torch.nn.functional import linear_cross_entropy
 
 from md4_hf.masked_diffusion import linear_nelbo
@@ -76,11 +76,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", help="Markdown file to write; printed if left out.")
     args = parser.parse_args()
-    text = report(args)
-    if args.output is None:
-        print(text)
-    else:
-        write_whole(args.output, text)
+    publish(report(args), args.output)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,11 @@ def log_axes(axis, ticks: list[int], log_y: bool = True):
     axis.legend()
 
 
-def write_whole(path: str | os.PathLike, text: str):
-    """Write a file that is never seen half-written."""
-    temporary = Path(path).with_name(f".{Path(path).name}.in-progress")
+def publish(text: str, output: str | None):
+    """Print a report, or write it to a file that is never seen half-written."""
+    if output is None:
+        print(text)
+        return
+    temporary = Path(output).with_name(f".{Path(output).name}.in-progress")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    os.replace(temporary, output)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from measuring import DEVICE, log_axes, machine, seconds, write_whole
+from measuring import DEVICE, log_axes, machine, publish, seconds
 from naive import sampling_step
 from tqdm import tqdm
 from training_step import SETTINGS
@@ -169,11 +169,7 @@ def main():
     parser.add_argument("--growth", action="store_true", help="Also plot the growth with the number of steps.")
     parser.add_argument("--output", help="Markdown file to write; printed if left out.")
     args = parser.parse_args()
-    text = report(args)
-    if args.output is None:
-        print(text)
-    else:
-        write_whole(args.output, text)
+    publish(report(args), args.output)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from measuring import (
     matmul_peak,
     paired_ratio,
     peak_memory,
+    publish,
     start_watching_memory,
-    write_whole,
 )
 from naive import genmd4_loss, md4_loss
 from tqdm import tqdm
@@ -279,11 +279,7 @@ def main():
     if args.memory_of is not None:
         print(json.dumps(memory_of_a_step(*args.memory_of)))
         return
-    text = report(args)
-    if args.output is None:
-        print(text)
-    else:
-        write_whole(args.output, text)
+    publish(report(args), args.output)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ from md4_hf import (
     load_table,
     load_tokenizer,
     load_train_validation,
-    pack,
     parse_arguments,
 )
 
-from .cli_train import check_block_size, check_no_document_mask, print_metrics
+from .cli_train import check_block_size, check_no_document_mask, pack_as_asked, print_metrics
 
 
 @dataclass
@@ -117,11 +116,4 @@ def evaluation_examples(data_args: DataArguments, pair_args: PairArguments, toke
         documents = load_train_validation(data_args)[1]
     else:
         documents = load_documents(named, text_column=data_args.text_column, **options)
-    blocks, _ = pack(
-        documents,
-        tokenizer,
-        data_args.block_size,
-        num_proc=data_args.num_proc,
-        document_ids=data_args.document_mask,
-    )
-    return blocks
+    return pack_as_asked(documents, tokenizer, data_args)[0]

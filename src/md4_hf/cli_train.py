@@ -243,17 +243,22 @@ def check_no_document_mask(data_args: DataArguments):
         raise ValueError("`document_mask` must be False with prompts and responses: each pair is a row of its own.")
 
 
+def pack_as_asked(documents, tokenizer, data_args: DataArguments):
+    """`pack` with the options of the command."""
+    return pack(
+        documents,
+        tokenizer,
+        data_args.block_size,
+        num_proc=data_args.num_proc,
+        document_ids=data_args.document_mask,
+    )
+
+
 def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
     """Training and held-out text as blocks of ids; `verbose` prints what they are."""
     blocks = []
     for name, documents in zip(("training", "held-out"), load_train_validation(data_args), strict=True):
-        packed, report = pack(
-            documents,
-            tokenizer,
-            data_args.block_size,
-            num_proc=data_args.num_proc,
-            document_ids=data_args.document_mask,
-        )
+        packed, report = pack_as_asked(documents, tokenizer, data_args)
         blocks.append(packed)
         if report is not None and verbose:
             print(

@@ -314,6 +314,21 @@ def test_a_compiled_step_is_one_graph_for_any_number_of_masks(kind):
                 torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_layers_compiled_one_by_one_serve_any_number_of_masks():
+    model, reference = make_model(), make_model()
+    torch.compiler.reset()
+    for layer in model.model.layers:
+        layer.compile(backend="aot_eager", fullgraph=True, dynamic=True)
+    for seed in range(4):
+        batch = make_batch(model.config, seed=seed)
+        expected, expected_gradients = loss_and_gradients(reference, batch)
+        with torch._dynamo.config.patch(error_on_recompile=seed > 1):
+            output, gradients = loss_and_gradients(model, batch)
+        torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-5)
+        for name, gradient in expected_gradients.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_more_masks_than_foreseen_are_an_error():
     model = make_model()
     torch.compiler.reset()

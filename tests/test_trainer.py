@@ -505,3 +505,21 @@ def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
     trainer.evaluate()
     assert {training for training, _ in seen} == {True, False}
     assert all(ids == documents[0] for _, ids in seen)
+
+
+def test_a_compiled_training_has_the_same_losses(tmp_path):
+    plain = make_trainer(tmp_path / "plain")
+    compiled = make_trainer(tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
+    bounds = []
+    compiled.model.register_forward_pre_hook(
+        lambda module, args, kwargs: bounds.append(kwargs.get("max_masked")), with_kwargs=True
+    )
+    for trainer in (plain, compiled):
+        trainer.train()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+    assert set(bounds) <= {8 * LENGTH} and bounds, "a bound that is the same at every step"
+
+
+def test_workers_of_a_preset_may_be_switched_off(tmp_path):
+    args = arguments(tmp_path, dataloader_num_workers=0, dataloader_persistent_workers=True)
+    assert not args.dataloader_persistent_workers

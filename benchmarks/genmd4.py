@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from measuring import publish
 from tqdm import tqdm
 
 import md4_hf
@@ -141,8 +142,4 @@ def report(args: argparse.Namespace) -> str:
 
 if __name__ == "__main__":
     arguments = parse_arguments()
-    text = report(arguments)
-    if arguments.output is None:
-        print(text)
-    else:
-        Path(arguments.output).write_text(text, encoding="utf-8")
+    publish(report(arguments), arguments.output)

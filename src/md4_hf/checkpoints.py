@@ -31,15 +31,14 @@ def commit(staged: Path, final: Path):
     """
     files = {}
     for path in _files(staged):
-        size, digest = _sync_and_digest(path)
-        files[path.relative_to(staged).as_posix()] = {"bytes": size, "sha256": digest}
+        _sync(path)
+        files[path.relative_to(staged).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     manifest = staged / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    _sync_and_digest(manifest)
-    for folder in {path.parent for path in _files(staged)} | {staged}:
-        _sync_folder(folder)
+    for path in {path.parent for path in _files(staged)} | {manifest, staged}:
+        _sync(path)
     os.replace(staged, final)
-    _sync_folder(final.parent)
+    _sync(final.parent)
 
 
 def what_is_wrong(folder: str | os.PathLike) -> str | None:
@@ -119,15 +118,6 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
 
 
-def _sync_and_digest(path: Path) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BYTES_AT_A_TIME):
-            digest.update(block)
-        os.fsync(file.fileno())
-        return file.tell(), digest.hexdigest()
-
-
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -136,11 +126,11 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync_folder(folder: Path):
-    """Make names in a folder durable, where the system can."""
-    if os.name != "posix":
+def _sync(path: Path):
+    """Bring a file, or the names in a folder, to the disk; folders where the system can."""
+    if path.is_dir() and os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -81,6 +81,7 @@ def training_times(seed: int, step: int, index: Tensor, total: int) -> Tensor:
     return stratified_times(offset, stratum, total).float().clamp(max=1.0 - 2.0**-24).to(index.device)
 
 
+@functools.cache
 def _stride(total: int) -> int:
     """A step through `total` strata that meets each once (it has no common factor), near the golden section of them."""
     wanted = total * _GOLDEN_RATIO_CONJUGATE

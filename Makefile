@@ -34,6 +34,7 @@ bench: $(VENV)/base.stamp  ## the benchmarks; results in benchmarks/results
 	@$(VENV_PYTHON) benchmarks/training_step.py --repeats 2 --growth --output benchmarks/results/training_step.md
 	@$(VENV_PYTHON) benchmarks/head.py --output benchmarks/results/head.md
 	@$(VENV_PYTHON) benchmarks/sampling.py --repeats 1 --timed_steps 4 --growth --output benchmarks/results/sampling.md
+	@$(VENV_PYTHON) benchmarks/scaling.py --output benchmarks/results/scaling.md
 
 style: $(VENV)/dev.stamp  ## format the code and fix what ruff can fix
 	@$(VENV_PYTHON) -m ruff check --fix-only --quiet .

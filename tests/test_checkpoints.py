@@ -2,13 +2,6 @@
 """Checkpoints: whole or passed over with the reason, whatever moment a run dies at."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -100,43 +93,3 @@ def test_a_finished_run_stays_as_it_is(tmp_path):
     torch.testing.assert_close(weights(again.model), weights(trainer.model), atol=0, rtol=0)
     with again.ema_weights(), trainer.ema_weights():
         torch.testing.assert_close(weights(again.model), weights(trainer.model), atol=0, rtol=0)
-
-
-STORM = """
-import sys
-from test_trainer import make_trainer
-trainer = make_trainer(sys.argv[1], save_strategy="steps", save_steps=1, max_steps=60, ema_decay=0.5)
-trainer.train(resume_from_checkpoint="auto")
-trainer.save_model(sys.argv[1] + "/final")
-"""
-
-
-@pytest.mark.slow
-def test_a_storm_of_kills_ends_where_the_unbroken_run_does(tmp_path):
-    """SIGKILL at twelve random moments, most of them while a checkpoint is written: one is written at every step."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-
-    def start(folder):
-        return subprocess.Popen([sys.executable, "-c", STORM, str(tmp_path / folder)], env=environment)
-
-    assert start("unbroken").wait(timeout=300) == 0
-    moments, kills = random.Random(0), 0
-    while kills < 12:
-        process = start("storm")
-        seen = len(list((tmp_path / "storm").glob("checkpoint-*"))) if (tmp_path / "storm").exists() else 0
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:  # until it has got anywhere at all
-            names = [path.name for path in (tmp_path / "storm").glob("checkpoint-*")]
-            if len(names) > min(seen, 2) or kills % 3 == 2:
-                break
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.3))
-        if process.poll() is not None:
-            break  # finished before it could be killed
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
-        kills += 1
-    assert kills >= 10
-    assert start("storm").wait(timeout=300) == 0
-    final = [(tmp_path / folder / "final" / "model.safetensors").read_bytes() for folder in ("unbroken", "storm")]
-    assert final[0] == final[1]

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,27 +94,6 @@ def test_accumulation_changes_neither_losses_nor_weights(tmp_path, batch, accumu
     parts.train()
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
     torch.testing.assert_close(weights(parts.model), weights(whole.model), atol=1e-5, rtol=0)
-
-
-def test_two_processes_train_as_one(tmp_path):
-    """2 ranks x 4 x 1 and 2 ranks x 2 x 2 against 1 rank x 8: the same losses, weights and evaluation."""
-    script = Path(__file__).with_name("two_processes.py")
-    # Trainers of other tests leave their precision in the environment, where accelerate reads it.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    result = subprocess.run([*command, str(tmp_path)], env=environment, timeout=240, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "find_unused_parameters" not in result.stderr, result.stderr
-    single = make_trainer(tmp_path / "single", evaluation=dataset(21, seed=1))
-    single.train()
-    metrics = single.evaluate()
-    for batch in (4, 2):
-        result = torch.load(tmp_path / f"result-{batch}.pt")
-        assert result["losses"] == pytest.approx(losses(single), abs=1e-5)
-        torch.testing.assert_close(result["weights"], weights(single.model), atol=1e-5, rtol=0)
-        assert result["metrics"]["eval_num_tokens"] == metrics["eval_num_tokens"] == 21 * LENGTH
-        assert result["metrics"]["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-5)
 
 
 def test_resuming_gives_the_unbroken_runs_weights(tmp_path):

@@ -21,6 +21,7 @@ _LAZY = {
     "adapters": ["LoraArguments", "add_adapter", "load_adapter"],
     "arguments": ["ModelArguments", "RunArguments", "StartArguments", "parse_arguments"],
     "averaging": ["EmaCallback"],
+    "checkpoints": ["checkpoint_to_resume"],
     "collators": ["DataCollatorForMaskedDiffusion", "PaddingCollator"],
     "convert_md4_checkpoint": ["config_from_official", "convert_flax_params"],
     "data": [
@@ -35,6 +36,7 @@ _LAZY = {
         "pydoc_documents",
     ],
     "evaluation": ["Diffusion", "example_nelbo", "nelbo_metrics"],
+    "launch": ["on_first_process"],
     "loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],
     "masked_diffusion": [
         "IGNORE_INDEX",
@@ -72,6 +74,7 @@ _LAZY = {
         "plot_unmasked_per_step",
     ],
     "scheduling_masked_diffusion": ["MaskedDiffusionScheduler", "MaskedDiffusionSchedulerOutput"],
+    "shards": ["has_shards", "load_shards"],
     "tokenization": [
         "build_byte_tokenizer",
         "build_text8_tokenizer",

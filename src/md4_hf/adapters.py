@@ -8,15 +8,17 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
 from .arguments import option
-from .averaging import trained_parameters
+from .errors import check_types, reading
+from .sharding import parameter_names
 
 
 BASE_RECORD = "base_model.json"
+MAX_RANK = 2**14  # wider than any layer
 FINGERPRINT_ROWS, FINGERPRINT_COLUMNS = 64, 16
 
 
@@ -41,8 +43,11 @@ class LoraArguments:
     )
 
     def __post_init__(self):
+        check_types(vars(self), get_type_hints(type(self)))
         if self.lora_r < 1:
             raise ValueError(f"`lora_r` must be >= 1, got {self.lora_r}.")
+        if self.lora_r > MAX_RANK:
+            raise ValueError(f"`lora_r` must be at most {MAX_RANK}, got {self.lora_r}.")
         if self.lora_alpha <= 0:
             raise ValueError(f"`lora_alpha` must be > 0, got {self.lora_alpha}.")
         if not 0.0 <= self.lora_dropout < 1.0:
@@ -138,7 +143,8 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
         A `PeftModel` in evaluation mode.
 
     Raises:
-        ValueError: If the adapter was trained on other weights, or does not fit the base.
+        OSError: If its weights are not in safetensors format.
+        ValueError: If the adapter was trained on other weights, does not fit the base, or has damaged files.
     """
     from peft import PeftModel
     from transformers.utils import cached_file
@@ -152,27 +158,39 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
         _raise_exceptions_for_connection_errors=False,
     )
     if record is not None:
-        expected, found = json.loads(Path(record).read_text(encoding="utf-8"))["fingerprint"], fingerprint(base)
+        with reading("adapter", folder):
+            expected = json.loads(Path(record).read_text(encoding="utf-8"))["fingerprint"]
+        found = fingerprint(base)
         if expected != found:
             raise ValueError(
                 f"`adapter` must belong to the base model, got {folder}, which was trained on other weights "
                 f"({expected}, the base has {found})."
             )
-    try:
-        return PeftModel.from_pretrained(base, folder, revision=revision, token=token).eval()
-    except RuntimeError as error:
-        raise ValueError(f"`adapter` must fit the base model, got {folder}: {error}") from error
+    _check_files(folder, revision=revision, token=token)
+    with reading("adapter", folder):
+        try:
+            return PeftModel.from_pretrained(base, folder, revision=revision, token=token).eval()
+        except RuntimeError as error:
+            raise ValueError(f"`adapter` must fit the base model, got {folder}: {error}") from error
 
 
-def averaged_adapter(model, folder: str | os.PathLike) -> list[torch.Tensor]:
-    """The trainable parameters that a `PeftModel` would have with the adapter in `folder`; it keeps its own."""
-    from peft import load_peft_weights, set_peft_model_state_dict
+def _check_files(folder: str, **hub):
+    """Refuse what peft would open or run: pickled weights, and a Python module that the configuration names."""
+    from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+    from transformers.utils import cached_file
 
-    parameters = trained_parameters(model)
-    kept = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-        averaged = [parameter.detach().clone() for parameter in parameters]
-        for parameter, value in zip(parameters, kept, strict=True):
-            parameter.copy_(value)
-    return averaged
+    if cached_file(folder, SAFETENSORS_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False) is None:
+        raise OSError(f"`adapter` must have weights in {SAFETENSORS_WEIGHTS_NAME}, got {folder} without.")
+    with reading("adapter", folder):
+        config = json.loads(Path(cached_file(folder, CONFIG_NAME, **hub)).read_text(encoding="utf-8"))
+        if config.get("megatron_config") is not None:
+            raise ValueError(f"`megatron_config` must be null in an adapter, got {config['megatron_config']!r}.")
+
+
+def stored_names(model) -> list[str]:
+    """The names that the trainable parameters of a `PeftModel` have in a file of its adapter, in order."""
+    from peft import get_peft_model_state_dict
+
+    markers = {name: torch.tensor(number) for number, name in enumerate(parameter_names(model))}
+    stored = get_peft_model_state_dict(model, state_dict=markers, save_embedding_layers=False)
+    return [name for name, _ in sorted(stored.items(), key=lambda item: item[1].item())]

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .configuration_md4 import MD4Config
+from .errors import check_types
 from .presets import PRESETS
 
 
@@ -84,6 +85,9 @@ class StartArguments:
     )
     tokenizer: str | None = option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
 
+    def __post_init__(self):
+        check_types(vars(self), get_type_hints(type(self)))
+
 
 @dataclass
 class RunArguments:
@@ -97,6 +101,7 @@ class RunArguments:
     final_eval_draws: int = option("Draws per held-out sequence in the evaluation at the end.", default=8)
 
     def __post_init__(self):
+        check_types(vars(self), get_type_hints(type(self)))
         for name in ("total_batch_size", "final_eval_draws"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -177,7 +182,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
     """The options that a preset stands for; without those of a new model, and its tokenizer, if there is a model."""
-    if name not in PRESETS:
+    if not (isinstance(name, str) and name in PRESETS):
         raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
     preset = PRESETS[name]
     new_model = {**preset.model, "tokenizer": preset.tokenizer} if with_model else {}
@@ -188,7 +193,10 @@ def read_config(path: str) -> dict[str, Any]:
     """Options from a YAML file: a mapping of option names to values."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"`config` must be a YAML file, got {path!r}, which does not exist.")
-    options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"`config` must be a YAML file, got {path!r}: {error}") from error
     if not isinstance(options, Mapping):
         raise ValueError(
             f"`config` must be a mapping of option names to values, got {type(options).__name__} in {path}."
@@ -247,8 +255,13 @@ def parse_arguments(
     _set_defaults(parser, argv, with_presets)
     *instances, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
-        parser.error(f"unknown options: {' '.join(unknown)}")
+        parser.error(f"unknown options: {' '.join(_names(unknown))}")
     return (*instances, rest)
+
+
+def _names(words: list[str]) -> list[str]:
+    """The options among words of a command line, without their values, one of which may be a secret."""
+    return [word.split("=")[0] for word in words if word.startswith("-")] or words
 
 
 def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool):
@@ -259,9 +272,13 @@ def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool)
     given, _ = early.parse_known_args(argv)
     options = read_config(given.config) if given.config else {}
     known = {action.dest for action in parser._actions}
-    unknown = sorted(set(options) - known)
+    unknown = sorted(map(str, set(options) - known))
     if unknown:
         parser.error(f"unknown options in {given.config}: {', '.join(unknown)}")
+    for cls in parser.dataclass_types:
+        if not issubclass(cls, TrainingArguments):  # which has types of its own
+            written = {name: value for name, value in options.items() if not isinstance(value, str)}
+            check_types(written, get_type_hints(cls))  # strings are read as those of the command line
     preset = given.preset or options.get("preset")
     if with_presets and preset:
         has_model = given.model_name_or_path or options.get("model_name_or_path")

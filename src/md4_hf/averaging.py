@@ -1,16 +1,16 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The moving average of the weights while they train, whole or sharded (FSDP2, DeepSpeed's ZeRO-3)."""
+"""The moving average of the weights while they train, whole or sharded (see `sharding`)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .sharding import local_part, refresh_gathered, trainable, trained_parameters
 
 
 class EmaCallback(TrainerCallback):
@@ -22,14 +22,19 @@ class EmaCallback(TrainerCallback):
     def __init__(self, decay: float):
         self.decay = decay
         self.average: Any = None
-        self._initial: list[torch.Tensor] | None = None
+        self._initial: Iterable[torch.Tensor] | None = None
 
-    def resume_from(self, parameters: list[torch.Tensor]):
+    @property
+    def values(self) -> list[torch.Tensor] | None:
+        """What this rank holds of the averaged weights, in the order of the trained parameters; None before."""
+        return None if self.average is None else self.average.shadow_params
+
+    def resume_from(self, parameters: Iterable[torch.Tensor]):
         """Start the next training from these averaged weights, in the order of the trainable parameters."""
         self._initial = parameters
 
     @torch.no_grad()
-    def set_average(self, model: torch.nn.Module, parameters: list[torch.Tensor]):
+    def set_average(self, model: torch.nn.Module, parameters: Iterable[torch.Tensor]):
         """Replace the averaged weights by these, whole or sharded as the model is, in the order of its parameters."""
         for shadow, value, own in zip(self.average.shadow_params, parameters, trained_parameters(model), strict=True):
             shadow.copy_(local_part(value, own))
@@ -70,58 +75,3 @@ class EmaCallback(TrainerCallback):
         finally:
             self.average.restore(trainable(model))
             refresh_gathered(model)
-
-
-def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that training changes: of an adapted model, the adapter's."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """What this rank holds of the parameters that training changes, to be read or changed in place."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # the outermost stays whole after a forward, as tensors that are not the parameters
-    return [
-        torch.nn.Parameter(zero_part(parameter)) if is_zero3(parameter) else parameter
-        for parameter in trained_parameters(model)
-    ]
-
-
-def is_zero3(parameter: torch.Tensor) -> bool:
-    """Whether DeepSpeed's ZeRO-3 has dealt this parameter out to the ranks; it is empty then."""
-    return hasattr(parameter, "ds_tensor")
-
-
-def zero_part(parameter: torch.Tensor) -> torch.Tensor:
-    """This rank's flat part of a parameter under ZeRO-3."""
-    part = parameter.ds_tensor
-    if part.final_location is not None and part.final_location.value == "nvme":
-        raise ValueError("`ema_decay` must be 0 with parameters offloaded to NVMe: they cannot be averaged there.")
-    return part.data
-
-
-def refresh_gathered(model: torch.nn.Module):
-    """Bring up to date what ZeRO-3 keeps whole on all ranks (small parameters), after the parts have changed."""
-    for parameter in trained_parameters(model):
-        if is_zero3(parameter) and parameter.ds_status.name == "AVAILABLE":
-            group, own = parameter.ds_process_group, zero_part(parameter)
-            parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
-            torch.distributed.all_gather(parts, own, group=group)
-            parameter.data.copy_(torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape))
-
-
-def local_part(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """What of a value this rank would hold if the value was sharded as the parameter is."""
-    if isinstance(parameter, DTensor):
-        if isinstance(value, DTensor):
-            return value
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    if not is_zero3(parameter):
-        return value
-    if is_zero3(value):
-        return zero_part(value)
-    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank(parameter.ds_process_group)
-    whole = value.new_zeros((rank + 1) * size)  # the last part is filled up
-    whole[: value.numel()] = value.flatten()[: len(whole)]
-    return whole[rank * size :]

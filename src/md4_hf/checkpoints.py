@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
 from transformers.utils import logging
 
 
@@ -18,6 +20,14 @@ logger = logging.get_logger(__name__)
 MANIFEST = "manifest.json"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 BYTES_AT_A_TIME = 2**22
+# Where a checkpoint has its optimizer, by the kind of training that wrote it.
+DEEPSPEED = "DeepSpeed"
+OPTIMIZERS = {
+    "plain or DDP": "optimizer.pt",
+    "FSDP with whole checkpoints": "optimizer.bin",
+    "FSDP with sharded checkpoints": "optimizer_0",
+    DEEPSPEED: "global_step*",
+}
 
 
 def commit(staged: Path, final: Path):
@@ -41,8 +51,11 @@ def commit(staged: Path, final: Path):
     _sync(final.parent)
 
 
-def what_is_wrong(folder: str | os.PathLike) -> str | None:
-    """Why a checkpoint cannot be used: its manifest is missing or damaged, or a file is; None if it is whole."""
+def what_is_wrong(folder: str | os.PathLike, digests: bool = True) -> str | None:
+    """Why a checkpoint cannot be used: its manifest is missing or damaged, or a file is; None if it is whole.
+
+    Without `digests` the files are not read: only what is missing or has another size is found, at once.
+    """
     folder = Path(folder)
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -59,29 +72,32 @@ def what_is_wrong(folder: str | os.PathLike) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes in place of {size}"
-        if _digest(path) != digest:
+        if digests and _digest(path) != digest:
             return f"{name} does not have its checksum"
     return None
 
 
-def newest_whole(run_dir: str | os.PathLike) -> tuple[Path | None, list[tuple[Path, str]]]:
+def newest_whole(run_dir: str | os.PathLike, digests: bool = True) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest whole checkpoint of a run, None if there is none; and those that are newer, each with its reason."""
     skipped = []
     for folder in sorted(_checkpoints(Path(run_dir)), key=step_of, reverse=True):
-        reason = what_is_wrong(folder)
+        reason = what_is_wrong(folder, digests)
         if reason is None:
             return folder, skipped
         skipped.append((folder, reason))
     return None, skipped
 
 
-def checkpoint_to_resume(asked: str | os.PathLike | bool | None, run_dir: str | os.PathLike) -> str | None:
+def checkpoint_to_resume(
+    asked: str | os.PathLike | bool | None, run_dir: str | os.PathLike, *, digests: bool = True
+) -> str | None:
     """The folder to go on from, None to start anew.
 
     Args:
         asked: A folder; True or "latest" for the newest whole checkpoint of the run; "auto" for that or, where there is
             none, None; None or False to start anew.
         run_dir: The run's folder.
+        digests: Whether to read the files and compare their checksums; else only their sizes are.
 
     Raises:
         ValueError: If the folder asked for is not a whole checkpoint, or the run has none.
@@ -91,16 +107,74 @@ def checkpoint_to_resume(asked: str | os.PathLike | bool | None, run_dir: str | 
     if asked is True:
         asked = "latest"
     if asked not in ("latest", "auto"):
-        reason = what_is_wrong(asked) if Path(asked).is_dir() else "there is no such folder"
+        reason = what_is_wrong(asked, digests) if Path(asked).is_dir() else "there is no such folder"
         if reason is not None:
             raise ValueError(f"`resume_from_checkpoint` must be a whole checkpoint, got {asked}: {reason}.")
         return str(asked)
-    found, skipped = newest_whole(run_dir)
+    found, skipped = newest_whole(run_dir, digests)
     for folder, reason in skipped:
         logger.warning(f"Passing over {folder}: {reason}.")
     if found is None and asked != "auto":
         raise ValueError(f"`resume_from_checkpoint` must find a whole checkpoint: there is none in {run_dir}.")
     return None if found is None else str(found)
+
+
+def check_training_state(checkpoint: str | os.PathLike, kind: str, world_size: int):
+    """Refuse a checkpoint from which a training would silently go on with a fresh optimizer or other random states.
+
+    Args:
+        checkpoint: Its folder.
+        kind: Of the training that is to go on, a key of `OPTIMIZERS`.
+        world_size: Of that training.
+
+    Raises:
+        ValueError: If the optimizer's or the random state is missing, or another kind of training, or under DeepSpeed
+            another number of processes, wrote it.
+    """
+    folder = Path(checkpoint)
+    kinds = [name for name, pattern in OPTIMIZERS.items() if any(folder.glob(pattern))]
+    if not kinds:
+        raise ValueError(
+            f"`resume_from_checkpoint` must hold the optimizer's state (`save_only_model` leaves it out), got {folder}."
+            " To begin a new training with its weights, use `--model_name_or_path`."
+        )
+    if kind not in kinds:
+        raise ValueError(
+            f"`resume_from_checkpoint` must have been written by a training of the same kind, {kind}, got {folder} of "
+            f"{kinds[0]}. To begin a new training with its weights, write them with `md4 export`."
+        )
+    processes = len(list(folder.glob("rng_state*.pth")))
+    if processes == 0:
+        raise ValueError(f"`resume_from_checkpoint` must hold the random state, rng_state*.pth, got {folder}.")
+    if processes == world_size:
+        return
+    if kind == DEEPSPEED:
+        raise ValueError(
+            f"`resume_from_checkpoint` must be of as many processes as train under DeepSpeed, {world_size}, got "
+            f"{folder} of {processes}."
+        )
+    logger.warning(
+        f"{folder} was written by {processes} process(es), and {world_size} go on: times, masks and the order of the "
+        "data are as they would have been, but dropout is drawn anew."
+    )
+
+
+def stored_tensors(folder: str | os.PathLike, names: Iterable[str]) -> Iterator[torch.Tensor]:
+    """Tensors of a saved model or adapter, one read after the other.
+
+    Args:
+        folder: With one or several safetensors files.
+        names: Of the tensors.
+
+    Raises:
+        ValueError: If a tensor is not there.
+    """
+    files = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob("*.safetensors"))]
+    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    for name in names:
+        if name not in where:
+            raise ValueError(f"`resume_from_checkpoint` must hold the tensor {name!r}: it is not in {folder}.")
+        yield where[name].get_tensor(name)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 
 
 # Subcommand -> the module and function that do it, and what it does.
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None):
     module, function, _ = COMMANDS[argv[0]]
     try:
         getattr(importlib.import_module(f"md4_hf.{module}"), function)(argv[1:])
-    except (ValueError, OSError, HTTPError) as error:
+    except (ValueError, OSError, HTTPError, StrictDataclassError) as error:
         if os.environ.get("MD4_TRACEBACK"):
             raise
         print(f"md4 {argv[0]}: {describe(error)}", file=sys.stderr)

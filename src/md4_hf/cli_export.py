@@ -8,7 +8,17 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from md4_hf import adapter_base, load_pipeline, parse_arguments
+import torch
+
+from md4_hf import (
+    adapter_base,
+    has_shards,
+    load_pipeline,
+    load_shards,
+    load_tokenizer,
+    make_pipeline,
+    parse_arguments,
+)
 
 
 @dataclass
@@ -36,15 +46,22 @@ def export(argv: list[str] | None = None):
         argv,
         prog="md4 export",
         description="Write a model with its tokenizer and scheduler as one folder that every loader opens, also where "
-        "md4_hf is not installed. An adapter is merged into its base.",
-        positional={"model": "Folder or Hub id of a model or adapter.", "folder": "New folder to write."},
+        "md4_hf is not installed. An adapter is merged into its base; the shards of a checkpoint are put together.",
+        positional={
+            "model": "Folder or Hub id of a model or adapter, or a checkpoint.",
+            "folder": "New folder to write.",
+        },
     )
     folder = Path(rest.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`folder` must be empty or absent, got {folder}.")
-    pipeline = load_pipeline(
-        rest.model, base=options.base, revision=options.revision, dtype=options.dtype, device="cpu"
-    )
+    if has_shards(rest.model):
+        model = load_shards(rest.model).to(getattr(torch, options.dtype or "float32"))
+        pipeline = make_pipeline(model, load_tokenizer(rest.model))
+    else:
+        pipeline = load_pipeline(
+            rest.model, base=options.base, revision=options.revision, dtype=options.dtype, device="cpu"
+        )
     staging = folder.with_name(f".{folder.name}.in-progress")
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.save_pretrained(staging, remote_code=options.remote_code)

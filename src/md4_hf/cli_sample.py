@@ -12,6 +12,7 @@ from md4_hf import load_pipeline, parse_arguments
 
 
 GAP = re.compile(r"<mask:(\d+)>")
+MAX_GAP_DIGITS = 6  # more tokens than any model has, and still a text that fits into memory
 
 
 @dataclass
@@ -76,8 +77,9 @@ def infill(argv: list[str] | None = None):
             "text": 'Text with gaps, e.g. "the <mask:12> statement".',
         },
     )
-    if not GAP.search(rest.text):
-        raise ValueError(f'`text` must have a gap such as <mask:12>, got "{rest.text}".')
+    gaps = GAP.findall(rest.text)
+    if not gaps or max(map(len, gaps)) > MAX_GAP_DIGITS:
+        raise ValueError(f'`text` must have gaps such as <mask:12>, of less than a million, got "{rest.text}".')
     pipeline = load_pipeline(rest.model, base=options.base, revision=options.revision, device=options.device)
     prompt = expand_gaps(rest.text, pipeline.tokenizer.mask_token)
     print_texts(pipeline(prompt=prompt, **options.pipeline_arguments()).texts)

@@ -29,12 +29,14 @@ from md4_hf import (
     adapter_base,
     add_adapter,
     check_tokenizer_matches,
+    checkpoint_to_resume,
     encode_pairs,
     load_model,
     load_pairs,
     load_tokenizer,
     load_train_validation,
     ngram_bits_per_character,
+    on_first_process,
     pack,
     parse_arguments,
 )
@@ -186,13 +188,13 @@ def check_output_dir(args: MD4TrainingArguments):
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output_dir` must be a folder, got the file {folder}.")
-    if args.resume_from_checkpoint is None and folder.is_dir() and any(folder.iterdir()):
+    if args.resume_from_checkpoint is None and folder.is_dir() and any(folder.glob("[!.]*")):
         raise ValueError(
             f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
             "it, add `--resume_from_checkpoint latest`."
         )
-    if args.resume_from_checkpoint == "latest" and not list(folder.glob("checkpoint-*")):
-        raise ValueError(f"`resume_from_checkpoint` must be a checkpoint's folder: there is none in {folder}.")
+    # Before hours of preparing data: what is there, and of the right size. The training reads the checksums too.
+    on_first_process(args, lambda: checkpoint_to_resume(args.resume_from_checkpoint, folder, digests=False))
 
 
 def set_batch_size(run: RunArguments, args: MD4TrainingArguments):

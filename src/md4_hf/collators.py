@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,19 +29,45 @@ class PaddingCollator:
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         """Examples, each a dictionary with `input_ids`, to one dictionary of tensors `(batch, ...)`."""
-        lengths = [len(feature["input_ids"]) for feature in features]
+        check_features(features)
+        ids = [as_row("input_ids", feature["input_ids"]) for feature in features]
+        lengths = [len(row) for row in ids]
         if min(lengths) < max(lengths) and "attention_mask" not in features[0]:
             features = [{**feature, "attention_mask": [1] * n} for feature, n in zip(features, lengths, strict=True)]
         padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0, "document_ids": -1}
         batch = {}
         for name in features[0]:
-            rows = [torch.as_tensor(feature[name]) for feature in features]
-            if name in padding:
-                rows = torch.nn.utils.rnn.pad_sequence([row.long() for row in rows], True, padding[name])
+            if name == "input_ids":
+                rows = ids
+            elif name in padding:
+                rows = [as_row(name, feature[name], n) for feature, n in zip(features, lengths, strict=True)]
             else:
-                rows = torch.stack(rows)
-            batch[name] = rows
+                batch[name] = torch.stack([torch.as_tensor(feature[name]) for feature in features])
+                continue
+            batch[name] = torch.nn.utils.rnn.pad_sequence(rows, True, padding[name])
         return batch
+
+
+def check_features(features: list[dict]):
+    """Raise a ValueError unless these are examples with the same columns, and `input_ids` among them."""
+    names = [sorted(feature) if isinstance(feature, Mapping) else feature for feature in features]
+    if not names or any(others != names[0] or "input_ids" not in features[0] for others in names):
+        raise ValueError(f"`features` must be examples with `input_ids` and the same columns, got {names}.")
+
+
+def as_row(name: str, values, length: int | None = None) -> torch.Tensor:
+    """One of the columns of integers of an example, `(length,)`.
+
+    Raises:
+        ValueError: If it holds anything else, nothing, or not as many as there should be.
+    """
+    try:
+        row = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be a row of integers, got {values!r}.") from error
+    if row.dim() != 1 or row.is_floating_point() or len(row) != (length or max(len(row), 1)):
+        raise ValueError(f"`{name}` must be a row of integers, as many as `input_ids`, got {values!r}.")
+    return row.long()
 
 
 class DataCollatorForMaskedDiffusion(PaddingCollator):

@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Configuration of MD4 models."""
 
+from numbers import Real
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -8,6 +9,7 @@ from transformers import PreTrainedConfig
 
 
 INTERMEDIATE_SIZE_MULTIPLE = 32
+MAX_POWER = 1e6  # as in `masked_diffusion`
 
 
 def default_intermediate_size(hidden_size: int) -> int:
@@ -56,7 +58,7 @@ class MD4Config(PreTrainedConfig):
         depth_scaled_init (`bool`, defaults to `False`):
             Whether the variance of the initial feed-forward weights is scaled by 2 / `num_hidden_layers`.
         norm_eps (`float`, defaults to 1e-5):
-            Epsilon of the normalisations.
+            Epsilon of the normalisations, in (0, 1).
         embedding_dropout (`float`, defaults to 0.0):
             Dropout after the embedding; not applied when `embedding_size` is set, as in the official code.
         attention_dropout (`float`, defaults to 0.0):
@@ -70,7 +72,7 @@ class MD4Config(PreTrainedConfig):
         masking_schedule (`str`, defaults to `"linear"`):
             `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
         schedule_power (`float`, defaults to 1.0):
-            Exponent of the `"poly"` schedule.
+            Exponent of the `"poly"` schedule, in (0, 1e6].
         schedule_eps (`float`, defaults to 1e-4):
             Distance that the schedule keeps from 0 and 1, in [0, 0.5).
         learn_masking_schedule (`bool`, defaults to `False`):
@@ -138,6 +140,7 @@ class MD4Config(PreTrainedConfig):
         if self.conditioning_size is None:
             self.conditioning_size = self.hidden_size // self.num_attention_heads
         self._check_values()
+        self._check_files(kwargs)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -183,6 +186,9 @@ class MD4Config(PreTrainedConfig):
             _check(0.0 <= getattr(self, name) < 1.0, name, "be in [0, 1)", getattr(self, name))
         _check(0.0 <= self.schedule_eps < 0.5, "schedule_eps", "be in [0, 0.5)", self.schedule_eps)
         _check(self.schedule_power > 0.0, "schedule_power", "be > 0", self.schedule_power)
+        _check(self.schedule_power <= MAX_POWER, "schedule_power", f"be at most {MAX_POWER:g}", self.schedule_power)
+        _check(0.0 < self.norm_eps < 1.0, "norm_eps", "be in (0, 1)", self.norm_eps)
+        self._check_rope()
         if self.time_conditioning:
             _check(
                 self.conditioning_size >= 4,
@@ -202,6 +208,25 @@ class MD4Config(PreTrainedConfig):
             raise ValueError(
                 f"`tie_word_embeddings` needs `embedding_size=None`, got `embedding_size={self.embedding_size}`."
             )
+
+    def validate_rope(self):
+        """As in transformers, but what is missing is a ValueError too."""
+        try:
+            super().validate_rope()
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"`rope_parameters` must be complete, got {self.rope_parameters}: {error}.") from error
+
+    def _check_rope(self):
+        rope = self.rope_parameters or {}
+        kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 1e4)
+        is_known = isinstance(kind, str) and isinstance(theta, Real) and 1.0 <= theta <= 1e12
+        _check(is_known, "rope_parameters", "have a `rope_type` and a `rope_theta` in [1, 1e12]", rope)
+
+    @staticmethod
+    def _check_files(others: dict[str, Any]):
+        # transformers would open this one in place of the weights, even if it is pickled.
+        name = others.get("transformers_weights")
+        _check(name is None, "transformers_weights", "be left out", name)
 
 
 def _check(holds: bool, name: str, rule: str, value: object):

@@ -22,8 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_md4 import MD4Config
+from .errors import check_types, reading
 from .modeling_md4 import MD4ForMaskedDiffusion
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+
+# Types of the official fields that are read here.
+TYPES = {
+    **dict.fromkeys(("vocab_size", "feature_dim", "num_heads", "n_layers", "n_dit_layers", "timesteps"), int),
+    **dict.fromkeys(("noise_schedule_type", "sampler", "sampling_grid"), str),
+    **dict.fromkeys(("dropout_rate", "power_init", "topp", "t1"), float),
+    "classes": int | None,
+    "data_shape": list | tuple,
+}
 
 
 def config_from_official(official: Mapping[str, Any]) -> MD4Config:
@@ -36,6 +47,7 @@ def config_from_official(official: Mapping[str, Any]) -> MD4Config:
     Raises:
         ValueError: For a missing or unknown value, and for image models.
     """
+    check_types(official, TYPES)
     if len(official.get("data_shape", (1,))) != 1 or official.get("n_dit_layers", 0) > 0:
         raise ValueError(f"`data_shape` must be that of a text model, (length,), got {official.get('data_shape')}.")
     schedule, power = _parse_schedule(official.get("noise_schedule_type", "linear"))
@@ -72,6 +84,7 @@ def _is_genmd4(official: Mapping[str, Any]) -> bool:
 
 def scheduler_from_official(official: Mapping[str, Any]) -> MaskedDiffusionScheduler:
     """The official sampler's settings: masking schedule, time grid, sampler and number of steps."""
+    check_types(official, TYPES)
     schedule, power = _parse_schedule(official.get("noise_schedule_type", "linear"))
     sampler = official.get("sampler", "ancestral")
     return MaskedDiffusionScheduler(
@@ -93,7 +106,7 @@ def _required(official: Mapping[str, Any], name: str) -> Any:
 
 def _parse_schedule(name: str) -> tuple[str, float]:
     """ "poly2" -> ("poly", 2.0); other names carry no power."""
-    match = re.fullmatch(r"poly([0-9.]+)", name)
+    match = re.fullmatch(r"poly([0-9]+(?:[.][0-9]+)?)", name)
     return ("poly", float(match.group(1))) if match else (name, 1.0)
 
 
@@ -245,7 +258,8 @@ def load_official_params(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.is_file():
         from safetensors.torch import load_file
 
-        return load_file(checkpoint)
+        with reading("checkpoint", checkpoint):
+            return load_file(checkpoint)
     try:
         from orbax.checkpoint import PyTreeCheckpointer
     except ImportError as error:
@@ -274,8 +288,9 @@ def convert_checkpoint(checkpoint: Path, config_file: Path, output_dir: Path):
     """Write the converted model and its scheduler to `output_dir`, which must be empty or absent."""
     if output_dir.exists() and any(output_dir.iterdir()):
         raise FileExistsError(f"`output_dir` must be empty, got {output_dir}.")
-    official = json.loads(config_file.read_text(encoding="utf-8"))
-    official = official.get("config", official)
+    with reading("config", config_file):
+        official = json.loads(config_file.read_text(encoding="utf-8"))
+        official = official.get("config", official)
     config = config_from_official(official)
     params = load_official_params(checkpoint)
     model = MD4ForMaskedDiffusion(config)

@@ -10,21 +10,26 @@ of `datasets`, and the others read it.
 
 import codecs
 import glob
+import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
+
+from .errors import check_types, reading
 
 
 logger = logging.getLogger(__name__)
@@ -94,6 +99,12 @@ class DataArguments:
         default=False, metadata={"help": "Read the data while training instead of preparing it on disk first."}
     )
     num_proc: int | None = field(default=None, metadata={"help": "Number of processes that tokenise."})
+
+    def __post_init__(self):
+        given = {name: value for name, value in vars(self).items() if (name, value) != ("block_size", None)}
+        check_types(given, get_type_hints(type(self)))  # commands replace the None by the length of the model
+        if self.num_proc is not None and self.num_proc < 1:
+            raise ValueError(f"`num_proc` must be >= 1, got {self.num_proc}.")
 
 
 @dataclass(frozen=True)
@@ -200,15 +211,25 @@ def load_table(
 
     Raises:
         FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
-        ValueError: it is a file of another kind.
+        ValueError: it is a file of another kind, or one that is damaged.
     """
+    with reading("data", data):
+        return _load_table(data, config, split, revision, streaming)
+
+
+def _load_table(
+    data: str, config: str | None, split: str, revision: str | None, streaming: bool
+) -> Dataset | IterableDataset:
     path = Path(data).expanduser()
     if path.is_file():
         if path.suffix not in TABLE_FORMATS:
             raise ValueError(f"`data` must be a .jsonl or .parquet file, got {data!r}.")
-        return load_dataset(
-            TABLE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", streaming=streaming
-        )
+        try:
+            return load_dataset(
+                TABLE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", streaming=streaming
+            )
+        except Exception as error:  # of many kinds, and seldom with the name of the file
+            raise ValueError(f"`data` must be a well-formed {path.suffix} file, got {data!r}: {error}") from error
     if path.is_dir():
         return load_dataset(str(path), config, split=split, streaming=streaming)
     not_found = f'`data` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
@@ -284,7 +305,7 @@ def load_train_validation(
 
 def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, Dataset]:
     """Divides documents into `(train, validation)` as `load_train_validation` describes."""
-    if not 0 < validation_fraction < 1:
+    if not (isinstance(validation_fraction, Real) and 0 < validation_fraction < 1):
         raise ValueError(f"`validation_fraction` must lie between 0 and 1, got {validation_fraction}.")
     lengths = np.concatenate(
         [_num_characters(batch["text"]) for batch in documents.with_format("arrow").iter(1000)] or [np.empty(0, int)]
@@ -388,7 +409,7 @@ def pack(
 
     A `Dataset` is prepared on disk, in the cache of `datasets`, and found there by the next call; memory holds 64
     documents at a time (of a `Dataset` that was built in memory, also all tokens). An `IterableDataset` gives an
-    `IterableDataset` of the same blocks in the same order.
+    `IterableDataset` of the same blocks in the same order, a `PackedStream`.
 
     Args:
         documents: data set with a column `text` of strings.
@@ -411,22 +432,12 @@ def pack(
         ValueError: `block_size` is below 1, or the corpus is empty or shorter than one block. Of a stream, the latter
             is known, and raised, at its end.
     """
-    if block_size < 1:
-        raise ValueError(f"`block_size` must be >= 1, got {block_size}.")
-    separator = _separator(tokenizer)
+    if not (isinstance(block_size, Integral) and block_size >= 1):
+        raise ValueError(f"`block_size` must be >= 1, got {block_size!r}.")
+    block_size, separator = int(block_size), _separator(tokenizer)
 
     if isinstance(documents, IterableDataset):
-        stream_kwargs = {
-            "documents": documents,
-            "tokenizer": tokenizer,
-            "separator": separator,
-            "block_size": block_size,
-            "document_ids": document_ids,
-        }
-        blocks = IterableDataset.from_generator(
-            _generate_from_stream, features=_block_features(block_size, document_ids), gen_kwargs=stream_kwargs
-        )
-        return blocks, None
+        return PackedStream(documents, tokenizer, separator, block_size, document_ids), None
 
     pieces = documents.map(
         _tokenize,
@@ -554,7 +565,9 @@ def _normalized_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) ->
 def _generate_from_pieces(
     pieces: Dataset, separator: Separator, block_size: int, document_ids: bool
 ) -> Iterator[dict]:
-    return _cut_blocks(_iterate_pieces(pieces), separator, block_size, document_ids)
+    cutter = BlockCutter(separator, block_size, document_ids)
+    for piece in _iterate_pieces(pieces):
+        yield from cutter.cut(*piece)
 
 
 def _generate_from_stream(
@@ -564,17 +577,10 @@ def _generate_from_stream(
     block_size: int,
     document_ids: bool,
 ) -> Iterator[dict]:
-    counter = _Counter(separator)
-
-    def counted_pieces() -> Iterator[tuple[np.ndarray, float, bool]]:
-        for batch in documents.iter(DOCUMENTS_PER_BATCH):
-            rows = _tokenize(batch, tokenizer)
-            lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=int)
-            counter.add(lengths, rows["characters_per_token"], rows["starts_document"])
-            yield from zip(*(rows[name] for name in PIECE_FEATURES), strict=True)
-
-    yield from _cut_blocks(counted_pieces(), separator, block_size, document_ids)
-    counter.report(block_size)
+    packer = StreamPacker(tokenizer, separator, block_size, document_ids)
+    for batch in documents.iter(DOCUMENTS_PER_BATCH):
+        yield from packer.examples(batch)
+    packer.counter.report(block_size)
 
 
 def _iterate_pieces(pieces: Dataset) -> Iterator[tuple[np.ndarray, float, bool]]:
@@ -583,29 +589,114 @@ def _iterate_pieces(pieces: Dataset) -> Iterator[tuple[np.ndarray, float, bool]]
             yield ids.values.to_numpy(), characters_per_token.as_py(), starts_document.as_py()
 
 
-def _cut_blocks(
-    pieces: Iterable[tuple[np.ndarray, float, bool]], separator: Separator, block_size: int, document_ids: bool
-) -> Iterator[dict]:
-    separator_ids = np.array(separator.input_ids, dtype=np.int32)
-    # What waits for a full block: tokens, their characters, and the numbers of their documents.
-    waiting: list[np.ndarray] = [np.empty(0, np.int32), np.empty(0), np.empty(0, np.int32)]
+class BlockCutter:
+    """Joins pieces of documents, with a separator between documents, and cuts off blocks as they become full.
 
-    def append(ids: np.ndarray, characters_per_token: float, document: int) -> list[np.ndarray]:
-        added = (ids, np.full(len(ids), characters_per_token), np.full(len(ids), document, np.int32))
-        return [np.concatenate(pair) for pair in zip(waiting, added, strict=True)]
+    Its state is what waits for a full block: fewer than `block_size` tokens, their characters, the numbers of their
+    documents, and the number of the last document.
+    """
 
-    document = 0
-    for index, (piece_ids, characters_per_token, starts_document) in enumerate(pieces):
-        if starts_document and index > 0:
-            waiting = append(separator_ids, separator.characters_per_token, document)
-            document += 1
-        waiting = append(piece_ids, characters_per_token, document)
-        end = len(waiting[0]) - len(waiting[0]) % block_size
-        for start in range(0, end, block_size):
-            ids, characters, documents = (x[start : start + block_size] for x in waiting)
-            per_document = {"document_ids": documents - documents[0]} if document_ids else {}
+    def __init__(self, separator: Separator, block_size: int, document_ids: bool):
+        self.separator, self.block_size, self.document_ids = separator, block_size, document_ids
+        self.load_state_dict({"input_ids": [], "characters": [], "documents": [], "document": -1})
+
+    def cut(self, piece_ids: np.ndarray, characters_per_token: float, starts_document: bool) -> Iterator[dict]:
+        """The blocks that become full with this piece."""
+        if starts_document:
+            if self.document >= 0:
+                separator_ids = np.array(self.separator.input_ids, dtype=np.int32)
+                self._append(separator_ids, self.separator.characters_per_token)
+            self.document += 1
+        self._append(piece_ids, characters_per_token)
+        end = len(self.waiting[0]) - len(self.waiting[0]) % self.block_size
+        for start in range(0, end, self.block_size):
+            ids, characters, documents = (x[start : start + self.block_size] for x in self.waiting)
+            per_document = {"document_ids": (documents - documents[0]).astype(np.int32)} if self.document_ids else {}
             yield {"input_ids": ids, **per_document, "num_characters": characters.sum()}
-        waiting = [x[end:] for x in waiting]
+        self.waiting = [x[end:] for x in self.waiting]
+
+    def _append(self, ids: np.ndarray, characters_per_token: float):
+        added = (ids, np.full(len(ids), characters_per_token), np.full(len(ids), self.document))
+        self.waiting = [np.concatenate(pair) for pair in zip(self.waiting, added, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What waits, for JSON."""
+        ids, characters, documents = (x.tolist() for x in self.waiting)
+        return {"input_ids": ids, "characters": characters, "documents": documents, "document": self.document}
+
+    def load_state_dict(self, state: dict[str, Any]):
+        """Go on from a `state_dict`."""
+        names_and_types = (("input_ids", np.int32), ("characters", np.float64), ("documents", np.int64))
+        self.waiting = [np.array(state[name], dtype=dtype) for name, dtype in names_and_types]
+        self.document = state["document"]
+
+
+class StreamPacker:
+    """Turns documents into blocks as they come, and counts them. Its state is that of its `BlockCutter`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, separator: Separator, block_size: int, document_ids: bool):
+        self.tokenizer = tokenizer
+        self.cutter, self.counter = BlockCutter(separator, block_size, document_ids), _Counter(separator)
+        self.state_dict, self.load_state_dict = self.cutter.state_dict, self.cutter.load_state_dict
+
+    def examples(self, documents: dict[str, list]) -> Iterator[dict]:
+        """The blocks that become full with a batch of documents."""
+        rows = _tokenize(documents, self.tokenizer)
+        lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=int)
+        self.counter.add(lengths, rows["characters_per_token"], rows["starts_document"])
+        for piece in zip(*(rows[name] for name in PIECE_FEATURES), strict=True):
+            yield from self.cutter.cut(*piece)
+
+
+class PackedStream(IterableDataset):
+    """The blocks of a stream of documents, tokenised while they are read: what `pack` makes of a stream.
+
+    A training divides its documents among the processes, and resumes among them, rather than among the blocks. What
+    `map` and the like make of it is an `IterableDataset` as any other.
+
+    Attributes:
+        documents: the stream that is packed.
+    """
+
+    def __init__(
+        self,
+        documents: IterableDataset,
+        tokenizer: PreTrainedTokenizerBase,
+        separator: Separator,
+        block_size: int,
+        document_ids: bool,
+    ):
+        self.documents = documents
+        self._packing = {
+            "tokenizer": tokenizer,
+            "separator": separator,
+            "block_size": block_size,
+            "document_ids": document_ids,
+        }
+        blocks = IterableDataset.from_generator(
+            _generate_from_stream,
+            features=_block_features(block_size, document_ids),
+            gen_kwargs={"documents": documents, **self._packing},
+        )
+        super().__init__(blocks._ex_iterable, info=blocks.info)
+
+    def make_packer(self) -> StreamPacker:
+        """A packer that has seen no document yet."""
+        return StreamPacker(**self._packing)
+
+    def share_of_documents(self, rank: int, num_ranks: int) -> IterableDataset:
+        """The documents of one process: whole shards, or every `num_ranks`-th document, or a part of each.
+
+        Fewer documents than processes, as in a single text file, are cut into parts of equal length.
+        """
+        if num_ranks > 1 and len(list(itertools.islice(self.documents, num_ranks))) < num_ranks:
+            return self.documents.map(_part_of_text, fn_kwargs={"part": rank, "num_parts": num_ranks})
+        return split_dataset_by_node(self.documents, rank, num_ranks)
+
+
+def _part_of_text(document: dict[str, str | None], part: int, num_parts: int) -> dict[str, str]:
+    text = document["text"] or ""
+    return {"text": text[len(text) * part // num_parts : len(text) * (part + 1) // num_parts]}
 
 
 class _Counter:

@@ -15,7 +15,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from .adapters import load_adapter
 from .configuration_md4 import MD4Config
 from .data import looks_like_path
+from .errors import reading
 from .modeling_md4 import MD4ForMaskedDiffusion
+from .shards import has_shards
 from .tokenization import load_tokenizer
 
 
@@ -42,7 +44,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: If the folder holds neither a model nor an adapter.
-        ValueError: If it is a model of another type, or an adapter for another base.
+        ValueError: If it is a model of another type, or an adapter for another base; and for damaged files.
     """
     _check_folder(name_or_path)
     adapter = adapter_base(name_or_path, revision=revision, token=token)
@@ -56,7 +58,10 @@ def load_model(
         )
     model = _load_whole_model(base or adapter, token=token, **kwargs)
     model = load_adapter(model, name_or_path, revision=revision, token=token)
-    return model.merge_and_unload() if merge_adapter else model
+    if not merge_adapter:
+        return model
+    with reading("adapter", name_or_path):
+        return model.merge_and_unload()
 
 
 def adapter_base(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
@@ -66,23 +71,34 @@ def adapter_base(name_or_path: str, *, revision: str | None = None, token: str |
     config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
     if config_file is None:
         return None
-    return json.loads(Path(config_file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    with reading("adapter", name_or_path):
+        base = json.loads(Path(config_file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if not isinstance(base, str):
+        raise ValueError(f"`adapter` must name its base model, got {base!r} in {name_or_path}.")
+    return base
 
 
 def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     _check_folder(name_or_path)
+    if has_shards(name_or_path) and not any(Path(name_or_path).glob("*.safetensors")):
+        raise ValueError(
+            f"`model` must be whole, got the shards of a checkpoint in {name_or_path}: write it whole with "
+            f"`md4 export {name_or_path} FOLDER`."
+        )
     hub = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
     try:
-        config = AutoConfig.from_pretrained(name_or_path, **hub)
+        with reading("model", name_or_path):
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     except OSError as error:
         if name_or_path in str(error):
             raise
         raise OSError(f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}.") from error
     if not isinstance(config, MD4Config):
         raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
-    if "MD4Model" in (config.architectures or []):
+    if isinstance(config.architectures, list) and "MD4Model" in config.architectures:
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
-    return MD4ForMaskedDiffusion.from_pretrained(name_or_path, **kwargs)
+    with reading("model", name_or_path):
+        return MD4ForMaskedDiffusion.from_pretrained(name_or_path, **kwargs)
 
 
 def _check_folder(name_or_path: str):
@@ -127,17 +143,29 @@ def load_pipeline(
         name_or_path, base, revision, token: As in `load_model`.
         dtype: Precision of the weights; that of the files by default.
         device: Where to; the accelerator if there is one by default.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_model`; and for a device that is not there.
     """
     from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
+    _check_device(device)
     hub: dict[str, Any] = {"revision": revision, "token": token}
     model, tokenizer = load_model(name_or_path, base=base, dtype=dtype, **hub), load_tokenizer(name_or_path, **hub)
     scheduler_file = cached_file(
         name_or_path, "scheduler_config.json", **hub, _raise_exceptions_for_missing_entries=False
     )
     # A model without a scheduler of its own gets the default one for it.
-    scheduler = (
-        None if scheduler_file is None else MaskedDiffusionScheduler.from_pretrained(Path(scheduler_file).parent)
-    )
+    scheduler = None
+    if scheduler_file is not None:
+        with reading("scheduler", name_or_path):
+            scheduler = MaskedDiffusionScheduler.from_pretrained(Path(scheduler_file).parent)
     pipeline = make_pipeline(model, tokenizer, scheduler)
     return pipeline.to(device or torch.accelerator.current_accelerator() or "cpu")
+
+
+def _check_device(device: str | torch.device | None):
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one for each kind of device
+        raise ValueError(f"`device` must be a device of this machine, got {device!r}: {error}") from error

@@ -14,6 +14,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 
 IGNORE_INDEX = -100
+MAX_POWER = 1e6  # of a schedule: far beyond, the weight of the loss is no float32
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Masking schedules (paper, section 2 and appendix on schedules)
@@ -41,8 +43,7 @@ class MaskingSchedule:
     eps: float = 1e-4
 
     def __post_init__(self):
-        if not 0.0 <= self.eps < 0.5:
-            raise ValueError(f"`eps` must be in [0, 0.5), got {self.eps}.")
+        _check_eps(self.eps)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Probability that a token is unmasked at time `t`; `t` of any shape in [0, 1], result of the same shape."""
@@ -87,15 +88,14 @@ class CosineSchedule(MaskingSchedule):
 
 @dataclass(frozen=True)
 class PolynomialSchedule(MaskingSchedule):
-    """a_t = 1 - t^power, power > 0."""
+    """a_t = 1 - t^power, power in (0, 1e6]."""
 
     name: ClassVar[str] = "poly"
     power: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.power > 0.0:
-            raise ValueError(f"`power` must be > 0, got {self.power}.")
+        _check_power(self.power)
 
     def _a(self, t: Tensor) -> Tensor:
         return 1.0 - t**self.power
@@ -145,13 +145,25 @@ def make_schedule(name: str, *, power: float = 1.0, eps: float = 1e-4) -> Maskin
         eps: See `MaskingSchedule`.
 
     Raises:
-        ValueError: For an unknown name, a power <= 0 or an eps outside [0, 0.5).
+        ValueError: For an unknown name, a power outside (0, 1e6] or an eps outside [0, 0.5).
     """
-    if name not in SCHEDULES:
+    if not (isinstance(name, str) and name in SCHEDULES):
         raise ValueError(f"`masking_schedule` must be one of {sorted(SCHEDULES)}, got {name!r}.")
     if name == PolynomialSchedule.name:
         return PolynomialSchedule(eps=eps, power=power)
     return SCHEDULES[name](eps=eps)
+
+
+def _check_eps(eps: float):
+    if not (isinstance(eps, Real) and 0.0 <= eps < 0.5):
+        raise ValueError(f"`eps` must be in [0, 0.5), got {eps!r}.")
+
+
+def _check_power(power: float):
+    if not (isinstance(power, Real) and power > 0.0):
+        raise ValueError(f"`power` must be > 0, got {power!r}.")
+    if power > MAX_POWER:
+        raise ValueError(f"`power` must be at most {MAX_POWER:g}, got {power}.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -182,6 +194,19 @@ def discretize_times(t: Tensor, num_timesteps: int) -> Tensor:
 def rescale_times(t: Tensor, first_time: float) -> Tensor:
     """Map times of [0, 1) to [t_1, 1), as GenMD4 trains on."""
     return (1.0 - first_time) * t + first_time
+
+
+def check_tensor(name: str, x: Any, kind: str):
+    """Raise a ValueError unless `x` is a tensor of this kind: "integers", "booleans" or "floating-point numbers"."""
+    found = "integers"
+    if not isinstance(x, Tensor):
+        found = type(x).__name__
+    elif x.dtype == torch.bool:
+        found = "booleans"
+    elif x.dtype.is_floating_point or x.dtype.is_complex:
+        found = "floating-point numbers"
+    if found != kind:
+        raise ValueError(f"`{name}` must be a tensor of {kind}, got {found}.")
 
 
 def corrupt(
@@ -288,16 +313,16 @@ class TokenPolynomialSchedule(nn.Module):
 
     Args:
         num_tokens: Number of ids, the mask's included; its exponent is not used.
-        power: Initial exponent of every token, > 0.
+        power: Initial exponent of every token, in (0, 1e6].
         eps: Probability that a token is left at t=1, in [0, 0.5).
     """
 
     def __init__(self, num_tokens: int, power: float = 1.0, eps: float = 1e-4):
         super().__init__()
-        if not power > 0.0:
-            raise ValueError(f"`power` must be > 0, got {power}.")
-        if not 0.0 <= eps < 0.5:
-            raise ValueError(f"`eps` must be in [0, 0.5), got {eps}.")
+        if not (isinstance(num_tokens, Integral) and num_tokens >= 1):
+            raise ValueError(f"`num_tokens` must be an integer >= 1, got {num_tokens!r}.")
+        _check_power(power)
+        _check_eps(eps)
         self.eps = eps
         self.free_exponents = nn.Parameter(torch.full((num_tokens,), inverse_softplus(power)))
 
@@ -767,8 +792,7 @@ def top_p_logits(logits: Tensor, top_p: float) -> Tensor:
 
     Tokens tied with the last one kept are kept too. `top_p` in (0, 1]; 1 keeps everything.
     """
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"`top_p` must be in (0, 1], got {top_p}.")
+    check_top_p(top_p)
     if top_p == 1.0:
         return logits
     ordered = logits.sort(dim=-1, descending=True).values
@@ -780,11 +804,22 @@ def top_p_logits(logits: Tensor, top_p: float) -> Tensor:
 
 def top_k_logits(logits: Tensor, top_k: int) -> Tensor:
     """Keep the `top_k` >= 1 most probable tokens (and ties with the last of them); the others get finfo.min."""
-    if top_k < 1:
-        raise ValueError(f"`top_k` must be >= 1, got {top_k}.")
+    check_top_k(top_k)
     if top_k >= logits.shape[-1]:
         return logits
-    return _below_to_min(logits, logits.topk(top_k, dim=-1).values[..., -1:])
+    return _below_to_min(logits, logits.topk(int(top_k), dim=-1).values[..., -1:])
+
+
+def check_top_p(top_p: float):
+    """Raise a ValueError unless it is a number in (0, 1]."""
+    if not (isinstance(top_p, Real) and 0.0 < top_p <= 1.0):
+        raise ValueError(f"`top_p` must be in (0, 1], got {top_p!r}.")
+
+
+def check_top_k(top_k: int):
+    """Raise a ValueError unless it is an integer >= 1."""
+    if not (isinstance(top_k, Integral) and top_k >= 1):
+        raise ValueError(f"`top_k` must be >= 1, got {top_k!r}.")
 
 
 def _below_to_min(logits: Tensor, threshold: Tensor) -> Tensor:

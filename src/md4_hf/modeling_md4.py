@@ -4,11 +4,13 @@
 Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
 """
 
+import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -22,7 +24,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import CONFIG_NAME, ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    ModelOutput,
+    TransformersKwargs,
+    cached_file,
+    can_return_tuple,
+    logging,
+)
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.hub import resolve_revision
 from transformers.utils.output_capturing import capture_outputs
@@ -32,6 +42,7 @@ from .masked_diffusion import (
     IGNORE_INDEX,
     MaskingSchedule,
     TokenPolynomialSchedule,
+    check_tensor,
     corrupt,
     cross_entropy_nats,
     discretize_times,
@@ -184,9 +195,14 @@ class MD4RotaryEmbedding(nn.Module):
         self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
         rope_init = self.compute_default_rope_parameters
-        if self.rope_type != "default":
-            rope_init = ROPE_INIT_FUNCTIONS[self.rope_type]
-        inv_freq, self.attention_scaling = rope_init(config)
+        try:
+            if self.rope_type != "default":
+                rope_init = ROPE_INIT_FUNCTIONS[self.rope_type]
+            inv_freq, self.attention_scaling = rope_init(config)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"`rope_parameters` must be those of a rotary embedding, got {config.rope_parameters}: {error!r}."
+            ) from error
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
@@ -455,6 +471,7 @@ class MD4PreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: If there are no weights in safetensors format.
+            ValueError: If an index of several files names one that is not beside it.
         """
         if use_safetensors is False:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=False, **kwargs)
@@ -462,7 +479,10 @@ class MD4PreTrainedModel(PreTrainedModel):
         hub = {name: kwargs[name] for name in ("revision", "token", "local_files_only", "cache_dir") if name in kwargs}
         revision = resolve_revision(pretrained_model_name_or_path, **hub)
         if revision is not None:
-            kwargs["revision"] = getattr(revision, "resolved", revision)
+            kwargs["revision"] = hub["revision"] = getattr(revision, "resolved", revision)
+        if pretrained_model_name_or_path is not None:
+            subfolder, variant = kwargs.get("subfolder", ""), kwargs.get("variant")
+            check_shards(str(pretrained_model_name_or_path), variant, subfolder=subfolder, **hub)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
         except OSError as error:
@@ -512,6 +532,25 @@ class MD4PreTrainedModel(PreTrainedModel):
                 f"{last}, with the embedding of the token that was there. Train the model before you sample from it."
             )
         return embeddings
+
+
+def check_shards(name_or_path: str, variant: str | None, **hub):
+    """Raise a ValueError if the index of weights in several files is damaged, or leads out of its folder."""
+    name = f"model.safetensors.index.{variant}.json" if variant else SAFE_WEIGHTS_INDEX_NAME
+    index_file = cached_file(
+        name_or_path,
+        name,
+        **hub,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if index_file is None:
+        return
+    index = json.loads(Path(index_file).read_text(encoding="utf-8"))
+    files = index.get("weight_map") if isinstance(index, dict) and isinstance(index.get("metadata"), dict) else None
+    if not isinstance(files, dict) or not all(isinstance(x, str) and Path(x).name == x for x in files.values()):
+        raise ValueError(f"`weight_map` in {name} must name files beside it, got {files} in {name_or_path}.")
 
 
 class MD4Model(MD4PreTrainedModel):
@@ -571,19 +610,17 @@ class MD4Model(MD4PreTrainedModel):
             ValueError: For missing inputs, wrong shapes, and ids, times or labels out of range. Values are checked on
                 the CPU only: on an accelerator the check would wait for the device at every call.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-        self._check_inputs(
-            input_ids, timesteps, class_labels, (inputs_embeds if input_ids is None else input_ids).shape
-        )
-        self._check_attention(inputs_embeds if input_ids is None else input_ids, attention_mask, document_ids)
+        check_tokens(input_ids, inputs_embeds)
+        shape = (inputs_embeds if input_ids is None else input_ids).shape
+        self._check_inputs(input_ids, inputs_embeds, timesteps, class_labels, shape)
         self._check_cache(past_key_values, document_ids)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self._check_attention(shape, past, attention_mask, position_ids, document_ids)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         hidden_states = inputs_embeds if self.embed_proj is None else self.embed_proj(inputs_embeds)
         hidden_states = self.embedding_dropout(hidden_states)
         if position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(past, past + hidden_states.shape[1], device=hidden_states.device)[None]
             if document_ids is not None:
                 position_ids = positions_in_documents(document_ids)
@@ -617,9 +654,17 @@ class MD4Model(MD4PreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def _check_inputs(
-        self, input_ids: Tensor | None, timesteps: Tensor | None, class_labels: Tensor | None, shape: torch.Size
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        timesteps: Tensor | None,
+        class_labels: Tensor | None,
+        shape: torch.Size,
     ):
-        if input_ids is not None:
+        if inputs_embeds is not None:
+            width = self.config.embedding_size or self.config.hidden_size
+            check_shape("inputs_embeds", inputs_embeds, (None, None, width))
+        else:
             if input_ids.dim() != 2:
                 raise ValueError(f"`input_ids` must have shape (batch, length), got {tuple(input_ids.shape)}.")
             check_range("input_ids", input_ids, self.config.vocab_size - 1)
@@ -628,15 +673,26 @@ class MD4Model(MD4PreTrainedModel):
             check_range("timesteps", timesteps, 1)
         if self.config.num_classes is not None:
             check_per_example("class_labels", class_labels, shape[0], "the model is class-conditional")
+            check_tensor("class_labels", class_labels, "integers")
             check_range("class_labels", class_labels, self.config.num_classes - 1)
 
-    def _check_attention(self, inputs: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None):
+    def _check_attention(
+        self,
+        shape: torch.Size,
+        past: int,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        document_ids: Tensor | None,
+    ):
+        batch, length = shape[:2]
+        # One of four dimensions is left to the attention's backend.
+        if attention_mask is not None and len(getattr(attention_mask, "shape", ())) != 4:
+            check_shape("attention_mask", attention_mask, (batch, past + length))
+        if position_ids is not None:
+            check_shape("position_ids", position_ids, (batch, length), (1, length))
         if document_ids is None:
             return
-        if document_ids.shape != inputs.shape[:2]:
-            raise ValueError(
-                f"`document_ids` must have shape {tuple(inputs.shape[:2])}, got {tuple(document_ids.shape)}."
-            )
+        check_shape("document_ids", document_ids, (batch, length))
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(
                 f"`attention_mask` must be (batch, length) with `document_ids`, got {tuple(attention_mask.shape)}."
@@ -753,6 +809,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         Raises:
             ValueError: As `MD4Model.forward`, and for labels of another shape than the input or that hold the mask id.
         """
+        check_tokens(input_ids, inputs_embeds)
         if labels is not None:
             self._check_labels(input_ids, labels, position_mask)
             if timesteps is None:
@@ -761,23 +818,26 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             check_range("timesteps", timesteps, 1)
             if mask_noise is not None:
                 self._check_clean(input_ids, labels)
+                check_shape("mask_noise", mask_noise, labels.shape, (labels.shape[0], None, labels.shape[1]))
                 input_ids = self._mask(input_ids, labels, timesteps, mask_noise)
         elif mask_noise is not None:
             raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
         if position_mask is not None:
-            expected = inputs_embeds.shape[:2] if input_ids is None else input_ids.shape
-            if position_mask.shape != expected:
-                raise ValueError(
-                    f"`position_mask` must have shape {tuple(expected)}, got {tuple(position_mask.shape)}."
-                )
+            check_shape(
+                "position_mask", position_mask, inputs_embeds.shape[:2] if input_ids is None else input_ids.shape
+            )
+        if max_masked is not None and not (isinstance(max_masked, Integral) and max_masked >= 0):
+            raise ValueError(f"`max_masked` must be an integer >= 0, got {max_masked!r}.")
+        check_num_items(num_items_in_batch)
         copies = None if input_ids is None or input_ids.dim() != 3 else input_ids.shape[1]
         if copies is not None:
             # Copies are rows of a larger batch.
             if position_ids is not None:
+                check_shape("position_ids", position_ids, *((n, input_ids.shape[2]) for n in (1, input_ids.shape[0])))
                 position_ids = position_ids.expand(input_ids.shape[0], -1)
             shared = (timesteps, labels, class_labels, attention_mask, position_ids, document_ids)
             row_timesteps, row_labels, class_labels, attention_mask, position_ids, document_ids = (
-                x if x is None else x.repeat_interleave(copies, dim=0) for x in shared
+                x.repeat_interleave(copies, dim=0) if isinstance(x, Tensor) and x.dim() else x for x in shared
             )
             input_ids, position_mask = (x if x is None else x.flatten(0, 1) for x in (input_ids, position_mask))
         else:
@@ -957,6 +1017,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             )
 
     def _check_labels(self, input_ids: Tensor | None, labels: Tensor, position_mask: Tensor | None):
+        check_tensor("labels", labels, "integers")
         if input_ids is None:
             raise ValueError("`labels` need `input_ids`: which positions are masked is read from the ids.")
         if position_mask is not None:
@@ -1024,9 +1085,43 @@ def check_range(name: str, x: Tensor, largest: int):
         raise ValueError(f"`{name}` must be in [0, {largest}], got values from {low} to {high}.")
 
 
+def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None):
+    """Raise a ValueError unless exactly one is given, and as a tensor of the right kind."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+    if input_ids is not None:
+        name, x, kind = "input_ids", input_ids, "integers"
+    else:
+        name, x, kind = "inputs_embeds", inputs_embeds, "floating-point numbers"
+    check_tensor(name, x, kind)
+    if not x.numel():
+        raise ValueError(f"`{name}` must hold at least one token, got shape {tuple(x.shape)}.")
+
+
+def check_shape(name: str, x: Tensor, *allowed: Iterable[int | None]):
+    """Raise a ValueError unless `x` is a tensor of one of these shapes, in which None stands for any length."""
+    shapes = [tuple(shape) for shape in allowed]
+    found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor) or not any(
+        len(shape) == x.dim() and all(n in (None, m) for n, m in zip(shape, found, strict=True)) for shape in shapes
+    ):
+        raise ValueError(f"`{name}` must have shape {' or '.join(map(str, shapes))}, got {found}.")
+
+
+def check_num_items(num_items: Tensor | int | None):
+    """Raise a ValueError unless it is None or a positive number, of which a tensor's sign is seen on the CPU only."""
+    if num_items is None:
+        return
+    is_number = num_items.numel() == 1 if isinstance(num_items, Tensor) else isinstance(num_items, Real)
+    is_seen = not isinstance(num_items, Tensor) or can_check_values(num_items)
+    if not is_number or (is_seen and not 0 < num_items < math.inf):
+        raise ValueError(f"`num_items_in_batch` must be a number > 0, got {num_items!r}.")
+
+
 def check_per_example(name: str, x: Tensor | None, batch: int, reason: str):
     """Raise a ValueError unless `x` is given and has shape `(batch,)`."""
     if x is None:
         raise ValueError(f"`{name}` must be given: {reason}.")
-    if x.shape != (batch,):
-        raise ValueError(f"`{name}` must have shape ({batch},), one per example, got {tuple(x.shape)}.")
+    if not isinstance(x, Tensor) or x.shape != (batch,):
+        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"`{name}` must have shape ({batch},), one per example, got {found}.")

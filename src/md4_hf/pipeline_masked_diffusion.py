@@ -25,6 +25,8 @@ logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("text", "ids")
 CALLBACK_TENSORS = ["sample", "logits"]
+# Of one call, far beyond what fits into memory: a slip of the keyboard is an error, and does not fill it.
+MAX_SAMPLES, MAX_LENGTH = 2**20, 2**24
 
 # What opens a saved pipeline without this package: the module to start from, and the files that it needs.
 REMOTE_MODULE = "remote_pipeline"
@@ -216,7 +218,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        tensor_names = callback_on_step_end_tensor_inputs or ["sample"]
+        if callback_on_step_end_tensor_inputs is None:
+            callback_on_step_end_tensor_inputs = ["sample"]
+        tensor_names = callback_on_step_end_tensor_inputs
         self._check_arguments(prompt, input_ids, num_samples, output_type, tensor_names)
         self._check_length(length, block_length, callback_on_step_end)
         # Not `self.device`: the weights of an offloaded model lie elsewhere than where it runs.
@@ -459,15 +463,18 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         config = self.model.config
         max_length = config.max_position_embeddings
         if block_length is None:
-            if length is not None and not 1 <= length <= max_length:
+            if length is not None and not (isinstance(length, int) and 1 <= length <= max_length):
                 raise ValueError(
-                    f"`length` must be in [1, {max_length}] (the model's length) without `block_length`, got {length}."
+                    f"`length` must be in [1, {max_length}] (the model's length) without `block_length`, got "
+                    f"{length!r}."
                 )
             return
-        if not 1 <= block_length < max_length:
-            raise ValueError(f"`block_length` must be in [1, {max_length}), got {block_length}.")
-        if length is not None and length < 1:
-            raise ValueError(f"`length` must be >= 1, got {length}.")
+        if not (isinstance(block_length, int) and 1 <= block_length < max_length):
+            raise ValueError(f"`block_length` must be in [1, {max_length}), got {block_length!r}.")
+        if length is not None and not (isinstance(length, int) and length >= 1):
+            raise ValueError(f"`length` must be >= 1, got {length!r}.")
+        if length is not None and length > MAX_LENGTH:
+            raise ValueError(f"`length` must be at most {MAX_LENGTH}, got {length}.")
         if getattr(config, "time_conditioning", True):
             raise ValueError(
                 "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`): cached "
@@ -481,17 +488,18 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             raise ValueError("Only one of `prompt` and `input_ids` may be given.")
         if prompt is not None and self.tokenizer is None:
             raise ValueError("`prompt` needs a pipeline with a tokenizer; give `input_ids`.")
-        if output_type not in OUTPUT_TYPES:
+        if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         if output_type == "text" and self.tokenizer is None:
             raise ValueError('`output_type="text"` needs a pipeline with a tokenizer; ask for "ids".')
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` must be >= 1, got {num_samples}.")
-        for name in tensor_names:
-            if name not in CALLBACK_TENSORS:
-                raise ValueError(
-                    f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {name!r}."
-                )
+        if not (isinstance(num_samples, int) and num_samples >= 1):
+            raise ValueError(f"`num_samples` must be >= 1, got {num_samples!r}.")
+        if num_samples > MAX_SAMPLES:
+            raise ValueError(f"`num_samples` must be at most {MAX_SAMPLES}, got {num_samples}.")
+        if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {tensor_names!r}."
+            )
 
     def _prepare_rows(
         self, prompt, input_ids, length: int | None, num_unprompted: int, is_bounded: bool
@@ -504,7 +512,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             input_ids = [[]] * num_unprompted
         if isinstance(input_ids, Tensor) and input_ids.dim() == 1:
             input_ids = input_ids[None]
-        rows = [torch.as_tensor(row, dtype=torch.long).cpu() for row in input_ids]
+        rows = _id_rows(input_ids)
         if not rows:
             raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
         return [self._extend(row, length, is_bounded) for row in rows]
@@ -545,8 +553,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             return None
         if num_classes is None:
             raise ValueError("`class_labels` must be None: the model is not class-conditional.")
-        labels = torch.as_tensor(class_labels, dtype=torch.long).reshape(-1)
-        if not 0 <= labels.min() <= labels.max() < num_classes:
+        labels = _integers("class_labels", class_labels).reshape(-1)
+        if not (len(labels) and 0 <= labels.min() <= labels.max() < num_classes):
             raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
         return labels
 
@@ -571,8 +579,31 @@ def _name_classes(path: Path, remote_code: bool):
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def _id_rows(input_ids) -> list[Tensor]:
+    """The rows of a tensor or list of lists of ids, `(length,)` each."""
+    is_rows = input_ids.dim() == 2 if isinstance(input_ids, Tensor) else isinstance(input_ids, (list, tuple))
+    rows = [_integers("input_ids", row).cpu() for row in input_ids] if is_rows else []
+    if not is_rows or any(row.dim() != 1 for row in rows):
+        raise ValueError(f"`input_ids` must have shape (batch, length) or be a list of lists, got {input_ids!r}.")
+    return rows
+
+
+def _integers(name: str, values) -> Tensor:
+    """A number, list or tensor of integers as an int64 tensor; no others are rounded."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
+    if tensor.numel() and (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool):
+        raise ValueError(f"`{name}` must be integers, got {values!r}.")
+    return tensor.long()
+
+
 def _row_generators(generator: torch.Generator | list[torch.Generator] | None, num_rows: int) -> list[torch.Generator]:
     """One generator per row, seeded by the row's given one, or in turn by the single one (or torch's own)."""
+    given = generator if isinstance(generator, list) else [generator]
+    if not all(x is None or isinstance(x, torch.Generator) for x in given):
+        raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {generator!r}.")
     if isinstance(generator, list):
         if len(generator) != num_rows:
             raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")

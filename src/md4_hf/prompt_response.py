@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, get_type_hints
 
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import option
 from .data import DataArguments, load_table, load_train_validation
+from .errors import check_types
 from .masked_diffusion import IGNORE_INDEX
 
 
+MAX_BLOCK_SIZE = 2**20  # each pair is filled up to it
 RESPONSE_ENDS = ("fill", "eos", "none")
 
 
@@ -34,6 +37,7 @@ class PairArguments:
     )
 
     def __post_init__(self):
+        check_types(vars(self), get_type_hints(type(self)))
         if (self.prompt_column is None) != (self.response_column is None):
             given = {field.name: getattr(self, field.name) for field in fields(self)[:2]}
             raise ValueError(f"`prompt_column` and `response_column` must be given together, got {given}.")
@@ -89,9 +93,13 @@ def encode_pairs(
         `(examples, report)`; the examples have `input_ids` and `labels`.
 
     Raises:
-        ValueError: a column is missing or holds no strings, the tokenizer has no EOS token where one is needed, or no
-            pair is left.
+        ValueError: `block_size` is out of range, a column is missing or holds no strings, the tokenizer has no EOS
+            token where one is needed, or no pair is left.
     """
+    if not (isinstance(block_size, Integral) and 1 <= block_size <= MAX_BLOCK_SIZE):
+        raise ValueError(f"`block_size` must be in [1, {MAX_BLOCK_SIZE}], got {block_size!r}.")
+    if not len(pairs):
+        raise ValueError("`pairs` must hold at least one pair, got none.")
     for name in ("prompt_column", "response_column"):
         column = getattr(arguments, name)
         if column not in pairs.column_names:
@@ -135,7 +143,7 @@ def load_pairs(data: DataArguments) -> tuple[Dataset, Dataset]:
 
 
 def _hold_out_rows(pairs: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    if not 0 < fraction < 1:
+    if not (isinstance(fraction, Real) and 0 < fraction < 1):
         raise ValueError(f"`validation_fraction` must lie between 0 and 1, got {fraction}.")
     if len(pairs) < 2:
         raise ValueError(f"`data` must hold at least two pairs to hold some out, got {len(pairs)}.")

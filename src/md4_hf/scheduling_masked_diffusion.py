@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -16,6 +18,9 @@ from torch import Tensor
 from .masked_diffusion import (
     MaskingSchedule,
     TokenPolynomialSchedule,
+    check_tensor,
+    check_top_k,
+    check_top_p,
     corrupt,
     denoiser_probabilities,
     draw_categorical,
@@ -28,6 +33,9 @@ from .masked_diffusion import (
 
 # Probabilities, in float64, that exist at a time while tokens are drawn.
 PROBABILITIES_AT_A_TIME = 2**22
+MAX_TEMPERATURE = sys.float_info.max
+MIN_TEMPERATURE = 1e-100  # below, the most probable token is taken: quotients overflow
+MAX_INFERENCE_STEPS = 2**20  # the times of more would not differ in float32
 
 
 @dataclass
@@ -230,6 +238,10 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         final_decode: str = "sample",
         num_inference_steps: int = 256,
     ):
+        if mask_token_id is not None and not (isinstance(mask_token_id, Integral) and mask_token_id >= 0):
+            raise ValueError(f"`mask_token_id` must be an id >= 0 or None, got {mask_token_id!r}.")
+        if top_p is not None:
+            check_top_p(top_p)
         _check_choice("timestep_grid", timestep_grid, GRIDS)
         _check_choice("sampler", sampler, SAMPLERS)
         _check_choice("final_decode", final_decode, ("sample", "argmax"))
@@ -243,8 +255,10 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
         """Lay out the time grid: `timesteps` `(num_inference_steps,)` float32, from 1 down, without the final 0."""
-        if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be >= 1, got {num_inference_steps}.")
+        if not (isinstance(num_inference_steps, Integral) and num_inference_steps >= 1):
+            raise ValueError(f"`num_inference_steps` must be >= 1, got {num_inference_steps!r}.")
+        if num_inference_steps > MAX_INFERENCE_STEPS:
+            raise ValueError(f"`num_inference_steps` must be at most {MAX_INFERENCE_STEPS}, got {num_inference_steps}.")
         self.num_inference_steps = num_inference_steps
         self._grid = GRIDS[self.config.timestep_grid](num_inference_steps)
         self.timesteps = self._grid[:-1].float().to(device)
@@ -259,12 +273,25 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         timesteps: Tensor,
         generator: torch.Generator | None = None,
     ) -> torch.LongTensor:
-        """Draw x_t from q(x_t | x_0) at times `(batch,)` in [0, 1]; same shape as `original_samples`."""
+        """Draw x_t from q(x_t | x_0) at times `(batch,)` in [0, 1]; same shape as `original_samples`.
+
+        Raises:
+            ValueError: For ids that are no integers, and times of another shape or (on the CPU) out of range.
+        """
+        mask_token_id = self._mask_token_id()
+        check_tensor("original_samples", original_samples, "integers")
+        check_tensor("timesteps", timesteps, "floating-point numbers")
+        if timesteps.shape not in ((), (1,), original_samples.shape[:1]):
+            raise ValueError(
+                f"`timesteps` must have shape {tuple(original_samples.shape[:1])}, got {tuple(timesteps.shape)}."
+            )
+        if timesteps.device.type == "cpu" and not ((timesteps >= 0.0) & (timesteps <= 1.0)).all():
+            raise ValueError(f"`timesteps` must be in [0, 1], got {timesteps.tolist()}.")
         if self.token_schedule is not None:
             alpha_t = self.token_schedule.alpha_of(timesteps, original_samples).detach()
         else:
             alpha_t = self.schedule.alpha(timesteps)
-        return corrupt(original_samples, alpha_t, self._mask_token_id(), generator=generator)
+        return corrupt(original_samples, alpha_t, mask_token_id, generator=generator)
 
     def unmask_probabilities(self) -> Tensor:
         """`(num_inference_steps,)` float64: probability r that a masked position opens by a draw, at each step.
@@ -362,10 +389,18 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Whether to return a `MaskedDiffusionSchedulerOutput` or a tuple of its fields.
 
         Raises:
-            ValueError: For a time that is not on the grid, wrong shapes, and arguments out of range.
+            ValueError: For a time that is not on the grid, wrong shapes, arguments out of range, and (on the CPU)
+                logits that are nan or infinite.
         """
         self.check_sampling_arguments(temperature, top_p, top_k)
+        check_tensor("sample", sample, "integers")
+        check_tensor("model_output", model_output, "floating-point numbers")
         mask_token_id, device = self._mask_token_id(), sample.device
+        if sample.dim() < 1 or model_output.dim() < 2 or model_output.shape[-1] <= mask_token_id:
+            raise ValueError(
+                f"`model_output` must have shape (*sample.shape, vocab), vocab above the mask id {mask_token_id}, got "
+                f"{tuple(model_output.shape)} for `sample` of shape {tuple(sample.shape)}."
+            )
         logits, state = model_output, sample
         if device.type == "mps":  # has no float64: draw on the CPU
             logits, state = logits.cpu(), state.cpu()
@@ -457,27 +492,32 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     @staticmethod
     def check_sampling_arguments(temperature: float, top_p: float | None, top_k: int | None):
         """Raise a ValueError for a value that `step` would not take."""
-        if temperature < 0.0:
-            raise ValueError(f"`temperature` must be >= 0, got {temperature}.")
-        if top_p is not None and not 0.0 < top_p <= 1.0:
-            raise ValueError(f"`top_p` must be in (0, 1], got {top_p}.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be >= 1, got {top_k}.")
+        if not (isinstance(temperature, Real) and temperature >= 0.0):
+            raise ValueError(f"`temperature` must be >= 0, got {temperature!r}.")
+        if temperature > MAX_TEMPERATURE:
+            raise ValueError(f"`temperature` must be finite, got {temperature}.")
+        if top_p is not None:
+            check_top_p(top_p)
+        if top_k is not None:
+            check_top_k(top_k)
 
     def _token_probabilities(
         self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None
     ) -> Tensor:
         """The distribution that tokens are drawn from, `(n, vocab)` float64."""
-        if temperature == 0.0:
-            mu = denoiser_probabilities(logits, self._mask_token_id())
-            return torch.zeros_like(mu).scatter(-1, mu.argmax(dim=-1, keepdim=True), 1.0)
-        logits = logits.double() / temperature
-        logits = logits.index_fill(-1, torch.tensor([self._mask_token_id()], device=logits.device), -torch.inf)
-        if top_k is not None:
-            logits = top_k_logits(logits, top_k)
-        if top_p is not None:
-            logits = top_p_logits(logits, top_p)
-        return denoiser_probabilities(logits, self._mask_token_id())
+        if temperature >= MIN_TEMPERATURE:
+            logits = logits.double() / float(temperature)
+            logits = logits.index_fill(-1, torch.tensor([self._mask_token_id()], device=logits.device), -torch.inf)
+            if top_k is not None:
+                logits = top_k_logits(logits, top_k)
+            if top_p is not None:
+                logits = top_p_logits(logits, top_p)
+        mu = denoiser_probabilities(logits, self._mask_token_id())
+        if mu.device.type == "cpu" and mu[:, 0].isnan().any():  # elsewhere one would have to wait for it
+            raise ValueError("`model_output` must be finite, got rows with nan or infinity.")
+        if temperature < MIN_TEMPERATURE:
+            mu = torch.zeros_like(mu).scatter(-1, mu.argmax(dim=-1, keepdim=True), 1.0)
+        return mu
 
     def _mask_token_id(self) -> int:
         if self.config.mask_token_id is None:
@@ -494,11 +534,13 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def _step_index(self, timestep: float | Tensor, batch: int) -> Tensor:
         """`(batch,)` indices of the given times in the grid, on the CPU."""
+        if not isinstance(timestep, (Real, Tensor)):
+            raise ValueError(f"`timestep` must be a number or a tensor, got {timestep!r}.")
         timestep = torch.as_tensor(timestep, dtype=torch.float32).cpu()
         if timestep.shape not in ((), (1,), (batch,)):
             raise ValueError(f"`timestep` must be one time or have shape ({batch},), got {tuple(timestep.shape)}.")
         distance, index = (self._grid[:-1].float()[None] - timestep.reshape(-1, 1)).abs().min(dim=-1)
-        if (distance > 1e-6).any():
+        if not (distance <= 1e-6).all():  # nan is no time either
             worst = timestep.reshape(-1)[distance.argmax()].item()
             raise ValueError(
                 f"`timestep` must be one of the {self.num_inference_steps} times of `timesteps`, got {worst}."
@@ -527,5 +569,5 @@ def _uniform(
 
 
 def _check_choice(name: str, value: str, choices):
-    if value not in choices:
+    if not (isinstance(value, str) and value in choices):
         raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {value!r}.")

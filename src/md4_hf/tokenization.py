@@ -10,6 +10,8 @@ import string
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .errors import reading
+
 
 MASK_TOKEN = "[MASK]"
 END_OF_TEXT_TOKEN = "<|endoftext|>"
@@ -70,20 +72,22 @@ def load_tokenizer(
         trust_remote_code: whether to run tokenizer code that lies in the repository.
 
     Raises:
-        ValueError: there is no tokenizer under this name.
+        ValueError: there is no tokenizer under this name, or its files are damaged.
     """
     if name_or_path == "text8":
         return build_text8_tokenizer()
     if name_or_path == "bytes":
         return build_byte_tokenizer()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path,
-            revision=revision or "main",
-            token=token,
-            cache_dir=cache_dir,
-            trust_remote_code=trust_remote_code,
-        )
+        with reading("name_or_path", name_or_path):
+            tokenizer = AutoTokenizer.from_pretrained(
+                name_or_path,
+                revision=revision or "main",
+                token=token,
+                cache_dir=cache_dir,
+                trust_remote_code=trust_remote_code,
+            )
+            tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
         raise ValueError(
             '`name_or_path` must be "text8", "bytes", a folder with a tokenizer or the id of a Hub repository with '

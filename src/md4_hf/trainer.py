@@ -13,25 +13,37 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy, has_length, rotate_checkpoints
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from .adapters import averaged_adapter, is_adapted, save_base_record
+from .adapters import is_adapted, save_base_record, stored_names
 from .averaging import EmaCallback
 from .callbacks import BitsProgressCallback, InterruptCallback
-from .checkpoints import MANIFEST, checkpoint_to_resume, commit
+from .checkpoints import (
+    MANIFEST,
+    OPTIMIZERS,
+    check_training_state,
+    checkpoint_to_resume,
+    commit,
+    stored_tensors,
+)
 from .collators import PaddingCollator
 from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
+from .launch import check_agreement, check_launch, locked, on_first_process
 from .loading import make_pipeline
 from .model_card import CardFacts, make_model_card
 from .noise import most_masked_tokens, training_mask_noise, training_times
 from .optimizers import muon_with_adamw
 from .plots import plot_losses
+from .sharding import keep_float32, parameter_names, whole_weights
+from .step_sampler import StepSampler
+from .streams import FILE_NAMES, EndlessStream, check_torch_stream
 from .tokenization import check_tokenizer_matches
 
 
@@ -42,9 +54,14 @@ MOST_MASKED_SHARE = 0.8  # of all tokens: a larger bound on the masked ones is n
 EXPONENTS = "token_schedule.free_exponents"
 TRAINING_ARGS_NAME = "training_args.bin"
 STAGING_FOLDER = ".checkpoint-in-progress"
+SAME_ON_ALL_RANKS = (
+    *("seed", "data_seed", "max_steps", "num_train_epochs", "learning_rate", "ema_decay", "num_copies", "output_dir"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("save_steps", "eval_steps", "eval_seed", "eval_draws"),
+)
 HUB_FOLDER = ".upload-in-progress"
 # Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
-NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", MANIFEST, EMA_FOLDER)
+NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", FILE_NAMES, MANIFEST, EMA_FOLDER)
 
 
 @dataclass
@@ -93,6 +110,9 @@ class MD4TrainingArguments(TrainingArguments):
         default=None, metadata={"help": 'Licence of the weights for the model card, such as "apache-2.0".'}
     )
     card_samples: int = field(default=1, metadata={"help": "Samples to draw for the model card at the end."})
+    expected_processes: int | None = field(
+        default=None, metadata={"help": "Processes that must take part; the start fails if they are others."}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Leave NaN and infinite losses out of the logged mean."}
     )
@@ -135,6 +155,7 @@ class MD4Trainer(Trainer):
 
     - Times are stratified over all examples of an optimizer step, and all noise is a pure function of (seed, step,
       index of the example in the step): ranks, accumulation and resuming do not change it.
+    - A stream of `datasets` is given whole to every process, and divided, repeated and resumed as `EndlessStream` does.
     - The weights' moving average is evaluated and saved; checkpoints hold the raw weights to resume from, and the
       average as a model of its own in `checkpoint-N/ema`.
     - An evaluation reports nats per token, perplexity and bits with a standard error, over `eval_draws` draws.
@@ -162,7 +183,13 @@ class MD4Trainer(Trainer):
                 torch.set_float32_matmul_precision(args.matmul_precision)
             data_collator = data_collator or PaddingCollator()
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        if self.is_md4:
+            check_launch(self, args.expected_processes)
+            if self.is_fsdp_enabled:
+                keep_float32(self.accelerator.state.fsdp_plugin)
         self.card_facts = CardFacts(license=args.license) if self.is_md4 else None
+        self._step_sampler: StepSampler | None = None
+        self._stream: EndlessStream | None = None
         self.interrupt = InterruptCallback()
         self.add_callback(self.interrupt)
         self.ema = EmaCallback(args.ema_decay) if self.is_md4 and args.ema_decay > 0.0 else None
@@ -201,38 +228,93 @@ class MD4Trainer(Trainer):
         `"auto"` does the same, and starts anew where there is none. A run at its last step stays as it is.
 
         Raises:
-            ValueError: If the checkpoint that was asked for is not there, or is not whole.
+            ValueError: If the checkpoint that was asked for is not there, or is not whole; if the processes were
+                started with different arguments; or if another run writes to `args.output_dir`.
         """
-        if self.is_md4:
-            args, kwargs = self._choose_checkpoint(*args, **kwargs)
         self._uncounted_tokens: Tensor | int = 0
         self._nelbo, self._nelbo_logged_at = 0.0, None  # GenMD4's bound since the last log, and the step of that
-        if self.args.should_save:
-            shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
-        with self.interrupt.watching():
+        if not self.is_md4:
+            with self.interrupt.watching():
+                return super().train(*args, **kwargs)
+        check_agreement(self.args, self._facts_to_agree_on())
+        if self.args.world_size > 1:  # dropout is drawn from this generator: each rank needs its own
+            torch.manual_seed(self.args.seed + self.args.process_index)
+        with locked(self.args), self.interrupt.watching():
+            args, kwargs = self._choose_checkpoint(*args, **kwargs)
+            if self.args.should_save:
+                shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
             output = super().train(*args, **kwargs)
         self._count_tokens()
         return output
 
+    def _facts_to_agree_on(self) -> dict[str, Any]:
+        facts = {name: getattr(self.args, name) for name in SAME_ON_ALL_RANKS}
+        sizes = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        facts |= {f"len({name})": len(data) for name, data in sizes.items() if has_length(data)}
+        return {**facts, "model.config": self.accelerator.unwrap_model(self.model).config.to_diff_dict()}
+
     def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """The arguments of `Trainer.train`, with the folder of a whole checkpoint, or None, for the first of them."""
-        chosen: list[Any] = [None]
-        if self.is_world_process_zero():
-            try:
-                chosen = [checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)]
-            except ValueError as error:
-                chosen = [error]
-        if self.args.world_size > 1:  # one reads the files, all do the same
-            torch.distributed.broadcast_object_list(chosen, device=self.args.device)
-        if isinstance(chosen[0], ValueError):
-            raise chosen[0]
-        return (chosen[0], *args), kwargs
+
+        def choose() -> str | None:
+            checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+            if checkpoint is not None:
+                check_training_state(checkpoint, self._kind_of_training, self.args.world_size)
+            return checkpoint
+
+        return (on_first_process(self.args, choose), *args), kwargs
+
+    @property
+    def _kind_of_training(self) -> str:
+        """Which of the `OPTIMIZERS` a checkpoint has."""
+        plain, whole, sharded, deepspeed = OPTIMIZERS
+        if self.is_fsdp_enabled:
+            return sharded if "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type) else whole
+        return deepspeed if self.is_deepspeed_enabled else plain
 
     def _run_epoch(self, *args, **kwargs):
         if self.is_md4 and self.state.global_step >= self.state.max_steps:  # resumed where nothing is left to do
             self.control.should_training_stop = True
             return
+        if self._step_sampler is not None:  # accelerate does not reach it behind the batches that a resumption skips
+            self._step_sampler.set_epoch(kwargs["epoch"])
+        if self._stream is not None:  # begins at its own position: no batch is to be skipped
+            begin = self.state.global_step / self.state.max_steps
+            kwargs |= {"epoch": begin, "epochs_trained": begin, "steps_trained_in_current_epoch": 0}
         super()._run_epoch(*args, **kwargs)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """As `Trainer.get_train_dataloader`; every process reads its own share of a stream, without end."""
+        self._stream = None
+        if self.is_md4:
+            check_torch_stream(self.train_dataset, self.args)
+        if not self.is_md4 or not isinstance(self.train_dataset, datasets.IterableDataset):
+            return super().get_train_dataloader()
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        args = self.args
+        self._stream = EndlessStream(
+            self.train_dataset, args.process_index, args.world_size, self._train_batch_size, collate
+        )
+        return self._stream.loader(args)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        """Epochs of whole optimizer steps, so that the number of ranks does not change the examples of any step."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        strategy = self.args.train_sampling_strategy
+        args = self.args
+        if not self.is_md4 or not has_length(dataset) or strategy not in ("random", "sequential"):
+            sampler = super()._get_train_sampler(train_dataset)
+            if self.is_md4 and getattr(sampler, "generator", 0) is None:  # each rank has another global generator
+                sampler.generator = torch.Generator().manual_seed(args.data_seed)
+            return sampler
+        self._step_sampler = StepSampler(
+            len(dataset),
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            seed=args.data_seed,
+            shuffle=strategy == "random",
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._step_sampler
 
     def _count_tokens(self):
         """Add the scored tokens of the steps since the last time to the state; between, the sum stays on the device."""
@@ -275,6 +357,8 @@ class MD4Trainer(Trainer):
         if not self.is_md4:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = list(itertools.islice(epoch_iterator, num_batches))
+        if self._stream is not None:
+            self._stream.take_positions(batches)
         number_step_examples(batches, self.args.process_index, self.args.world_size)
         for batch in batches:
             batch["all_scored"] = batch.get("labels") is None and batch.get("attention_mask") is None
@@ -393,10 +477,42 @@ class MD4Trainer(Trainer):
         return contextlib.nullcontext() if self.ema is None else self.ema.applied_to(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """As `Trainer.save_model`; a call by the user saves the averaged weights."""
-        weights = contextlib.nullcontext() if _internal_call else self.ema_weights()
-        with weights, without_progress_bars():
+        """As `Trainer.save_model`, also where the weights are in shards; a call by the user saves the averaged ones."""
+        if not self.is_md4:
             super().save_model(output_dir, _internal_call)
+        elif not _internal_call:
+            self._write_model(output_dir or self.args.output_dir, averaged=True)
+            if self.args.push_to_hub:
+                self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        elif self._keeps_shards:  # a checkpoint: the weights are in its shards
+            self._write_configuration(output_dir)
+        else:
+            self._write_model(output_dir, averaged=False)
+
+    def _write_model(self, folder: str | os.PathLike, averaged: bool):
+        """Write the whole model or adapter, wherever its parts are. Call it on all processes."""
+        values = self.ema.values if averaged and self.ema is not None else None
+        keep, is_adapter = self.args.should_save, is_adapted(self.accelerator.unwrap_model(self.model))
+        weights = whole_weights(self.model, values, keep=keep, trained_only=is_adapter)
+        with without_progress_bars():
+            self._save(str(folder), state_dict=weights)
+
+    def _write_configuration(self, folder: str | os.PathLike):
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).config.save_pretrained(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+
+    @property
+    def _keeps_shards(self) -> bool:
+        """Whether checkpoints leave the raw weights in shards; those of an adapter are small, and always whole too."""
+        if is_adapted(self.accelerator.unwrap_model(self.model)):
+            return False
+        if self.is_fsdp_enabled:
+            return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+        if not self.is_deepspeed_enabled or self.model_wrapped.zero_optimization_stage() < 3:
+            return False
+        return not self.model_wrapped.zero_gather_16bit_weights_on_model_save()
 
     def _save_checkpoint(self, model: nn.Module, trial):
         """Write the checkpoint aside and give it its name when it is complete."""
@@ -413,8 +529,9 @@ class MD4Trainer(Trainer):
             del self._get_output_dir
         name = f"checkpoint-{self.state.global_step}"
         if self.ema is not None:
-            with self.ema_weights():
-                self.save_model(str(staging / name / self._ema_folder), _internal_call=True)
+            self._write_model(staging / name / self._ema_folder, averaged=True)
+        if self._stream is not None:
+            self._stream.save(staging / name)
         self._correct_best_checkpoint(run_dir, staging / name, previous_best)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -448,13 +565,15 @@ class MD4Trainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.ema is not None and checkpoint is not None:
             self.ema.resume_from(self._averaged_parameters(checkpoint))
+        if self._stream is not None and checkpoint is not None and not self.args.ignore_data_skip:
+            self._stream.load(checkpoint)
 
     @property
     def _ema_folder(self) -> str:
         """Where a checkpoint holds its averaged weights; `Trainer` takes an adapter one level up for a second one."""
         return os.path.join(EMA_FOLDER, "adapter") if is_adapted(self.model) else EMA_FOLDER
 
-    def _averaged_parameters(self, checkpoint: str) -> list[Tensor]:
+    def _averaged_parameters(self, checkpoint: str) -> Iterator[Tensor]:
         """The averaged weights of a checkpoint, in the order of the trainable parameters of the model."""
         folder = Path(checkpoint) / self._ema_folder
         if not folder.is_dir():
@@ -463,11 +582,7 @@ class MD4Trainer(Trainer):
                 f"`ema_decay=0`), got {checkpoint}."
             )
         unwrapped = self.accelerator.unwrap_model(self.model)
-        if is_adapted(unwrapped):
-            return averaged_adapter(unwrapped, folder)
-        averaged = type(unwrapped).from_pretrained(folder, dtype=unwrapped.dtype)
-        trained = [parameter.requires_grad for parameter in unwrapped.parameters()]
-        return [parameter for parameter, kept in zip(averaged.parameters(), trained, strict=True) if kept]
+        return stored_tensors(folder, (stored_names if is_adapted(unwrapped) else parameter_names)(unwrapped))
 
     # ------------------------------------------------------------------------------------------------------------------
     # Sharing
@@ -483,9 +598,8 @@ class MD4Trainer(Trainer):
             folder: Where to; made if it is not there.
             facts: Fields of `CardFacts` that differ from `card_facts`.
         """
-        # An internal call: another would push to the Hub by itself.
+        self._write_model(folder, averaged=True)
         with self.ema_weights():
-            self.save_model(str(folder), _internal_call=True)
             samples = self._draw_card_samples()
         if self.is_world_process_zero():
             self._complete_repository(Path(folder), samples=samples, **facts)

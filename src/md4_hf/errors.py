@@ -1,0 +1,48 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Clear errors for damaged files and for values of a wrong type."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from huggingface_hub.errors import HTTPError
+
+
+@contextlib.contextmanager
+def reading(name: str, source: object) -> Iterator[None]:
+    """Within the context, what a library stumbles over in damaged files is a ValueError that names them.
+
+    Libraries expect well-formed files, and fail in others with a KeyError, an AttributeError or errors of their own.
+
+    Args:
+        name: The argument that names the files.
+        source: Its value.
+    """
+    try:
+        yield
+    except (OSError, HTTPError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, (UnicodeError, json.JSONDecodeError)):
+            raise  # it says what is wrong by itself
+        raise ValueError(
+            f"`{name}` must have well-formed files, got {source}, which cannot be read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_types(values: Mapping[str, Any], types: Mapping[str, Any]):
+    """Raise a ValueError for a value that is not of its type; an integer may stand for a float.
+
+    Args:
+        values: Arguments by name; those without a type are not checked.
+        types: Types by name, as `typing.get_type_hints` gives them: classes, or unions of classes.
+    """
+    for name in values.keys() & types.keys():
+        allowed, value = get_args(types[name]) or (types[name],), values[name]
+        is_other_bool = isinstance(value, bool) and bool not in allowed  # which is an int to Python
+        if is_other_bool or not isinstance(value, (*allowed, int) if float in allowed else allowed):
+            expected = " or ".join(kind.__name__ for kind in allowed)
+            raise ValueError(f"`{name}` must be {expected}, got {value!r}.")

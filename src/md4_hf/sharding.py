@@ -1,0 +1,149 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The weights of a model in training, wherever their parts are: whole, in FSDP2's DTensors or DeepSpeed's ZeRO-3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+# What wrappers (torch.compile, FSDP's activation checkpointing) put into the names of parameters.
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+def parameter_names(model: torch.nn.Module) -> list[str]:
+    """The names of the trained parameters in the model's own code, in order."""
+    return [_own_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _own_name(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+@torch.no_grad()
+def whole_weights(
+    model: torch.nn.Module, values: Iterable[torch.Tensor] | None = None, *, keep: bool, trained_only: bool = False
+) -> dict[str, torch.Tensor]:
+    """A state dict of the whole model. A collective: call it on all ranks.
+
+    One parameter is made whole at a time, so that a rank that keeps nothing needs no memory for it.
+
+    Args:
+        model: The model in training.
+        values: What this rank holds of other values for its trained parameters, such as their average.
+        keep: Whether this rank wants the result; else it gets an empty one.
+        trained_only: Leave out what is not trained.
+
+    Returns:
+        Tensors by name. They are copies on the CPU where the model is sharded.
+    """
+    held = trainable(model)
+    others = iter(held if values is None else values)
+    weights = {}
+    for name, parameter in model.named_parameters():
+        value = next(others) if parameter.requires_grad else _held(parameter)
+        if parameter.requires_grad or not trained_only:
+            whole = whole_value(value, parameter)
+            if keep:
+                weights[_own_name(name)] = whole.detach() if whole is value else whole.cpu()
+    if keep and not trained_only:
+        weights |= {_own_name(name): buffer for name, buffer in _saved_buffers(model)}
+    return weights
+
+
+def _held(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return zero_part(parameter) if is_zero3(parameter) else parameter
+
+
+def _saved_buffers(model: torch.nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
+
+
+def whole_value(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The whole of a value that is sharded as the parameter is. A collective."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    return _gathered(value, parameter) if is_zero3(parameter) else value
+
+
+def keep_float32(fsdp_plugin: Any):
+    """Leave what is not a weight to autocast in FSDP2's mixed precision, and add up gradients in float32, as DDP does.
+
+    accelerate's policy would round times, noise, rotary angles and the loss to 16 bits on their way in and out.
+    """
+    policy = fsdp_plugin.mixed_precision_policy
+    if isinstance(policy, MixedPrecisionPolicy):
+        fsdp_plugin.mixed_precision_policy = replace(
+            policy, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+        )
+
+
+def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that training changes: of an adapted model, the adapter's."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """What this rank holds of the parameters that training changes, to be read or changed in place."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the outermost stays whole after a forward, as tensors that are not the parameters
+    return [
+        torch.nn.Parameter(zero_part(parameter)) if is_zero3(parameter) else parameter
+        for parameter in trained_parameters(model)
+    ]
+
+
+def is_zero3(parameter: torch.Tensor) -> bool:
+    """Whether DeepSpeed's ZeRO-3 has dealt this parameter out to the ranks; it is empty then."""
+    return hasattr(parameter, "ds_tensor")
+
+
+def zero_part(parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's flat part of a parameter under ZeRO-3."""
+    part = parameter.ds_tensor
+    if part.final_location is not None and part.final_location.value == "nvme":
+        raise ValueError("`ema_decay` must be 0 with parameters offloaded to NVMe: they cannot be averaged there.")
+    return part.data
+
+
+def refresh_gathered(model: torch.nn.Module):
+    """Bring up to date what ZeRO-3 keeps whole on all ranks (small parameters), after the parts have changed."""
+    for parameter in trained_parameters(model):
+        if is_zero3(parameter) and parameter.ds_status.name == "AVAILABLE":
+            parameter.data.copy_(_gathered(zero_part(parameter), parameter))
+
+
+def _gathered(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The whole of a value of which each rank holds a flat part, as ZeRO-3 does of the parameter."""
+    group = parameter.ds_process_group
+    parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, part.contiguous(), group=group)
+    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+
+
+def local_part(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """What of a value this rank would hold if the value was sharded as the parameter is."""
+    if isinstance(parameter, DTensor):
+        if isinstance(value, DTensor):
+            return value
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)  # each rank has it
+    if not is_zero3(parameter):
+        return value
+    if is_zero3(value):
+        return zero_part(value)
+    size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank(parameter.ds_process_group)
+    whole = value.new_zeros((rank + 1) * size)  # the last part is filled up
+    whole[: value.numel()] = value.flatten()[: len(whole)]
+    return whole[rank * size :]

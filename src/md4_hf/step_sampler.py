@@ -1,0 +1,56 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The order of the examples of a map-style data set, in whole optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class StepSampler(Sampler[int]):
+    """Indices of an epoch, as many as make whole optimizer steps.
+
+    Every step then has the same examples however it is cut into ranks and micro-batches, at the end of an epoch too.
+    The order is a pure function of (seed, epoch).
+
+    Args:
+        num_examples: Examples of the data set, >= 1.
+        step_examples: Examples of an optimizer step, over all ranks and micro-batches.
+        seed: Seed of the order.
+        shuffle: Whether each epoch has an order of its own, or all have that of the data set.
+        drop_last: Leave out the examples that do not fill a step; otherwise the last step of an epoch is filled up with
+            examples from the beginning of its order.
+
+    Raises:
+        ValueError: If there is no example, or with `drop_last` not enough for a step.
+    """
+
+    def __init__(
+        self, num_examples: int, step_examples: int, seed: int, shuffle: bool = True, drop_last: bool = False
+    ):
+        if num_examples < (step_examples if drop_last else 1):
+            rule = (
+                f"at least the {step_examples} examples of a step (`dataloader_drop_last`)"
+                if drop_last
+                else "examples"
+            )
+            raise ValueError(f"`train_dataset` must have {rule}, got {num_examples}.")
+        self.num_examples, self.seed, self.shuffle, self.epoch = num_examples, seed, shuffle, 0
+        steps = num_examples // step_examples if drop_last else -(-num_examples // step_examples)
+        self._length = steps * step_examples
+
+    def set_epoch(self, epoch: int):
+        """Choose the order of this epoch, from 0, for the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.arange(self.num_examples)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            order = torch.randperm(self.num_examples, generator=generator)
+        return iter(order[torch.arange(self._length) % self.num_examples].tolist())

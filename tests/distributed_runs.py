@@ -1,0 +1,125 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The trainings that `test_distributed.py` compares: in one process, and (this file as a script) in two.
+
+python distributed_runs.py FOLDER KIND OBJECTIVE...                        # by accelerate's debug_launcher
+torchrun --nproc-per-node 2 distributed_runs.py FOLDER KIND OBJECTIVE...
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState, debug_launcher
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from tiny import random_model
+
+from md4_hf import LoraArguments, MD4Trainer, MD4TrainingArguments, add_adapter
+
+
+LENGTH, VOCAB = 8, 27  # text8's, of which five are used
+MODELS = {"md4": {}, "genmd4": {"masking_schedule": "poly", "schedule_power": 1.0, "learn_masking_schedule": True}}
+ZERO = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+}
+
+
+def dataset(count, seed=0):
+    """Rows in which every second token repeats the one before, and some tokens are rare."""
+    ids = np.random.default_rng(seed).choice(5, size=(count, LENGTH), p=[0.6, 0.25, 0.1, 0.04, 0.01])
+    ids[:, 1::2] = ids[:, ::2]
+    return Dataset.from_dict({"input_ids": ids.tolist()})
+
+
+def make_model(objective):
+    model = random_model(VOCAB + 1, LENGTH, std=0.1, **MODELS.get(objective, {}))
+    if objective == "genmd4":
+        with torch.no_grad():
+            model.token_schedule.free_exponents.copy_(torch.linspace(-0.5, 1.5, VOCAB + 1))
+    return add_adapter(model, LoraArguments(lora_r=4)) if objective == "lora" else model
+
+
+def make_trainer(folder, objective, train_size=21, **options):
+    """Three steps an epoch, the last of which 21 examples do not fill."""
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 1.0,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "disable_tqdm": True,
+        "ema_decay": 0.5,
+    }
+    return MD4Trainer(
+        model=make_model(objective),
+        args=MD4TrainingArguments(output_dir=str(folder), **{**defaults, **options}),
+        train_dataset=dataset(train_size),
+        eval_dataset=dataset(21, seed=1),
+    )
+
+
+def run(folder, objective, checkpoint=None, **options):
+    """Train, evaluate and save: `folder/run` has the checkpoints, `folder/model` the averaged weights."""
+    folder = Path(folder)
+    trainer = make_trainer(folder / "run", objective, **options)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    metrics = trainer.evaluate()
+    trainer.save_model(str(folder / "model"))
+    if trainer.is_world_process_zero():
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        torch.save({"logs": logs, "metrics": metrics}, folder / "result.pt")
+    return trainer
+
+
+def options_of(kind):
+    """Training arguments that shard a training on two processes."""
+    if kind.startswith("fsdp2"):
+        # On the CPU, accelerate takes FSDP for granted only where it believes in several GPUs.
+        PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+        config = {"version": 2, "transformer_layer_cls_to_wrap": ["MD4Layer"]}
+        config["auto_wrap_policy"] = "TRANSFORMER_BASED_WRAP"
+        config["state_dict_type"] = "SHARDED_STATE_DICT" if kind == "fsdp2-sharded" else "FULL_STATE_DICT"
+        return {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}
+    if kind.startswith("zero"):
+        stage = int(kind[4])
+        # Parameters of up to 20 elements stay gathered under ZeRO-3: both kinds of parameter are tried.
+        persistent = {"stage3_param_persistence_threshold": 20} if stage == 3 else {}
+        return {"deepspeed": {**ZERO, "zero_optimization": {"stage": stage, **persistent}}}
+    return {}
+
+
+def main(folder, kind, *objectives):
+    """Per objective: 2 ranks x 4, the same resumed in its second epoch, and 2 ranks x 2 x 2 micro-batches."""
+    options = options_of(kind)
+    for objective in objectives:
+        at = Path(folder) / objective
+        trainer = run(at / "whole", objective, per_device_train_batch_size=4, **options)
+        assert trainer.args.world_size == 2
+        assert trainer.is_fsdp_enabled == kind.startswith("fsdp2")
+        assert trainer.is_deepspeed_enabled == kind.startswith("zero")
+        checkpoint = at / "whole" / "run" / "checkpoint-4"
+        run(at / "resumed", objective, checkpoint, per_device_train_batch_size=4, **options)
+        parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        run(at / "parts", objective, **parts, **options)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    if "LOCAL_RANK" in os.environ:
+        main(*sys.argv[1:])
+    else:
+        with contextlib.suppress(FileNotFoundError):  # its file, which the process group has removed already
+            debug_launcher(main, args=sys.argv[1:], num_processes=2)

@@ -1,0 +1,70 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Processes of a test: started together, ended within a time limit, none left over."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+
+HERE = Path(__file__).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def environment(**more):
+    """For a process of its own. Trainers of other tests leave their precision in ours, where accelerate reads it."""
+    names = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    return {
+        **names,
+        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        **more,
+    }
+
+
+def start(command, **variables):
+    """A process in a group of its own, with its output in a pipe."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill(process):
+    """SIGKILL to a process and all that it has started, and to nothing else."""
+    family = [process.pid]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+
+
+def run(command, timeout=240, **variables):
+    """`(exit status, output)` of a command; whatever it started is dead afterwards."""
+    process = start(command, **variables)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+        return process.returncode, output
+    finally:
+        kill(process)
+        left = [other for other in psutil.process_iter(["pid"]) if _group(other.pid) == process.pid]
+        for other in left:
+            other.kill()
+
+
+def _group(pid):
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None

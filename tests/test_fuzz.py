@@ -1,0 +1,668 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Malformed configurations, files and inputs: each works and keeps its promises, or is one of the documented errors.
+
+Such an error names an argument, option or file, and leaves every file as it was. The examples are the same at each run;
+`MD4_FUZZ_EXAMPLES=2000 pytest tests/test_fuzz.py` draws new ones, so many for each test.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from datasets import Dataset, disable_progress_bars
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+from tiny import random_model
+
+from md4_hf import (
+    DataArguments,
+    DataCollatorForMaskedDiffusion,
+    LoraArguments,
+    MaskedDiffusionPipeline,
+    MaskedDiffusionScheduler,
+    MD4Config,
+    MD4ForMaskedDiffusion,
+    ModelArguments,
+    PairArguments,
+    RunArguments,
+    StartArguments,
+    TokenPolynomialSchedule,
+    add_adapter,
+    build_byte_tokenizer,
+    build_text8_tokenizer,
+    config_from_official,
+    encode_pairs,
+    load_documents,
+    load_model,
+    load_pipeline,
+    load_tokenizer,
+    load_train_validation,
+    make_schedule,
+    pack,
+    parse_arguments,
+)
+from md4_hf.adapters import save_base_record
+from md4_hf.cli import main
+from md4_hf.convert_md4_checkpoint import convert_checkpoint
+
+
+EXAMPLES = int(os.environ.get("MD4_FUZZ_EXAMPLES", "0"))
+DOCUMENTED = (ValueError, OSError, StrictDataclassError)
+LENGTH, VOCAB, MASK = 8, 28, 27
+
+
+def fuzz(examples, **strategies):
+    """`given`, for so many examples, the same at each run and on every machine."""
+    options = settings(
+        max_examples=EXAMPLES or examples,
+        derandomize=not EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+    )
+    return lambda test: options(given(**strategies)(test))
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+INTEGERS = st.integers(-2, 9) | st.sampled_from([10**6, 2**31, 2**63, 10**30, -(2**63)])
+FLOATS = st.floats(-0.5, 1.5) | st.floats()
+LISTS = st.lists(st.integers(-1, 30) | st.none() | st.text(max_size=2), max_size=3)
+# What json can hold, so that the same values serve arguments and files.
+ANYTHING = (
+    st.none() | st.booleans() | INTEGERS | FLOATS | st.text(max_size=4) | LISTS | st.just({}) | st.just({"a": 1})
+)
+WORDS = ["linear", "cosine", "poly", "geometric", "uniform", "mean", "adaln", "glu", "sample", "argmax", "", "x"]
+
+
+def changed(valid, values=ANYTHING):
+    """Keyword arguments that are valid, but for up to three that are anything."""
+    return st.dictionaries(st.sampled_from(sorted(valid)), values | st.sampled_from(WORDS), max_size=3).map(
+        lambda some: {**valid, **some}
+    )
+
+
+def documented(function, *args, names, **kwargs):
+    """What the call gives; None if it fails as documented: with an error of ours that names one of the arguments."""
+    try:
+        return function(*args, **kwargs)
+    except DOCUMENTED as error:
+        said = str(error)
+    assert any(name in said for name in names), said
+    return None
+
+
+def contents(folder):
+    """The files of a folder, each with its digest."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+@contextlib.contextmanager
+def unchanged(*folders):
+    """Within the context, no file of the folders may change, appear or go."""
+    before = [contents(folder) for folder in folders]
+    yield
+    assert [contents(folder) for folder in folders] == before
+
+
+# Configurations -------------------------------------------------------------------------------------------------------
+
+CONFIG = {
+    "vocab_size": VOCAB,
+    "mask_token_id": MASK,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "embedding_size": None,
+    "mlp_type": "glu",
+    "time_conditioning": True,
+    "conditioning_size": 4,
+    "modulation": "adaln",
+    "num_classes": None,
+    "depth_scaled_init": False,
+    "norm_eps": 1e-5,
+    "embedding_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "residual_dropout": 0.1,
+    "max_position_embeddings": LENGTH,
+    "rope_parameters": None,
+    "masking_schedule": "poly",
+    "schedule_power": 1.0,
+    "schedule_eps": 1e-4,
+    "learn_masking_schedule": False,
+    "schedule_first_time": 1e-3,
+    "num_train_timesteps": None,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "embedding_size", "conditioning_size")
+ROPE = st.fixed_dictionaries(
+    {}, optional={"rope_type": ANYTHING | st.sampled_from(["default", "linear", "yarn"]), "rope_theta": ANYTHING}
+)
+
+
+@fuzz(150, values=changed(CONFIG), rope=st.none() | ROPE)
+def test_configurations(values, rope):
+    if rope is not None:
+        values["rope_parameters"] = rope
+    config = documented(MD4Config, names=CONFIG, **values)
+    if config is None:
+        return
+    assert MD4Config.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    if max(value for value in (getattr(config, name) for name in (*SIZES, "num_classes")) if value) < 100:
+        model = documented(MD4ForMaskedDiffusion, config, names=["rope_parameters"])
+        if model is not None:
+            check_loss(model.eval())
+
+
+@torch.no_grad()
+def check_loss(model):
+    config = model.config
+    ids = torch.arange(2 * LENGTH).view(2, -1) % (config.vocab_size - 1)
+    ids = ids + (ids >= config.mask_token_id)
+    classes = None if config.num_classes is None else torch.zeros(2, dtype=torch.long)
+    output = model(ids, labels=ids, class_labels=classes)
+    assert output.loss.isfinite() and output.logits.shape == (2, LENGTH, config.vocab_size)
+
+
+SCHEDULE = {"name": "poly", "power": 1.0, "eps": 1e-4}
+
+
+@fuzz(150, values=changed(SCHEDULE))
+def test_masking_schedules(values):
+    schedule = documented(make_schedule, names=["masking_schedule", "power", "eps"], **values)
+    if schedule is None:
+        return
+    alpha = schedule.alpha(torch.linspace(0.0, 1.0, 9))
+    assert ((alpha >= 0.0) & (alpha <= 1.0)).all() and (alpha.diff() <= 1e-6).all()
+    assert (schedule.alpha_prime(torch.linspace(0.1, 1.0, 9)) <= 0.0).all()
+
+
+@fuzz(
+    60, values=changed({"num_tokens": 4, "power": 1.0, "eps": 1e-4}, st.integers(-2, 9) | FLOATS | st.text(max_size=2))
+)
+def test_token_schedules(values):
+    schedule = documented(TokenPolynomialSchedule, names=values, **values)
+    if schedule is not None:
+        alpha = schedule.alpha(torch.linspace(0.0, 1.0, 9))
+        assert ((alpha >= 0.0) & (alpha <= 1.0)).all()
+
+
+# The scheduler and the pipeline ---------------------------------------------------------------------------------------
+
+SCHEDULER = {
+    "mask_token_id": MASK,
+    "masking_schedule": "poly",
+    "schedule_power": 1.0,
+    "schedule_eps": 1e-4,
+    "timestep_grid": "uniform",
+    "sampler": "mean",
+    "top_p": None,
+    "final_decode": "sample",
+    "num_inference_steps": 4,
+}
+
+
+@fuzz(150, values=changed(SCHEDULER, st.integers(-2, 9) | FLOATS | ANYTHING))
+def test_schedulers(values):
+    scheduler = documented(MaskedDiffusionScheduler, names=[*SCHEDULER, "power", "eps"], **values)
+    if scheduler is None:
+        return
+    assert (scheduler.timesteps.diff() < 0).all() and scheduler.timesteps[0] == 1.0
+    probability = scheduler.unmask_probabilities()
+    assert ((probability >= 0.0) & (probability <= 1.0)).all()
+    assert dict(MaskedDiffusionScheduler.from_config(scheduler.config).config) == dict(scheduler.config)
+
+
+TENSORS = st.sampled_from(
+    [
+        torch.full((2, LENGTH), MASK),
+        torch.arange(LENGTH).expand(2, -1),
+        torch.full((2, LENGTH), -5),
+        torch.full((2, LENGTH), 10**6),
+        torch.full((3, LENGTH - 1), MASK),
+        torch.zeros(2, LENGTH),
+        torch.full((2, LENGTH), torch.nan),
+        torch.ones(2, LENGTH, dtype=torch.bool),
+        torch.zeros(2, LENGTH, VOCAB),
+        torch.full((2, LENGTH, VOCAB), torch.nan),
+        torch.zeros(2, 2, LENGTH, dtype=torch.long),
+        torch.zeros(2 * LENGTH, VOCAB),
+        torch.zeros(2, LENGTH, 3),
+        torch.zeros(()),
+        torch.zeros(2),
+        torch.ones(2),
+        torch.tensor([0.5, torch.nan]),
+        torch.tensor([-0.5, 1.5]),
+        torch.tensor([0, 30]),
+        torch.zeros(2, dtype=torch.long),
+        torch.zeros(0, dtype=torch.long),
+        torch.zeros(0, LENGTH, dtype=torch.long),
+        torch.zeros(2, 0, dtype=torch.long),
+    ]
+)
+STEP = {
+    "model_output": torch.zeros(2, LENGTH, VOCAB),
+    "timestep": 1.0,
+    "sample": torch.full((2, LENGTH), MASK),
+    "temperature": 1.0,
+    "top_p": None,
+    "top_k": None,
+}
+
+
+@fuzz(200, values=changed(STEP, TENSORS | ANYTHING))
+def test_scheduler_steps(values):
+    scheduler = MaskedDiffusionScheduler(**SCHEDULER)
+    output = documented(scheduler.step, names=STEP, **values)
+    if output is not None:
+        kept = values["sample"] != MASK
+        assert output.prev_sample.shape == values["sample"].shape
+        assert torch.equal(output.prev_sample[kept], values["sample"][kept])
+        assert output.sampled_probs.isfinite().all() and output.prev_sample.max() < VOCAB
+
+
+NOISE = {"original_samples": torch.arange(LENGTH).expand(2, -1), "timesteps": torch.tensor([0.2, 1.0])}
+
+
+@fuzz(80, values=changed(NOISE, TENSORS | ANYTHING))
+def test_adding_noise(values):
+    scheduler = MaskedDiffusionScheduler(**SCHEDULER)
+    xt = documented(scheduler.add_noise, names=NOISE, **values)
+    if xt is not None:
+        assert ((xt == values["original_samples"]) | (xt == MASK)).all()
+
+
+PIPELINE = {
+    "prompt": None,
+    "input_ids": None,
+    "num_samples": 1,
+    "length": None,
+    "block_length": None,
+    "class_labels": None,
+    "num_inference_steps": 2,
+    "temperature": 1.0,
+    "top_p": None,
+    "top_k": None,
+    "generator": None,
+    "output_type": "ids",
+    "callback_on_step_end_tensor_inputs": None,
+}
+SMALL = ANYTHING.filter(lambda value: not isinstance(value, (int, float)) or not 10**5 < value < 2**62)
+IDS = st.lists(st.lists(st.integers(-1, VOCAB), max_size=LENGTH + 1), max_size=3)
+PROMPTS = st.text("ab [MASK]", max_size=9) | st.lists(st.text(max_size=3) | st.none(), max_size=2)
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    disable_progress_bars()
+    made = []
+    for options in ({"time_conditioning": False}, {"num_classes": 3}):
+        model = random_model(VOCAB, LENGTH, std=0.2, **options)
+        made.append(MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(), build_text8_tokenizer()))
+        made[-1].set_progress_bar_config(disable=True)
+    return made
+
+
+@fuzz(200, which=st.integers(0, 1), values=changed(PIPELINE, SMALL | TENSORS | IDS | PROMPTS))
+def test_pipelines(pipelines, which, values):
+    output = documented(pipelines[which], names=[*PIPELINE, "prompt"], **values)
+    if output is not None:
+        assert all(MASK not in row and len(row) >= 0 for row in output.sequences)
+
+
+# The model ------------------------------------------------------------------------------------------------------------
+
+FORWARD = {
+    "input_ids": torch.full((2, LENGTH), MASK),
+    "timesteps": torch.tensor([0.2, 1.0]),
+    "labels": None,
+    "class_labels": torch.tensor([0, 2]),
+    "attention_mask": None,
+    "position_ids": None,
+    "position_mask": None,
+    "mask_noise": None,
+    "document_ids": None,
+    "inputs_embeds": None,
+    "max_masked": None,
+    "num_items_in_batch": None,
+}
+LABELS = st.none() | st.just(torch.arange(LENGTH).expand(2, -1))
+
+
+@fuzz(300, labels=LABELS, values=changed(FORWARD, TENSORS))
+def test_forwards(pipelines, labels, values):
+    if values["labels"] is None:
+        values["labels"] = labels
+    with torch.no_grad():
+        output = documented(pipelines[1].model, names=FORWARD, **values)
+    if output is not None:
+        assert output.logits is None or not output.logits.isnan().any()
+        assert output.loss is None or output.loss.isfinite()
+
+
+# Files of models and tokenizers ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, pipelines):
+    """A model with its tokenizer, and an adapter for it."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipelines[0].save_pretrained(folder / "model")
+    model = add_adapter(load_model(str(folder / "model")), LoraArguments(lora_r=1))
+    model.save_pretrained(folder / "adapter")
+    save_base_record(model, folder / "adapter")
+    pipelines[0].tokenizer.save_pretrained(folder / "adapter")
+    return folder
+
+
+def damage(data, draw):
+    """What becomes of the content of a file: a part, other bytes, or a json value that is anything."""
+    kind = draw(st.sampled_from(["cut", "bytes", "json", "json", "json", "json"]))
+    if kind == "cut":
+        return data[: draw(st.integers(0, len(data)))]
+    if kind == "bytes":
+        start = draw(st.integers(0, len(data)))
+        return data[:start] + draw(st.binary(min_size=1, max_size=8)) + data[start + 4 :]
+    content = json.loads(data)
+    at = content
+    while isinstance(at, dict) and at:
+        name = draw(st.sampled_from(sorted(at)))
+        if not isinstance(at[name], dict) or draw(st.booleans()):
+            at[name] = draw(ANYTHING | st.sampled_from(["../x", "/x", "bert", "MD4Model", "LORA", "LOHA"]))
+            return json.dumps(content).encode()
+        at = at[name]
+    return json.dumps(draw(ANYTHING)).encode()
+
+
+def opened_damaged(saved, tmp_path_factory, data, kind, name, function):
+    """Copy a saved folder, damage one file of it and open it: no other file changes, errors are documented ones."""
+    folder = tmp_path_factory.mktemp("damaged")
+    for path in (saved / kind).iterdir():
+        shutil.copy(path, folder)
+    content = (folder / name).read_bytes()
+    if name.endswith(".json"):
+        damaged = damage(content, data.draw)
+    else:
+        start = data.draw(st.integers(0, 2000))
+        damaged = content[:start] + data.draw(st.binary(max_size=8)) + content[start + data.draw(st.integers(0, 20)) :]
+    (folder / name).write_bytes(damaged)
+    with unchanged(folder):
+        documented(function, str(folder), names=[""])
+    shutil.rmtree(folder)
+
+
+MODEL_FILES = ["config.json", "config.json", "scheduler_config.json", "tokenizer_config.json", "tokenizer.json"]
+
+
+@fuzz(60, data=st.data(), name=st.sampled_from([*MODEL_FILES, "model.safetensors"]))
+def test_damaged_models(saved, tmp_path_factory, data, name):
+    opened_damaged(saved, tmp_path_factory, data, "model", name, lambda folder: load_pipeline(folder, device="cpu"))
+
+
+@fuzz(
+    60, data=st.data(), name=st.sampled_from(["adapter_config.json", "base_model.json", "adapter_model.safetensors"])
+)
+def test_damaged_adapters(saved, tmp_path_factory, data, name):
+    opened_damaged(saved, tmp_path_factory, data, "adapter", name, load_model)
+
+
+@fuzz(60, data=st.data(), name=st.sampled_from(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"]))
+def test_damaged_tokenizers(saved, tmp_path_factory, data, name):
+    opened_damaged(saved, tmp_path_factory, data, "model", name, lambda folder: load_tokenizer(folder)("the word"))
+
+
+# Data -----------------------------------------------------------------------------------------------------------------
+
+TEXTS = st.lists(st.none() | st.text(max_size=20) | st.sampled_from(["the word [MASK] ", "a" * 30]), max_size=4)
+
+
+@fuzz(30, texts=TEXTS, block_size=st.integers(-1, 9) | ANYTHING, which=st.integers(0, 1), document_ids=st.booleans())
+def test_packing(texts, block_size, which, document_ids):
+    tokenizer = [build_text8_tokenizer(), build_byte_tokenizer()][which]
+    documents = Dataset.from_dict({"text": pa.array(texts, pa.string())})
+    packed = documented(
+        pack, documents, tokenizer, block_size, document_ids=document_ids, names=["block_size", "documents"]
+    )
+    if packed is not None:
+        blocks, report = packed
+        assert len(blocks) == report.num_blocks and all(len(row["input_ids"]) == block_size for row in blocks)
+
+
+@fuzz(
+    60, data=st.data(), suffix=st.sampled_from([".txt", ".jsonl", ".parquet"]), column=st.sampled_from(["text", "x"])
+)
+def test_data_files(tmp_path_factory, data, suffix, column):
+    folder = tmp_path_factory.mktemp("data")
+    file = folder / f"data{suffix}"
+    if suffix == ".parquet":
+        Dataset.from_dict({"text": ["a", "b"]}).to_parquet(file)
+    else:
+        file.write_text('{"text": "a"}\n{"text": "b", "x": 1}\n')
+    content = file.read_bytes()
+    start = data.draw(st.integers(0, len(content)))
+    file.write_bytes(
+        content[:start] + data.draw(st.binary(max_size=8)) + content[start + data.draw(st.integers(0, 9)) :]
+    )
+    with unchanged(folder):
+        documents = documented(load_documents, str(file), text_column=column, names=["data", "text_column"])
+    if documents is not None:
+        assert documents.column_names == ["text"]
+
+
+HELD_OUT = {
+    "data": "pydoc",
+    "validation_fraction": 0.1,
+    "streaming": False,
+    "validation_split": None,
+    "data_split": "train",
+}
+
+
+@fuzz(40, values=changed(HELD_OUT))
+def test_data_arguments(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = documented(DataArguments, names=values, **values)
+    if arguments is not None:
+        parts = documented(load_train_validation, arguments, names=[*values, "validation_data", "on the Hub"])
+        assert parts is None or all(len(part) for part in parts)
+
+
+PAIRS = {"prompt_column": "prompt", "response_column": "response", "response_end": "fill"}
+
+
+@fuzz(60, values=changed(PAIRS), block_size=st.integers(-1, 12) | ANYTHING, texts=TEXTS)
+def test_pairs(values, block_size, texts):
+    arguments = documented(PairArguments, names=PAIRS, **values)
+    if arguments is not None and arguments.given:
+        columns = {name: pa.array(texts, pa.string()) for name in ("prompt", "response")}
+        names = [*PAIRS, "block_size", "pairs"]
+        encoded = documented(
+            encode_pairs, Dataset.from_dict(columns), build_byte_tokenizer(), block_size, arguments, names=names
+        )
+        if encoded is not None:
+            assert all(len(row["input_ids"]) == len(row["labels"]) <= block_size for row in encoded[0])
+
+
+FEATURES = st.lists(
+    st.dictionaries(
+        st.sampled_from(["input_ids", "labels", "attention_mask"]),
+        st.lists(st.integers(-1, 30), max_size=3) | ANYTHING,
+        max_size=3,
+    ),
+    max_size=3,
+)
+
+
+@fuzz(80, features=FEATURES)
+def test_collators(features):
+    batch = documented(
+        DataCollatorForMaskedDiffusion(MD4Config(**CONFIG)),
+        features,
+        names=["features", "input_ids", "labels", "attention_mask"],
+    )
+    if batch is not None:
+        assert len(batch["timesteps"]) == len(features) and batch["labels"].shape == batch["input_ids"].shape
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+LORA = {
+    "lora_r": 2,
+    "lora_alpha": 4,
+    "lora_dropout": 0.0,
+    "target_modules": "all-linear",
+    "modules_to_save": None,
+    "use_dora": False,
+    "quantization": None,
+}
+
+
+@fuzz(60, values=changed(LORA, SMALL | st.sampled_from(["qkv_proj,o_proj", "lm_head", "no_such_layer", ","])))
+def test_lora_arguments(values):
+    arguments = documented(LoraArguments, names=LORA, **values)
+    if arguments is not None and documented(arguments.loading_arguments, names=["quantization"]) is not None:
+        model = random_model(VOCAB, LENGTH, std=0.2)
+        adapted = documented(add_adapter, model, arguments, names=[*LORA, "Target modules"])
+        if adapted is not None:
+            check_loss(adapted.eval())
+
+
+def exit_code(function, argv):
+    """How a command ends, and what it says; 0 if it works."""
+    with contextlib.redirect_stderr(io.StringIO()) as output, contextlib.redirect_stdout(output):
+        try:
+            function(argv)
+        except SystemExit as stop:
+            return stop.code, output.getvalue()
+    return 0, output.getvalue()
+
+
+TYPES = (StartArguments, RunArguments, ModelArguments, DataArguments)
+OPTIONS = ["hidden_size", "data", "schedule_eps", "total_batch_size", "streaming", "preset", "mlp_type", "x"]
+YAML = (
+    st.dictionaries(st.sampled_from(OPTIONS), ANYTHING, max_size=3).map(yaml.safe_dump)
+    | ANYTHING.map(yaml.safe_dump)
+    | st.text(max_size=9)
+    | st.just("!!python/object/apply:os.getcwd []")
+)
+
+
+def parse_options(argv):
+    *parsed, _ = parse_arguments(TYPES, argv, prog="x", description="x", with_presets=True)
+    for arguments in parsed:
+        assert all(isinstance(value, (str, int, float, type(None))) for value in vars(arguments).values())
+
+
+@fuzz(100, text=YAML)
+def test_option_files(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("options")
+    (folder / "options.yaml").write_text(text, encoding="utf-8")
+    with unchanged(folder):
+        argv = ["--config", str(folder / "options.yaml")]
+        code, said = exit_code(
+            lambda argv: documented(parse_options, argv, names=[*OPTIONS, "options", "config"]), argv
+        )
+    assert code in (0, 2), said
+
+
+WORD = st.text("ab-1.", max_size=4) | INTEGERS.map(str) | FLOATS.map(str) | st.sampled_from(["", "none", "true"])
+SAMPLE_OPTIONS = [
+    "num_samples",
+    "num_inference_steps",
+    "length",
+    "block_length",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+]
+EVALUATE_OPTIONS = ["draws", "batch_size", "seed", "block_size", "validation_fraction", "data", "num_proc"]
+
+
+@fuzz(80, options=st.dictionaries(st.sampled_from([*SAMPLE_OPTIONS, "device", "x"]), WORD, max_size=2))
+def test_sampling_commands(saved, options):
+    assume(len(options.get("num_samples", "")) < 4)
+    argv = [
+        str(saved / "model"),
+        "--device=cpu",
+        "--num_inference_steps=2",
+        *(f"--{k}={v}" for k, v in options.items()),
+    ]
+    with unchanged(saved):
+        code, said = exit_code(main, ["sample", *argv])
+    assert code == 0 or (code in (1, 2) and any(name in said for name in [*options, "unknown"])), said
+
+
+@fuzz(
+    20, text=st.text("ab<mask:>129-", max_size=12) | st.sampled_from(["<mask:99999999999>", "<mask:0>", "a<mask:2>"])
+)
+def test_infilling_texts(saved, text):
+    with unchanged(saved):
+        code, said = exit_code(main, ["infill", str(saved / "model"), "--device=cpu", "--", text])
+    assert code == 0 or (code in (1, 2) and said)
+
+
+# Converted checkpoints ------------------------------------------------------------------------------------------------
+
+OFFICIAL = {
+    "vocab_size": 5,
+    "feature_dim": 4,
+    "num_heads": 2,
+    "n_layers": 1,
+    "data_shape": [LENGTH],
+    "noise_schedule_type": "linear",
+    "mlp_type": "glu",
+    "time_features": "t",
+    "cond_type": "adaln",
+    "outside_embed": True,
+    "dropout_rate": 0.0,
+    "classes": -1,
+    "timesteps": 10,
+    "sampler": "ancestral",
+    "sampling_grid": "cosine",
+    "model_type": "md4",
+}
+
+
+@fuzz(150, values=changed(OFFICIAL, ANYTHING | st.sampled_from(["poly2", "poly.", "poly1e9", "topp", "genmd4"])))
+def test_official_configurations(values):
+    config = documented(config_from_official, values, names=[*OFFICIAL, *CONFIG])
+    assert config is None or config.vocab_size == values["vocab_size"] + 1
+
+
+@fuzz(
+    40,
+    config=st.just(json.dumps(OFFICIAL)) | ANYTHING.map(json.dumps) | st.text(max_size=9),
+    weights=st.binary(max_size=40),
+)
+def test_converter_files(tmp_path_factory, config, weights):
+    folder = tmp_path_factory.mktemp("official")
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    (folder / "weights.safetensors").write_bytes(weights)
+    with unchanged(folder):
+        done = documented(
+            convert_checkpoint,
+            folder / "weights.safetensors",
+            folder / "config.json",
+            folder / "out",
+            names=["checkpoint", "config", "official", "vocab_size", "Expecting"],
+        )
+    assert done is None and not (folder / "out").exists()

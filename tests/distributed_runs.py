@@ -91,7 +91,8 @@ def options_of(kind):
         config = {"version": 2, "transformer_layer_cls_to_wrap": ["MD4Layer"]}
         config["auto_wrap_policy"] = "TRANSFORMER_BASED_WRAP"
         config["state_dict_type"] = "SHARDED_STATE_DICT" if kind == "fsdp2-sharded" else "FULL_STATE_DICT"
-        return {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}
+        options = {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}
+        return options | ({"bf16": True} if kind == "fsdp2-bf16" else {})
     if kind.startswith("zero"):
         stage = int(kind[4])
         # Parameters of up to 20 elements stay gathered under ZeRO-3: both kinds of parameter are tried.

@@ -94,6 +94,19 @@ def test_two_processes_train_as_one(tmp_path, single, extensions, kind, objectiv
                 assert_shards_export(tmp_path / objective / "whole", expected)
 
 
+@pytest.mark.slow
+def test_fsdp2_computes_in_bf16_as_one_process_does(tmp_path):
+    """Times, noise and the loss stay in float32; accelerate's own policy would round them, and cannot run at all."""
+    launch_runs(tmp_path, "fsdp2-bf16", ["md4", "genmd4"])
+    for objective in ("md4", "genmd4"):
+        run(tmp_path / "single" / objective, objective, bf16=True)
+        results = [
+            torch.load(tmp_path / place / "result.pt") for place in (f"{objective}/whole", f"single/{objective}")
+        ]
+        values, wanted = ([entry["loss"] for entry in result["logs"]] for result in results)
+        assert values == pytest.approx(wanted, rel=1e-2)
+
+
 def assert_shards_export(folder, expected):
     """`md4 export` makes one folder of a checkpoint's shards, with the weights as one process has them there."""
     checkpoint, exported = folder / "run" / "checkpoint-4", folder / "exported"

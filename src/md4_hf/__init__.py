@@ -35,6 +35,7 @@ _LAZY = {
         "pack",
         "pydoc_documents",
     ],
+    "errors": ["reading"],
     "evaluation": ["Diffusion", "example_nelbo", "nelbo_metrics"],
     "launch": ["on_first_process"],
     "loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ SHOWN_TRAINING_OPTIONS = {
     "hub_model_id",
     "hub_private_repo",
 }
+HUB_TOKEN = re.compile(r"hf_\w+")  # the value of a misspelled option may be one
 # Where our commands say more than transformers' help.
 OTHER_HELP = {
     "resume_from_checkpoint": 'Checkpoint to go on from: its folder, "latest" (the newest whole one of the run), or '
@@ -255,13 +257,8 @@ def parse_arguments(
     _set_defaults(parser, argv, with_presets)
     *instances, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
-        parser.error(f"unknown options: {' '.join(_names(unknown))}")
+        parser.error(HUB_TOKEN.sub("hf_***", f"unknown options: {' '.join(unknown)}"))
     return (*instances, rest)
-
-
-def _names(words: list[str]) -> list[str]:
-    """The options among words of a command line, without their values, one of which may be a secret."""
-    return [word.split("=")[0] for word in words if word.startswith("-")] or words
 
 
 def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool):

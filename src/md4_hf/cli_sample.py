@@ -78,8 +78,10 @@ def infill(argv: list[str] | None = None):
         },
     )
     gaps = GAP.findall(rest.text)
-    if not gaps or max(map(len, gaps)) > MAX_GAP_DIGITS:
-        raise ValueError(f'`text` must have gaps such as <mask:12>, of less than a million, got "{rest.text}".')
+    if not gaps:
+        raise ValueError(f'`text` must have a gap such as <mask:12>, got "{rest.text}".')
+    if max(map(len, gaps)) > MAX_GAP_DIGITS:
+        raise ValueError(f'`text` must have gaps of less than a million tokens, got "{rest.text}".')
     pipeline = load_pipeline(rest.model, base=options.base, revision=options.revision, device=options.device)
     prompt = expand_gaps(rest.text, pipeline.tokenizer.mask_token)
     print_texts(pipeline(prompt=prompt, **options.pipeline_arguments()).texts)

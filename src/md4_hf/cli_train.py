@@ -39,6 +39,7 @@ from md4_hf import (
     on_first_process,
     pack,
     parse_arguments,
+    reading,
 )
 
 
@@ -277,15 +278,13 @@ def make_model(name_or_path: str | None, model_args: ModelArguments, tokenizer, 
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
         return MD4ForMaskedDiffusion(config)
-    config = MD4Config.from_pretrained(name_or_path)
+    with reading("model_name_or_path", name_or_path):
+        config = MD4Config.from_pretrained(name_or_path)
     check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
     model_args.change(config)  # before the layers are built, which take their dropout from it
     check_block_size(length, config)
-    return MD4ForMaskedDiffusion.from_pretrained(
-        name_or_path,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=model_args.attn_implementation,
+    return load_model(
+        name_or_path, config=config, dtype=torch.float32, attn_implementation=model_args.attn_implementation
     )
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 INTERMEDIATE_SIZE_MULTIPLE = 32
 MAX_POWER = 1e6  # as in `masked_diffusion`
+MAX_TIMESTEPS = 2**24  # whose numbers float32 tells apart
 
 
 def default_intermediate_size(hidden_size: int) -> int:
@@ -189,6 +190,8 @@ class MD4Config(PreTrainedConfig):
         _check(self.schedule_power <= MAX_POWER, "schedule_power", f"be at most {MAX_POWER:g}", self.schedule_power)
         _check(0.0 < self.norm_eps < 1.0, "norm_eps", "be in (0, 1)", self.norm_eps)
         self._check_rope()
+        steps = self.num_train_timesteps or 1
+        _check(steps <= MAX_TIMESTEPS, "num_train_timesteps", f"be at most {MAX_TIMESTEPS}", steps)
         if self.time_conditioning:
             _check(
                 self.conditioning_size >= 4,

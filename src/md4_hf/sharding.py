@@ -76,15 +76,24 @@ def whole_value(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return _gathered(value, parameter) if is_zero3(parameter) else value
 
 
-def keep_float32(fsdp_plugin: Any):
+def keep_float32(fsdp_plugin: Any, weights: bool = False):
     """Leave what is not a weight to autocast in FSDP2's mixed precision, and add up gradients in float32, as DDP does.
 
     accelerate's policy would round times, noise, rotary angles and the loss to 16 bits on their way in and out.
+
+    Args:
+        fsdp_plugin: accelerate's, before the model is prepared.
+        weights: Also leave the weights to autocast. They are sent in float32 then, and GenMD4's exponents, which it
+            leaves alone, are not rounded.
     """
     policy = fsdp_plugin.mixed_precision_policy
     if isinstance(policy, MixedPrecisionPolicy):
         fsdp_plugin.mixed_precision_policy = replace(
-            policy, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+            policy,
+            param_dtype=None if weights else policy.param_dtype,
+            reduce_dtype=torch.float32,
+            output_dtype=None,
+            cast_forward_inputs=False,
         )
 
 

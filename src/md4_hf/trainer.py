@@ -64,7 +64,7 @@ HUB_FOLDER = ".upload-in-progress"
 NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", FILE_NAMES, MANIFEST, EMA_FOLDER)
 
 
-@dataclass
+@dataclass(repr=False)  # that of `TrainingArguments`, which hides the token of the Hub
 class MD4TrainingArguments(TrainingArguments):
     """
     `transformers.TrainingArguments` and what masked diffusion adds to them.
@@ -186,7 +186,7 @@ class MD4Trainer(Trainer):
         if self.is_md4:
             check_launch(self, args.expected_processes)
             if self.is_fsdp_enabled:
-                keep_float32(self.accelerator.state.fsdp_plugin)
+                keep_float32(self.accelerator.state.fsdp_plugin, weights=self.model.config.learn_masking_schedule)
         self.card_facts = CardFacts(license=args.license) if self.is_md4 else None
         self._step_sampler: StepSampler | None = None
         self._stream: EndlessStream | None = None
@@ -496,6 +496,8 @@ class MD4Trainer(Trainer):
         weights = whole_weights(self.model, values, keep=keep, trained_only=is_adapter)
         with without_progress_bars():
             self._save(str(folder), state_dict=weights)
+        if keep:
+            (Path(folder) / TRAINING_ARGS_NAME).unlink()  # a pickle, which may hold a token of the Hub
 
     def _write_configuration(self, folder: str | os.PathLike):
         if self.args.should_save:
@@ -608,7 +610,6 @@ class MD4Trainer(Trainer):
     def _complete_repository(self, folder: Path, **facts: Any):
         """Put all that is not weights or tokenizer into a folder with a saved model."""
         model = self.accelerator.unwrap_model(self.model)
-        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which may hold a token of the Hub
         if is_adapted(model):
             save_base_record(model, folder)
         else:
@@ -745,7 +746,6 @@ class MD4Trainer(Trainer):
                     commit_message=f"{message}, checkpoint",
                     token=self.args.hub_token,
                     revision=self.args.hub_revision,
-                    ignore_patterns=[TRAINING_ARGS_NAME],
                     run_as_future=True,
                 )
             )

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from tiny import random_model
 
-from md4_hf import LoraArguments, MD4Trainer, MD4TrainingArguments, add_adapter
+from md4_hf import LoraArguments, MD4Trainer, MD4TrainingArguments, add_adapter, build_text8_tokenizer
 
 
 LENGTH, VOCAB = 8, 27  # text8's, of which five are used
@@ -61,10 +61,12 @@ def make_trainer(folder, objective, train_size=21, **options):
         "save_steps": 4,
         "disable_tqdm": True,
         "ema_decay": 0.5,
+        "card_samples": 0,
     }
     return MD4Trainer(
         model=make_model(objective),
         args=MD4TrainingArguments(output_dir=str(folder), **{**defaults, **options}),
+        processing_class=build_text8_tokenizer(),
         train_dataset=dataset(train_size),
         eval_dataset=dataset(21, seed=1),
     )
@@ -77,6 +79,7 @@ def run(folder, objective, checkpoint=None, **options):
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     metrics = trainer.evaluate()
     trainer.save_model(str(folder / "model"))
+    trainer.save_repository(folder / "repository")
     if trainer.is_world_process_zero():
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         torch.save({"logs": logs, "metrics": metrics}, folder / "result.pt")

@@ -30,6 +30,7 @@ def main(folder, *death):
     """Train, and leave the averaged weights in `folder/final`."""
     size = 8 // int(os.environ.get("WORLD_SIZE", "1"))
     options = {"per_device_train_batch_size": size, "max_steps": 60, "save_steps": 1, "save_total_limit": 20}
+    options["dataloader_num_workers"] = int(os.environ.get("STORM_WORKERS", "0"))
     trainer = make_trainer(Path(folder) / "run", "genmd4", **options)
     if death:
         trainer.add_callback(Death(folder, *death))

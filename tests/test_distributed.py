@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """The same numbers on two processes as on one: DDP, FSDP2 and DeepSpeed's ZeRO, whole, cut up, and resumed."""
 
+import re
 import shutil
 import sys
 
@@ -11,7 +12,8 @@ from launching import HERE, TORCHRUN
 from launching import run as launch
 from safetensors.torch import load_file
 
-from md4_hf import build_text8_tokenizer, load_model
+from md4_hf import load_model
+from md4_hf.adapters import BASE_RECORD
 from md4_hf.cli import main
 
 
@@ -54,6 +56,16 @@ def assert_same_run(folder, expected, steps):
     for name in ("eval_loss", "eval_loss_stderr"):
         assert result["metrics"][name] == pytest.approx(reference["metrics"][name], rel=1e-6), name
     torch.testing.assert_close(weights(folder), weights(expected), atol=TOLERANCE, rtol=0)
+    assert_same_repository(folder / "repository", expected / "repository")
+
+
+def assert_same_repository(folder, expected):
+    """The same files; the base of an adapter and the number of parameters, which a rank alone does not know."""
+    assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
+    cards = [re.search(r"Parameters.*", (place / "README.md").read_text()).group() for place in (folder, expected)]
+    assert cards[0] == cards[1]
+    if (expected / BASE_RECORD).exists():
+        assert (folder / BASE_RECORD).read_text() == (expected / BASE_RECORD).read_text()
 
 
 def launch_runs(folder, kind, objectives, **options):
@@ -110,7 +122,6 @@ def test_fsdp2_computes_in_bf16_as_one_process_does(tmp_path):
 def assert_shards_export(folder, expected):
     """`md4 export` makes one folder of a checkpoint's shards, with the weights as one process has them there."""
     checkpoint, exported = folder / "run" / "checkpoint-4", folder / "exported"
-    build_text8_tokenizer().save_pretrained(checkpoint)
     if not list(checkpoint.glob("*.safetensors")):
         with pytest.raises(ValueError, match="`model` must be whole, got the shards of a checkpoint"):
             load_model(str(checkpoint))

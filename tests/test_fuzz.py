@@ -50,7 +50,7 @@ from md4_hf import (
     pack,
     parse_arguments,
 )
-from md4_hf.adapters import save_base_record
+from md4_hf.adapters import fingerprint, save_base_record
 from md4_hf.cli import main
 from md4_hf.convert_md4_checkpoint import convert_checkpoint
 
@@ -368,7 +368,7 @@ def saved(tmp_path_factory, pipelines):
     pipelines[0].save_pretrained(folder / "model")
     model = add_adapter(load_model(str(folder / "model")), LoraArguments(lora_r=1))
     model.save_pretrained(folder / "adapter")
-    save_base_record(model, folder / "adapter")
+    save_base_record(fingerprint(model.get_base_model()), folder / "adapter")
     pipelines[0].tokenizer.save_pretrained(folder / "adapter")
     return folder
 

@@ -20,7 +20,7 @@ from launching import run as launch
 from md4_hf import MD4TrainingArguments
 from md4_hf.checkpoints import MANIFEST, commit, what_is_wrong
 from md4_hf.cli import main
-from md4_hf.launch import LOCK, check_launch, locked
+from md4_hf.launch import LOCK, RunLock, check_launch
 from md4_hf.modeling_md4 import MD4Layer
 from md4_hf.step_sampler import StepSampler
 
@@ -73,8 +73,8 @@ def test_torchrun_without_use_cpu_and_different_arguments_are_refused(tmp_path):
 def test_a_folder_is_for_one_run(tmp_path):
     args = MD4TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     holder = (
-        "import sys\nfrom md4_hf import MD4TrainingArguments\nfrom md4_hf.launch import locked\n"
-        "with locked(MD4TrainingArguments(output_dir=sys.argv[1], use_cpu=True)):\n"
+        "import sys\nfrom md4_hf import MD4TrainingArguments\nfrom md4_hf.launch import RunLock\n"
+        "with RunLock(MD4TrainingArguments(output_dir=sys.argv[1], use_cpu=True)):\n"
         "    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -86,10 +86,11 @@ def test_a_folder_is_for_one_run(tmp_path):
         env=environment,
     ) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), locked(args):
+        with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), RunLock(args):
             pytest.fail("entered")
         other.kill()
-    with locked(args):
+    lock = RunLock(args)
+    with lock, lock:
         assert (tmp_path / LOCK).exists()
     assert not (tmp_path / LOCK).exists()
 
@@ -117,6 +118,7 @@ def changed_checkpoint(trained, folder, change):
 
 STATES = {
     "must hold the optimizer's state": lambda folder: (folder / "optimizer.pt").unlink(),
+    "must hold scheduler.pt": lambda folder: (folder / "scheduler.pt").unlink(),
     "must hold the random state": lambda folder: (folder / "rng_state.pth").unlink(),
     "of the same kind, plain or DDP, .* of FSDP with whole checkpoints": lambda folder: (
         folder / "optimizer.pt"

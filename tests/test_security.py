@@ -31,7 +31,7 @@ from md4_hf import (
     make_pipeline,
     parse_arguments,
 )
-from md4_hf.adapters import save_base_record
+from md4_hf.adapters import fingerprint, save_base_record
 from md4_hf.checkpoints import commit
 from md4_hf.cli import main
 from md4_hf.convert_md4_checkpoint import load_official_params
@@ -80,7 +80,7 @@ def adapter_folder(model_folder):
     folder = model_folder.with_name("adapter")
     model = add_adapter(load_model(str(model_folder)), LoraArguments(lora_r=1))
     model.save_pretrained(folder)
-    save_base_record(model, folder)
+    save_base_record(fingerprint(model.get_base_model()), folder)
     build_byte_tokenizer().save_pretrained(folder)
     return folder
 

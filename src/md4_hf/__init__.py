@@ -75,6 +75,7 @@ _LAZY = {
         "plot_unmasked_per_step",
     ],
     "scheduling_masked_diffusion": ["MaskedDiffusionScheduler", "MaskedDiffusionSchedulerOutput"],
+    "sharding": ["count_parameters"],
     "shards": ["has_shards", "load_shards"],
     "tokenization": [
         "build_byte_tokenizer",

@@ -14,7 +14,7 @@ import torch
 
 from .arguments import option
 from .errors import check_types, reading
-from .sharding import parameter_names
+from .sharding import parameter_names, whole_parameter
 
 
 BASE_RECORD = "base_model.json"
@@ -112,19 +112,20 @@ def add_adapter(model, arguments: LoraArguments):
     return get_peft_model(model, arguments.config())
 
 
-def save_base_record(model, folder: str | os.PathLike):
+def save_base_record(base_fingerprint: str, folder: str | os.PathLike):
     """Note beside an adapter which weights it belongs to."""
-    record = {"fingerprint": fingerprint(model.get_base_model())}
+    record = {"fingerprint": base_fingerprint}
     Path(folder, BASE_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def fingerprint(model) -> str:
     """A short name of the weights of a model: a hash of a sample of its token embedding.
 
-    The embedding is sampled in bfloat16, so that the precision a model is loaded in does not change it.
+    The embedding is sampled in bfloat16, so that the precision a model is loaded in does not change it. Where the model
+    is sharded this is a collective: call it on all ranks.
     """
     embedding = model.get_input_embeddings()
-    weight = getattr(embedding, "original_module", embedding).weight.detach()  # the base's, also if a copy was trained
+    weight = whole_parameter(getattr(embedding, "original_module", embedding).weight)  # not a trained copy
     rows = torch.linspace(0, len(weight) - 1, FINGERPRINT_ROWS).long()
     sample = weight[rows.to(weight.device), :FINGERPRINT_COLUMNS].to("cpu", torch.bfloat16).view(torch.int16)
     shape = (tuple(weight.shape), model.config.num_hidden_layers, model.config.hidden_size)

@@ -100,6 +100,7 @@ class RunArguments:
     total_batch_size: int | None = option(
         "Sequences per optimizer step over all devices; sets the accumulation steps from the number of processes."
     )
+    prepare_only: bool = option("Prepare the data, which later runs then find in the cache, and end.", default=False)
     final_eval_draws: int = option("Draws per held-out sequence in the evaluation at the end.", default=8)
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,26 +17,42 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve_on(init: Callable[[int], None] | None, worker_id: int):
+    """Begin a worker of a data loader that lets signals pass: terminals and launchers send them to all processes.
+
+    The process that trains ends its workers when it stops, and they end by themselves when it dies.
+
+    Args:
+        init: The `worker_init_fn` of the loader, which is called too.
+        worker_id: Number of the worker.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if init is not None:
+        init(worker_id)
+
+
 class InterruptCallback(TrainerCallback):
     """Ends training at the end of a step, with a checkpoint, when the process is asked to stop.
 
-    The first Ctrl-C (or SIGTERM) asks; a second one acts at once. Several processes agree every few steps, so that all
+    The first Ctrl-C (or SIGTERM) asks; a second Ctrl-C acts at once. Several processes agree at every step, so that all
     stop at the same one, whichever was asked; what they have not agreed on by the end of training does not count.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    STEPS_BETWEEN_AGREEMENTS = 5
-
     def __init__(self):
         self.interrupted = self._asked = False
+        self._agreement: torch.Tensor | None = None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Handle the signals within the context; does nothing outside the main thread."""
         self.interrupted = self._asked = False
-        self._process = os.getpid()
+        self._agreement, self._process = None, os.getpid()
         try:
-            previous = {number: signal.signal(number, self._ask_to_stop) for number in self.SIGNALS}
+            previous = {number: signal.signal(number, self._ask_to_stop) for number in SIGNALS}
         except ValueError:  # signals can only be handled in the main thread
             yield
             return
@@ -44,31 +60,29 @@ class InterruptCallback(TrainerCallback):
         try:
             yield
         finally:
-            self._restore()
+            for number in SIGNALS:
+                self._restore(number)
 
-    def _restore(self):
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    def _restore(self, number: signal.Signals):
+        handler = self._previous[number]
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _ask_to_stop(self, number: int, frame):
-        if os.getpid() != self._process:  # a worker of the data loader, which inherits the handlers
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if os.getpid() != self._process or self._asked:  # a child that has just begun, or a second one asks
             return
         self._asked = True
         # Several processes have to agree first: one that left alone would keep the others waiting for ever.
         self.interrupted = not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1)
-        self._restore()
+        self._restore(signal.SIGINT)
         logger.warning("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once without one.")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Save and stop if asked to."""
         if args.world_size > 1:
-            if state.global_step % self.STEPS_BETWEEN_AGREEMENTS:
-                return control
-            asked = torch.tensor(int(self._asked), device=args.device)
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-            self.interrupted = bool(asked)
+            if self._agreement is not None:  # of the last step: nothing waits for the accelerator
+                self.interrupted = bool(self._agreement)
+            self._agreement = torch.tensor(int(self._asked), device=args.device)
+            torch.distributed.all_reduce(self._agreement, op=torch.distributed.ReduceOp.MAX)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True

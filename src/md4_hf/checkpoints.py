@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ logger = logging.get_logger(__name__)
 MANIFEST = "manifest.json"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 BYTES_AT_A_TIME = 2**22
+DIGESTS_AT_ONCE = 8
 # Where a checkpoint has its optimizer, by the kind of training that wrote it.
 DEEPSPEED = "DeepSpeed"
 OPTIMIZERS = {
@@ -39,10 +41,15 @@ def commit(staged: Path, final: Path):
         staged: The folder, on the same file system as `final`.
         final: Its name; must not exist.
     """
-    files = {}
-    for path in _files(staged):
+    paths = list(_files(staged))
+    for path in paths:
         _sync(path)
-        files[path.relative_to(staged).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    with ThreadPoolExecutor(DIGESTS_AT_ONCE) as pool:
+        digests = pool.map(_digest, paths)
+    files = {
+        path.relative_to(staged).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
     manifest = staged / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for path in {path.parent for path in _files(staged)} | {manifest, staged}:
@@ -143,9 +150,15 @@ def check_training_state(checkpoint: str | os.PathLike, kind: str, world_size: i
             f"`resume_from_checkpoint` must have been written by a training of the same kind, {kind}, got {folder} of "
             f"{kinds[0]}. To begin a new training with its weights, write them with `md4 export`."
         )
-    processes = len(list(folder.glob("rng_state*.pth")))
-    if processes == 0:
-        raise ValueError(f"`resume_from_checkpoint` must hold the random state, rng_state*.pth, got {folder}.")
+    if not (folder / "scheduler.pt").is_file():
+        raise ValueError(f"`resume_from_checkpoint` must hold scheduler.pt, the learning rate's, got {folder}.")
+    states = {path.name for path in folder.glob("rng_state*.pth")}
+    processes = len(states)
+    if states != {"rng_state.pth"} and states != {f"rng_state_{rank}.pth" for rank in range(max(processes, 1))}:
+        raise ValueError(
+            "`resume_from_checkpoint` must hold the random state of each process, rng_state*.pth, got "
+            f"{sorted(states)} in {folder}."
+        )
     if processes == world_size:
         return
     if kind == DEEPSPEED:

@@ -55,7 +55,7 @@ def export(argv: list[str] | None = None):
     folder = Path(rest.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`folder` must be empty or absent, got {folder}.")
-    if has_shards(rest.model):
+    if has_shards(rest.model) and adapter_base(rest.model) is None:  # an adapter is whole in every checkpoint
         model = load_shards(rest.model).to(getattr(torch, options.dtype or "float32"))
         pipeline = make_pipeline(model, load_tokenizer(rest.model))
     else:

@@ -30,6 +30,7 @@ from md4_hf import (
     add_adapter,
     check_tokenizer_matches,
     checkpoint_to_resume,
+    count_parameters,
     encode_pairs,
     load_model,
     load_pairs,
@@ -73,6 +74,8 @@ def train(argv: list[str] | None = None):
     with args.main_process_first(desc="preparing the data"):
         blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
     train_blocks, heldout_blocks = blocks
+    if run.prepare_only:
+        return
     baselines = measure_baselines(train_blocks, heldout_blocks, tokenizer) if args.should_save else {}
     run_training(model, args, run, data_args, tokenizer, blocks, baselines, start.model_name_or_path)
 
@@ -97,6 +100,8 @@ def finetune(argv: list[str] | None = None):
     check_block_size(data_args.block_size, model.config)
     with args.main_process_first(desc="preparing the data"):
         examples = prepare_examples(data_args, pair_args, tokenizer, verbose=args.process_index == 0)
+    if run.prepare_only:
+        return
     prompt = first_prompt(examples[1][0], tokenizer) if pair_args.given else None
     run_training(add_adapter(model, lora), args, run, data_args, tokenizer, examples, {}, rest.model, prompt)
 
@@ -147,17 +152,19 @@ def run_training(
         sample_prompt=sample_prompt,
         widget=[f"{sample_prompt or 'the '}{tokenizer.mask_token * 4}"],
     )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters, trained = count_parameters(model), count_parameters(model, trained_only=True)
     size = f"{parameters:,} parameters" if trained == parameters else f"{trained:,} of {parameters:,} parameters train"
     say(trainer, f"{size} on {args.device}; {describe_batch(args, data_args)}")
     for name, bits in baselines.items():
         say(trainer, f"held-out bits per character of the {name} model: {bits:.3f}")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if trainer.interrupted:
-        say(trainer, f"Stopped at step {trainer.state.global_step}. To go on, add: --resume_from_checkpoint latest")
-        sys.exit(EXIT_INTERRUPTED)
-    finish(trainer, run, data_args)
+    with trainer.run_lock:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        if trainer.interrupted:
+            say(
+                trainer, f"Stopped at step {trainer.state.global_step}. To go on, add: --resume_from_checkpoint latest"
+            )
+            sys.exit(EXIT_INTERRUPTED)
+        finish(trainer, run, data_args)
 
 
 def describe_data(data_args: DataArguments) -> dict:
@@ -189,13 +196,13 @@ def check_output_dir(args: MD4TrainingArguments):
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output_dir` must be a folder, got the file {folder}.")
-    if args.resume_from_checkpoint is None and folder.is_dir() and any(folder.glob("[!.]*")):
+    # Before hours of preparing data: what is there, and of the right size. The training reads the checksums too.
+    found = on_first_process(args, lambda: checkpoint_to_resume(args.resume_from_checkpoint, folder, digests=False))
+    if found is None and folder.is_dir() and any(folder.glob("[!.]*")):
         raise ValueError(
             f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
             "it, add `--resume_from_checkpoint latest`."
         )
-    # Before hours of preparing data: what is there, and of the right size. The training reads the checksums too.
-    on_first_process(args, lambda: checkpoint_to_resume(args.resume_from_checkpoint, folder, digests=False))
 
 
 def set_batch_size(run: RunArguments, args: MD4TrainingArguments):

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def on_first_process(args: TrainingArguments, action: Callable[[], Any]) -> Any:
         try:
             outcome[0] = action()
         except Exception as error:
-            outcome[1] = error
+            outcome[1] = error if isinstance(error, (ValueError, OSError)) else RuntimeError(f"{error!r}")
     if args.world_size > 1:
         torch.distributed.broadcast_object_list(outcome, device=args.device)
     if outcome[1] is not None:
@@ -102,30 +103,48 @@ def on_first_process(args: TrainingArguments, action: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-@contextlib.contextmanager
-def locked(args: TrainingArguments) -> Iterator[None]:
-    """Within the context no other run can write to `args.output_dir`; the system frees it when the process dies.
+class RunLock:
+    """Within it no other run can write to `args.output_dir`; the system frees it when the process dies.
+
+    It can be entered again while it is held.
 
     Raises:
-        ValueError: On all processes, if another run has the folder.
+        ValueError: On all processes, if another run has the folder, or if it is not the same folder for all of them.
     """
-    lock = FileLock(Path(args.output_dir) / LOCK)
 
-    def acquire():
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    def __init__(self, args: TrainingArguments):
+        self.args, self.folder = args, Path(args.output_dir)
+        self._lock = FileLock(self.folder / LOCK)
+
+    def __enter__(self):
+        on_first_process(self.args, self._acquire)
+        if self.args.world_size > 1:
+            self._check_shared()
+
+    def __exit__(self, *error):
+        if self._lock.is_locked and self._lock.lock_counter == 1:
+            with contextlib.suppress(OSError):  # Windows does not remove what is open; the file may stay
+                Path(self._lock.lock_file).unlink()
+        self._lock.release()
+
+    def _acquire(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"`output_dir` must not be in use by another run, got {args.output_dir}. (If that run is to be dead, "
-                "look for its processes: one may have been left over.)"
+                f"`output_dir` must not be in use by another run, got {self.folder}. (If that run is to be dead, look "
+                "for its processes: one may have been left over.)"
             ) from None
 
-    on_first_process(args, acquire)
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            with contextlib.suppress(OSError):  # Windows does not remove what is open; the file may stay
-                Path(lock.lock_file).unlink()
-            lock.release()
+    def _check_shared(self):
+        mark = self.folder / f"{LOCK}-{on_first_process(self.args, lambda: secrets.token_hex(8))}"
+        on_first_process(self.args, mark.touch)
+        seen: list[Any] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(seen, mark.exists())
+        on_first_process(self.args, mark.unlink)
+        if not all(seen):
+            raise ValueError(
+                f"`output_dir` must be a folder that all nodes share, got {self.folder}, which processes "
+                f"{[rank for rank, found in enumerate(seen) if not found]} do not see."
+            )

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .adapters import is_adapted
+from .sharding import count_parameters
 
 
 PAPER = "https://arxiv.org/abs/2406.04329"
@@ -205,8 +206,7 @@ def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
     kind = "learned for each token, GenMD4" if config.learn_masking_schedule else config.masking_schedule
     schedule = f"{kind} (eps {config.schedule_eps:g})"
     time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters, trained = count_parameters(model), count_parameters(model, trained_only=True)
     rows = [
         ("Data", facts.data),
         (

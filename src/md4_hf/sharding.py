@@ -58,6 +58,17 @@ def whole_weights(
     return weights
 
 
+def whole_parameter(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The whole value of a parameter, without gradient. A collective where it is sharded."""
+    return whole_value(_held(parameter), parameter).detach()
+
+
+def count_parameters(model: torch.nn.Module, trained_only: bool = False) -> int:
+    """Numbers in the parameters of a model, wherever their parts are."""
+    counted = trained_parameters(model) if trained_only else model.parameters()
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in counted)
+
+
 def _held(parameter: torch.nn.Parameter) -> torch.Tensor:
     return zero_part(parameter) if is_zero3(parameter) else parameter
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from transformers.utils import CONFIG_NAME
 
 from .configuration_md4 import MD4Config
 from .modeling_md4 import MD4ForMaskedDiffusion
@@ -67,6 +68,8 @@ def load_shards(folder: str | os.PathLike) -> MD4ForMaskedDiffusion:
         ImportError: For DeepSpeed's, if deepspeed is not installed.
     """
     folder = Path(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"`checkpoint` must have its {CONFIG_NAME}, got {folder}.")
     model = MD4ForMaskedDiffusion(MD4Config.from_pretrained(folder)).float()
     try:
         if (folder / FSDP_FOLDER).is_dir():

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from datasets.iterable_dataset import BufferShuffledExamplesIterable
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from .callbacks import serve_on
 from .data import DOCUMENTS_PER_BATCH, PackedStream, StreamPacker
 
 
@@ -114,6 +116,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
             pin_memory=args.dataloader_pin_memory,
             multiprocessing_context=args.dataloader_multiprocessing_context if num_workers else None,
             prefetch_factor=args.dataloader_prefetch_factor if num_workers else None,
+            worker_init_fn=partial(serve_on, None),
             generator=torch.Generator(),  # the loader draws a seed, which must not come from the training's generator
         )
 

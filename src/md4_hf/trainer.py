@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -22,9 +23,9 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrate
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from .adapters import is_adapted, save_base_record, stored_names
+from .adapters import fingerprint, is_adapted, save_base_record, stored_names
 from .averaging import EmaCallback
-from .callbacks import BitsProgressCallback, InterruptCallback
+from .callbacks import BitsProgressCallback, InterruptCallback, serve_on
 from .checkpoints import (
     MANIFEST,
     OPTIMIZERS,
@@ -35,7 +36,7 @@ from .checkpoints import (
 )
 from .collators import PaddingCollator
 from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
-from .launch import check_agreement, check_launch, locked, on_first_process
+from .launch import RunLock, check_agreement, check_launch, on_first_process
 from .loading import make_pipeline
 from .model_card import CardFacts, make_model_card
 from .noise import most_masked_tokens, training_mask_noise, training_times
@@ -188,6 +189,7 @@ class MD4Trainer(Trainer):
             if self.is_fsdp_enabled:
                 keep_float32(self.accelerator.state.fsdp_plugin, weights=self.model.config.learn_masking_schedule)
         self.card_facts = CardFacts(license=args.license) if self.is_md4 else None
+        self.run_lock = RunLock(args)
         self._step_sampler: StepSampler | None = None
         self._stream: EndlessStream | None = None
         self.interrupt = InterruptCallback()
@@ -196,7 +198,9 @@ class MD4Trainer(Trainer):
         if self.ema is not None:
             self.add_callback(self.ema)
         if self.is_md4:
-            self.diffusion = Diffusion.of(self.accelerator.unwrap_model(model))
+            unwrapped = self.accelerator.unwrap_model(model)
+            self.diffusion = Diffusion.of(unwrapped)
+            self._base_fingerprint = fingerprint(unwrapped.get_base_model() if is_adapted(unwrapped) else unwrapped)
             if self.pop_callback(ProgressCallback) is not None:
                 self.add_callback(BitsProgressCallback())
 
@@ -206,6 +210,12 @@ class MD4Trainer(Trainer):
             raise ValueError(f"`args` must be MD4TrainingArguments, got {type(args).__name__}.")
         if kwargs.get("model_init") is not None:
             raise ValueError("`model_init` must be None for an MD4 model: give the `model` itself.")
+        if args.save_on_each_node or args.auto_find_batch_size or args.accelerator_config.split_batches:
+            raise ValueError(
+                "`save_on_each_node`, `auto_find_batch_size` and `split_batches` must be False for an MD4 model: one "
+                "process names a checkpoint, and noise is numbered by whole batches; got "
+                f"{args.save_on_each_node}, {args.auto_find_batch_size}, {args.accelerator_config.split_batches}."
+            )
         for name in ("compute_metrics", "compute_loss_func"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
@@ -239,7 +249,7 @@ class MD4Trainer(Trainer):
         check_agreement(self.args, self._facts_to_agree_on())
         if self.args.world_size > 1:  # dropout is drawn from this generator: each rank needs its own
             torch.manual_seed(self.args.seed + self.args.process_index)
-        with locked(self.args), self.interrupt.watching():
+        with self.run_lock, self.interrupt.watching():
             args, kwargs = self._choose_checkpoint(*args, **kwargs)
             if self.args.should_save:
                 shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
@@ -251,7 +261,8 @@ class MD4Trainer(Trainer):
         facts = {name: getattr(self.args, name) for name in SAME_ON_ALL_RANKS}
         sizes = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         facts |= {f"len({name})": len(data) for name, data in sizes.items() if has_length(data)}
-        return {**facts, "model.config": self.accelerator.unwrap_model(self.model).config.to_diff_dict()}
+        facts["model.config"] = self.accelerator.unwrap_model(self.model).config.to_diff_dict()
+        return {**facts, "fingerprint of the model": self._base_fingerprint}
 
     def _choose_checkpoint(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """The arguments of `Trainer.train`, with the folder of a whole checkpoint, or None, for the first of them."""
@@ -296,6 +307,13 @@ class MD4Trainer(Trainer):
             self.train_dataset, args.process_index, args.world_size, self._train_batch_size, collate
         )
         return self._stream.loader(args)
+
+    def _get_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        if self.is_md4:
+            own = getattr(loader, "base_dataloader", loader)  # which accelerate has wrapped
+            own.worker_init_fn = functools.partial(serve_on, own.worker_init_fn)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         """Epochs of whole optimizer steps, so that the number of ranks does not change the examples of any step."""
@@ -456,17 +474,20 @@ class MD4Trainer(Trainer):
         """No loss, and one row (nelbo, tokens, characters) per example in the places of logits and labels."""
         if not self.is_md4:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        num_characters = inputs.pop("num_characters", None)  # DeepSpeed would round it to the precision of the weights
         inputs = self._prepare_inputs(inputs)
         batch = inputs["input_ids"].shape[0]
         first = self._num_evaluated + self.args.process_index * batch
         self._num_evaluated += self.args.world_size * batch
         index = torch.arange(first, first + batch, device=inputs["input_ids"].device)
-        num_characters = inputs.pop("num_characters", torch.full((batch,), torch.nan, device=index.device))
+        if num_characters is None:
+            num_characters = torch.full((batch,), torch.nan)
         with torch.no_grad(), self.compute_loss_context_manager():
             nelbo, num_tokens = example_nelbo(
                 model, self.diffusion, inputs, index, seed=self.args.eval_seed, num_draws=self.args.eval_draws
             )
-        return None, torch.stack([nelbo, num_tokens, num_characters.to(nelbo)], dim=1), num_tokens[:, None]
+        rows = torch.stack([nelbo, num_tokens, num_characters.to(nelbo)], dim=1)
+        return None, rows, num_tokens[:, None]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Weights and checkpoints
@@ -536,10 +557,14 @@ class MD4Trainer(Trainer):
             self._stream.save(staging / name)
         self._correct_best_checkpoint(run_dir, staging / name, previous_best)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
+
+        def give_name():
             shutil.rmtree(run_dir / name, ignore_errors=True)
             commit(staging / name, run_dir / name)
             staging.rmdir()
+
+        on_first_process(self.args, give_name)
+        if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(run_dir),
                 save_total_limit=self.args.save_total_limit,
@@ -611,7 +636,7 @@ class MD4Trainer(Trainer):
         """Put all that is not weights or tokenizer into a folder with a saved model."""
         model = self.accelerator.unwrap_model(self.model)
         if is_adapted(model):
-            save_base_record(model, folder)
+            save_base_record(self._base_fingerprint, folder)
         else:
             pipeline = make_pipeline(model, self.processing_class)
             pipeline.scheduler.save_pretrained(folder)

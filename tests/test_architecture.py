@@ -37,6 +37,7 @@ ALLOWED = {
         "configuration_md4",
         "masked_diffusion",
         "modeling_md4",
+        "modeling_md4_unet",
         "pipeline_masked_diffusion",
         "scheduling_masked_diffusion",
     },

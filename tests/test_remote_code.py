@@ -22,7 +22,7 @@ from md4_hf import (
 )
 
 
-MODEL_CODE = {"configuration_md4.py", "masked_diffusion.py", "modeling_md4.py"}
+MODEL_CODE = {"configuration_md4.py", "masked_diffusion.py", "modeling_md4.py", "modeling_md4_unet.py"}
 PIPELINE_CODE = {"remote_pipeline.py", "pipeline_masked_diffusion.py", "scheduling_masked_diffusion.py", *MODEL_CODE}
 
 

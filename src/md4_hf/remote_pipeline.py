@@ -12,6 +12,7 @@ import transformers
 from .configuration_md4 import MD4Config  # noqa: F401
 from .masked_diffusion import MaskingSchedule  # noqa: F401
 from .modeling_md4 import MD4ForMaskedDiffusion
+from .modeling_md4_unet import MD4UNet  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 

@@ -258,7 +258,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if not (isinstance(num_inference_steps, Integral) and num_inference_steps >= 1):
             raise ValueError(f"`num_inference_steps` must be >= 1, got {num_inference_steps!r}.")
         if num_inference_steps > MAX_INFERENCE_STEPS:
-            raise ValueError(f"`num_inference_steps` must be at most {MAX_INFERENCE_STEPS}, got {num_inference_steps}.")
+            raise ValueError(
+                f"`num_inference_steps` must be at most {MAX_INFERENCE_STEPS}, got {num_inference_steps}."
+            )
         self.num_inference_steps = num_inference_steps
         self._grid = GRIDS[self.config.timestep_grid](num_inference_steps)
         self.timesteps = self._grid[:-1].float().to(device)

@@ -63,6 +63,7 @@ from .masked_diffusion import (
 from .modeling_md4_unet import (
     MD4DiT,
     MD4ImageHead,
+    MD4ResnetBlock,
     MD4UNet,
     make_norm,
     modulate,
@@ -103,7 +104,8 @@ class MaskedDiffusionOutput(ModelOutput):
         token_nelbo (`torch.FloatTensor` of shape `(batch, length)`, with copies `(batch, copies, length)`):
             Diffusion part of the NELBO in nats, zero at unmasked positions.
         hidden_states (`tuple(torch.FloatTensor)`):
-            Of shape `(batch, length, hidden_size)`, input and layers; text only.
+            Of shape `(batch, length, hidden_size)`, input and layers; for images input and residual blocks, each of
+            shape `(batch, its channels, its height, its width)`.
         attentions (`tuple(torch.FloatTensor)`):
             Of shape `(batch, heads, length, length)`, one per layer; text only.
         nelbo (`torch.FloatTensor` of shape `()`):
@@ -437,7 +439,7 @@ class MD4PreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": MD4Layer, "attentions": MD4Attention}
+    _can_record_outputs = {"hidden_states": [MD4Layer, MD4ResnetBlock], "attentions": MD4Attention}
     # What opens a saved folder: the name of the class, by Auto class. Literal, as FSDP2 renames the classes it wraps.
     _auto_map: dict[str, str] = {}
 
@@ -1099,8 +1101,11 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if position_mask is not None:
             raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every masked position.")
         axes = len(self.config.sample_shape)
-        expected = input_ids.shape[:1] + input_ids.shape[-axes:]  # without copies
-        if labels.shape != expected or input_ids.dim() not in (self._copies_dim - 1, self._copies_dim):
+        if input_ids.dim() not in (1 + axes, 2 + axes):
+            raise ValueError(
+                f"`input_ids` must have {1 + axes} axes, or {2 + axes} with copies, got shape {tuple(input_ids.shape)}."
+            )
+        if labels.shape != input_ids.shape[:1] + input_ids.shape[-axes:]:  # without copies
             raise ValueError(
                 f"`labels` must have the batch and length of `input_ids` {tuple(input_ids.shape)}, got "
                 f"{tuple(labels.shape)}."

@@ -57,7 +57,7 @@ class MD4GroupNorm(nn.Module):
         hidden_states = self.norm(hidden_states)
         if self.modulation is None:
             return hidden_states
-        scale, shift = self.modulation(conditioning)[..., None, None].chunk(2, dim=1)
+        scale, shift = self.modulation(conditioning).to(hidden_states.device)[..., None, None].chunk(2, dim=1)
         return modulate(hidden_states, shift, scale)
 
 

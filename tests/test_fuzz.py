@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -174,14 +175,41 @@ def test_configurations(values, rope):
             check_loss(model.eval())
 
 
+IMAGE_CONFIG = {
+    "backbone": "uvit",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "image_size": [2, 2],
+    "num_channels": 1,
+    "channel_multipliers": [1],
+    "dit_hidden_size": 4,
+    "dit_num_hidden_layers": 1,
+    "dit_num_attention_heads": 2,
+    "num_classes": 2,
+    "class_dropout": 0.1,
+}
+
+
+@fuzz(150, backbone=st.sampled_from(["unet", "uvit"]), values=changed(IMAGE_CONFIG))
+def test_configurations_of_images(backbone, values):
+    config = documented(MD4Config, names=IMAGE_CONFIG, **{**values, "backbone": backbone})
+    if config is None:
+        return
+    assert MD4Config.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    sizes = (getattr(config, name) for name in IMAGE_CONFIG if isinstance(getattr(config, name), int))
+    if max(*sizes, *config.channel_multipliers, *config.sample_shape) < 100:
+        check_loss(MD4ForMaskedDiffusion(config).eval(), config.sample_shape)
+
+
 @torch.no_grad()
-def check_loss(model):
+def check_loss(model, shape=(LENGTH,)):
     config = model.config
-    ids = torch.arange(2 * LENGTH).view(2, -1) % (config.vocab_size - 1)
+    ids = torch.arange(2 * math.prod(shape)).view(2, *shape) % (config.vocab_size - 1)
     ids = ids + (ids >= config.mask_token_id)
     classes = None if config.num_classes is None else torch.zeros(2, dtype=torch.long)
     output = model(ids, labels=ids, class_labels=classes)
-    assert output.loss.isfinite() and output.logits.shape == (2, LENGTH, config.vocab_size)
+    assert output.loss.isfinite() and output.logits.shape == (2, *shape, config.vocab_size)
 
 
 SCHEDULE = {"name": "poly", "power": 1.0, "eps": 1e-4}

@@ -345,7 +345,10 @@ def test_help_is_short_unless_all_is_asked_for(capsys):
         (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
         (["train", *QUICK, "--config", "no.yaml"], "`config` must be a YAML file, got 'no.yaml'"),
         (["sample", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such"),
-        (["infill", "./no-such-model", "no gap"], '`text` must have a gap such as <mask:12>, got "no gap"'),
+        (
+            ["infill", "./no-such-model", "no gap"],
+            '`text` must have gaps such as <mask:12>, of less than a million, got "no gap"',
+        ),
         (["evaluate", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id"),
         (["evaluate", "./no-such-model", "--draws", "0"], "`draws` must be >= 1, got 0"),
         (["dance"], "unknown command 'dance'"),

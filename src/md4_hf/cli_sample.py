@@ -162,7 +162,7 @@ def show(output, options: SampleArguments):
         print_texts(output.texts)
         return
     columns = options.num_samples if options.class_labels else None
-    save_image_grid(output.images, options.output, columns=columns, enlarge=options.enlarge)
+    save_image_grid(output.images, options.output, columns=columns, enlarge=options.enlarge, gap=options.enlarge)
     print(f"{len(output.images)} images are in {options.output}")
 
 

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from md4_hf import PRESETS, MD4Config, MD4ForMaskedDiffusion
-from md4_hf.model_card import PAPER, TAGS
+from md4_hf.model_card import IMAGE_TAGS, PAPER, TAGS, pipeline_tag
 
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -21,6 +21,9 @@ DATA = {
     "pydoc": "the reference manual that comes with every Python",
     "afmck/text8": "English Wikipedia, as a to z and the space",
     "Skylion007/openwebtext": "English web pages",
+    "digits": "the handwritten digits that come with scikit-learn",
+    "uoft-cs/cifar10": "50,000 photographs of ten kinds of things, 32 × 32",
+    "benjamin-paine/imagenet-1k-64x64": "1.28 million photographs of a thousand kinds of things, 64 × 64",
 }
 LIMITS = {
     "pydoc": "The text is a single manual in lower case and without punctuation: a model of it shows that training "
@@ -29,7 +32,16 @@ LIMITS = {
     "the validation split, and the paper's number is of the test split.",
     "Skylion007/openwebtext": "The preset holds out the last documents of the data set, which need not be the text "
     "that the paper's number is of. A model of web pages repeats what they hold, mistakes and prejudices included.",
+    "digits": "The images are small, grey and few: a model of them shows that training works, and is of no other use.",
+    "uoft-cs/cifar10": "A model of photographs from the web shows what was chosen for the data and what was left out.",
+    "benjamin-paine/imagenet-1k-64x64": "A model of photographs from the web shows what was chosen for the data and "
+    "what was left out. The images were scaled to 64 × 64 in another way than those that the paper's number is of.",
 }
+IMAGENET64 = (
+    "Of the official configuration the network, the batch and the sampling are known here; the other options of the "
+    "training are those of `cifar10`, without its dropout. The drop-out of classes, for guidance, is not the paper's. "
+    "Of the recipe, the code has been run, on stand-ins, and the training has not."
+)
 OFFICIAL = (
     "The options are the official configuration, with one difference: `Trainer` leaves biases and norms out of the "
     "weight decay. The data set could not be reached from where this was written: of the recipe, the code has been "
@@ -39,6 +51,7 @@ BOUNDS = (
     "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo. Nothing is done to make a model's text true or "
     "safe."
 )
+IMAGE_BOUNDS = "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo."
 
 _TEMPLATE = """---
 {metadata}
@@ -46,7 +59,7 @@ _TEMPLATE = """---
 
 # MD4 preset `{name}`
 
-A recipe for a masked diffusion language model ([MD4]({paper})): the preset `{name}` of
+A recipe for a masked diffusion {kind} model ([MD4]({paper})): the preset `{name}` of
 md4_hf. No weights are published with this card.
 
 ## Recipe
@@ -67,7 +80,7 @@ md4_hf. No weights are published with this card.
 | --- | --- |
 {data}
 
-What is not named has the default of `MD4Config`, `MD4TrainingArguments` or `DataArguments`.
+What is not named has the default of `MD4Config`, `MD4TrainingArguments` or `{data_class}`.
 
 ## Result
 
@@ -82,7 +95,7 @@ What is not named has the default of `MD4Config`, `MD4TrainingArguments` or `Dat
 md4 train --preset {name} --output_dir runs/my-{name}
 ```
 
-On several GPUs, with the accumulation steps that make {batch_size} sequences a step:
+On several GPUs, with the accumulation steps that make {batch_size} {examples} a step:
 
 ```bash
 accelerate launch scripts/train.py --preset {name} --output_dir runs/my-{name}
@@ -96,22 +109,43 @@ With md4_hf:
 from md4_hf import MaskedDiffusionPipeline
 
 pipe = MaskedDiffusionPipeline.from_pretrained("runs/my-{name}")
-print(pipe(num_samples=1).texts[0])
+{sample}
 ```
 
 With transformers alone, which runs the code that lies in the folder:
 
 ```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import {auto_classes}
 
-model = AutoModelForMaskedLM.from_pretrained("runs/my-{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("runs/my-{name}", trust_remote_code=True)
+model = {auto_model}.from_pretrained("runs/my-{name}", trust_remote_code=True)
+{processor} = {auto_processor}.from_pretrained("runs/my-{name}", trust_remote_code=True)
 ```
 
 ## Limits
 
 {limits}
 """
+
+
+TEXT = {
+    "kind": "language",
+    "examples": "sequences",
+    "data_class": "DataArguments",
+    "sample": "print(pipe(num_samples=1).texts[0])",
+    "auto_classes": "AutoModelForMaskedLM, AutoTokenizer",
+    "auto_model": "AutoModelForMaskedLM",
+    "auto_processor": "AutoTokenizer",
+    "processor": "tokenizer",
+}
+IMAGES = {
+    "kind": "image",
+    "examples": "images",
+    "data_class": "ImageDataArguments",
+    "auto_classes": "AutoImageProcessor, AutoModel",
+    "auto_model": "AutoModel",
+    "auto_processor": "AutoImageProcessor",
+    "processor": "image_processor",
+}
 
 
 def write_cards():
@@ -128,6 +162,7 @@ def make_cards() -> dict[str, str]:
 
 def make_card(name, preset, result) -> str:
     return _TEMPLATE.format(
+        **describe_kind(preset),
         metadata=make_metadata(preset).to_yaml(),
         name=name,
         paper=PAPER,
@@ -142,21 +177,41 @@ def make_card(name, preset, result) -> str:
     )
 
 
+def describe_kind(preset) -> dict[str, str]:
+    """What a card calls things, for text or for images."""
+    if not preset.is_image:
+        return TEXT
+    label = "class_labels=0" if "num_classes" in preset.model else ""
+    return {**IMAGES, "sample": f'pipe({label}).images[0].save("sample.png")'}
+
+
 def make_metadata(preset) -> ModelCardData:
     """What the Hub reads; a licence is for weights, of which there are none."""
     data = preset.data["data"]
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation" if preset.model.get("time_conditioning", True) else "fill-mask",
-        language=["en"],
+        pipeline_tag=pipeline_tag(preset.is_image, preset.model.get("time_conditioning", True)),
+        language=None if preset.is_image else ["en"],
         datasets=[data] if "/" in data else None,
-        tags=TAGS,
+        tags=IMAGE_TAGS if preset.is_image else TAGS,
     )
 
 
 def make_recipe(preset) -> list[tuple[str, str]]:
     """What follows from the options."""
-    steps, length = preset.training["max_steps"], preset.data["block_size"]
+    steps = preset.training["max_steps"]
+    if preset.is_image:
+        config = make_config(preset)
+        channels, height, width = config.sample_shape
+        size = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels"
+        return [
+            ("parameters", f"{count_parameters(preset):,}"),
+            ("images", f"{size}, a token each value, and the mask"),
+            ("data", f"`{preset.data['data']}`: {DATA[preset.data['data']]}"),
+            ("batch", f"{preset.batch_size} images, over all devices"),
+            ("images in all", f"{steps * preset.batch_size:,}"),
+        ]
+    length = preset.data["block_size"]
     return [
         ("parameters", f"{count_parameters(preset):,}"),
         ("tokenizer", f"`{preset.tokenizer}`, {VOCABULARY[preset.tokenizer]:,} tokens with the mask"),
@@ -166,11 +221,18 @@ def make_recipe(preset) -> list[tuple[str, str]]:
     ]
 
 
+def make_config(preset) -> MD4Config:
+    """Of the preset's model."""
+    if preset.is_image:
+        return MD4Config(vocab_size=preset.data.get("num_levels", 256) + 1, **preset.model)
+    sizes = {"vocab_size": VOCABULARY[preset.tokenizer], "max_position_embeddings": preset.data["block_size"]}
+    return MD4Config(**sizes, **preset.model)
+
+
 def count_parameters(preset) -> int:
     """Of the preset's model, which is not built for that."""
-    sizes = {"vocab_size": VOCABULARY[preset.tokenizer], "max_position_embeddings": preset.data["block_size"]}
     with torch.device("meta"):
-        model = MD4ForMaskedDiffusion(MD4Config(**sizes, **preset.model))
+        model = MD4ForMaskedDiffusion(make_config(preset))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -181,8 +243,12 @@ def describe_result(result) -> str:
 
 
 def make_limits(preset) -> str:
-    official = [] if preset.paper is None else [OFFICIAL]
-    return "\n\n".join(textwrap.fill(text, 119) for text in (LIMITS[preset.data["data"]], *official, BOUNDS))
+    data = preset.data["data"]
+    origin = [OFFICIAL] if preset.paper is not None else []
+    if "imagenet" in data:
+        origin = [IMAGENET64]
+    bounds = IMAGE_BOUNDS if preset.is_image else BOUNDS
+    return "\n\n".join(textwrap.fill(text, 119) for text in (LIMITS[data], *origin, bounds))
 
 
 def options_table(options) -> str:

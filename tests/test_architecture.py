@@ -17,13 +17,14 @@ PATHS = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem !
 MODULES = frozenset(PATHS)
 
 # The files that are saved with a model (trust_remote_code): flat, without diffusers.
-REMOTE_CODE = ("masked_diffusion", "configuration_md4", "modeling_md4", "modeling_md4_unet")
+REMOTE_CODE = ("masked_diffusion", "configuration_md4", "modeling_md4", "modeling_md4_unet", "image_processing_md4")
 REMOTE_PIPELINE = ("remote_pipeline", "pipeline_masked_diffusion", "scheduling_masked_diffusion")
 ALLOWED_LIBRARIES = {
     "masked_diffusion": {"torch"},
     "configuration_md4": {"torch", "transformers", "huggingface_hub"},
     "modeling_md4": {"torch", "transformers", "huggingface_hub"},
     "modeling_md4_unet": {"torch", "transformers", "huggingface_hub"},
+    "image_processing_md4": {"torch", "transformers", "numpy", "PIL"},
 }
 ALLOWED = {
     "masked_diffusion": set(),
@@ -35,8 +36,10 @@ ALLOWED = {
     # Opens a saved pipeline without the package: names every file that it needs.
     "remote_pipeline": {
         "configuration_md4",
+        "image_processing_md4",
         "masked_diffusion",
         "modeling_md4",
+        "modeling_md4_unet",
         "pipeline_masked_diffusion",
         "scheduling_masked_diffusion",
     },

@@ -289,10 +289,12 @@ def test_bf16_of_a_preset_is_left_out_on_processors_that_emulate_it(fast, tmp_pa
 def test_a_preset_is_a_valid_configuration(name, tmp_path):
     preset = PRESETS[name]
     config = MD4Config(vocab_size=28, **{k: v for k, v in preset.model.items() if k != "attn_implementation"})
-    assert config.hidden_size % config.num_attention_heads == 0
+    assert config.is_image == preset.is_image
+    assert config.is_image or config.hidden_size % config.num_attention_heads == 0
     run, model, args = parse(["--preset", name, "--output_dir", str(tmp_path)])
     assert run.total_batch_size == preset.batch_size and args.learning_rate == preset.training["learning_rate"]
-    assert model.config(28, 27, 64).hidden_size == config.hidden_size
+    made = model.image_config(27) if preset.is_image else model.config(28, 27, 64)
+    assert (made.hidden_size, made.vocab_size) == (config.hidden_size, 28)
 
 
 def test_the_papers_presets_carry_the_official_values():
@@ -335,7 +337,7 @@ def test_help_is_short_unless_all_is_asked_for(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--preset", "huge"], "`preset` must be one of ['openwebtext-medium'"),
+        (["train", "--preset", "huge"], "`preset` must be one of ['cifar10'"),
         (["train", "--no_such_option", "1"], "unknown options: --no_such_option 1"),
         (["train", *QUICK, "--data", "no/such/file.txt"], "`data` must be"),
         (["train", *QUICK, "--max_steps", "0"], "`max_steps` must be >= 1"),
@@ -345,7 +347,10 @@ def test_help_is_short_unless_all_is_asked_for(capsys):
         (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
         (["train", *QUICK, "--config", "no.yaml"], "`config` must be a YAML file, got 'no.yaml'"),
         (["sample", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such"),
-        (["infill", "./no-such-model", "no gap"], '`text` must have a gap such as <mask:12>, got "no gap"'),
+        (
+            ["infill", "./no-such-model", "no gap"],
+            '`text` must have gaps such as <mask:12>, of less than a million, got "no gap"',
+        ),
         (["evaluate", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id"),
         (["evaluate", "./no-such-model", "--draws", "0"], "`draws` must be >= 1, got 0"),
         (["dance"], "unknown command 'dance'"),

@@ -24,6 +24,7 @@ UNUSUAL = {
     "conditioning_size": 9,
     "modulation": "adaln",
     "num_classes": 5,
+    "class_dropout": 0.1,
     "depth_scaled_init": True,
     "norm_eps": 1e-6,
     "embedding_dropout": 0.1,
@@ -41,7 +42,20 @@ UNUSUAL = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, UNUSUAL], ids=["defaults", "unusual"])
+IMAGE = {
+    "vocab_size": 17,
+    "backbone": "uvit",
+    "hidden_size": 96,
+    "image_size": [16, 16],
+    "num_channels": 2,
+    "channel_multipliers": [1, 2],
+    "dit_hidden_size": 60,
+    "dit_num_hidden_layers": 3,
+    "dit_num_attention_heads": 5,
+}
+
+
+@pytest.mark.parametrize("settings", [{}, UNUSUAL, IMAGE], ids=["defaults", "unusual", "image"])
 def test_a_configuration_comes_back_from_a_dictionary_and_from_disk(settings, tmp_path):
     config = MD4Config(**settings)
     for name, value in settings.items():
@@ -69,6 +83,25 @@ def test_the_feed_forward_is_two_thirds_of_four_times_the_width_in_steps_of_32(h
     assert default_intermediate_size(hidden_size) == width
 
 
+@pytest.mark.parametrize("backbone", ["unet", "uvit"])
+def test_unset_values_of_images_follow_the_official_rules(backbone):
+    config = MD4Config(backbone=backbone, hidden_size=64)
+    assert config.is_image and config.sample_shape == (3, 32, 32)
+    assert (config.conditioning_size, config.norm_eps, config.channel_multipliers) == (64, 1e-6, [1])
+    text = MD4Config(max_position_embeddings=7)
+    assert not text.is_image and text.sample_shape == (7,) and text.norm_eps == 1e-5
+
+
+def test_tuples_become_lists_as_in_a_file():
+    config = MD4Config(backbone="unet", image_size=(4, 6), channel_multipliers=(1, 2), num_channels=1)
+    assert (config.image_size, config.channel_multipliers, config.sample_shape) == ([4, 6], [1, 2], (1, 4, 6))
+
+
+@pytest.mark.parametrize("class_dropout, null_class", [(0.0, None), (0, None), (0.1, 5)])
+def test_a_model_that_drops_labels_has_a_null_class(class_dropout, null_class):
+    assert MD4Config(num_classes=5, class_dropout=class_dropout).null_class == null_class
+
+
 def test_given_values_are_kept():
     config = MD4Config(vocab_size=28, mask_token_id=0, intermediate_size=7, conditioning_size=5)
     assert (config.mask_token_id, config.intermediate_size, config.conditioning_size) == (0, 7, 5)
@@ -86,7 +119,16 @@ def test_a_model_is_conditional_with_time_or_classes(time_conditioning, num_clas
 WRONG_VALUES = [
     *[
         ({name: 0}, f"`{name}` must be >= 1, got 0.")
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+            "num_channels",
+            "dit_hidden_size",
+            "dit_num_hidden_layers",
+            "dit_num_attention_heads",
+        )
     ],
     *[
         ({name: 0}, f"`{name}` must be >= 1 or None, got 0.")
@@ -99,7 +141,7 @@ WRONG_VALUES = [
     ({"mask_token_id": -1}, r"`mask_token_id` must be in \[0, vocab_size\), got -1."),
     *[
         ({name: value}, rf"`{name}` must be in \[0, 1\), got {value}.")
-        for name in ("embedding_dropout", "attention_dropout", "residual_dropout")
+        for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "class_dropout")
         for value in (1.0, -0.1)
     ],
     ({"schedule_eps": 0.5}, r"`schedule_eps` must be in \[0, 0.5\), got 0.5."),
@@ -108,6 +150,31 @@ WRONG_VALUES = [
     ({"conditioning_size": 3}, "`conditioning_size` must be >= 4 with time conditioning, got 3."),
     ({"hidden_size": 8, "num_attention_heads": 4}, "`conditioning_size` must be >= 4 with time conditioning, got 2."),
     ({"tie_word_embeddings": True, "embedding_size": 16}, "`tie_word_embeddings` needs `embedding_size=None`"),
+    ({"class_dropout": 0.1}, "`class_dropout` must be 0 without `num_classes`, got 0.1."),
+]
+WRONG_IMAGES = [
+    ({"hidden_size": 48}, "`hidden_size` must be a multiple of 32, got 48."),
+    ({"embedding_size": 32}, "`embedding_size` must be None for images, got 32."),
+    ({"tie_word_embeddings": True}, "`tie_word_embeddings` must be False for images, got True."),
+    *[
+        ({"image_size": size}, "`image_size` must be one number or two, each >= 1, got")
+        for size in (0, [4, 0], [4], [4, 4, 4], [])
+    ],
+    *[({"channel_multipliers": x}, "`channel_multipliers` must be numbers >= 1, got") for x in ([], [1, 0])],
+    (
+        {"image_size": [4, 6], "channel_multipliers": [1, 1, 1]},
+        r"`image_size` must be a multiple of 4 for these `channel_multipliers`, got \[4, 6\].",
+    ),
+    ({"backbone": "uvit", "image_size": 5}, "`image_size` must be a multiple of 2 for these"),
+    ({"backbone": "uvit", "image_size": [4, 6]}, r'`image_size` must be a square for "uvit", got \[4, 6\].'),
+    (
+        {"backbone": "uvit", "dit_hidden_size": 18, "dit_num_attention_heads": 3},
+        "must be a multiple of 4 and of its 3 h",
+    ),
+    (
+        {"backbone": "uvit", "dit_hidden_size": 16, "dit_num_attention_heads": 3},
+        "must be a multiple of 4 and of its 3 h",
+    ),
 ]
 
 
@@ -115,6 +182,17 @@ WRONG_VALUES = [
 def test_values_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         MD4Config(**settings)
+
+
+@pytest.mark.parametrize("settings, message", WRONG_IMAGES, ids=lambda x: str(x) if isinstance(x, dict) else "")
+def test_image_networks_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MD4Config(**{"backbone": "unet", "hidden_size": 32, "image_size": 4, **settings})
+
+
+@pytest.mark.parametrize("image_size", [1, [3, 5]])
+def test_the_unet_of_one_resolution_takes_odd_sizes(image_size):
+    assert MD4Config(backbone="unet", hidden_size=32, image_size=image_size).is_image
 
 
 def test_a_small_conditioning_is_fine_without_time():
@@ -128,6 +206,8 @@ WRONG_TYPES = {
     "masking_schedule": "sigmoid",
     "hidden_size": "32",
     "num_classes": 2.5,
+    "image_size": "32",
+    "channel_multipliers": [1.5],
     "time_conditioning": "yes",
     "residual_dropout": None,
     "rope_parameters": 10000.0,

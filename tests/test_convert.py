@@ -69,10 +69,38 @@ def test_a_field_of_the_official_configuration_is_translated(official, expected)
     assert {name: getattr(config, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("image", [{"data_shape": (32, 32, 3)}, {"data_shape": [256], "n_dit_layers": 2}], ids=str)
-def test_image_models_are_refused(image):
-    with pytest.raises(ValueError, match="text model"):
-        config_from_official({**OFFICIAL, **image})
+UVIT = {"feature_dim": 32, "n_dit_layers": 6, "dit_hidden_size": 24, "dit_num_heads": 3, "ch_mult": [1, 2]}
+IMAGES = [
+    ({"data_shape": (8, 6, 3)}, {"backbone": "unet", "sample_shape": (3, 8, 6), "image_size": [8, 6]}),
+    ({"data_shape": (5, 5, 1)}, {"sample_shape": (1, 5, 5), "image_size": 5, "norm_eps": 1e-6}),
+    ({"data_shape": (5, 5, 1), "ch_mult": [1, 2]}, {"backbone": "unet", "channel_multipliers": [1]}),
+    ({"data_shape": (8, 8, 3)}, {"hidden_size": 32, "conditioning_size": 32, "num_hidden_layers": 5}),
+    ({"data_shape": (8, 8, 3), "dropout_rate": 0.1}, {"residual_dropout": 0.1}),
+    ({"data_shape": (8, 8, 3), **UVIT}, {"backbone": "uvit", "channel_multipliers": [1, 2]}),
+    (
+        {"data_shape": (8, 8, 3), **UVIT},
+        {"dit_hidden_size": 24, "dit_num_hidden_layers": 6, "dit_num_attention_heads": 3},
+    ),
+]
+
+
+@pytest.mark.parametrize("official, expected", IMAGES, ids=lambda x: ",".join(map(str, x)))
+def test_the_configuration_of_an_image_model_is_translated(official, expected):
+    config = config_from_official({**OFFICIAL, "feature_dim": 32, **official})
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "official, message",
+    [
+        ({"data_shape": (8, 8)}, r"`data_shape` must be \(length,\) or \(height, width, channels\), got \(8, 8\)"),
+        ({"data_shape": [256], "n_dit_layers": 2}, "`n_dit_layers` must be 0 for text, got 2"),
+        ({"data_shape": (8, 8, 3), "n_dit_layers": 2}, "`ch_mult` must be in the official configuration"),
+    ],
+)
+def test_shapes_that_are_of_no_network_are_refused(official, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_official({**OFFICIAL, "feature_dim": 32, **official})
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -114,7 +142,14 @@ def test_the_sampler_settings_are_translated(official, expected):
 
 # Parameters -----------------------------------------------------------------------------------------------------------
 
-NETWORKS = [CASE, "net_text_adalnzero_glu_outside", "net_text_notime_geglu"]
+NETWORKS = [
+    CASE,
+    "net_text_adalnzero_glu_outside",
+    "net_text_notime_geglu",
+    "net_unet_class_t",
+    "net_uvit_class_t_chmult12",
+    "net_uvit_uncond",
+]
 
 
 @pytest.fixture(params=NETWORKS)
@@ -125,14 +160,23 @@ def network(golden, request):
     return params, config_from_official(record["config"])
 
 
+def one_of_each_kind(params):
+    """A name of each kind of parameter: those of several blocks differ in numbers only."""
+    return sorted({re.sub(r"[0-9]+", "", name): name for name in params}.values())
+
+
 def test_every_parameter_of_the_model_is_converted_and_the_mask_has_a_row_of_zeros(network):
     params, config = network
     state = convert_flax_params(params, config)
     expected = {name: x.shape for name, x in MD4ForMaskedDiffusion(config).state_dict().items()}
     assert {name: x.shape for name, x in state.items()} == expected
-    assert not state["lm_head.weight"][config.mask_token_id].any()
-    # The row of zeros is all that is new.
-    assert sum(x.numel() for x in state.values()) - config.hidden_size == sum(x.numel() for x in params.values())
+    # One row for text, for images one for each channel.
+    head = [x.unflatten(0, (-1, config.vocab_size)) for name, x in state.items() if name.startswith("lm_head.")]
+    of_mask = [x[:, config.mask_token_id] for x in head]
+    assert not any(x.any() for x in of_mask)
+    # These zeros are all that is new.
+    new = sum(x.numel() for x in state.values()) - sum(x.numel() for x in params.values())
+    assert new == sum(x.numel() for x in of_mask)
 
 
 def test_arrays_tensors_and_prefixed_names_convert_to_the_same(network):
@@ -148,7 +192,7 @@ def test_arrays_tensors_and_prefixed_names_convert_to_the_same(network):
 
 def test_a_missing_parameter_is_named(network):
     params, config = network
-    for name in params:
+    for name in one_of_each_kind(params):
         rest = {key: x for key, x in params.items() if key != name}
         with pytest.raises(ValueError, match=re.escape(name)):
             convert_flax_params(rest, config)
@@ -163,7 +207,8 @@ def test_a_surplus_parameter_is_named(network):
 
 def test_a_parameter_of_another_shape_is_named(network):
     params, config = network
-    for name, x in params.items():
+    for name in one_of_each_kind(params):
+        x = params[name]
         wrong = [torch.cat([x, x[:1]]), x[None]]
         if x.dim() == 2:
             wrong += [torch.cat([x, x[:, :1]], dim=1), x.flatten()]

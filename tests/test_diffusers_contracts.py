@@ -194,7 +194,7 @@ def test_every_prompt_gets_its_number_of_samples(prompts, samples):
 @pytest.mark.parametrize("device_map", [None, "cpu", "balanced"])
 def test_a_pipeline_comes_back_with_any_loader_and_device_map(pipeline_class, device_map, saved, expected):
     loaded = pipeline_class.from_pretrained(saved, device_map=device_map)
-    assert set(loaded.components) == {"model", "scheduler", "tokenizer"}
+    assert set(loaded.components) == {"model", "scheduler", "tokenizer", "image_processor"}
     assert torch.equal(ids_of(quiet(loaded)), expected)
 
 

@@ -356,9 +356,10 @@ def test_the_cards_are_what_the_script_writes(cards):
 def test_a_card_has_what_the_hub_reads_and_a_reader_needs(cards, name):
     card = ModelCard(cards[name])
     assert card.data.library_name == "transformers" and {"md4", "masked-diffusion"} <= set(card.data.tags)
-    assert card.data.pipeline_tag in ("fill-mask", "text-generation")
+    assert (card.data.pipeline_tag == "unconditional-image-generation") == PRESETS[name].is_image
+    assert PRESETS[name].is_image or card.data.pipeline_tag in ("fill-mask", "text-generation")
     assert card.data.license is None, "there are no weights to license"
-    for value in (*PRESETS[name].model.values(), *PRESETS[name].training.values(), PRESETS[name].paper or "tiny"):
+    for value in (*PRESETS[name].model.values(), *PRESETS[name].training.values(), PRESETS[name].paper or name):
         assert str(value) in card.text
     for section in ("Recipe", "Result", "Train", "Load", "Limits"):
         assert f"## {section}" in card.text

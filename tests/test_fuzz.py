@@ -9,10 +9,13 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pytest
 import torch
@@ -21,7 +24,7 @@ from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from tiny import random_model
+from tiny import random_image_model, random_model
 
 from md4_hf import (
     DataArguments,
@@ -172,14 +175,41 @@ def test_configurations(values, rope):
             check_loss(model.eval())
 
 
+IMAGE_CONFIG = {
+    "backbone": "uvit",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "image_size": [2, 2],
+    "num_channels": 1,
+    "channel_multipliers": [1],
+    "dit_hidden_size": 4,
+    "dit_num_hidden_layers": 1,
+    "dit_num_attention_heads": 2,
+    "num_classes": 2,
+    "class_dropout": 0.1,
+}
+
+
+@fuzz(150, backbone=st.sampled_from(["unet", "uvit"]), values=changed(IMAGE_CONFIG))
+def test_configurations_of_images(backbone, values):
+    config = documented(MD4Config, names=IMAGE_CONFIG, **{**values, "backbone": backbone})
+    if config is None:
+        return
+    assert MD4Config.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    sizes = (getattr(config, name) for name in IMAGE_CONFIG if isinstance(getattr(config, name), int))
+    if max(*sizes, *config.channel_multipliers, *config.sample_shape) < 100:
+        check_loss(MD4ForMaskedDiffusion(config).eval(), config.sample_shape)
+
+
 @torch.no_grad()
-def check_loss(model):
+def check_loss(model, shape=(LENGTH,)):
     config = model.config
-    ids = torch.arange(2 * LENGTH).view(2, -1) % (config.vocab_size - 1)
+    ids = torch.arange(2 * math.prod(shape)).view(2, *shape) % (config.vocab_size - 1)
     ids = ids + (ids >= config.mask_token_id)
     classes = None if config.num_classes is None else torch.zeros(2, dtype=torch.long)
     output = model(ids, labels=ids, class_labels=classes)
-    assert output.loss.isfinite() and output.logits.shape == (2, LENGTH, config.vocab_size)
+    assert output.loss.isfinite() and output.logits.shape == (2, *shape, config.vocab_size)
 
 
 SCHEDULE = {"name": "poly", "power": 1.0, "eps": 1e-4}
@@ -293,10 +323,13 @@ def test_adding_noise(values):
 PIPELINE = {
     "prompt": None,
     "input_ids": None,
+    "image": None,
+    "mask_image": None,
     "num_samples": 1,
     "length": None,
     "block_length": None,
     "class_labels": None,
+    "guidance_scale": 1.0,
     "num_inference_steps": 2,
     "temperature": 1.0,
     "top_p": None,
@@ -326,6 +359,44 @@ def test_pipelines(pipelines, which, values):
     output = documented(pipelines[which], names=[*PIPELINE, "prompt"], **values)
     if output is not None:
         assert all(MASK not in row and len(row) >= 0 for row in output.sequences)
+
+
+IMAGES = st.sampled_from(
+    [
+        torch.full((2, 1, 2, 3), MASK),
+        torch.arange(6).view(1, 1, 2, 3),
+        torch.ones(2, 3, dtype=torch.bool),
+        torch.ones(2, 2, 3) / 2,
+        torch.full((2, 3), torch.nan),
+        torch.full((2, 3), 255, dtype=torch.uint8),
+        np.eye(3, dtype=bool)[:2],
+        np.eye(3)[:2],
+        np.array([["a", None, 1]] * 2),
+        np.ones((2, 3), dtype=np.uint16),
+        [np.ones((2, 3), dtype=bool)] * 2,
+        [np.ones((2, 3), dtype=bool), np.ones((3, 2), dtype=bool)],
+        PIL.Image.new("L", (3, 2), 255),
+        PIL.Image.new("P", (2, 3)),
+    ]
+)
+
+
+OF_IMAGES = {**PIPELINE, "input_ids": torch.full((2, 1, 2, 3), MASK), "class_labels": 1}
+
+
+@fuzz(200, values=changed(OF_IMAGES, SMALL | TENSORS | IMAGES))
+def test_pipelines_of_images(image_pipeline, values):
+    output = documented(image_pipeline, names=PIPELINE, **values)
+    if output is not None:
+        assert (output.sequences < MASK).all() and output.sequences.dim() == 4
+
+
+@pytest.fixture(scope="module")
+def image_pipeline():
+    model = random_image_model(MASK, [2, 3], num_classes=3, class_dropout=0.1)
+    pipeline = MaskedDiffusionPipeline(model, MaskedDiffusionScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 # The model ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Every text case recorded from the official implementation, within the tolerances its record gives."""
+"""Every case recorded from the official implementation, within the tolerances its record gives."""
 
 import math
 
@@ -8,6 +8,7 @@ import torch
 
 from md4_hf import (
     MaskedDiffusionScheduler,
+    MD4Config,
     MD4ForMaskedDiffusion,
     config_from_official,
     convert_flax_params,
@@ -22,8 +23,10 @@ from md4_hf import (
     unmask_probability,
 )
 from md4_hf.configuration_md4 import default_intermediate_size
+from md4_hf.convert_md4_checkpoint import FlaxParams, convert_dit, convert_dit_layer
 from md4_hf.masked_diffusion import top_p_logits
 from md4_hf.modeling_md4 import ACTIVATIONS, MD4RotaryEmbedding, apply_rotary, make_norm, time_embedding
+from md4_hf.modeling_md4_unet import MD4DiT, MD4DiTLayer, MD4GroupNorm, position_table
 
 
 TEXT_NETWORKS = [
@@ -33,6 +36,7 @@ TEXT_NETWORKS = [
     "net_text_class_notime_swiglu",
     "net_text_notime_geglu",
 ]
+IMAGE_NETWORKS = ["net_unet_class_t", "net_unet_uncond", "net_uvit_class_t_chmult12", "net_uvit_uncond"]
 SCHEDULES = ["linear", "cosine", "poly0.5", "poly2", "poly3"]
 
 
@@ -70,6 +74,58 @@ def test_network_gives_the_official_logits(golden, name):
             inputs["timesteps"] = tensors["t_scalar"].expand(len(tensors["zt"]))
             assert_close(model(**inputs).logits[..., :-1], tensors["logits_t_scalar"], atol=2e-5)
     assert (logits[..., -1] == torch.finfo(logits.dtype).min).all()
+
+
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_image_network_gives_the_official_logits(golden, name):
+    """The official tensors have the channels last."""
+    tensors, record = golden(name)
+    model = load_model(tensors, record)
+    inputs = {"input_ids": tensors["zt"].long().permute(0, 3, 1, 2)}
+    if "label" in tensors:
+        inputs["class_labels"] = tensors["label"].long()
+    times = {"logits": tensors.get("t")}
+    if "t_scalar" in tensors:
+        times["logits_t_scalar"] = tensors["t_scalar"].expand(len(tensors["zt"]))
+    for expected, t in times.items():
+        with torch.no_grad():
+            logits = model(**inputs, timesteps=t).logits
+        assert_close(logits[..., :-1], tensors[expected].permute(0, 3, 1, 2, 4), atol=1e-4)
+        assert (logits[..., -1] == torch.finfo(logits.dtype).min).all()
+
+
+def dit_config(record, **conditioning):
+    """The recorded part of the transformer is of 5 channels, which no whole network has."""
+    sizes = record["config"]
+    return MD4Config(
+        backbone="uvit",
+        hidden_size=32,
+        image_size=sizes["img_size"],
+        conditioning_size=sizes["cond_dim"],
+        dit_hidden_size=sizes["hidden_size"],
+        dit_num_hidden_layers=sizes["depth"],
+        dit_num_attention_heads=sizes["num_heads"],
+        **conditioning,
+    )
+
+
+@pytest.mark.parametrize("case, is_conditional", [("with_cond", True), ("no_cond", False)])
+def test_the_transformer_of_the_uvit_is_the_official_one(golden, case, is_conditional):
+    tensors, record = golden("dit_parts")
+    config = dit_config(record, time_conditioning=is_conditional)
+    cond = tensors["cond"] if is_conditional else None
+    layer, dit = MD4DiTLayer(config), MD4DiT(config, channels=record["config"]["channels"])
+    for module, prefix, convert in (
+        (layer, f"{case}/params/", lambda flax: convert_dit_layer(flax, config, "flax", "ours")),
+        (dit, f"dit_{case}/params/", lambda flax: convert_dit(flax, config, "flax", "ours")),
+    ):
+        params = {f"flax/{name.removeprefix(prefix)}": x for name, x in tensors.items() if name.startswith(prefix)}
+        state = convert(FlaxParams(params))
+        module.load_state_dict({name.removeprefix("ours."): x for name, x in state.items()})
+    with torch.no_grad():
+        assert_close(layer(tensors["x"], cond), tensors[f"{case}/out"], atol=1e-4)
+        output = dit(tensors[f"dit_{case}/x"].permute(0, 3, 1, 2), cond).permute(0, 2, 3, 1)
+        assert_close(output, tensors[f"dit_{case}/out"], atol=1e-4)
 
 
 def test_whole_loss_and_gradients_are_the_official_ones(golden):
@@ -138,6 +194,37 @@ def test_text_norms_have_the_official_epsilon(golden):
     rms_norm = make_norm(config_from_official({**base, "time_features": "none"}))
     rms_norm.weight.data.copy_(tensors["scale"])
     assert_close(rms_norm(tensors["x"]), tensors["text_rmsnorm"], atol=2e-5)
+
+
+def test_image_norms_have_the_official_epsilon(golden):
+    tensors, _ = golden("norms")
+    image = tensors["image"].permute(0, 3, 1, 2)
+    for backbone, is_conditional, expected in (
+        ("unet", True, "groupnorm_affine"),
+        ("uvit", False, "groupnorm_affine"),
+        ("uvit", True, "groupnorm_plain"),
+    ):
+        config = MD4Config(backbone=backbone, hidden_size=64, time_conditioning=is_conditional)
+        norm = MD4GroupNorm(config, channels=64)
+        if expected == "groupnorm_affine":
+            norm.norm.weight.data.copy_(tensors["group_scale"])
+            norm.norm.bias.data.copy_(tensors["group_bias"])
+        else:  # shift and scale 0
+            torch.nn.init.zeros_(norm.modulation.weight)
+            torch.nn.init.zeros_(norm.modulation.bias)
+        output = norm(image, torch.randn(len(image), 64) if is_conditional else None)
+        assert_close(output.permute(0, 2, 3, 1), tensors[expected], atol=2e-5)
+    width = tensors["x"].shape[-1]
+    assert_close(make_norm(config, width)(tensors["x"]), tensors["dit_layernorm"], atol=2e-5)
+    rms_norm = make_norm(MD4Config(backbone="uvit", time_conditioning=False), width)
+    rms_norm.weight.data.copy_(tensors["scale"])
+    assert_close(rms_norm(tensors["x"]), tensors["dit_rmsnorm"], atol=2e-5)
+
+
+@pytest.mark.parametrize("width, grid", [(24, 4), (16, 2)])
+def test_the_initial_position_embedding_is_the_official_one(golden, width, grid):
+    tensors, _ = golden("building_blocks")
+    assert_close(position_table(grid, width), tensors[f"dit_pos_embed_init/dim{width}_grid{grid}"], atol=2e-6)
 
 
 # Schedules ------------------------------------------------------------------------------------------------------------
@@ -286,19 +373,32 @@ def test_corruption_keeps_tokens_with_the_official_probability(golden):
     assert (corrupt(tensors["x"], alpha, record["mask_token_id"], noise=noise + 2e-4) == record["mask_token_id"]).all()
 
 
-@pytest.mark.parametrize("case", ["text_adaln_zero_depth_scaled", "text_adaln_class"])
+def total_parameters(case):
+    return sum(math.prod(parameter["shape"]) for parameter in case["parameters"].values())
+
+
+def num_mask_parameters(model):
+    """Parameters of the head that only the mask's logits have."""
+    return sum(x.numel() for x in model.lm_head.parameters()) // model.config.vocab_size
+
+
+@pytest.mark.parametrize("case", ["text_adaln_zero_depth_scaled", "text_adaln_class", "unet_class", "uvit"])
 def test_initialisation_has_the_official_statistics(golden, case):
     _, record = golden("init_statistics")
     case = record["cases"][case]
     config = config_from_official(case["config"])
     torch.manual_seed(0)
-    state = MD4ForMaskedDiffusion(config).state_dict()
+    model = MD4ForMaskedDiffusion(config)
+    assert model.num_parameters() - num_mask_parameters(model) == total_parameters(case)
+    state = model.state_dict()
     # Constants of the expected shapes, to learn from the converter which official parameter is which.
     names = list(case["parameters"])
     flax = {name: torch.full(case["parameters"][name]["shape"], float(i + 1)) for i, name in enumerate(names)}
     for name, index in convert_flax_params(flax, config).items():
         for code in index.unique().long().tolist():
-            if code == 0:  # the mask's row of the head, which the official model does not have
+            if code == 0:  # the mask's rows of the head, which the official model does not have
+                continue
+            if names[code - 1].endswith("pos_embed"):  # a table, compared with the official one above
                 continue
             official, values = case["parameters"][names[code - 1]], state[name][index == code]
             if official["std"] == 0.0:

@@ -35,6 +35,7 @@ MODEL_FILES = {
     "model.safetensors",
     "model_index.json",
     "modeling_md4.py",
+    "modeling_md4_unet.py",
     "scheduler_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -151,7 +151,7 @@ def test_one_flat_folder_serves_every_loader(pipe, tmp_path):
 
 
 def test_components_and_tuple_output(pipe):
-    assert set(pipe.components) == {"model", "scheduler", "tokenizer"}
+    assert set(pipe.components) == {"model", "scheduler", "tokenizer", "image_processor"}
     sequences, texts = pipe(return_dict=False)
     assert len(sequences) == len(texts) == 1
     assert pipe.scheduler.config.mask_token_id == 27, "taken from the model"

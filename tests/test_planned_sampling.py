@@ -25,15 +25,14 @@ def make_pipeline(vocab=3, length=3, scheduler_arguments=None, **kwargs):
 
 
 class CallRecorder:
-    """Notes the rows, times and wanted positions of each call of a model."""
+    """Notes the rows, times and wanted positions of each call of a model, and what else is asked for."""
 
-    def __init__(self, model):
-        self.calls = []
+    def __init__(self, model, *names):
+        self.calls, self.names = [], ("input_ids", "timesteps", "position_mask", *names)
         self.hook = model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(self, module, args, kwargs):
-        names = ("input_ids", "timesteps", "position_mask")
-        self.calls.append({name: kwargs[name].clone() for name in names if name in kwargs})
+        self.calls.append({name: kwargs[name].clone() for name in self.names if name in kwargs})
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])

@@ -22,14 +22,37 @@ from md4_hf import (
 )
 
 
-MODEL_CODE = {"configuration_md4.py", "masked_diffusion.py", "modeling_md4.py"}
-PIPELINE_CODE = {"remote_pipeline.py", "pipeline_masked_diffusion.py", "scheduling_masked_diffusion.py", *MODEL_CODE}
+MODEL_CODE = {"configuration_md4.py", "masked_diffusion.py", "modeling_md4.py", "modeling_md4_unet.py"}
+PIPELINE_CODE = {
+    "image_processing_md4.py",
+    "pipeline_masked_diffusion.py",
+    "remote_pipeline.py",
+    "scheduling_masked_diffusion.py",
+    *MODEL_CODE,
+}
 
 
 def answer(model):
     ids = torch.randint(28, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.eval()(ids, timesteps=torch.tensor([0.3, 0.8]))
+
+
+def answer_image(model):
+    ids = torch.randint(5, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(ids, timesteps=torch.tensor([0.3, 0.8]))
+
+
+def make_image_model(backbone):
+    transformer = {"dit_hidden_size": 16, "dit_num_hidden_layers": 1, "dit_num_attention_heads": 2}
+    config = MD4Config(
+        backbone=backbone, vocab_size=5, hidden_size=32, num_hidden_layers=1, image_size=4, **transformer
+    )
+    model = MD4ForMaskedDiffusion(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 def make_pipeline(**kwargs):
@@ -50,6 +73,10 @@ def folders(tmp_path_factory):
         make_pipeline(**kwargs).save_pretrained(root / name)
         torch.save(answer(AutoModel.from_pretrained(root / name)).logits, root / f"{name}.pt")
     AutoModel.from_pretrained(root / "timed").model.save_pretrained(root / "bare")
+    for backbone in ("unet", "uvit"):
+        model = make_image_model(backbone)
+        model.save_pretrained(root / backbone)
+        torch.save(answer_image(model).logits, root / f"{backbone}.pt")
     make_pipeline().save_pretrained(root / "exported", remote_code=True)
     return root
 
@@ -84,6 +111,7 @@ def test_with_the_package_nothing_is_asked_and_its_own_classes_are_used(folders)
 def test_without_the_package_the_auto_classes_give_identical_logits(folders, tmp_path):
     code = f"""import importlib.util, torch
 {inspect.getsource(answer)}
+{inspect.getsource(answer_image)}
 assert not any(importlib.util.find_spec(name) for name in ("md4_hf", "diffusers", "datasets", "accelerate", "peft"))
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 root = {str(folders)!r}
@@ -93,6 +121,9 @@ for name in ("timed", "timeless"):
         assert torch.equal(answer(model).logits, torch.load(f"{{root}}/{{name}}.pt")), name
     tokenizer = AutoTokenizer.from_pretrained(f"{{root}}/{{name}}", trust_remote_code=True)
     assert tokenizer.mask_token_id == 27
+for backbone in ("unet", "uvit"):
+    image_model = AutoModel.from_pretrained(f"{{root}}/{{backbone}}", trust_remote_code=True)
+    assert torch.equal(answer_image(image_model).logits, torch.load(f"{{root}}/{{backbone}}.pt")), backbone
 labels = torch.zeros(2, 16, dtype=torch.long)
 assert model.train()(labels, labels=labels).loss.requires_grad
 model.save_pretrained("again")

@@ -21,3 +21,16 @@ def random_model(vocab_size: int, length: int, std: float, seed: int = 0, **kwar
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return model
+
+
+def random_image_model(
+    levels: int, image_size: int | list[int], num_channels: int = 1, std: float = 0.3, seed: int = 0, **kwargs
+) -> MD4ForMaskedDiffusion:
+    """A U-Net of width 64, where norm groups have two channels and classes an effect, with normal weights."""
+    torch.manual_seed(seed)
+    options = {"backbone": "unet", "hidden_size": 64, "num_hidden_layers": 1, **kwargs}
+    config = MD4Config(vocab_size=levels + 1, image_size=image_size, num_channels=num_channels, **options)
+    model = MD4ForMaskedDiffusion(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model

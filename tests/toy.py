@@ -47,13 +47,16 @@ class ToyWorld:
         """All states of the reverse chain, masks included."""
         return torch.tensor(list(itertools.product(range(self.vocab + 1), repeat=self.length)))
 
-    def exact_chain(self, logits_of, unmask_probabilities: Tensor, takes_step: bool = False) -> Tensor:
-        """Distribution over `sequences` at the end of the reverse chain that starts all masked, by enumeration.
+    def exact_chain(
+        self, logits_of, unmask_probabilities: Tensor, takes_step: bool = False, start: Tensor | None = None
+    ) -> Tensor:
+        """Distribution over `sequences` at the end of the reverse chain, by enumeration.
 
-        `unmask_probabilities` holds one probability per step, or in GenMD4 one per step and token.
+        `unmask_probabilities` holds one probability per step, or in GenMD4 one per step and token; `start` is the
+        distribution over `states` at the beginning, all masked by default.
         """
         states = self.states()
-        distribution = (states == self.mask).all(-1).double()
+        distribution = (states == self.mask).all(-1).double() if start is None else start
         for step, probability in enumerate(unmask_probabilities):
             logits = logits_of(states) if not takes_step else logits_of(states, step)
             distribution = distribution @ self._kernel(states, logits, probability)

@@ -37,6 +37,17 @@ _LAZY = {
     ],
     "errors": ["reading"],
     "evaluation": ["Diffusion", "example_nelbo", "nelbo_metrics"],
+    "image_data": [
+        "ImageDataArguments",
+        "ImageDataset",
+        "digits",
+        "encode_images",
+        "load_image_table",
+        "load_images",
+        "pixel_histogram_bits",
+    ],
+    "image_processing_md4": ["MD4ImageProcessor"],
+    "image_grid": ["picture_format", "save_image_grid"],
     "launch": ["on_first_process"],
     "loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],
     "masked_diffusion": [

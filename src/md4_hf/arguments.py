@@ -117,8 +117,11 @@ class ModelArguments:
 
     _argument_group_name = "new model (defaults: those of the preset, else of MD4Config)"
 
-    hidden_size: int | None = option("Width of the transformer.")
-    num_hidden_layers: int | None = option("Number of blocks.")
+    backbone: str | None = option(
+        "The network: a transformer for text, the others for images.", choices=["transformer", "unet", "uvit"]
+    )
+    hidden_size: int | None = option("Width of the transformer, or of a network of images.")
+    num_hidden_layers: int | None = option("Number of blocks (of images: at each resolution).")
     num_attention_heads: int | None = option("Number of attention heads.")
     intermediate_size: int | None = option("Width of the feed-forward.")
     embedding_size: int | None = option("Width of the token embedding, if not the transformer's.")
@@ -136,12 +139,26 @@ class ModelArguments:
     learn_masking_schedule: bool | None = option("GenMD4: learn an exponent of the schedule for each token.")
     schedule_first_time: float | None = option("GenMD4's first time t_1.")
     num_train_timesteps: int | None = option("Steps of discrete-time training; continuous time if left out.")
+    image_size: int | None = option("Height and width of the images.")
+    num_channels: int | None = option("Channels of the images: 1 (grey) or 3 (RGB).")
+    channel_multipliers: list[int] | None = field(
+        default=None, metadata={"help": "Width of each resolution of images, in multiples of hidden_size."}
+    )
+    dit_hidden_size: int | None = option("Width of the transformer in the middle of a uvit.")
+    dit_num_hidden_layers: int | None = option("Number of its blocks.")
+    dit_num_attention_heads: int | None = option("Number of its attention heads.")
+    num_classes: int | None = option("Classes of a class-conditional model of images.")
+    class_dropout: float | None = option("Part of the examples that lose their class, for guidance.")
     attn_implementation: str | None = option('Attention backend: "eager", "sdpa", "flash_attention_2", ...')
 
     def config(self, vocab_size: int, mask_token_id: int, length: int) -> MD4Config:
         """The configuration of a new model for a tokenizer and a length in tokens."""
         sizes = {"vocab_size": vocab_size, "mask_token_id": mask_token_id, "max_position_embeddings": length}
         return MD4Config(**sizes, **self.given())
+
+    def image_config(self, num_levels: int) -> MD4Config:
+        """The configuration of a new model of images with so many levels; the mask comes after them."""
+        return MD4Config(vocab_size=num_levels + 1, **self.given())
 
     def given(self) -> dict[str, Any]:
         """The fields that have a value."""
@@ -188,7 +205,8 @@ def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
     if not (isinstance(name, str) and name in PRESETS):
         raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
     preset = PRESETS[name]
-    new_model = {**preset.model, "tokenizer": preset.tokenizer} if with_model else {}
+    tokenizer = {} if preset.tokenizer is None else {"tokenizer": preset.tokenizer}
+    new_model = {**preset.model, **tokenizer} if with_model else {}
     return {**new_model, **preset.training, **preset.data, "total_batch_size": preset.batch_size}
 
 

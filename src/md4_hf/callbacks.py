@@ -89,6 +89,26 @@ class InterruptCallback(TrainerCallback):
         return control
 
 
+class ImageSamplesCallback(TrainerCallback):
+    """Draws samples at each evaluation of a training, and not at those before and after it."""
+
+    def __init__(self, draw: Callable[[], None]):
+        self._draw, self._is_training = draw, False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """From now on."""
+        self._is_training = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Up to here."""
+        self._is_training = False
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Draw."""
+        if self._is_training:
+            self._draw()
+
+
 class BitsProgressCallback(ProgressCallback):
     """One progress bar that shows the latest training and held-out loss in bits, instead of a line per log."""
 
@@ -108,6 +128,9 @@ class BitsProgressCallback(ProgressCallback):
         if "eval_bits_per_character" in logs:
             error = logs["eval_bits_per_character_stderr"]
             self._shown["held-out"] = f"{logs['eval_bits_per_character']:.3f}±{error:.3f} bits/char"
+        elif "eval_bits_per_dimension" in logs:
+            error = logs["eval_bits_per_dimension_stderr"]
+            self._shown["held-out"] = f"{logs['eval_bits_per_dimension']:.3f}±{error:.3f} bits/dim"
         elif "eval_bits_per_token" in logs:
             self._shown["held-out"] = f"{logs['eval_bits_per_token']:.3f} bits/token"
         self.training_bar.set_postfix(self._shown)

@@ -12,11 +12,11 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 
 # Subcommand -> the module and function that do it, and what it does.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "train": ("cli_train", "train", "train a masked diffusion model on text"),
+    "train": ("cli_train", "train", "train a masked diffusion model on text or images"),
     "finetune": ("cli_train", "finetune", "fine-tune a model on text or on prompts and responses, with LoRA"),
-    "evaluate": ("cli_evaluate", "evaluate", "bound the likelihood of held-out text"),
-    "sample": ("cli_sample", "sample", "sample text, from nothing or from a prompt"),
-    "infill": ("cli_sample", "infill", "fill the gaps of a text and keep the rest of it"),
+    "evaluate": ("cli_evaluate", "evaluate", "bound the likelihood of held-out text or images"),
+    "sample": ("cli_sample", "sample", "sample text or images, from nothing, from a prompt or of a class"),
+    "infill": ("cli_sample", "infill", "fill the gaps of a text or an image and keep the rest of it"),
     "schedules": ("cli_schedules", "schedules", "show the masking schedules that a GenMD4 model has learned"),
     "export": ("cli_export", "export", "write a model or a merged adapter as one folder for every loader, or push it"),
 }

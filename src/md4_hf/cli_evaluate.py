@@ -13,6 +13,8 @@ from pathlib import Path
 
 from md4_hf import (
     DataArguments,
+    ImageDataArguments,
+    MD4ImageProcessor,
     MD4Trainer,
     MD4TrainingArguments,
     PairArguments,
@@ -27,6 +29,7 @@ from md4_hf import (
     parse_arguments,
 )
 
+from .cli_images import check_no_images, evaluation_images
 from .cli_train import check_block_size, check_no_document_mask, pack_as_asked, print_metrics
 
 
@@ -52,22 +55,28 @@ class EvaluateArguments:
 
 
 def evaluate(argv: list[str] | None = None):
-    """`md4 evaluate`: the NELBO of held-out text, with its standard error."""
-    options, pair_args, data_args, rest = parse_arguments(
-        (EvaluateArguments, PairArguments, DataArguments),
+    """`md4 evaluate`: the NELBO of held-out text or images, with its standard error."""
+    options, pair_args, data_args, image_args, rest = parse_arguments(
+        (EvaluateArguments, PairArguments, DataArguments, ImageDataArguments),
         argv,
         prog="md4 evaluate",
         description="Bound the likelihood of text: nats per token, perplexity, bits per character, each with its "
-        "error. With --validation_data that text is scored, else the held-out part of --data. Blocks are as long as "
-        "the model's length unless --block_size is given.",
+        "error; or that of images, in bits per dimension. With --validation_data that is scored, else the held-out "
+        "part of --data. Blocks of text are as long as the model's length unless --block_size is given.",
         positional={"model": "Folder or Hub id of a model or adapter."},
         defaults={"block_size": None},
     )
     hub = {"revision": options.revision}
-    model, tokenizer = load_model(rest.model, base=options.base, **hub), load_tokenizer(rest.model, **hub)
-    check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
-    data_args.block_size = data_args.block_size or model.config.max_position_embeddings
-    check_block_size(data_args.block_size, model.config)
+    model = load_model(rest.model, base=options.base, **hub)
+    config = model.config
+    if config.is_image:
+        processor = MD4ImageProcessor.for_config(config)
+    else:
+        processor = load_tokenizer(rest.model, **hub)
+        check_tokenizer_matches(processor, config.vocab_size, config.mask_token_id)
+        check_no_images(image_args)
+        data_args.block_size = data_args.block_size or config.max_position_embeddings
+        check_block_size(data_args.block_size, config)
     with tempfile.TemporaryDirectory() as folder:
         args = MD4TrainingArguments(
             output_dir=folder,
@@ -80,14 +89,17 @@ def evaluate(argv: list[str] | None = None):
             report_to="none",
         )
         with args.main_process_first(desc="preparing the data"):
-            examples = evaluation_examples(data_args, pair_args, tokenizer)
-        trainer = MD4Trainer(model=model, args=args, eval_dataset=examples, processing_class=tokenizer)
+            if config.is_image:
+                examples = evaluation_images(data_args, image_args, config)
+            else:
+                examples = evaluation_examples(data_args, pair_args, processor)
+        trainer = MD4Trainer(model=model, args=args, eval_dataset=examples, processing_class=processor)
         metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         print_metrics(metrics, data_args)
         if options.output_file is not None:
             recipe = {"model": rest.model}
-            for arguments in (options, pair_args, data_args):
+            for arguments in (options, pair_args, data_args, image_args):
                 recipe |= dataclasses.asdict(arguments)
             metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             write_whole(Path(options.output_file), json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")

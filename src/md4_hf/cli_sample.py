@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
 
+import PIL.Image
 import torch
 
-from md4_hf import load_pipeline, parse_arguments
+from md4_hf import load_pipeline, parse_arguments, picture_format, save_image_grid
 
 
 GAP = re.compile(r"<mask:(\d+)>")
@@ -21,7 +23,7 @@ class SampleArguments:
 
     _argument_group_name = "sampling"
 
-    num_samples: int = field(default=1, metadata={"help": "Samples (of each text)."})
+    num_samples: int = field(default=1, metadata={"help": "Samples (of each text, image or class)."})
     num_inference_steps: int | None = field(default=None, metadata={"help": "Steps; the scheduler's own by default."})
     length: int | None = field(default=None, metadata={"help": "Tokens; the model's length by default."})
     block_length: int | None = field(
@@ -30,6 +32,14 @@ class SampleArguments:
     temperature: float = field(default=1.0, metadata={"help": "Divides the logits; 0 takes the most probable token."})
     top_p: float | None = field(default=None, metadata={"help": "Nucleus in (0, 1]."})
     top_k: int | None = field(default=None, metadata={"help": "Keep the k most probable tokens."})
+    class_labels: list[int] | None = field(
+        default=None, metadata={"help": "Classes to sample, of a class-conditional model."}
+    )
+    guidance_scale: float = field(
+        default=1.0, metadata={"help": "Classifier-free guidance: 1 is the class's own distribution, more is sharper."}
+    )
+    output: str | None = field(default=None, metadata={"help": "Picture to write, of a model of images."})
+    enlarge: int = field(default=1, metadata={"help": "Pixels of the picture for a pixel, in each direction."})
     seed: int | None = field(default=None, metadata={"help": "Seed; another sample every time without one."})
     device: str | None = field(default=None, metadata={"help": "Device; an accelerator if there is one."})
     base: str | None = field(default=None, metadata={"help": "Base model of an adapter, if not the one it names."})
@@ -37,9 +47,32 @@ class SampleArguments:
 
     def pipeline_arguments(self) -> dict:
         """Keyword arguments for the pipeline's call."""
-        names = ("num_samples", "num_inference_steps", "length", "block_length", "temperature", "top_p", "top_k")
+        names = (
+            "num_samples",
+            "num_inference_steps",
+            "length",
+            "block_length",
+            "temperature",
+            "top_p",
+            "top_k",
+            "class_labels",
+            "guidance_scale",
+        )
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         return {**{name: getattr(self, name) for name in names}, "generator": generator}
+
+    def load_pipeline(self, model: str):
+        """The pipeline of a folder or Hub id, of images only if there is a picture to write."""
+        if self.output is not None:
+            picture_format(self.output)
+        if self.enlarge < 1:
+            raise ValueError(f"`enlarge` must be >= 1, got {self.enlarge}.")
+        pipeline = load_pipeline(model, base=self.base, revision=self.revision, device=self.device)
+        if pipeline.image_shape is None and self.output is not None:
+            raise ValueError(f"`output` must be left out for a model of text, got {self.output}.")
+        if pipeline.image_shape is not None and self.output is None:
+            raise ValueError("`output` must name a picture to write for a model of images.")
+        return pipeline
 
 
 @dataclass
@@ -51,45 +84,88 @@ class PromptArguments:
     prompt: str | None = field(default=None, metadata={"help": "Text that every sample begins with."})
 
 
+@dataclass
+class ImageArguments:
+    """Which part of an image to fill."""
+
+    _argument_group_name = "image"
+
+    image: str | None = field(default=None, metadata={"help": "Picture, of the model's size, in place of the text."})
+    mask: str | None = field(default=None, metadata={"help": "Picture of the same size, white where to fill it."})
+
+
 def sample(argv: list[str] | None = None):
-    """`md4 sample`: text from nothing, or the continuation of a prompt."""
+    """`md4 sample`: text or images from nothing or of a class, or the continuation of a prompt."""
     options, prompt, rest = parse_arguments(
         (SampleArguments, PromptArguments),
         argv,
         prog="md4 sample",
-        description="Sample text, from nothing or from a prompt.",
+        description="Sample text, from nothing or from a prompt, or images, from nothing or of a class.",
         positional={"model": "Folder or Hub id of a model or adapter."},
     )
-    pipeline = load_pipeline(rest.model, base=options.base, revision=options.revision, device=options.device)
-    output = pipeline(prompt=prompt.prompt, **options.pipeline_arguments())
-    print_texts(output.texts)
+    pipeline = options.load_pipeline(rest.model)
+    show(pipeline(prompt=prompt.prompt, **options.pipeline_arguments()), options)
 
 
 def infill(argv: list[str] | None = None):
-    """`md4 infill`: fill the gaps of a text, and keep the rest to the letter."""
-    options, rest = parse_arguments(
-        (SampleArguments,),
+    """`md4 infill`: fill the gaps of a text or of an image, and keep the rest as it is."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    is_image = any(word.split("=")[0] == "--image" for word in argv)
+    text = {"text": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'}
+    options, image, rest = parse_arguments(
+        (SampleArguments, ImageArguments),
         argv,
         prog="md4 infill",
-        description="Fill the gaps of a text and keep the rest of it. A gap of n tokens is written <mask:n>.",
-        positional={
-            "model": "Folder or Hub id of a model or adapter.",
-            "text": 'Text with gaps, e.g. "the <mask:12> statement".',
-        },
+        description="Fill the gaps of a text or of an image and keep the rest of it. A gap of n tokens is written "
+        "<mask:n>, the gap of an image is what is white in another one.",
+        positional={"model": "Folder or Hub id of a model or adapter.", **({} if is_image else text)},
     )
-    gaps = GAP.findall(rest.text)
+    if is_image:
+        infill_image(rest.model, image, options)
+    else:
+        infill_text(rest.model, rest.text, image, options)
+
+
+def infill_text(model: str, text: str, image: ImageArguments, options: SampleArguments):
+    """Fill the gaps of a text."""
+    gaps = GAP.findall(text)
     if not gaps:
-        raise ValueError(f'`text` must have a gap such as <mask:12>, got "{rest.text}".')
+        raise ValueError(f'`text` must have a gap such as <mask:12>, got "{text}".')
     if max(map(len, gaps)) > MAX_GAP_DIGITS:
-        raise ValueError(f'`text` must have gaps of less than a million tokens, got "{rest.text}".')
-    pipeline = load_pipeline(rest.model, base=options.base, revision=options.revision, device=options.device)
-    prompt = expand_gaps(rest.text, pipeline.tokenizer.mask_token)
-    print_texts(pipeline(prompt=prompt, **options.pipeline_arguments()).texts)
+        raise ValueError(f'`text` must have gaps of less than a million tokens, got "{text}".')
+    if image.mask is not None:
+        raise ValueError(f"`mask` needs an `image`, got {image.mask} without.")
+    pipeline = options.load_pipeline(model)
+    if pipeline.tokenizer is None:
+        raise ValueError("`image` and `mask` must be given for a model of images, got a text.")
+    prompt = expand_gaps(text, pipeline.tokenizer.mask_token)
+    show(pipeline(prompt=prompt, **options.pipeline_arguments()), options)
+
+
+def infill_image(model: str, image: ImageArguments, options: SampleArguments):
+    """Fill what is white in the mask."""
+    if image.mask is None:
+        raise ValueError(f"`mask` must be given with `image`, got {image.image} without.")
+    picture, mask = PIL.Image.open(image.image), PIL.Image.open(image.mask)
+    pipeline = options.load_pipeline(model)
+    is_grey = pipeline.image_shape is not None and pipeline.image_shape[0] == 1
+    given = picture.convert("L" if is_grey else "RGB")
+    show(pipeline(image=given, mask_image=mask, **options.pipeline_arguments()), options)
 
 
 def expand_gaps(text: str, mask_token: str) -> str:
     """ "<mask:3>" -> three mask tokens."""
     return GAP.sub(lambda gap: mask_token * int(gap.group(1)), text)
+
+
+def show(output, options: SampleArguments):
+    """Print texts, or write images as one picture, with a row for each class."""
+    if output.images is None:
+        print_texts(output.texts)
+        return
+    columns = options.num_samples if options.class_labels else None
+    save_image_grid(output.images, options.output, columns=columns, enlarge=options.enlarge, gap=options.enlarge)
+    print(f"{len(output.images)} images are in {options.output}")
 
 
 def print_texts(texts: list[str]):

@@ -17,9 +17,11 @@ from transformers import set_seed
 from md4_hf import (
     IGNORE_INDEX,
     DataArguments,
+    ImageDataArguments,
     LoraArguments,
     MD4Config,
     MD4ForMaskedDiffusion,
+    MD4ImageProcessor,
     MD4Trainer,
     MD4TrainingArguments,
     ModelArguments,
@@ -43,6 +45,15 @@ from md4_hf import (
     reading,
 )
 
+from .cli_images import (
+    check_no_images,
+    describe_size,
+    make_image_model,
+    measure_image_baselines,
+    prepare_images,
+    trains_images,
+)
+
 
 MAX_SYMBOLS_FOR_BASELINES = 1000
 MAX_TOKENS_FOR_BASELINES = 10_000_000
@@ -62,13 +73,32 @@ FINETUNE_DEFAULTS = {
 
 
 def train(argv: list[str] | None = None):
-    """`md4 train`: pretrain on text and leave a folder that `from_pretrained` and the other commands open."""
-    types = (StartArguments, RunArguments, ModelArguments, DataArguments, MD4TrainingArguments)
-    start, run, model_args, data_args, args, _ = parse_arguments(
-        types, argv, prog="md4 train", description="Train a masked diffusion model on text.", with_presets=True
+    """`md4 train`: train on text or images and leave a folder that `from_pretrained` and the other commands open."""
+    types = (StartArguments, RunArguments, ModelArguments, DataArguments, ImageDataArguments, MD4TrainingArguments)
+    start, run, model_args, data_args, image_args, args, _ = parse_arguments(
+        types,
+        argv,
+        prog="md4 train",
+        description="Train a masked diffusion model on text or images.",
+        with_presets=True,
     )
     prepare_run(run, args)
     choose_objective(start.objective, model_args)
+    if trains_images(start.model_name_or_path, model_args):
+        train_on_images(start, run, model_args, data_args, image_args, args)
+    else:
+        check_no_images(image_args)
+        train_on_text(start, run, model_args, data_args, args)
+
+
+def train_on_text(
+    start: StartArguments,
+    run: RunArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: MD4TrainingArguments,
+):
+    """Train on blocks of text."""
     tokenizer = load_tokenizer(start.tokenizer or start.model_name_or_path or "text8")
     model = make_model(start.model_name_or_path, model_args, tokenizer, data_args.block_size)
     with args.main_process_first(desc="preparing the data"):
@@ -77,7 +107,35 @@ def train(argv: list[str] | None = None):
     if run.prepare_only:
         return
     baselines = measure_baselines(train_blocks, heldout_blocks, tokenizer) if args.should_save else {}
-    run_training(model, args, run, data_args, tokenizer, blocks, baselines, start.model_name_or_path)
+    facts = {**describe_text(data_args, tokenizer), "baselines": baselines, "base_model": start.model_name_or_path}
+    run_training(model, args, run, data_args, tokenizer, blocks, facts)
+
+
+def train_on_images(
+    start: StartArguments,
+    run: RunArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    image_args: ImageDataArguments,
+    args: MD4TrainingArguments,
+):
+    """Train on images."""
+    if start.tokenizer is not None:
+        raise ValueError(f"`tokenizer` must be left out for a model of images, got {start.tokenizer!r}.")
+    model = make_image_model(start.model_name_or_path, model_args, image_args)
+    config = model.config
+    with args.main_process_first(desc="preparing the data"):
+        images = prepare_images(data_args, image_args, config, verbose=args.process_index == 0)
+    train_images, heldout_images = images
+    if run.prepare_only:
+        return
+    baselines = measure_image_baselines(train_images, heldout_images, config) if args.should_save else {}
+    facts = {
+        **describe_data(data_args, f"images of {describe_size(config)}"),
+        "baselines": baselines,
+        "base_model": start.model_name_or_path,
+    }
+    run_training(model, args, run, data_args, MD4ImageProcessor.for_config(config), images, facts)
 
 
 def finetune(argv: list[str] | None = None):
@@ -94,6 +152,8 @@ def finetune(argv: list[str] | None = None):
     check_no_adapter(rest.model)
     prepare_run(run, args)
     model = load_model(rest.model, dtype=None if lora.quantization else torch.float32, **lora.loading_arguments())
+    if model.config.is_image:
+        raise ValueError(f"`model` must be a model of text, got the model of images {rest.model}.")
     tokenizer = load_tokenizer(rest.model)
     check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
@@ -103,7 +163,8 @@ def finetune(argv: list[str] | None = None):
     if run.prepare_only:
         return
     prompt = first_prompt(examples[1][0], tokenizer) if pair_args.given else None
-    run_training(add_adapter(model, lora), args, run, data_args, tokenizer, examples, {}, rest.model, prompt)
+    facts = {**describe_text(data_args, tokenizer, prompt), "base_model": rest.model}
+    run_training(add_adapter(model, lora), args, run, data_args, tokenizer, examples, facts)
 
 
 def choose_objective(objective: str, model_args: ModelArguments):
@@ -129,34 +190,31 @@ def run_training(
     args: MD4TrainingArguments,
     run: RunArguments,
     data_args: DataArguments,
-    tokenizer,
+    processor,
     examples: list,
-    baselines: dict[str, float],
-    base_model: str | None,
-    sample_prompt: str | None = None,
+    facts: dict,
 ):
-    """Train, or go on training, and leave the finished model; an interruption ends the process."""
+    """Train, or go on training, and leave the finished model; an interruption ends the process.
+
+    `processor` is the tokenizer or the image processor, `facts` are fields of `CardFacts`.
+    """
     train_examples, heldout_examples = examples
     trainer = MD4Trainer(
         model=model,
         args=args,
         train_dataset=train_examples,
         eval_dataset=heldout_examples,
-        processing_class=tokenizer,
+        processing_class=processor,
     )
-    trainer.card_facts = replace(
-        trainer.card_facts,
-        **describe_data(data_args),
-        baselines=baselines,
-        base_model=base_model,
-        sample_prompt=sample_prompt,
-        widget=[f"{sample_prompt or 'the '}{tokenizer.mask_token * 4}"],
-    )
+    trainer.card_facts = replace(trainer.card_facts, **facts)
     parameters, trained = count_parameters(model), count_parameters(model, trained_only=True)
     size = f"{parameters:,} parameters" if trained == parameters else f"{trained:,} of {parameters:,} parameters train"
-    say(trainer, f"{size} on {args.device}; {describe_batch(args, data_args)}")
-    for name, bits in baselines.items():
-        say(trainer, f"held-out bits per character of the {name} model: {bits:.3f}")
+    is_image = model.config.is_image
+    kind = f"images of {describe_size(model.config)}" if is_image else f"sequences of {data_args.block_size} tokens"
+    say(trainer, f"{size} on {args.device}; {describe_batch(args, kind)}")
+    unit = "dimension" if is_image else "character"
+    for name, bits in facts.get("baselines", {}).items():
+        say(trainer, f"held-out bits per {unit} of the {name} model: {bits:.3f}")
     with trainer.run_lock:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if trainer.interrupted:
@@ -167,12 +225,18 @@ def run_training(
         finish(trainer, run, data_args)
 
 
-def describe_data(data_args: DataArguments) -> dict:
-    """What the model card says of the data."""
-    is_local = data_args.data == "pydoc" or Path(data_args.data).expanduser().exists()
+def describe_text(data_args: DataArguments, tokenizer, prompt: str | None = None) -> dict:
+    """What the model card says of text."""
+    facts = describe_data(data_args, f"blocks of {data_args.block_size} tokens")
+    return {**facts, "sample_prompt": prompt, "widget": [f"{prompt or 'the '}{tokenizer.mask_token * 4}"]}
+
+
+def describe_data(data_args: DataArguments, kind: str) -> dict:
+    """What the model card says of the data, whose examples are of this kind."""
+    is_local = data_args.data in ("pydoc", "digits") or Path(data_args.data).expanduser().exists()
     name = Path(data_args.data).name if is_local else data_args.data  # not the path on this machine
     return {
-        "data": f"{name}, blocks of {data_args.block_size} tokens",
+        "data": f"{name}, {kind}",
         "datasets": [] if is_local else [data_args.data],
     }
 
@@ -324,9 +388,9 @@ def first_ids(blocks) -> np.ndarray:
     return np.concatenate(blocks.select(range(count)).with_format("numpy")["input_ids"][:])
 
 
-def describe_batch(args: MD4TrainingArguments, data_args: DataArguments) -> str:
-    sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_devices(args)
-    return f"{sequences} sequences of {data_args.block_size} tokens a step"
+def describe_batch(args: MD4TrainingArguments, kind: str) -> str:
+    examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_devices(args)
+    return f"{examples} {kind} a step"
 
 
 def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments):
@@ -344,7 +408,8 @@ def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments):
         staging.rmdir()
         trainer.save_metrics("eval", metrics, combined=False)
         print_metrics(metrics, data_args)
-        print(f"Model, tokenizer, loss.png and model card are in {folder}")
+        others = "image processor, samples.png" if trainer.is_image else "tokenizer"
+        print(f"Model, {others}, loss.png and model card are in {folder}")
     if trainer.args.push_to_hub:
         share(trainer, folder)
 
@@ -368,17 +433,17 @@ def say(trainer: MD4Trainer, text: str):
 
 def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     """The figures of an evaluation as a small table."""
-    rows = [
-        ("NELBO, nats per token", metrics["eval_loss"], metrics["eval_loss_stderr"]),
-        ("perplexity", metrics["eval_perplexity"], metrics["eval_perplexity"] * metrics["eval_loss_stderr"]),
-    ]
-    if "eval_bits_per_character" in metrics:
-        bits = metrics["eval_bits_per_character"], metrics["eval_bits_per_character_stderr"]
-        rows.append(("bits per character", *bits))
     source = data_args.validation_data or f"held-out part of {data_args.data}"
-    print(
-        f"{source}: {metrics['eval_num_tokens']:,} tokens in blocks of {data_args.block_size}, "
-        f"{metrics['eval_num_draws']} draws per block"
-    )
+    rows = [("NELBO, nats per token", metrics["eval_loss"], metrics["eval_loss_stderr"])]
+    if "eval_bits_per_dimension" in metrics:
+        size, example, unit = "of images, one for each channel of each pixel", "image", "dimension"
+    else:
+        size, example, unit = f"in blocks of {data_args.block_size}", "block", "character"
+        perplexity = metrics["eval_perplexity"]
+        rows.append(("perplexity", perplexity, perplexity * metrics["eval_loss_stderr"]))
+    if f"eval_bits_per_{unit}" in metrics:
+        bits = metrics[f"eval_bits_per_{unit}"], metrics[f"eval_bits_per_{unit}_stderr"]
+        rows.append((f"bits per {unit}", *bits))
+    print(f"{source}: {metrics['eval_num_tokens']:,} tokens {size}, {metrics['eval_num_draws']} draws per {example}")
     for name, value, error in rows:
         print(f"  {name:<22} {value:9.4f} ± {error:.4f}")

@@ -19,7 +19,8 @@ class PaddingCollator:
     """Makes a batch of examples; sequences of different lengths are padded on the right.
 
     `input_ids` are padded with `pad_token_id`, `labels` with -100, `document_ids` with -1, and an `attention_mask` of 0
-    tells the padding; if all are as long, none is added. Anything else in the examples is stacked.
+    tells the padding; if all are as long, none is added. Anything else in the examples is stacked, images too, whose
+    `input_ids` are `(channels, height, width)`.
 
     Args:
         pad_token_id: Id to pad with. Padding is never scored, so that any id but the mask's serves.
@@ -30,6 +31,8 @@ class PaddingCollator:
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         """Examples, each a dictionary with `input_ids`, to one dictionary of tensors `(batch, ...)`."""
         check_features(features)
+        if as_integers("input_ids", features[0]["input_ids"]).dim() > 1:
+            return stack_images(features)
         ids = [as_row("input_ids", feature["input_ids"]) for feature in features]
         lengths = [len(row) for row in ids]
         if min(lengths) < max(lengths) and "attention_mask" not in features[0]:
@@ -55,19 +58,44 @@ def check_features(features: list[dict]):
         raise ValueError(f"`features` must be examples with `input_ids` and the same columns, got {names}.")
 
 
+def stack_images(features: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch of images, which have one shape.
+
+    Raises:
+        ValueError: If they have several, or hold anything but integers.
+    """
+    batch = {name: [as_integers(name, feature[name]) for feature in features] for name in features[0]}
+    shapes = {tuple(image.shape) for image in batch["input_ids"]}
+    if len(shapes) > 1 or len(min(shapes)) != 3:
+        raise ValueError(f"`input_ids` of images must be (channels, height, width), all of one shape, got {shapes}.")
+    return {name: torch.stack(rows) for name, rows in batch.items()}
+
+
 def as_row(name: str, values, length: int | None = None) -> torch.Tensor:
     """One of the columns of integers of an example, `(length,)`.
 
     Raises:
         ValueError: If it holds anything else, nothing, or not as many as there should be.
     """
-    try:
-        row = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`{name}` must be a row of integers, got {values!r}.") from error
-    if row.dim() != 1 or row.is_floating_point() or len(row) != (length or max(len(row), 1)):
+    row = as_integers(name, values)
+    if row.dim() != 1 or len(row) != (length or max(len(row), 1)):
         raise ValueError(f"`{name}` must be a row of integers, as many as `input_ids`, got {values!r}.")
-    return row.long()
+    return row
+
+
+def as_integers(name: str, values) -> torch.Tensor:
+    """A tensor of int64.
+
+    Raises:
+        ValueError: If these are no integers.
+    """
+    try:
+        integers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
+    if integers.is_floating_point():
+        raise ValueError(f"`{name}` must be integers, got {values!r}.")
+    return integers.long()
 
 
 class DataCollatorForMaskedDiffusion(PaddingCollator):
@@ -105,5 +133,7 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
         offset = torch.rand((), generator=self.generator)
         timesteps = stratified_times(offset, torch.arange(size), size)
         if self.diffusion.schedule is None:
-            shape = (size, GENMD4_COPIES, shape[1])
+            shape = (size, GENMD4_COPIES, *shape[1:])
+        if self.diffusion.null_class is not None:
+            batch = self.diffusion.drop_classes(batch, torch.rand(size, generator=self.generator))
         return self.diffusion.noised(batch, timesteps, torch.rand(shape, generator=self.generator))

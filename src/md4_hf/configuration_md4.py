@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 INTERMEDIATE_SIZE_MULTIPLE = 32
 MAX_POWER = 1e6  # as in `masked_diffusion`
 MAX_TIMESTEPS = 2**24  # whose numbers float32 tells apart
+NUM_NORM_GROUPS = 32  # of the group norms of the image networks
 
 
 def default_intermediate_size(hidden_size: int) -> int:
@@ -24,8 +25,9 @@ class MD4Config(PreTrainedConfig):
     r"""
     Configuration of a masked diffusion model (MD4, arXiv:2406.04329): its denoising network and its diffusion.
 
-    The network is the official one: `hidden_size` is MD4's `feature_dim * num_heads`, `embedding_size` its
-    `outside_embed`, `conditioning_size` its `feature_dim`. Unset sizes follow the official rules.
+    The network is the official one: for text, `hidden_size` is MD4's `feature_dim * num_heads`, `embedding_size` its
+    `outside_embed`, `conditioning_size` its `feature_dim`; for images, `hidden_size` is its `feature_dim`,
+    `channel_multipliers` its `ch_mult`, `residual_dropout` its `dropout_rate`. Unset sizes follow the official rules.
 
     Args:
         vocab_size (`int`, defaults to 50258):
@@ -33,13 +35,15 @@ class MD4Config(PreTrainedConfig):
         mask_token_id (`int`, *optional*):
             Id of the mask token; defaults to `vocab_size - 1`.
         backbone (`str`, defaults to `"transformer"`):
-            The denoising network.
+            The denoising network: `"transformer"` for text, `"unet"` or `"uvit"` (a U-Net with a transformer in its
+            middle) for images, of which each value of each channel is a token.
         hidden_size (`int`, defaults to 768):
-            Width of the transformer; a multiple of twice the number of heads (rotary pairs).
+            Width of the transformer; a multiple of twice the number of heads (rotary pairs). For images the width of
+            the first resolution and of the embedding of a value; a multiple of 32 (the groups of the norms).
         num_hidden_layers (`int`, defaults to 12):
-            Number of blocks.
+            Number of blocks; for images at each resolution, on the way down (one more on the way up).
         num_attention_heads (`int`, defaults to 12):
-            Number of attention heads.
+            Number of attention heads of the text transformer.
         intermediate_size (`int`, *optional*):
             Width of the feed-forward; defaults to 2/3 * 4 * `hidden_size` rounded up to a multiple of 32.
         embedding_size (`int`, *optional*):
@@ -51,23 +55,42 @@ class MD4Config(PreTrainedConfig):
         time_conditioning (`bool`, defaults to `True`):
             Whether the network sees the time. Without time and classes the blocks use RMSNorm and no modulation.
         conditioning_size (`int`, *optional*):
-            Width of the conditioning vector; defaults to `hidden_size // num_attention_heads`.
+            Width of the conditioning vector; defaults to `hidden_size // num_attention_heads`, for images to
+            `hidden_size`.
         modulation (`str`, defaults to `"adaln_zero"`):
             How conditioning enters the blocks: `"adaln"` or `"adaln_zero"` (starts from zero: each block the identity).
         num_classes (`int`, *optional*):
             Number of class labels of a class-conditional model.
+        class_dropout (`float`, defaults to 0.0):
+            Probability with which a label is replaced by the null class in training, in [0, 1). If it is not 0, the
+            model has one more class, `num_classes`, that stands for no label, as classifier-free guidance needs it.
         depth_scaled_init (`bool`, defaults to `False`):
             Whether the variance of the initial feed-forward weights is scaled by 2 / `num_hidden_layers`.
-        norm_eps (`float`, defaults to 1e-5):
-            Epsilon of the normalisations, in (0, 1).
+        norm_eps (`float`, *optional*):
+            Epsilon of the normalisations, in (0, 1); defaults to 1e-5, for images to 1e-6.
         embedding_dropout (`float`, defaults to 0.0):
             Dropout after the embedding; not applied when `embedding_size` is set, as in the official code.
         attention_dropout (`float`, defaults to 0.0):
             Dropout of the attention probabilities.
         residual_dropout (`float`, defaults to 0.0):
             Dropout of the outputs of attention and feed-forward, one draw per (example, channel) for all positions.
+            For images the dropout, of every value by itself, before the second convolution of a residual block.
         max_position_embeddings (`int`, defaults to 1024):
             Sequence length that the model was trained on.
+        image_size (`int` or `list[int]`, defaults to 32):
+            Height and width of the images, or both as one number. `"uvit"` needs squares, and sizes that can be halved
+            once for each resolution; `"unet"` once less often.
+        num_channels (`int`, defaults to 3):
+            Number of channels of the images.
+        channel_multipliers (`list[int]`, defaults to `[1]`):
+            Width of each resolution of the image networks, in multiples of `hidden_size`; each has half the height and
+            width of the one before.
+        dit_hidden_size (`int`, defaults to 768):
+            Width of the transformer in the middle of `"uvit"`; a multiple of 4 and of its number of heads.
+        dit_num_hidden_layers (`int`, defaults to 20):
+            Number of its blocks.
+        dit_num_attention_heads (`int`, defaults to 12):
+            Number of its attention heads.
         rope_parameters (`dict`, *optional*):
             Rotary embedding, e.g. `{"rope_type": "default", "rope_theta": 10000.0}` (the default).
         masking_schedule (`str`, defaults to `"linear"`):
@@ -103,7 +126,7 @@ class MD4Config(PreTrainedConfig):
 
     vocab_size: int = 50258
     mask_token_id: int | None = None
-    backbone: Literal["transformer"] = "transformer"
+    backbone: Literal["transformer", "unet", "uvit"] = "transformer"
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -114,12 +137,19 @@ class MD4Config(PreTrainedConfig):
     conditioning_size: int | None = None
     modulation: Literal["adaln", "adaln_zero"] = "adaln_zero"
     num_classes: int | None = None
+    class_dropout: float | int = 0.0
     depth_scaled_init: bool = False
-    norm_eps: float = 1e-5
+    norm_eps: float | None = None
     embedding_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
     max_position_embeddings: int = 1024
+    image_size: int | list[int] | tuple[int, ...] = 32
+    num_channels: int = 3
+    channel_multipliers: list[int] | tuple[int, ...] = (1,)
+    dit_hidden_size: int = 768
+    dit_num_hidden_layers: int = 20
+    dit_num_attention_heads: int = 12
     rope_parameters: dict[str, Any] | None = None
     masking_schedule: Literal["linear", "cosine", "poly", "geometric"] = "linear"
     schedule_power: float | int = 1.0
@@ -133,13 +163,21 @@ class MD4Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        # As they come back from a file.
+        self.channel_multipliers = list(self.channel_multipliers)
+        if isinstance(self.image_size, tuple):
+            self.image_size = list(self.image_size)
         self._check_sizes()
+        if self.is_image:
+            self._check_image()
         if self.mask_token_id is None:
             self.mask_token_id = self.vocab_size - 1
         if self.intermediate_size is None:
             self.intermediate_size = default_intermediate_size(self.hidden_size)
         if self.conditioning_size is None:
-            self.conditioning_size = self.hidden_size // self.num_attention_heads
+            self.conditioning_size = self.hidden_size if self.is_image else self.head_dim
+        if self.norm_eps is None:
+            self.norm_eps = 1e-6 if self.is_image else 1e-5
         self._check_values()
         self._check_files(kwargs)
         super().__post_init__(**kwargs)
@@ -162,8 +200,35 @@ class MD4Config(PreTrainedConfig):
         """Whether the blocks are modulated by a conditioning vector (time, class or both)."""
         return self.time_conditioning or self.num_classes is not None
 
+    @property
+    def null_class(self) -> int | None:
+        """The label that stands for no label, if the model has one: `num_classes`."""
+        return self.num_classes if self.class_dropout > 0 else None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an example is an image, `(num_channels, height, width)` ids, and no text, `(length,)`."""
+        return self.backbone != "transformer"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one example: `(num_channels, height, width)`, for text `(max_position_embeddings,)`."""
+        if not self.is_image:
+            return (self.max_position_embeddings,)
+        height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        return self.num_channels, height, width
+
     def _check_sizes(self):
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+            "num_channels",
+            "dit_hidden_size",
+            "dit_num_hidden_layers",
+            "dit_num_attention_heads",
+        ):
             _check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
         for name in (
             "intermediate_size",
@@ -175,20 +240,40 @@ class MD4Config(PreTrainedConfig):
             value = getattr(self, name)
             _check(value is None or value >= 1, name, "be >= 1 or None", value)
         _check(self.vocab_size >= 2, "vocab_size", "count at least one token and the mask", self.vocab_size)
-        if self.hidden_size % (2 * self.num_attention_heads):
+        if not self.is_image and self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 "`hidden_size` must be a multiple of twice `num_attention_heads` (rotary pairs), got "
                 f"{self.hidden_size} and {self.num_attention_heads}."
             )
 
+    def _check_image(self):
+        size, multipliers = self.image_size, self.channel_multipliers
+        is_size = isinstance(size, int) or len(size) == 2
+        _check(is_size and min(self.sample_shape) >= 1, "image_size", "be one number or two, each >= 1", size)
+        _check(min(multipliers, default=0) >= 1, "channel_multipliers", "be numbers >= 1", multipliers)
+        _check(self.hidden_size % NUM_NORM_GROUPS == 0, "hidden_size", "be a multiple of 32", self.hidden_size)
+        _check(self.embedding_size is None, "embedding_size", "be None for images", self.embedding_size)
+        _check(not self.tie_word_embeddings, "tie_word_embeddings", "be False for images", self.tie_word_embeddings)
+        _, height, width = self.sample_shape
+        halvings = len(multipliers) - (self.backbone == "unet")
+        is_even = height % 2**halvings == 0 == width % 2**halvings
+        _check(is_even, "image_size", f"be a multiple of {2**halvings} for these `channel_multipliers`", size)
+        if self.backbone == "uvit":
+            _check(height == width, "image_size", 'be a square for "uvit"', size)
+            heads, width = self.dit_num_attention_heads, self.dit_hidden_size
+            is_multiple = width % 4 == 0 and width % heads == 0
+            _check(is_multiple, "dit_hidden_size", f"be a multiple of 4 and of its {heads} heads", width)
+
     def _check_values(self):
         _check(0 <= self.mask_token_id < self.vocab_size, "mask_token_id", "be in [0, vocab_size)", self.mask_token_id)
-        for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+        for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "class_dropout"):
             _check(0.0 <= getattr(self, name) < 1.0, name, "be in [0, 1)", getattr(self, name))
         _check(0.0 <= self.schedule_eps < 0.5, "schedule_eps", "be in [0, 0.5)", self.schedule_eps)
         _check(self.schedule_power > 0.0, "schedule_power", "be > 0", self.schedule_power)
         _check(self.schedule_power <= MAX_POWER, "schedule_power", f"be at most {MAX_POWER:g}", self.schedule_power)
         _check(0.0 < self.norm_eps < 1.0, "norm_eps", "be in (0, 1)", self.norm_eps)
+        if self.num_classes is None:
+            _check(self.class_dropout == 0, "class_dropout", "be 0 without `num_classes`", self.class_dropout)
         self._check_rope()
         steps = self.num_train_timesteps or 1
         _check(steps <= MAX_TIMESTEPS, "num_train_timesteps", f"be at most {MAX_TIMESTEPS}", steps)
@@ -213,7 +298,9 @@ class MD4Config(PreTrainedConfig):
             )
 
     def validate_rope(self):
-        """As in transformers, but what is missing is a ValueError too."""
+        """As in transformers, but what is missing is a ValueError too; images have no rotary embedding."""
+        if self.is_image:
+            return
         try:
             super().validate_rope()
         except (ArithmeticError, AttributeError, LookupError, TypeError) as error:

@@ -24,58 +24,90 @@ from torch import Tensor
 from .configuration_md4 import MD4Config
 from .errors import check_types, reading
 from .modeling_md4 import MD4ForMaskedDiffusion
+from .modeling_md4_unet import MD4ResnetBlock, MD4UNet
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 
 # Types of the official fields that are read here.
 TYPES = {
     **dict.fromkeys(("vocab_size", "feature_dim", "num_heads", "n_layers", "n_dit_layers", "timesteps"), int),
+    **dict.fromkeys(("dit_hidden_size", "dit_num_heads"), int),
     **dict.fromkeys(("noise_schedule_type", "sampler", "sampling_grid"), str),
     **dict.fromkeys(("dropout_rate", "power_init", "topp", "t1"), float),
     "classes": int | None,
-    "data_shape": list | tuple,
+    **dict.fromkeys(("data_shape", "ch_mult"), list | tuple),
 }
 
 
 def config_from_official(official: Mapping[str, Any]) -> MD4Config:
-    """Translate the fields of an official text model's configuration.
+    """Translate the fields of an official model's configuration.
 
     Args:
         official: Names and values as in the official configuration (`vocab_size`, `feature_dim`, `num_heads`, ...);
-            `vocab_size` counts data tokens only.
+            `vocab_size` counts data tokens only. A `data_shape` of (height, width, channels) makes a model of images.
 
     Raises:
-        ValueError: For a missing or unknown value, and for image models.
+        ValueError: For a missing or unknown value.
     """
     check_types(official, TYPES)
-    if len(official.get("data_shape", (1,))) != 1 or official.get("n_dit_layers", 0) > 0:
-        raise ValueError(f"`data_shape` must be that of a text model, (length,), got {official.get('data_shape')}.")
+    data_shape = official.get("data_shape", (1024,))
+    if len(data_shape) not in (1, 3):
+        raise ValueError(f"`data_shape` must be (length,) or (height, width, channels), got {data_shape}.")
+    network = _image_network(official) if len(data_shape) == 3 else _text_network(official)
     schedule, power = _parse_schedule(official.get("noise_schedule_type", "linear"))
-    feature_dim, num_heads = _required(official, "feature_dim"), _required(official, "num_heads")
-    dropout = float(official.get("dropout_rate", 0.0))
     classes = official.get("classes", -1)
     return MD4Config(
+        **network,
         vocab_size=_required(official, "vocab_size") + 1,
-        hidden_size=feature_dim * num_heads,
         num_hidden_layers=_required(official, "n_layers"),
-        num_attention_heads=num_heads,
-        embedding_size=feature_dim if official.get("outside_embed", False) else None,
-        mlp_type=official.get("mlp_type", "swiglu"),
         time_conditioning=official.get("time_features", "t") != "none",
-        conditioning_size=feature_dim,
-        modulation=official.get("cond_type", "adaln"),
+        conditioning_size=_required(official, "feature_dim"),
         num_classes=classes if classes is not None and classes > 0 else None,
-        depth_scaled_init=official.get("depth_scaled_init", False),
-        embedding_dropout=dropout,
-        attention_dropout=dropout,
-        residual_dropout=dropout,
-        max_position_embeddings=official["data_shape"][0] if "data_shape" in official else 1024,
+        residual_dropout=float(official.get("dropout_rate", 0.0)),
         masking_schedule=schedule,
         schedule_power=official.get("power_init", 1.0) if _is_genmd4(official) else power,
         learn_masking_schedule=_is_genmd4(official),
         schedule_first_time=official.get("t1", 1e-3),
         num_train_timesteps=None if official.get("cont_time", True) else official.get("timesteps", 1000),
     )
+
+
+def _text_network(official: Mapping[str, Any]) -> dict[str, Any]:
+    feature_dim, num_heads = _required(official, "feature_dim"), _required(official, "num_heads")
+    dropout = float(official.get("dropout_rate", 0.0))
+    if official.get("n_dit_layers", 0) > 0:
+        raise ValueError(f"`n_dit_layers` must be 0 for text, got {official['n_dit_layers']}.")
+    return {
+        "hidden_size": feature_dim * num_heads,
+        "num_attention_heads": num_heads,
+        "embedding_size": feature_dim if official.get("outside_embed", False) else None,
+        "mlp_type": official.get("mlp_type", "swiglu"),
+        "modulation": official.get("cond_type", "adaln"),
+        "depth_scaled_init": official.get("depth_scaled_init", False),
+        "embedding_dropout": dropout,
+        "attention_dropout": dropout,
+        "max_position_embeddings": official["data_shape"][0] if "data_shape" in official else 1024,
+    }
+
+
+def _image_network(official: Mapping[str, Any]) -> dict[str, Any]:
+    height, width, channels = official["data_shape"]
+    network = {
+        "backbone": "unet",
+        "hidden_size": _required(official, "feature_dim"),
+        "image_size": height if height == width else [height, width],
+        "num_channels": channels,
+    }
+    if official.get("n_dit_layers", 0) <= 0:  # the official U-Net has one resolution, whatever `ch_mult` says
+        return network
+    return {
+        **network,
+        "backbone": "uvit",
+        "channel_multipliers": _required(official, "ch_mult"),
+        "dit_hidden_size": _required(official, "dit_hidden_size"),
+        "dit_num_hidden_layers": official["n_dit_layers"],
+        "dit_num_attention_heads": _required(official, "dit_num_heads"),
+    }
 
 
 def _is_genmd4(official: Mapping[str, Any]) -> bool:
@@ -115,7 +147,7 @@ def _parse_schedule(name: str) -> tuple[str, float]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class _FlaxParams:
+class FlaxParams:
     """Flat Flax parameters that remembers which ones were taken, so that none is lost unseen."""
 
     def __init__(self, params: Mapping[str, Any]):
@@ -145,6 +177,30 @@ class _FlaxParams:
             raise ValueError(f"Kernels that become one weight must have one shape, got {shapes}.")
         return torch.cat(kernels)
 
+    def conv(self, layer: str, name: str) -> dict[str, Tensor]:
+        """A convolution's kernel [kh, kw, in, out], or a pixel's Dense one [in, out], as weight [out, in, kh, kw]."""
+        kernel = self.take(f"{layer}/kernel")
+        if kernel.dim() == 2:
+            kernel = kernel[None, None]
+        if kernel.dim() != 4:
+            raise ValueError(f"`{layer}/kernel` must have two or four axes, got shape {tuple(kernel.shape)}.")
+        return {f"{name}.weight": kernel.permute(3, 2, 0, 1).contiguous(), f"{name}.bias": self.take(f"{layer}/bias")}
+
+    def group_norm(self, layer: str, name: str) -> dict[str, Tensor]:
+        return {f"{name}.weight": self.take(f"{layer}/scale"), f"{name}.bias": self.take(f"{layer}/bias")}
+
+    def merge_heads(self, attention: str, width: int):
+        """Give the layers of an attention of one head the shapes of Dense layers, without the axis of the heads."""
+        for layer in ("query", "key", "value", "out"):
+            kernel, bias = self.take(f"{attention}/{layer}/kernel"), self.take(f"{attention}/{layer}/bias")
+            heads_axis = 0 if layer == "out" else 1
+            shapes: Any = ((1, width, width), (width,)) if layer == "out" else ((width, 1, width), (1, width))
+            if (kernel.shape, bias.shape) != shapes:
+                found = (tuple(kernel.shape), tuple(bias.shape))
+                raise ValueError(f"`{attention}/{layer}` must have kernel and bias of shapes {shapes}, got {found}.")
+            self._arrays[f"{attention}/{layer}/kernel"] = kernel.squeeze(heads_axis)
+            self._arrays[f"{attention}/{layer}/bias"] = bias.flatten()
+
     def dense(self, layer: str, name: str) -> dict[str, Tensor]:
         return {f"{name}.weight": self.kernel(layer), f"{name}.bias": self.take(f"{layer}/bias")}
 
@@ -164,7 +220,7 @@ class _FlaxParams:
 
 
 def convert_flax_params(params: Mapping[str, Any], config: MD4Config) -> dict[str, Tensor]:
-    """State dict of `MD4ForMaskedDiffusion` from the official text model's parameters.
+    """State dict of `MD4ForMaskedDiffusion` from the official model's parameters.
 
     Args:
         params: Slash-joined Flax paths to arrays or tensors. If some start with "params/", only those count.
@@ -173,22 +229,29 @@ def convert_flax_params(params: Mapping[str, Any], config: MD4Config) -> dict[st
     Raises:
         ValueError: If a parameter is missing, is left over or has another shape than the configuration says.
     """
-    flax = _FlaxParams(params)
+    flax = FlaxParams(params)
     state: dict[str, Tensor] = {}
     state.update(_convert_conditioning(flax, config))
-    state.update(_convert_embedding(flax, config))
-    for index in range(config.num_hidden_layers):
-        state.update(_convert_layer(flax, config, index))
-    state.update(_convert_output(flax, config))
+    with torch.device("meta"):
+        model = MD4ForMaskedDiffusion(config)
+    if config.is_image:
+        state.update(_convert_image_network(flax, config, model.model.unet))
+    else:
+        state.update(_convert_embedding(flax, config))
+        for index in range(config.num_hidden_layers):
+            state.update(_convert_layer(flax, config, index))
+        state.update(_convert_output(flax, config))
     if config.learn_masking_schedule:
         # The official schedule has no exponent for the mask, whose own is not used here.
         state["token_schedule.free_exponents"] = F.pad(flax.take("noise_schedule/w"), (0, 1))
     flax.check_empty()
-    _check_shapes(state, config)
+    for name, tensor in model.state_dict().items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(f"`{name}` must have shape {tuple(tensor.shape)}, got {tuple(state[name].shape)}.")
     return state
 
 
-def _convert_conditioning(flax: _FlaxParams, config: MD4Config) -> dict[str, Tensor]:
+def _convert_conditioning(flax: FlaxParams, config: MD4Config) -> dict[str, Tensor]:
     state = {}
     if config.num_classes is not None:
         state["model.conditioning.class_embedding.weight"] = flax.take("cond_embeddings/embedding")
@@ -198,14 +261,14 @@ def _convert_conditioning(flax: _FlaxParams, config: MD4Config) -> dict[str, Ten
     return state
 
 
-def _convert_embedding(flax: _FlaxParams, config: MD4Config) -> dict[str, Tensor]:
+def _convert_embedding(flax: FlaxParams, config: MD4Config) -> dict[str, Tensor]:
     if config.embedding_size is None:
         return {"model.embed_tokens.weight": flax.take("classifier/Transformer_0/Embed_0/embedding")}
     embedding = {"model.embed_tokens.weight": flax.take("classifier/Embed_0/embedding")}
     return embedding | flax.dense("classifier/Transformer_0/Dense_0", "model.embed_proj")
 
 
-def _convert_layer(flax: _FlaxParams, config: MD4Config, index: int) -> dict[str, Tensor]:
+def _convert_layer(flax: FlaxParams, config: MD4Config, index: int) -> dict[str, Tensor]:
     block, layer = f"classifier/Transformer_0/TransformerBlock_{index}", f"model.layers.{index}"
     state = {
         f"{layer}.attention.qkv_proj.weight": flax.stacked_kernels([f"{block}/attention/w{x}" for x in "qkv"]),
@@ -220,7 +283,7 @@ def _convert_layer(flax: _FlaxParams, config: MD4Config, index: int) -> dict[str
     return state
 
 
-def _convert_output(flax: _FlaxParams, config: MD4Config) -> dict[str, Tensor]:
+def _convert_output(flax: FlaxParams, config: MD4Config) -> dict[str, Tensor]:
     state = {}
     # Flax numbers the Dense layers in the order of their creation: input projection, output modulation, head.
     dense_index = 0 if config.embedding_size is None else 1
@@ -238,12 +301,98 @@ def _convert_output(flax: _FlaxParams, config: MD4Config) -> dict[str, Tensor]:
     return state
 
 
-def _check_shapes(state: Mapping[str, Tensor], config: MD4Config):
-    with torch.device("meta"):
-        expected = MD4ForMaskedDiffusion(config).state_dict()
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            raise ValueError(f"`{name}` must have shape {tuple(tensor.shape)}, got {tuple(state[name].shape)}.")
+# ----------------------------------------------------------------------------------------------------------------------
+# Parameters of the image networks
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _convert_image_network(flax: FlaxParams, config: MD4Config, network: MD4UNet) -> dict[str, Tensor]:
+    """The whole network: flax numbers its residual blocks in the order in which they run."""
+    unet = "classifier/UNet5DWrapper_0/UNet_0"
+    down = [f"down_blocks.{i}" for i in range(len(network.down_blocks))]
+    middle = [] if config.backbone == "uvit" else ["mid_block.resnet1", "mid_block.resnet2"]
+    up = [f"up_blocks.{i}" for i in range(len(network.up_blocks))]
+    state = flax.conv(f"{unet}/Conv_0", "conv_in")
+    for index, name in enumerate(down + middle + up):
+        state |= _convert_resnet_block(flax, config, f"{unet}/ResBlock_{index}", name, network.get_submodule(name))
+    if config.backbone == "uvit":
+        state |= convert_dit(flax, config, f"{unet}/DiT_0", "mid_block")
+    else:
+        state |= _convert_attention_block(flax, config, f"{unet}/SelfAttention_0", "mid_block.attention")
+    state |= _convert_group_norm(flax, config, unet, 0, "norm_out")
+    state = {f"model.unet.{name}": x for name, x in state.items()}
+    state["model.embed_tokens.weight"] = flax.take("classifier/Embed_0/embedding")
+    return state | _convert_image_head(flax, config, f"{unet}/Conv_1")
+
+
+def _convert_resnet_block(
+    flax: FlaxParams, config: MD4Config, block: str, name: str, module: MD4ResnetBlock
+) -> dict[str, Tensor]:
+    state = _convert_group_norm(flax, config, block, 0, f"{name}.norm1")
+    state |= _convert_group_norm(flax, config, block, 1, f"{name}.norm2")
+    state |= flax.conv(f"{block}/Conv_0", f"{name}.conv1") | flax.conv(f"{block}/Conv_1", f"{name}.conv2")
+    dense_index = 0
+    if module.conditioning_proj is not None:
+        state[f"{name}.conditioning_proj.weight"] = flax.kernel(f"{block}/Dense_0")
+        dense_index = 1
+    if module.conv_shortcut is not None:
+        state |= flax.conv(f"{block}/Dense_{dense_index}", f"{name}.conv_shortcut")
+    return state
+
+
+def _convert_group_norm(flax: FlaxParams, config: MD4Config, parent: str, index: int, name: str) -> dict[str, Tensor]:
+    if config.backbone == "unet":
+        return flax.group_norm(f"{parent}/GroupNorm_{index}", f"{name}.norm")
+    norm = f"{parent}/CondGroupNorm_{index}"
+    if config.is_conditional:
+        return flax.dense(f"{norm}/Dense_0", f"{name}.modulation")
+    return flax.group_norm(f"{norm}/GroupNorm_0", f"{name}.norm")
+
+
+def _convert_attention_block(flax: FlaxParams, config: MD4Config, block: str, name: str) -> dict[str, Tensor]:
+    heads, width = f"{block}/MultiHeadDotProductAttention_0", config.hidden_size
+    flax.merge_heads(heads, width)
+    state = flax.group_norm(f"{block}/GroupNorm_0", f"{name}.norm.norm")
+    qkv = {f"{heads}/{x}": width for x in ("query", "key", "value")}
+    state |= flax.stacked_dense(qkv, width, f"{name}.attention.qkv_proj")
+    return state | flax.dense(f"{heads}/out", f"{name}.attention.o_proj")
+
+
+def convert_dit(flax: FlaxParams, config: MD4Config, dit: str, name: str) -> dict[str, Tensor]:
+    state = flax.conv(f"{dit}/x_embedder/proj", f"{name}.patch_embedding")
+    state[f"{name}.position_embedding"] = flax.take(f"{dit}/pos_embed")
+    for index in range(config.dit_num_hidden_layers):
+        state |= convert_dit_layer(flax, config, f"{dit}/blocks_{index}", f"{name}.layers.{index}")
+    if config.is_conditional:
+        state |= flax.dense(f"{dit}/final_layer/Dense_0", f"{name}.modulation")
+    else:
+        state[f"{name}.norm.weight"] = flax.take(f"{dit}/final_layer/RMSNorm_0/scale")
+    return state | flax.dense(f"{dit}/final_layer/linear", f"{name}.proj_out")
+
+
+def convert_dit_layer(flax: FlaxParams, config: MD4Config, block: str, layer: str) -> dict[str, Tensor]:
+    width = config.dit_hidden_size
+    qkv = {f"{block}/attn/w{x}": width for x in "qkv"}
+    state = flax.stacked_dense(qkv, width, f"{layer}.attention.qkv_proj")
+    state[f"{layer}.attention.o_proj.weight"] = flax.kernel(f"{block}/attn/wo")
+    state |= flax.dense(f"{block}/mlp/fc1", f"{layer}.mlp.0") | flax.dense(f"{block}/mlp/fc2", f"{layer}.mlp.2")
+    if config.is_conditional:
+        return state | flax.dense(f"{block}/Dense_0", f"{layer}.modulation")
+    state[f"{layer}.attention_norm.weight"] = flax.take(f"{block}/RMSNorm_0/scale")
+    state[f"{layer}.mlp_norm.weight"] = flax.take(f"{block}/RMSNorm_1/scale")
+    return state
+
+
+def _convert_image_head(flax: FlaxParams, config: MD4Config, conv: str) -> dict[str, Tensor]:
+    """The last convolution, with a logit of the mask (its last id) for each channel, which the official one lacks."""
+    state = {}
+    outputs = config.num_channels * (config.vocab_size - 1)
+    for name, x in flax.conv(conv, "lm_head").items():
+        if len(x) != outputs:
+            raise ValueError(f"`{conv}` must have {outputs} outputs, got {len(x)}.")
+        rows = x.unflatten(0, (config.num_channels, -1))
+        state[name] = torch.cat([rows, torch.zeros_like(rows[:, :1])], dim=1).flatten(0, 1)
+    return state
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -30,12 +30,16 @@ class Diffusion:
         mask_token_id: The mask id.
         num_train_timesteps: Steps of discrete time, None for continuous time.
         first_time: GenMD4's t_1.
+        null_class: The label that stands for no class, if the model has one.
+        class_dropout: Probability with which it takes the place of a label in training.
     """
 
     schedule: MaskingSchedule | None
     mask_token_id: int
     num_train_timesteps: int | None = None
     first_time: float = 0.0
+    null_class: int | None = None
+    class_dropout: float = 0.0
 
     @classmethod
     def of(cls, model) -> Diffusion:
@@ -45,20 +49,22 @@ class Diffusion:
     @classmethod
     def of_config(cls, config) -> Diffusion:
         """The diffusion that an `MD4Config` describes."""
+        classes = {"null_class": config.null_class, "class_dropout": config.class_dropout}
         if config.learn_masking_schedule:
-            return cls(None, config.mask_token_id, first_time=config.schedule_first_time)
+            return cls(None, config.mask_token_id, first_time=config.schedule_first_time, **classes)
         schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
-        return cls(schedule, config.mask_token_id, config.num_train_timesteps)
+        return cls(schedule, config.mask_token_id, config.num_train_timesteps, **classes)
 
     def noised(self, inputs: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t, its times and the labels, from a clean batch.
 
         Args:
-            inputs: Clean `input_ids` `(batch, length)`; `labels` (-100 where not scored) if there are any, else the
-                tokens that `attention_mask` shows are scored. Tokens that are not scored are never masked.
+            inputs: Clean `input_ids` `(batch, length)`, of images `(batch, channels, height, width)`; `labels` (-100
+                where not scored) if there are any, else the tokens that `attention_mask` shows are scored. Tokens that
+                are not scored are never masked.
             timesteps: `(batch,)` times in [0, 1).
-            noise: Uniform numbers of the shape of `input_ids`; for GenMD4 also `(batch, copies, length)`. The model
-                itself applies them there, as its schedules may be sharded over devices: the ids stay clean.
+            noise: Uniform numbers of the shape of `input_ids`; for GenMD4 also with an axis of copies after the first.
+                The model itself applies them there, as its schedules may be sharded over devices: the ids stay clean.
         """
         if self.num_train_timesteps is not None:
             timesteps = discretize_times(timesteps, self.num_train_timesteps)
@@ -69,6 +75,18 @@ class Diffusion:
         xt = corrupt(inputs["input_ids"], self.schedule.alpha(timesteps), self.mask_token_id, noise=noise)
         xt = torch.where(labels != IGNORE_INDEX, xt, inputs["input_ids"])
         return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
+
+    def drop_classes(self, inputs: Mapping[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
+        """Model inputs that have lost their class with probability `class_dropout`, as guidance needs it.
+
+        Args:
+            inputs: A batch, with `class_labels` `(batch,)` if the model has a null class.
+            noise: `(batch,)` uniform numbers.
+        """
+        if self.null_class is None or inputs.get("class_labels") is None:
+            return {**inputs}
+        labels = inputs["class_labels"]
+        return {**inputs, "class_labels": labels.masked_fill(noise < self.class_dropout, self.null_class)}
 
 
 def scored_labels(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -109,18 +127,21 @@ def example_nelbo(
     return total / num_draws + output.reconstruction_nelbo.to(total), num_tokens.float()
 
 
-def nelbo_metrics(nelbo: Tensor, num_tokens: Tensor, num_characters: Tensor | None = None) -> dict[str, float]:
+def nelbo_metrics(
+    nelbo: Tensor, num_tokens: Tensor, num_characters: Tensor | None = None, are_dimensions: bool = False
+) -> dict[str, float]:
     """Figures of a data set from its examples.
 
     `loss` is the NELBO in nats per token (a ratio of sums over the examples, so that each token counts once),
-    `perplexity` = exp(loss), `bits_per_token` = loss / ln 2, and `bits_per_character` where the number of characters
-    is known. `*_stderr` is the standard error of the ratio over examples: it holds both the spread between examples
-    and the Monte-Carlo noise of the draws.
+    `perplexity` = exp(loss), `bits_per_token` = loss / ln 2, `bits_per_character` where the number of characters is
+    known, and `bits_per_dimension` of images. `*_stderr` is the standard error of the ratio over examples: it holds
+    both the spread between examples and the Monte-Carlo noise of the draws.
 
     Args:
         nelbo: `(examples,)` nats.
         num_tokens: `(examples,)` scored tokens.
         num_characters: `(examples,)` characters that the tokens stand for.
+        are_dimensions: Whether the tokens are those of images, one for each channel of each pixel.
     """
     nelbo, num_tokens = nelbo.double(), num_tokens.double()
     if num_tokens.sum() == 0:
@@ -136,6 +157,9 @@ def nelbo_metrics(nelbo: Tensor, num_tokens: Tensor, num_characters: Tensor | No
         nats, stderr = ratio_with_stderr(nelbo, num_characters.double())
         metrics["bits_per_character"] = nats / math.log(2)
         metrics["bits_per_character_stderr"] = stderr / math.log(2)
+    if are_dimensions:
+        metrics["bits_per_dimension"] = loss / math.log(2)
+        metrics["bits_per_dimension_stderr"] = stderr / math.log(2)
     metrics["num_tokens"] = int(num_tokens.sum())
     return metrics
 

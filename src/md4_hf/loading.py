@@ -112,8 +112,11 @@ def _check_folder(name_or_path: str):
         )
 
 
-def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None):
-    """A pipeline; the default scheduler has the model's masking schedule and the paper's choice of grid for it."""
+def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, image_processor=None):
+    """A pipeline; the default scheduler has the model's masking schedule and the paper's choice of grid for it.
+
+    The default image processor has the size, channels and levels of the model.
+    """
     from .pipeline_masked_diffusion import MaskedDiffusionPipeline
     from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
@@ -125,7 +128,20 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None):
         schedule_eps=config.schedule_eps,
         timestep_grid="cosine" if config.masking_schedule == "linear" else "uniform",
     )
-    return MaskedDiffusionPipeline(model, scheduler, tokenizer)
+    if config.is_image and image_processor is None:
+        image_processor = _default_image_processor(config)
+    return MaskedDiffusionPipeline(model, scheduler, tokenizer, image_processor)
+
+
+def _default_image_processor(config: MD4Config):
+    """The image processor for a model; None if there are no pictures of so many channels or levels."""
+    from .image_processing_md4 import MODES, WHITE, MD4ImageProcessor
+
+    channels, *size = config.sample_shape
+    num_levels = config.vocab_size - 1
+    if channels not in MODES or num_levels > WHITE + 1:
+        return None
+    return MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
 
 
 def load_pipeline(
@@ -137,7 +153,8 @@ def load_pipeline(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
 ):
-    """The pipeline of a folder or Hub id: of a pipeline, of a model with its tokenizer, or of an adapter.
+    """The pipeline of a folder or Hub id: of a pipeline, of a model with its tokenizer or image processor, or of an
+    adapter.
 
     Args:
         name_or_path, base, revision, token: As in `load_model`.
@@ -147,21 +164,32 @@ def load_pipeline(
     Raises:
         FileNotFoundError, ValueError: As `load_model`; and for a device that is not there.
     """
+    from .image_processing_md4 import MD4ImageProcessor
     from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
     _check_device(device)
     hub: dict[str, Any] = {"revision": revision, "token": token}
-    model, tokenizer = load_model(name_or_path, base=base, dtype=dtype, **hub), load_tokenizer(name_or_path, **hub)
-    scheduler_file = cached_file(
-        name_or_path, "scheduler_config.json", **hub, _raise_exceptions_for_missing_entries=False
-    )
-    # A model without a scheduler of its own gets the default one for it.
-    scheduler = None
-    if scheduler_file is not None:
-        with reading("scheduler", name_or_path):
-            scheduler = MaskedDiffusionScheduler.from_pretrained(Path(scheduler_file).parent)
-    pipeline = make_pipeline(model, tokenizer, scheduler)
+    model = load_model(name_or_path, base=base, dtype=dtype, **hub)
+    # A model without a scheduler or image processor of its own gets the default one for it.
+    scheduler = _load_if_there(MaskedDiffusionScheduler, "scheduler", "scheduler_config.json", name_or_path, hub)
+    tokenizer = image_processor = None
+    if model.config.is_image:
+        image_processor = _load_if_there(
+            MD4ImageProcessor, "image_processor", "preprocessor_config.json", name_or_path, hub
+        )
+    else:
+        tokenizer = load_tokenizer(name_or_path, **hub)
+    pipeline = make_pipeline(model, tokenizer, scheduler, image_processor)
     return pipeline.to(device or torch.accelerator.current_accelerator() or "cpu")
+
+
+def _load_if_there(component: type, name: str, file_name: str, name_or_path: str, hub: dict[str, Any]):
+    """A component of a folder or Hub id, opened from this file of it; None where there is no such file."""
+    file = cached_file(name_or_path, file_name, **hub, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return None
+    with reading(name, name_or_path):
+        return component.from_pretrained(Path(file).parent)  # type: ignore[attr-defined]
 
 
 def _check_device(device: str | torch.device | None):

@@ -17,6 +17,7 @@ from .sharding import count_parameters
 
 PAPER = "https://arxiv.org/abs/2406.04329"
 TAGS = ["md4", "md4_hf", "masked-diffusion", "discrete-diffusion", "diffusion-language-model"]
+IMAGE_TAGS = [*TAGS[:-1], "image-generation"]
 
 _TEMPLATE = """---
 {metadata}
@@ -43,8 +44,7 @@ _TEMPLATE = """---
 {license}
 
 The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out part of the data
-named above. The model repeats what its data holds, mistakes and prejudices included. Nothing was done to make its text
-true or safe.
+named above. The model repeats what its data holds, mistakes and prejudices included.{safety}
 """
 
 _USE_MODEL = """With md4_hf installed:
@@ -63,6 +63,24 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 model = AutoModelForMaskedLM.from_pretrained("{location}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{location}", trust_remote_code=True)
+```"""
+
+_USE_IMAGE_MODEL = """With md4_hf installed:
+
+```python
+from md4_hf import MaskedDiffusionPipeline
+
+pipe = MaskedDiffusionPipeline.from_pretrained("{location}")
+pipe({label}num_samples=1).images[0].save("sample.png")
+```
+
+With transformers alone, which runs the code in this repository:
+
+```python
+from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained("{location}", trust_remote_code=True)
+image_processor = AutoImageProcessor.from_pretrained("{location}", trust_remote_code=True)
 ```"""
 
 _USE_ADAPTER = """With md4_hf installed, which finds the base model by itself:
@@ -97,8 +115,9 @@ class CardFacts:
         license: Identifier of the licence of the weights, such as "apache-2.0".
         tags: Tags besides those of every card.
         metrics: An evaluation (`eval_loss`, ...); the last one in the log by default.
-        baselines: Held-out bits per character of simple models of the same data, by name.
+        baselines: Held-out bits per character (of images, per dimension) of simple models of the same data, by name.
         samples: Samples to show.
+        sample_grid: File name of a picture of samples, beside the card.
         sample_prompt: Text that samples drawn for the card begin with.
         plot: File name of the loss plot, beside the card.
         location: What to load the model by.
@@ -115,6 +134,7 @@ class CardFacts:
     metrics: Mapping[str, float] | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
     samples: Sequence[str] = ()
+    sample_grid: str | None = None
     sample_prompt: str | None = None
     plot: str | None = None
     location: str = "PATH_OR_HUB_ID"
@@ -135,30 +155,34 @@ def make_model_card(model, args, state, facts: CardFacts | None = None) -> Model
     metrics = facts.metrics
     if metrics is None:
         metrics = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
-    adapter = is_adapted(model)
-    use = _USE_ADAPTER if adapter else _USE_MODEL
+    adapter, is_image = is_adapted(model), model.config.is_image
+    use = _USE_ADAPTER if adapter else _USE_IMAGE_MODEL if is_image else _USE_MODEL
     content = _TEMPLATE.format(
         metadata=_metadata(model, facts, metrics).to_yaml(),
         title=facts.title,
         summary=_summary(adapter, facts),
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(model, args, state, facts)),
-        likelihood=_likelihood(metrics, facts.baselines),
+        likelihood=_likelihood(metrics, facts.baselines, is_image),
         plot=f"![Training and held-out loss]({facts.plot})\n\n" if facts.plot else "",
-        use=use.format(location=facts.location, base=facts.base_model),
-        samples=_samples(facts.samples),
+        use=use.format(
+            location=facts.location,
+            base=facts.base_model,
+            label="" if model.config.num_classes is None else "class_labels=0, ",
+        ),
+        samples=_samples(facts.samples, facts.sample_grid),
         license=_license(facts.license),
+        safety="" if is_image else " Nothing was done to make its text\ntrue or safe.",
     )
     return ModelCard(content)
 
 
 def _metadata(model, facts: CardFacts, metrics: Mapping[str, float]) -> ModelCardData:
-    adapter, time_conditioned = is_adapted(model), model.config.time_conditioning
-    results = _evaluation_results(facts, metrics)
+    adapter, is_image = is_adapted(model), model.config.is_image
+    results = _evaluation_results(facts, metrics, is_image)
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
-        tags=[*TAGS, *(["lora"] if adapter else []), *facts.tags],
-        # A model that does not see the time is a masked language model to transformers.
-        pipeline_tag="text-generation" if time_conditioned else "fill-mask",
+        tags=[*(IMAGE_TAGS if is_image else TAGS), *(["lora"] if adapter else []), *facts.tags],
+        pipeline_tag=pipeline_tag(model.config.is_image, model.config.time_conditioning),
         license=facts.license,
         language=facts.language or None,
         datasets=facts.datasets or None,
@@ -170,17 +194,28 @@ def _metadata(model, facts: CardFacts, metrics: Mapping[str, float]) -> ModelCar
     )
 
 
-def _evaluation_results(facts: CardFacts, metrics: Mapping[str, float]) -> list[EvalResult]:
+def pipeline_tag(is_image: bool, time_conditioning: bool) -> str:
+    """The task that the Hub lists a model under."""
+    if is_image:
+        return "unconditional-image-generation"
+    # A model that does not see the time is a masked language model to transformers.
+    return "text-generation" if time_conditioning else "fill-mask"
+
+
+def _evaluation_results(facts: CardFacts, metrics: Mapping[str, float], is_image: bool) -> list[EvalResult]:
     """The rows of `model-index`, which the Hub shows beside the model."""
     names = {
         "eval_perplexity": ("perplexity", "Perplexity (upper bound)"),
         "eval_bits_per_character": ("bits_per_character", "Bits per character (upper bound)"),
+        "eval_bits_per_dimension": ("bits_per_dimension", "Bits per dimension (upper bound)"),
         "eval_loss": ("nelbo", "NELBO, nats per token"),
     }
+    if is_image:
+        del names["eval_perplexity"]  # per token of an image: nobody asks for that
     return [
         EvalResult(
-            task_type="text-generation",
-            task_name="Language modelling by masked diffusion",
+            task_type=pipeline_tag(True, True) if is_image else "text-generation",
+            task_name="Image modelling by masked diffusion" if is_image else "Language modelling by masked diffusion",
             dataset_type=facts.datasets[0] if facts.datasets else "custom",
             dataset_name=f"{facts.data}, held-out part",
             metric_type=metric_type,
@@ -213,9 +248,7 @@ def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
             "Parameters",
             f"{parameters:,}" if trained == parameters else f"{parameters:,}, of which {trained:,} trained",
         ),
-        ("Network", f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.mlp_type}"),
-        ("Sees the time", "yes" if config.time_conditioning else "no"),
-        ("Length", f"{config.max_position_embeddings} tokens"),
+        *_network(config),
         ("Masking schedule", schedule),
         ("Training time", time),
         ("Optimizer steps", f"{state.global_step:,}"),
@@ -231,7 +264,27 @@ def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
     return rows
 
 
-def _likelihood(metrics: Mapping[str, float], baselines: Mapping[str, float]) -> str:
+def _network(config) -> list[tuple[str, str]]:
+    sees = ("Sees the time", "yes" if config.time_conditioning else "no")
+    layers = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+    if not config.is_image:
+        return [
+            ("Network", f"{layers}, {config.mlp_type}"),
+            sees,
+            ("Length", f"{config.max_position_embeddings} tokens"),
+        ]
+    if len(config.channel_multipliers) > 1:
+        layers += f" times {config.channel_multipliers}"
+    middle = f", {config.dit_num_hidden_layers} DiT layers of width {config.dit_hidden_size} in its middle"
+    network = f"U-Net, {layers}" if config.backbone == "unet" else f"U-ViT, {layers}{middle}"
+    channels, height, width = config.sample_shape
+    images = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels"
+    dropout = f", left out of {config.class_dropout:.0%} of the examples" if config.null_class is not None else ""
+    classes = "none" if config.num_classes is None else f"{config.num_classes}{dropout}"
+    return [("Network", network), sees, ("Images", images), ("Classes", classes)]
+
+
+def _likelihood(metrics: Mapping[str, float], baselines: Mapping[str, float], is_image: bool) -> str:
     if "eval_loss" not in metrics:
         return "Not evaluated."
     error = metrics["eval_loss_stderr"]
@@ -239,14 +292,17 @@ def _likelihood(metrics: Mapping[str, float], baselines: Mapping[str, float]) ->
         "| held-out data | value |",
         "| --- | --- |",
         f"| NELBO, nats per token | {metrics['eval_loss']:.4f} ± {error:.4f} |",
-        f"| perplexity | {metrics['eval_perplexity']:.3f} ± {metrics['eval_perplexity'] * error:.3f} |",
     ]
-    if "eval_bits_per_character" in metrics:
-        bits, error = metrics["eval_bits_per_character"], metrics["eval_bits_per_character_stderr"]
-        lines.append(f"| bits per character | {bits:.4f} ± {error:.4f} |")
-    lines += [f"| bits per character of the {name} model | {bits:.4f} |" for name, bits in baselines.items()]
+    if not is_image:
+        perplexity = metrics["eval_perplexity"]
+        lines.append(f"| perplexity | {perplexity:.3f} ± {perplexity * error:.3f} |")
+    unit, example = ("dimension", "image") if is_image else ("character", "sequence")
+    if f"eval_bits_per_{unit}" in metrics:
+        bits, error = metrics[f"eval_bits_per_{unit}"], metrics[f"eval_bits_per_{unit}_stderr"]
+        lines.append(f"| bits per {unit} | {bits:.4f} ± {error:.4f} |")
+    lines += [f"| bits per {unit} of the {name} model | {bits:.4f} |" for name, bits in baselines.items()]
     draws = metrics.get("eval_num_draws", 1)
-    lines.append(f"\n{metrics['eval_num_tokens']:,} tokens, {draws} draws per sequence; ± is one standard error.")
+    lines.append(f"\n{metrics['eval_num_tokens']:,} tokens, {draws} draws per {example}; ± is one standard error.")
     return "\n".join(lines)
 
 
@@ -256,7 +312,9 @@ def _license(license: str | None) -> str:
     return f"The weights are under the licence `{license}`."
 
 
-def _samples(samples: Sequence[str]) -> str:
+def _samples(samples: Sequence[str], grid: str | None) -> str:
+    if grid is not None:
+        return f"## Samples\n\n![Samples of the model]({grid})\n\n"
     if not samples:
         return ""
     fence = "~~~~"  # a sample may hold any other

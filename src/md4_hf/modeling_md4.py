@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The MD4 denoiser: a bidirectional transformer over partly masked text, and its loss.
+"""The MD4 denoiser: a bidirectional transformer over partly masked text, or a U-Net over images, and its loss.
 
 Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
 """
@@ -60,6 +60,15 @@ from .masked_diffusion import (
     stratified_times,
     token_nelbo,
 )
+from .modeling_md4_unet import (
+    MD4DiT,
+    MD4ImageHead,
+    MD4ResnetBlock,
+    MD4UNet,
+    make_norm,
+    modulate,
+    position_table,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -71,7 +80,9 @@ MAX_PERIOD = 10000.0
 GENMD4_COPIES = 2  # noised copies of an example that a training step of GenMD4 draws by itself
 
 # What is saved beside a model, to open it where this package is not installed.
-REMOTE_CODE_FILES = ("configuration_md4.py", "masked_diffusion.py", "modeling_md4.py")
+REMOTE_CODE_FILES = ("configuration_md4.py", "masked_diffusion.py", "modeling_md4.py", "modeling_md4_unet.py")
+# Arguments of the forward that images do not have.
+TEXT_ARGUMENTS = ("attention_mask", "position_ids", "inputs_embeds", "document_ids", "past_key_values")
 HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr", "tags")
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -84,7 +95,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """
-    Output of a masked diffusion model.
+    Output of a masked diffusion model. What is `length` for text is `channels, height, width` for images.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): NELBO in nats per scored token, reconstruction term included.
@@ -92,8 +103,11 @@ class MaskedDiffusionOutput(ModelOutput):
             Logits of the clean tokens; the mask token's is finfo.min.
         token_nelbo (`torch.FloatTensor` of shape `(batch, length)`, with copies `(batch, copies, length)`):
             Diffusion part of the NELBO in nats, zero at unmasked positions.
-        hidden_states (`tuple(torch.FloatTensor)`): Of shape `(batch, length, hidden_size)`, input and layers.
-        attentions (`tuple(torch.FloatTensor)`): Of shape `(batch, heads, length, length)`, one per layer.
+        hidden_states (`tuple(torch.FloatTensor)`):
+            Of shape `(batch, length, hidden_size)`, input and layers; for images input and residual blocks, each of
+            shape `(batch, its channels, its height, its width)`.
+        attentions (`tuple(torch.FloatTensor)`):
+            Of shape `(batch, heads, length, length)`, one per layer; text only.
         nelbo (`torch.FloatTensor` of shape `()`):
             The bound; `loss` is the same, but in GenMD4's training a surrogate that has the right gradient.
         reconstruction_nelbo (`torch.FloatTensor` of shape `(batch,)`): Reconstruction part in nats.
@@ -133,7 +147,8 @@ class MD4Conditioning(nn.Module):
         self.config = config
         size = config.conditioning_size
         if config.num_classes is not None:
-            self.class_embedding = nn.Embedding(config.num_classes, size)
+            num_rows = config.num_classes + (config.null_class is not None)
+            self.class_embedding = nn.Embedding(num_rows, size)
         if config.time_conditioning:
             in_features = size if config.num_classes is None else 2 * size
             self.dense_in = nn.Linear(in_features, 4 * size)
@@ -166,18 +181,6 @@ class MD4Modulation(nn.Module):
     def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
         """Activated `(batch, conditioning_size)` -> `(batch, 1, 6 hidden)` per block, last `(batch, 1, 2 hidden)`."""
         return self.dense(conditioning)[:, None].split(self.widths, dim=-1)
-
-
-def modulate(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift."""
-    return torch.addcmul(shift, hidden_states, 1.0 + scale)
-
-
-def make_norm(config: MD4Config) -> nn.Module:
-    """LayerNorm without parameters where a modulation follows, RMSNorm otherwise."""
-    if config.is_conditional:
-        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, elementwise_affine=False)
-    return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -431,12 +434,12 @@ class MD4PreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # Modules that combine the outputs of their parts: a device map has to put each on one device.
-    _no_split_modules = ["MD4Layer", "MD4Conditioning"]
+    _no_split_modules = ["MD4Layer", "MD4Conditioning", "MD4ResnetBlock", "MD4AttentionBlock", "MD4DiTLayer", "MD4DiT"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": MD4Layer, "attentions": MD4Attention}
+    _can_record_outputs = {"hidden_states": [MD4Layer, MD4ResnetBlock], "attentions": MD4Attention}
     # What opens a saved folder: the name of the class, by Auto class. Literal, as FSDP2 renames the classes it wraps.
     _auto_map: dict[str, str] = {}
 
@@ -499,12 +502,14 @@ class MD4PreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, TokenPolynomialSchedule):
             init.constant_(module.free_exponents, inverse_softplus(self.config.schedule_power))
-        elif isinstance(module, nn.Linear):
-            scale = getattr(module, "init_scale", 1.0)
+        elif isinstance(module, MD4DiT):
+            init.copy_(module.position_embedding, position_table(module.grid, self.config.dit_hidden_size))
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            scale, fan_in = getattr(module, "init_scale", 1.0), module.weight[0].numel()
             if scale == 0.0:
                 init.zeros_(module.weight)
             else:
-                std = math.sqrt(scale / module.in_features) / TRUNCATED_NORMAL_STD
+                std = math.sqrt(scale / fan_in) / TRUNCATED_NORMAL_STD
                 init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2.0 * std, b=2.0 * std)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
@@ -520,7 +525,12 @@ class MD4PreTrainedModel(PreTrainedModel):
         """As in transformers. If the mask's row is cut off, the last row left becomes the mask's (with a warning).
 
         No row changes its values, as in every other model: the new mask has the embedding of the token it replaces.
+
+        Raises:
+            ValueError: For a model of images, whose head has a place for every level.
         """
+        if self.config.is_image:
+            raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         if self.config.learn_masking_schedule and hasattr(self, "token_schedule"):
             self.token_schedule.resize(self.config.vocab_size, self.config.schedule_power)
@@ -554,22 +564,28 @@ def check_shards(name_or_path: str, variant: str | None, **hub):
 
 
 class MD4Model(MD4PreTrainedModel):
-    """The MD4 transformer without its head: ids to hidden states."""
+    """The MD4 network that `backbone` names, without its head: ids to hidden states."""
 
     _auto_map = {"AutoConfig": "configuration_md4.MD4Config", "AutoModel": "modeling_md4.MD4Model"}
 
     def __init__(self, config: MD4Config):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size or config.hidden_size)
+        self.conditioning = MD4Conditioning(config) if config.is_conditional else None
+        self.gradient_checkpointing = False
+        if config.is_image:
+            self.unet = MD4UNet(config)
+        else:
+            self._make_transformer(config)
+        self.post_init()
+
+    def _make_transformer(self, config: MD4Config):
         self.embed_proj = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
         self.embedding_dropout = nn.Dropout(0.0 if config.embedding_size else config.embedding_dropout)
-        self.conditioning = MD4Conditioning(config) if config.is_conditional else None
         self.rotary_emb = MD4RotaryEmbedding(config)
         self.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = make_norm(config)
         self.modulation = MD4Modulation(config) if config.is_conditional else None
-        self.gradient_checkpointing = False
-        self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs
@@ -588,9 +604,11 @@ class MD4Model(MD4PreTrainedModel):
     ) -> BaseModelOutput:
         r"""
         Args:
-            input_ids: `(batch, length)` ids of x_t, in [0, vocab_size).
+            input_ids: `(batch, length)` ids of x_t, in [0, vocab_size); of images `(batch, channels, height, width)`,
+                for which there are `timesteps` and `class_labels` alone beside.
             timesteps: `(batch,)` times in [0, 1]; required when the model is time-conditioned.
-            class_labels: `(batch,)` labels in [0, num_classes); required when the model is class-conditional.
+            class_labels: `(batch,)` labels in [0, num_classes); required when the model is class-conditional. With
+                `class_dropout` in the configuration `num_classes` is the null class, and None stands for it.
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding; with `past_key_values` of those too.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids`.
@@ -604,15 +622,22 @@ class MD4Model(MD4PreTrainedModel):
 
         Returns:
             `last_hidden_state` `(batch, length, hidden_size)`, with `rows` `(rows, hidden_size)`, normalised and
-            modulated, ready for the head.
+            modulated, ready for the head; of images `(batch, channels of the last block, height, width)`.
 
         Raises:
             ValueError: For missing inputs, wrong shapes, and ids, times or labels out of range. Values are checked on
                 the CPU only: on an accelerator the check would wait for the device at every call.
         """
         check_tokens(input_ids, inputs_embeds)
-        shape = (inputs_embeds if input_ids is None else input_ids).shape
+        tokens = inputs_embeds if input_ids is None else input_ids
+        shape = tokens.shape
+        if class_labels is None and self.config.null_class is not None:
+            class_labels = torch.full(shape[:1], self.config.null_class, device=tokens.device)
         self._check_inputs(input_ids, inputs_embeds, timesteps, class_labels, shape)
+        if self.config.is_image:
+            given = (attention_mask, position_ids, inputs_embeds, document_ids, past_key_values)
+            check_left_out(TEXT_ARGUMENTS, given)
+            return self._denoise_image(input_ids, timesteps, class_labels)
         self._check_cache(past_key_values, document_ids)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         self._check_attention(shape, past, attention_mask, position_ids, document_ids)
@@ -653,6 +678,16 @@ class MD4Model(MD4PreTrainedModel):
             hidden_states = modulate(hidden_states, *modulation.chunk(2, dim=-1))
         return BaseModelOutput(last_hidden_state=hidden_states)
 
+    def _denoise_image(
+        self, input_ids: Tensor, timesteps: Tensor | None, class_labels: Tensor | None
+    ) -> BaseModelOutput:
+        # A pixel's features are the embeddings of its channels one after the other, and lie side by side in memory.
+        pixels = self.embed_tokens(input_ids.permute(0, 2, 3, 1)).flatten(3).permute(0, 3, 1, 2)
+        conditioning = None
+        if self.conditioning is not None:
+            conditioning = self.conditioning(timesteps, class_labels, pixels.dtype)
+        return BaseModelOutput(last_hidden_state=self.unet(pixels, conditioning))
+
     def _check_inputs(
         self,
         input_ids: Tensor | None,
@@ -661,12 +696,14 @@ class MD4Model(MD4PreTrainedModel):
         class_labels: Tensor | None,
         shape: torch.Size,
     ):
-        if inputs_embeds is not None:
+        if self.config.is_image and input_ids is not None:
+            check_image(input_ids, self.config)
+        elif inputs_embeds is not None:
             width = self.config.embedding_size or self.config.hidden_size
             check_shape("inputs_embeds", inputs_embeds, (None, None, width))
-        else:
-            if input_ids.dim() != 2:
-                raise ValueError(f"`input_ids` must have shape (batch, length), got {tuple(input_ids.shape)}.")
+        elif input_ids.dim() != 2:
+            raise ValueError(f"`input_ids` must have shape (batch, length), got {tuple(input_ids.shape)}.")
+        if input_ids is not None:
             check_range("input_ids", input_ids, self.config.vocab_size - 1)
         if self.config.time_conditioning:
             check_per_example("timesteps", timesteps, shape[0], "the model is time-conditioned")
@@ -674,7 +711,7 @@ class MD4Model(MD4PreTrainedModel):
         if self.config.num_classes is not None:
             check_per_example("class_labels", class_labels, shape[0], "the model is class-conditional")
             check_tensor("class_labels", class_labels, "integers")
-            check_range("class_labels", class_labels, self.config.num_classes - 1)
+            check_range("class_labels", class_labels, self.config.null_class or self.config.num_classes - 1)
 
     def _check_attention(
         self,
@@ -715,7 +752,7 @@ class MD4Model(MD4PreTrainedModel):
 
 
 class MD4ForMaskedDiffusion(MD4PreTrainedModel):
-    """The MD4 transformer with its head, and the negative evidence lower bound of masked diffusion as its loss."""
+    """The MD4 network with its head, and the negative evidence lower bound of masked diffusion as its loss."""
 
     _auto_map = {
         "AutoConfig": "configuration_md4.MD4Config",
@@ -731,8 +768,11 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     def __init__(self, config: MD4Config):
         super().__init__(config)
         self.model = MD4Model(config)
-        self.lm_head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
-        self.lm_head.init_scale = 0.0
+        if config.is_image:
+            self.lm_head = MD4ImageHead(self.model.unet.out_channels, config.num_channels, config.vocab_size)
+        else:
+            self.lm_head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head.init_scale = 0.0
         if config.learn_masking_schedule:
             self.token_schedule = TokenPolynomialSchedule(
                 config.vocab_size, power=config.schedule_power, eps=config.schedule_eps
@@ -740,7 +780,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head, a linear layer of `vocab_size` rows."""
+        """The head: a linear layer of `vocab_size` rows, for images a convolution of so many for each channel."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module):
@@ -779,13 +819,15 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         r"""
         Args:
             input_ids: `(batch, length)` ids of x_t, or `(batch, copies, length)`: several x_t of each example, at the
-                same time. With `labels` and without `timesteps`, `(batch, length)` clean ids: the times and masks are
-                then drawn here, stratified over the batch, from torch's global generator.
+                same time. With `labels` and without `timesteps`, `(batch, length)` clean ids: the times and masks (and
+                in training which labels are dropped) are then drawn here, stratified over the batch, from torch's
+                global generator. For images, `length` is `channels, height, width` here and below.
             timesteps: `(batch,)` times in [0, 1]; required by time-conditioned models. With them, no noise is drawn.
             labels: `(batch, length)` clean ids x_0 of all tokens that are scored, -100 elsewhere. Tokens that are not
                 scored must not be masked.
-            class_labels: `(batch,)` labels of a class-conditional model. transformers' own `Trainer` takes them for
-                targets by their name: to evaluate with it, set `label_names=["labels"]` in its arguments.
+            class_labels: `(batch,)` labels of a class-conditional model, see `MD4Model.forward`. transformers' own
+                `Trainer` takes them for targets by their name: to evaluate with it, set `label_names=["labels"]` in its
+                arguments.
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.
@@ -814,11 +856,12 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             self._check_labels(input_ids, labels, position_mask)
             if timesteps is None:
                 timesteps, mask_noise = self._draw_noise(labels)
+                class_labels = self._drop_labels(class_labels)
             check_per_example("timesteps", timesteps, labels.shape[0], "`labels` are given")
             check_range("timesteps", timesteps, 1)
             if mask_noise is not None:
                 self._check_clean(input_ids, labels)
-                check_shape("mask_noise", mask_noise, labels.shape, (labels.shape[0], None, labels.shape[1]))
+                check_shape("mask_noise", mask_noise, labels.shape, (labels.shape[0], None, *labels.shape[1:]))
                 input_ids = self._mask(input_ids, labels, timesteps, mask_noise)
         elif mask_noise is not None:
             raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
@@ -829,7 +872,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if max_masked is not None and not (isinstance(max_masked, Integral) and max_masked >= 0):
             raise ValueError(f"`max_masked` must be an integer >= 0, got {max_masked!r}.")
         check_num_items(num_items_in_batch)
-        copies = None if input_ids is None or input_ids.dim() != 3 else input_ids.shape[1]
+        copies = None if input_ids is None or input_ids.dim() != self._copies_dim else input_ids.shape[1]
         if copies is not None:
             # Copies are rows of a larger batch.
             if position_ids is not None:
@@ -850,7 +893,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         elif labels is not None and not output_logits:
             is_masked = ((input_ids == self.config.mask_token_id) & (row_labels != IGNORE_INDEX)).flatten()
             rows = indices_of(is_masked, max_masked)
-        keeps_all = kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False)
+        keeps_all = self._keeps_all(kwargs.get("output_hidden_states"))
         outputs = self.model(
             input_ids=input_ids,
             timesteps=row_timesteps,
@@ -866,9 +909,9 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         )
         # Back to the inputs and labels, if a device map has put the last layer (or the head, below) elsewhere.
         hidden_states = outputs.last_hidden_state.to((inputs_embeds if input_ids is None else input_ids).device)
-        if keeps_all:
+        if keeps_all and not self.config.is_image:
             hidden_states = at_rows(hidden_states, rows)
-        logits = self._logits(hidden_states) if output_logits else None
+        logits = self._logits(hidden_states, rows) if output_logits else None
         losses: dict[str, Tensor] = {}
         if labels is not None:
             if logits is None:
@@ -887,15 +930,30 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
         )
 
-    def _logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits with the mask's column at finfo.min: the model never predicts the mask. This is the one place."""
-        logits = self.lm_head(hidden_states).to(hidden_states.device)
+    @property
+    def _copies_dim(self) -> int:
+        """Number of axes of ids with copies: batch and copies before those of an example."""
+        return 2 + len(self.config.sample_shape)
+
+    def _keeps_all(self, output_hidden_states: bool | None) -> bool:
+        """Whether the network gives hidden states of all positions, and not of the needed rows alone."""
+        asked = output_hidden_states or getattr(self.config, "output_hidden_states", False)
+        return self.config.is_image or asked
+
+    def _logits(self, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
+        """Logits with the mask's column at finfo.min: the model never predicts the mask. This is the one place.
+
+        The hidden states of text are of the `rows` already; the head of images, which sees a pixel's neighbours, picks
+        them itself.
+        """
+        logits = self.lm_head(hidden_states, rows) if self.config.is_image else self.lm_head(hidden_states)
+        logits = logits.to(hidden_states.device)
         is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
         return logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
 
     def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Times for a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
-        batch, length = labels.shape
+        batch, *shape = labels.shape
         offset = torch.rand((), device=labels.device)
         timesteps = stratified_times(offset, torch.arange(batch, device=labels.device), batch)
         config = self.config
@@ -904,11 +962,18 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if config.learn_masking_schedule:
             timesteps = rescale_times(timesteps, config.schedule_first_time)
         copies = (GENMD4_COPIES,) if config.learn_masking_schedule and self.training else ()
-        return timesteps, torch.rand((batch, *copies, length), device=labels.device)
+        return timesteps, torch.rand((batch, *copies, *shape), device=labels.device)
+
+    def _drop_labels(self, class_labels: Tensor | None) -> Tensor | None:
+        """Labels of which some are replaced by the null class, in the training of a model that has one."""
+        if not (self.training and self.config.null_class is not None and isinstance(class_labels, Tensor)):
+            return class_labels
+        is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout
+        return class_labels.masked_fill(is_dropped, self.config.null_class)
 
     def _mask(self, x0: Tensor, labels: Tensor, timesteps: Tensor, mask_noise: Tensor) -> Tensor:
         """x_t for a clean batch, of the shape of the noise; tokens that are not scored stay."""
-        if mask_noise.dim() == 3:
+        if mask_noise.dim() == self._copies_dim:
             x0, labels = (x[:, None].expand(mask_noise.shape) for x in (x0, labels))
         schedule = self.masking_schedule
         if isinstance(schedule, TokenPolynomialSchedule):
@@ -929,7 +994,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         return nelbo_weight(self.masking_schedule, t, self.config.num_train_timesteps)
 
     def _token_nelbo(self, logits: Tensor, xt: Tensor, x0: Tensor, timesteps: Tensor) -> Tensor:
-        """Diffusion part of the NELBO of each token, `(rows, length)`, from all logits."""
+        """Diffusion part of the NELBO of each token, of the shape of the ids, from all logits."""
         mask_token_id, t, exponents = self.config.mask_token_id, timesteps.float(), self._exponents()
         if exponents is not None:
             return genmd4_token_nelbo(logits, x0, xt, exponents, t, mask_token_id)
@@ -941,29 +1006,36 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         """The same from the hidden states of the masked tokens alone; and the sum, for its cheaper gradient.
 
         `rows` are flat indices of the `hidden_states`, of all masked tokens and perhaps, to fill up, of others; without
-        them the hidden states are those of all tokens.
+        them the hidden states are those of all tokens. Those of images are always whole.
         """
-        target, weight = x0.flatten(), self._weight(timesteps.float()).repeat_interleave(x0.shape[1])
+        target, weight = x0.flatten(), self._weight(timesteps.float()).repeat_interleave(x0[0].numel())
         if rows is None:
-            hidden_states, weight = hidden_states.flatten(0, 1), torch.where(is_masked, weight, 0.0)
+            weight = torch.where(is_masked, weight, 0.0)
+            hidden_states = hidden_states if self.config.is_image else hidden_states.flatten(0, 1)
         else:
             is_wanted = torch.arange(len(rows), device=rows.device) < is_masked.sum()
             target, weight = target[rows], torch.where(is_wanted, weight[rows], 0.0)
         any_token = int(self.config.mask_token_id == 0)  # in the place of labels of -100, whose weight is 0
-        total, values = self._row_nelbo(hidden_states, torch.where(target < 0, any_token, target), weight)
+        total, values = self._row_nelbo(hidden_states, rows, torch.where(target < 0, any_token, target), weight)
         if torch.compiler.is_compiling():
             values = values.detach()  # as an output of the graph it would be given a gradient, of zeros, at a price
         if rows is not None:
             values = values.new_zeros(is_masked.shape).index_add(0, rows, values)
         return total, values.view(x0.shape)
 
-    def _row_nelbo(self, hidden_states: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum and values of weighted tokens `(rows,)` from `(rows, hidden)`; the place where it is chosen how."""
+    def _row_nelbo(
+        self, hidden_states: Tensor, rows: Tensor | None, target: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sum and values of weighted tokens `(rows,)` from `(rows, hidden)`; the place where it is chosen how.
+
+        Of images the logits are made: they are no wider than what the blocks keep for their gradients.
+        """
         exponents = self._exponents()
         if isinstance(self.lm_head, MD4Head):
             total, values = self.lm_head(hidden_states, target, weight, self.config.mask_token_id, exponents)
             return total.to(hidden_states.device), values.to(hidden_states.device)
-        logits = self._logits(hidden_states)  # of a head that an adapter or a quantiser has put in place of ours
+        # Of images, or of a head that an adapter or a quantiser has put in place of ours.
+        logits = self._logits(hidden_states, rows).flatten(0, -2)
         if exponents is not None:
             values = weight * genmd4_cross_entropy_nats(logits, target, exponents)
         else:
@@ -992,8 +1064,9 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         nelbo = loss = (total / copies + reconstruction.sum()) / num_items
         if self.config.learn_masking_schedule and self.training:
             t, x0 = (x.repeat_interleave(copies, dim=0) for x in (timesteps.float(), labels))
-            log_q = log_forward_probability(self.token_schedule, t, x0, xt, self.config.mask_token_id).sum(dim=1)
-            diffusion = fold_copies(nelbo_per_token.detach().sum(dim=1), copies)  # (batch, copies)
+            log_q = log_forward_probability(self.token_schedule, t, x0, xt, self.config.mask_token_id)
+            log_q = log_q.flatten(1).sum(dim=1)
+            diffusion = fold_copies(nelbo_per_token.detach().flatten(1).sum(dim=1), copies)  # (batch, copies)
             surrogate = rloo_surrogate(diffusion, fold_copies(log_q, copies)).sum()
             # The same number as with the gradient of each value, at a fraction of its price.
             loss = (surrogate + (total - total.detach()) / copies + reconstruction.sum()) / num_items
@@ -1003,13 +1076,18 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     def _reconstruction(self, labels: Tensor, scored: Tensor) -> Tensor:
         """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
         if not self.config.learn_masking_schedule:
-            return reconstruction_nelbo(self.masking_schedule, scored.sum(dim=1), self.config.vocab_size - 1)
+            num_scored = scored.flatten(1).sum(dim=1)
+            return reconstruction_nelbo(self.masking_schedule, num_scored, self.config.vocab_size - 1)
         first_time, mask_token_id = self.config.schedule_first_time, self.config.mask_token_id
-        return genmd4_reconstruction_nelbo(labels, self.token_schedule, first_time, mask_token_id).sum(dim=1)
+        nelbo = genmd4_reconstruction_nelbo(labels, self.token_schedule, first_time, mask_token_id)
+        return nelbo.flatten(1).sum(dim=1)
 
     def _check_clean(self, input_ids: Tensor, labels: Tensor):
-        if input_ids.dim() != 2:
-            raise ValueError(f"`input_ids` must be clean and `(batch, length)` here, got {tuple(input_ids.shape)}.")
+        if input_ids.shape != labels.shape:
+            raise ValueError(
+                f"`input_ids` must be clean and have the shape {tuple(labels.shape)} of `labels` here, got "
+                f"{tuple(input_ids.shape)}."
+            )
         if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
             raise ValueError(
                 "`input_ids` must be clean where `labels` are scored if no `timesteps` (or `mask_noise`) are given, "
@@ -1022,8 +1100,12 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             raise ValueError("`labels` need `input_ids`: which positions are masked is read from the ids.")
         if position_mask is not None:
             raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every masked position.")
-        expected = input_ids.shape[:1] + input_ids.shape[-1:]  # without copies
-        if labels.shape != expected or input_ids.dim() not in (2, 3):
+        axes = len(self.config.sample_shape)
+        if input_ids.dim() not in (1 + axes, 2 + axes):
+            raise ValueError(
+                f"`input_ids` must have {1 + axes} axes, or {2 + axes} with copies, got shape {tuple(input_ids.shape)}."
+            )
+        if labels.shape != input_ids.shape[:1] + input_ids.shape[-axes:]:  # without copies
             raise ValueError(
                 f"`labels` must have the batch and length of `input_ids` {tuple(input_ids.shape)}, got "
                 f"{tuple(labels.shape)}."
@@ -1106,6 +1188,26 @@ def check_shape(name: str, x: Tensor, *allowed: Iterable[int | None]):
         len(shape) == x.dim() and all(n in (None, m) for n, m in zip(shape, found, strict=True)) for shape in shapes
     ):
         raise ValueError(f"`{name}` must have shape {' or '.join(map(str, shapes))}, got {found}.")
+
+
+def check_image(input_ids: Tensor, config: MD4Config):
+    """Raise a ValueError unless the network can take images of this shape."""
+    channels = config.num_channels
+    if config.backbone == "uvit":  # it has a position embedding
+        check_shape("input_ids", input_ids, (None, *config.sample_shape))
+    check_shape("input_ids", input_ids, (None, channels, None, None))
+    multiple = 2 ** (len(config.channel_multipliers) - 1)
+    if any(size % multiple for size in input_ids.shape[2:]):
+        raise ValueError(
+            f"`input_ids` must have a height and width that are multiples of {multiple}, got {tuple(input_ids.shape)}."
+        )
+
+
+def check_left_out(names: Iterable[str], values: Iterable[object]):
+    """Raise a ValueError if one of these arguments is given."""
+    for name, value in zip(names, values, strict=True):
+        if value is not None:
+            raise ValueError(f"`{name}` must be None for images, got {type(value).__name__}.")
 
 
 def check_num_items(num_items: Tensor | int | None):

@@ -21,7 +21,7 @@ from .masked_diffusion import MaskingSchedule, discretize_times, stratified_time
 
 
 # One number per use, so that the same (seed, step, example) gives unrelated numbers for unrelated things.
-TRAIN_TIME, TRAIN_MASK, EVAL_TIME, EVAL_MASK = range(4)
+TRAIN_TIME, TRAIN_MASK, EVAL_TIME, EVAL_MASK, TRAIN_FLIP, TRAIN_CLASS = range(6)
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -117,6 +117,16 @@ def most_masked_tokens(
 def training_mask_noise(seed: int, step: int, index: Tensor, shape: torch.Size) -> Tensor:
     """Uniform numbers of `shape` `(n, ...)` that decide which tokens are masked; arguments as in `training_times`."""
     return _mask_noise((seed, TRAIN_MASK, step), index, shape)
+
+
+def training_flip_noise(seed: int, step: int, index: Tensor) -> Tensor:
+    """Uniform numbers `(n,)` that decide which images are mirrored; arguments as in `training_times`."""
+    return keyed_uniform(seed, TRAIN_FLIP, step, index, device=index.device)
+
+
+def training_class_noise(seed: int, step: int, index: Tensor) -> Tensor:
+    """Uniform numbers `(n,)` that decide which examples lose their class; arguments as in `training_times`."""
+    return keyed_uniform(seed, TRAIN_CLASS, step, index, device=index.device)
 
 
 def evaluation_times(seed: int, index: Tensor, draw: int, num_draws: int) -> Tensor:

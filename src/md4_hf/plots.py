@@ -13,7 +13,9 @@ from pathlib import Path
 def plot_losses(
     log_history: Sequence[Mapping[str, float]], path: str | os.PathLike, baselines: Mapping[str, float] | None = None
 ):
-    """Draw training and held-out loss over optimizer steps, in bits per character (or per token) as PNG or SVG.
+    """Draw training and held-out loss over optimizer steps as PNG or SVG.
+
+    The unit is bits per character or per dimension of an image, or per token where the log does not say more.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -27,10 +29,10 @@ def plot_losses(
     train = [entry for entry in log_history if "loss" in entry]
     if not heldout and not train:
         raise ValueError("`log_history` must hold losses, got none.")
-    per_character = bool(heldout) and "eval_bits_per_character" in heldout[-1]
-    unit = "character" if per_character else "token"
-    # Training is logged per token: the held-out text says how many bits per character that is.
-    scale = heldout[-1]["eval_bits_per_character"] / heldout[-1]["eval_bits_per_token"] if per_character else 1.0
+    last = heldout[-1] if heldout else {}
+    unit = next((unit for unit in ("character", "dimension") if f"eval_bits_per_{unit}" in last), "token")
+    # Training is logged per token: the held-out data say how many bits per unit that is.
+    scale = last[f"eval_bits_per_{unit}"] / last["eval_bits_per_token"] if last else 1.0
 
     figure, (axes,) = new_figure()
     if train:

@@ -14,18 +14,23 @@ class Preset:
     Args:
         model: Arguments of `MD4Config`; the vocabulary and the length come from the tokenizer and `block_size`.
         training: Arguments of `MD4TrainingArguments`.
-        data: Arguments of `DataArguments`.
-        tokenizer: Name or path for `load_tokenizer`.
-        batch_size: Sequences per optimizer step, over all devices.
+        data: Arguments of `DataArguments`, and of `ImageDataArguments` for images.
+        tokenizer: Name or path for `load_tokenizer`; None for images.
+        batch_size: Sequences or images per optimizer step, over all devices.
         paper: The paper's own result for this configuration, None if it has none.
     """
 
     model: dict[str, Any]
     training: dict[str, Any]
     data: dict[str, Any]
-    tokenizer: str
+    tokenizer: str | None
     batch_size: int
     paper: str | None = field(default=None)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a model of images."""
+        return self.tokenizer is None
 
 
 _PAPER_MODEL = {
@@ -158,3 +163,93 @@ PRESETS["text8-genmd4"] = _genmd4(
 PRESETS["openwebtext-small-genmd4"] = _genmd4(
     PRESETS["openwebtext-small"], "perplexity at most 21.80 on OpenWebText validation (paper)"
 )
+
+
+# Images --------------------------------------------------------------------------------------------------------------
+
+_PAPER_IMAGE_TRAINING = {
+    **_PAPER_TRAINING,
+    "max_steps": 2_000_000,
+    "learning_rate": 2e-4,
+    "warmup_steps": 100,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.99,
+    "random_flip": True,
+}
+_IMAGENET64_MODEL = {
+    "backbone": "uvit",
+    "image_size": 64,
+    "hidden_size": 256,
+    "num_hidden_layers": 8,
+    "dit_hidden_size": 768,
+    "dit_num_hidden_layers": 20,
+    "dit_num_attention_heads": 12,
+}
+# The samples' schedule is the cosine, with which the paper's pictures are made; the likelihood's the linear one.
+_IMAGENET64 = Preset(
+    model={**_IMAGENET64_MODEL, "masking_schedule": "linear"},
+    training={**_PAPER_IMAGE_TRAINING, "dataloader_num_workers": 8},
+    data={"data": "benjamin-paine/imagenet-1k-64x64", "validation_split": "validation", "convert": True},
+    tokenizer=None,
+    batch_size=512,
+    paper="at most 3.40 bits per dimension on downsampled ImageNet 64 × 64 (paper)",
+)
+PRESETS |= {
+    "digits": Preset(
+        model={
+            "backbone": "unet",
+            "image_size": 8,
+            "num_channels": 1,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_classes": 10,
+            "class_dropout": 0.1,
+            "residual_dropout": 0.1,
+        },
+        training={
+            "max_steps": 3000,
+            "learning_rate": 1e-3,
+            "warmup_steps": 100,
+            "lr_scheduler_type": "cosine",
+            "weight_decay": 0.01,
+            "adam_beta2": 0.99,
+            "max_grad_norm": 1.0,
+            "ema_decay": 0.99,
+            "per_device_train_batch_size": 64,
+            "per_device_eval_batch_size": 180,
+            "eval_strategy": "steps",
+            "eval_steps": 300,
+            "logging_steps": 50,
+            "save_strategy": "steps",
+            "save_steps": 1000,
+            "save_total_limit": 1,
+            "image_samples": 50,
+        },
+        data={"data": "digits", "num_levels": 17},
+        tokenizer=None,
+        batch_size=64,
+    ),
+    "cifar10": Preset(
+        model={
+            "backbone": "unet",
+            "image_size": 32,
+            "hidden_size": 128,
+            "num_hidden_layers": 32,
+            "residual_dropout": 0.1,
+            "masking_schedule": "cosine",
+            "num_train_timesteps": 256,
+        },
+        training=_PAPER_IMAGE_TRAINING,
+        data={"data": "uoft-cs/cifar10", "validation_split": "test"},
+        tokenizer=None,
+        batch_size=256,
+        paper="at most 2.75 bits per dimension on the CIFAR-10 test set (paper)",
+    ),
+    "imagenet64-likelihood": _IMAGENET64,
+    "imagenet64-samples": replace(_IMAGENET64, model={**_IMAGENET64_MODEL, "masking_schedule": "cosine"}, paper=None),
+    "imagenet64-class": replace(
+        _IMAGENET64,
+        model={**_IMAGENET64_MODEL, "masking_schedule": "cosine", "num_classes": 1000, "class_dropout": 0.1},
+        paper=None,
+    ),
+}

@@ -8,9 +8,10 @@ import importlib.util
 import sys
 from collections.abc import Callable
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskedLM
 
 from .configuration_md4 import MD4Config
+from .image_processing_md4 import MD4ImageProcessor
 from .modeling_md4 import MD4ForMaskedDiffusion, MD4Model
 
 
@@ -27,6 +28,8 @@ def register_auto_classes():
     AutoConfig.register(MD4Config.model_type, MD4Config, exist_ok=True)
     AutoModel.register(MD4Config, (MD4ForMaskedDiffusion, MD4Model), exist_ok=True)
     AutoModelForMaskedLM.register(MD4Config, MD4ForMaskedDiffusion, exist_ok=True)
+    processors = dict.fromkeys(("pil", "torchvision"), MD4ImageProcessor)  # one class, whichever is asked for
+    AutoImageProcessor.register(MD4Config, image_processor_classes=processors, exist_ok=True)
 
 
 def register_with_diffusers():
@@ -43,10 +46,11 @@ def register_with_diffusers():
     from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
     methods = ["save_pretrained", "from_pretrained"]
-    ours = {"MD4ForMaskedDiffusion": methods, "MaskedDiffusionScheduler": methods}
+    ours = dict.fromkeys(("MD4ForMaskedDiffusion", "MaskedDiffusionScheduler", "MD4ImageProcessor"), methods)
     LOADABLE_CLASSES.setdefault(__package__, ours)
     ALL_IMPORTABLE_CLASSES.update(ours)
     transformers.MD4ForMaskedDiffusion = MD4ForMaskedDiffusion
+    transformers.MD4ImageProcessor = MD4ImageProcessor
     diffusers.MaskedDiffusionScheduler = MaskedDiffusionScheduler
     diffusers.MaskedDiffusionPipeline = MaskedDiffusionPipeline
 

@@ -10,13 +10,19 @@ import diffusers
 import transformers
 
 from .configuration_md4 import MD4Config  # noqa: F401
+from .image_processing_md4 import MD4ImageProcessor
 from .masked_diffusion import MaskingSchedule  # noqa: F401
 from .modeling_md4 import MD4ForMaskedDiffusion
+from .modeling_md4_unet import MD4UNet  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 
 # diffusers takes the components of a flat folder from libraries that it knows: the index says that they are in these.
-for library, component in ((transformers, MD4ForMaskedDiffusion), (diffusers, MaskedDiffusionScheduler)):
+for library, component in (
+    (transformers, MD4ForMaskedDiffusion),
+    (transformers, MD4ImageProcessor),
+    (diffusers, MaskedDiffusionScheduler),
+):
     if not hasattr(library, component.__name__):
         setattr(library, component.__name__, component)

@@ -25,7 +25,7 @@ from transformers.utils.hub import PushInProgress
 
 from .adapters import fingerprint, is_adapted, save_base_record, stored_names
 from .averaging import EmaCallback
-from .callbacks import BitsProgressCallback, InterruptCallback, serve_on
+from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
 from .checkpoints import (
     MANIFEST,
     OPTIMIZERS,
@@ -36,10 +36,19 @@ from .checkpoints import (
 )
 from .collators import PaddingCollator
 from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
+from .image_data import check_image_processor_matches
+from .image_grid import save_image_grid
+from .image_processing_md4 import MD4ImageProcessor
 from .launch import RunLock, check_agreement, check_launch, on_first_process
 from .loading import make_pipeline
 from .model_card import CardFacts, make_model_card
-from .noise import most_masked_tokens, training_mask_noise, training_times
+from .noise import (
+    most_masked_tokens,
+    training_class_noise,
+    training_flip_noise,
+    training_mask_noise,
+    training_times,
+)
 from .optimizers import muon_with_adamw
 from .plots import plot_losses
 from .sharding import keep_float32, parameter_names, whole_weights
@@ -54,11 +63,13 @@ EMA_FOLDER = "ema"
 MOST_MASKED_SHARE = 0.8  # of all tokens: a larger bound on the masked ones is not worth having
 EXPONENTS = "token_schedule.free_exponents"
 TRAINING_ARGS_NAME = "training_args.bin"
+SAMPLES_NAME = "samples.png"
+SAMPLES_WIDTH = 512  # pixels of the picture, at least about
 STAGING_FOLDER = ".checkpoint-in-progress"
 SAME_ON_ALL_RANKS = (
     *("seed", "data_seed", "max_steps", "num_train_epochs", "learning_rate", "ema_decay", "num_copies", "output_dir"),
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("save_steps", "eval_steps", "eval_seed", "eval_draws"),
+    *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip"),
 )
 HUB_FOLDER = ".upload-in-progress"
 # Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
@@ -91,6 +102,16 @@ class MD4TrainingArguments(TrainingArguments):
         default=1, metadata={"help": "Stratified draws of time and masks per example in an evaluation."}
     )
     eval_seed: int = field(default=0, metadata={"help": "Seed of the evaluation noise."})
+    random_flip: bool = field(
+        default=False, metadata={"help": "Mirror each training image with probability one half, left to right."}
+    )
+    image_samples: int = field(
+        default=25, metadata={"help": "Images in samples.png, which every evaluation of a training draws; 0 for none."}
+    )
+    image_sample_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps of the sampler for samples.png; the scheduler's own number if left out."},
+    )
     use_muon: bool = field(
         default=False,
         metadata={
@@ -137,8 +158,11 @@ class MD4TrainingArguments(TrainingArguments):
             raise ValueError(f"`num_copies` must be >= 2, got {self.num_copies}.")
         if not self.schedule_lr_multiplier > 0.0:
             raise ValueError(f"`schedule_lr_multiplier` must be > 0, got {self.schedule_lr_multiplier}.")
-        if self.card_samples < 0:
-            raise ValueError(f"`card_samples` must be >= 0, got {self.card_samples}.")
+        for name in ("card_samples", "image_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}.")
+        if self.image_sample_steps is not None and self.image_sample_steps < 1:
+            raise ValueError(f"`image_sample_steps` must be >= 1, got {self.image_sample_steps}.")
         if self.data_seed is None:
             self.data_seed = self.seed
         if self.dataloader_num_workers == 0:
@@ -151,7 +175,8 @@ class MD4Trainer(Trainer):
     """
     `Trainer` that computes the MD4 ELBO of an `MD4ForMaskedDiffusion`; any other model is left to `Trainer`.
 
-    Data sets (map-style or streaming) hold clean `input_ids`, and optionally `labels` (-100 where a token is not scored
+    Data sets (map-style or streaming) hold clean `input_ids`, `(length,)` or `(channels, height, width)` of images, and
+    optionally `labels` (-100 where a token is not scored
     and never masked), `attention_mask`, `class_labels` and `num_characters` (for bits per character).
 
     - Times are stratified over all examples of an optimizer step, and all noise is a pure function of (seed, step,
@@ -159,17 +184,20 @@ class MD4Trainer(Trainer):
     - A stream of `datasets` is given whole to every process, and divided, repeated and resumed as `EndlessStream` does.
     - The weights' moving average is evaluated and saved; checkpoints hold the raw weights to resume from, and the
       average as a model of its own in `checkpoint-N/ema`.
-    - An evaluation reports nats per token, perplexity and bits with a standard error, over `eval_draws` draws.
+    - An evaluation reports nats per token, perplexity and bits with a standard error, over `eval_draws` draws; of
+      images, bits per dimension. During a training of images it also draws some, into `samples.png`.
+    - Of a model with `class_dropout`, examples lose their class with that probability; `random_flip` mirrors images.
     - A checkpoint appears under its name only when it is complete; Ctrl-C ends training with one.
     - An adapter (`PeftModel`) trains in the same way, and is saved as one.
     - `save_repository` writes, and `push_to_hub` uploads, what belongs to the trained model as one flat folder:
-      averaged weights, tokenizer, scheduler, loss plot and a model card, which `card_facts` adds to.
+      averaged weights, tokenizer or image processor, scheduler, loss plot and a model card, which `card_facts` adds to.
 
-    Takes the arguments of `Trainer`, with `MD4TrainingArguments` as `args`.
+    Takes the arguments of `Trainer`, with `MD4TrainingArguments` as `args`, and as `processing_class` a tokenizer, or
+    the `MD4ImageProcessor` of a model of images.
 
     Raises:
         ValueError: For an MD4 model with `compute_metrics` or `compute_loss_func` (the loss is the ELBO), or with a
-            tokenizer of another size or mask id.
+            tokenizer of another size or mask id, or an image processor of other images.
     """
 
     def __init__(self, model=None, args: MD4TrainingArguments | None = None, data_collator=None, **kwargs):
@@ -177,9 +205,9 @@ class MD4Trainer(Trainer):
         self.is_md4 = getattr(getattr(probe, "config", None), "model_type", None) == "md4"
         if self.is_md4:
             self._check_arguments(args, kwargs)
-            if isinstance(kwargs.get("processing_class"), PreTrainedTokenizerBase):
-                config = model.config
-                check_tokenizer_matches(kwargs["processing_class"], config.vocab_size, config.mask_token_id)
+            self._check_processing_class(kwargs.get("processing_class"), model.config)
+            if args.random_flip and not model.config.is_image:
+                raise ValueError("`random_flip` must be False for a model of text, got True.")
             if args.matmul_precision is not None:
                 torch.set_float32_matmul_precision(args.matmul_precision)
             data_collator = data_collator or PaddingCollator()
@@ -199,10 +227,20 @@ class MD4Trainer(Trainer):
             self.add_callback(self.ema)
         if self.is_md4:
             unwrapped = self.accelerator.unwrap_model(model)
-            self.diffusion = Diffusion.of(unwrapped)
             self._base_fingerprint = fingerprint(unwrapped.get_base_model() if is_adapted(unwrapped) else unwrapped)
+            self.diffusion = Diffusion.of_config(unwrapped.config)
+            self.is_image = unwrapped.config.is_image
+            if self.is_image:
+                self.add_callback(ImageSamplesCallback(self._save_image_samples))
             if self.pop_callback(ProgressCallback) is not None:
                 self.add_callback(BitsProgressCallback())
+
+    @staticmethod
+    def _check_processing_class(processor, config):
+        if isinstance(processor, PreTrainedTokenizerBase):
+            check_tokenizer_matches(processor, config.vocab_size, config.mask_token_id)
+        if isinstance(processor, MD4ImageProcessor):
+            check_image_processor_matches(processor, config)
 
     @staticmethod
     def _check_arguments(args, kwargs):
@@ -404,7 +442,11 @@ class MD4Trainer(Trainer):
             timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
             copies = (self.args.num_copies,) if self.diffusion.schedule is None else ()
             shape = torch.Size((len(ids), *copies, *ids.shape[1:]))
-            noise = training_mask_noise(*key, index.to(ids.device, non_blocking=True), shape)
+            index = index.to(ids.device, non_blocking=True)
+            noise = training_mask_noise(*key, index, shape)
+            inputs = self.diffusion.drop_classes(inputs, training_class_noise(*key, index))
+            if self.args.random_flip:
+                inputs = _flip_images(inputs, training_flip_noise(*key, index) < 0.5)
             inputs = self.diffusion.noised(inputs, timesteps, noise)
             inputs["max_masked"] = self._most_masked_tokens(ids, total, all_scored)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -456,7 +498,7 @@ class MD4Trainer(Trainer):
             return super().evaluation_loop(*args, **kwargs)
         self._num_evaluated = 0
         kwargs["prediction_loss_only"] = False
-        self.compute_metrics = _metrics_of_examples
+        self.compute_metrics = functools.partial(_metrics_of_examples, are_images=self.is_image)
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         try:
             with self.ema_weights(), torch.random.fork_rng(devices):
@@ -618,8 +660,8 @@ class MD4Trainer(Trainer):
     def save_repository(self, folder: str | os.PathLike, **facts: Any):
         """Write what belongs to the trained model as one flat folder, which every loader opens.
 
-        That is the model (its averaged weights) or adapter, the tokenizer, the scheduler, the loss plot and a model
-        card. Call it on all processes.
+        That is the model (its averaged weights) or adapter, the tokenizer or image processor, the scheduler, the loss
+        plot, samples of images and a model card. Call it on all processes.
 
         Args:
             folder: Where to; made if it is not there.
@@ -628,6 +670,8 @@ class MD4Trainer(Trainer):
         self._write_model(folder, averaged=True)
         with self.ema_weights():
             samples = self._draw_card_samples()
+        if self.is_image:
+            self._save_image_samples(folder)
         if self.is_world_process_zero():
             self._complete_repository(Path(folder), samples=samples, **facts)
         self.accelerator.wait_for_everyone()
@@ -638,7 +682,7 @@ class MD4Trainer(Trainer):
         if is_adapted(model):
             save_base_record(self._base_fingerprint, folder)
         else:
-            pipeline = make_pipeline(model, self.processing_class)
+            pipeline = self._make_pipeline(model)
             pipeline.scheduler.save_pretrained(folder)
             pipeline.save_config(folder)
         plot = None
@@ -647,18 +691,56 @@ class MD4Trainer(Trainer):
             baselines = facts.get("baselines", self.card_facts.baselines)
             plot_losses(self.state.log_history, folder / plot, baselines)
         facts.setdefault("location", self.hub_model_id or str(folder))
+        if (folder / SAMPLES_NAME).exists():
+            facts["sample_grid"] = SAMPLES_NAME
         self.create_model_card(output_dir=str(folder), plot=plot, **facts)
 
-    def _draw_card_samples(self) -> list[str]:
-        """Samples of the trained model, where one process has all of it."""
+    def _make_pipeline(self, model: nn.Module):
+        """A pipeline of the model and what reads and writes its data."""
+        name = "image_processor" if self.is_image else "tokenizer"
+        return make_pipeline(model, **{name: self.processing_class})
+
+    @property
+    def _can_sample(self) -> bool:
+        """Whether this is the process that draws samples: the first, if it has the whole model and a processor."""
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        tokenizer = self.processing_class
-        if not (self.args.card_samples and whole and self.is_world_process_zero() and tokenizer is not None):
+        return whole and self.is_world_process_zero() and self.processing_class is not None
+
+    def _save_image_samples(self, folder: str | os.PathLike | None = None):
+        """Draw images from the averaged weights, always from the same noise, into `samples.png`.
+
+        The random state stays as it is. Classes of a class-conditional model take turns, a column each.
+        """
+        num_samples = self.args.image_samples
+        if not (num_samples and self._can_sample):
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        num_classes = model.config.num_classes
+        columns = math.ceil(math.sqrt(num_samples)) if num_classes is None else min(num_classes, num_samples)
+        labels = None if num_classes is None else [i % columns for i in range(num_samples)]
+        pipeline = self._make_pipeline(model)
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(self.args.seed)
+        with self.ema_weights(), torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            images = pipeline(
+                num_samples=num_samples if labels is None else 1,
+                class_labels=labels,
+                num_inference_steps=self.args.image_sample_steps,
+                generator=generator,
+            ).images
+        enlarge = max(1, SAMPLES_WIDTH // (columns * images[0].width))
+        path = Path(folder or self.args.output_dir) / SAMPLES_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image_grid(images, path, columns=columns, enlarge=enlarge, gap=2)
+
+    def _draw_card_samples(self) -> list[str]:
+        """Samples of text of the trained model, where one process has all of it."""
+        if not (self.args.card_samples and self._can_sample) or self.is_image:
             return []
         model = self.accelerator.unwrap_model(self.model)
         if model.config.num_classes is not None:
             return []
-        pipeline = make_pipeline(model.get_base_model() if is_adapted(model) else model, tokenizer)
+        pipeline = self._make_pipeline(model.get_base_model() if is_adapted(model) else model)
         generator = torch.Generator().manual_seed(self.args.seed)
         pipeline.set_progress_bar_config(desc="Sampling for the model card", leave=False)
         prompt = self.card_facts.sample_prompt
@@ -809,6 +891,13 @@ def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: i
         first += world_size * size
 
 
-def _metrics_of_examples(prediction: EvalPrediction) -> dict[str, float]:
+def _flip_images(inputs: dict[str, Tensor], flip: Tensor) -> dict[str, Tensor]:
+    """Mirror the images `(batch, channels, height, width)` where `flip` `(batch,)` is true, and their labels."""
+    flip = flip[:, None, None, None]
+    flipped = {name: torch.where(flip, inputs[name].flip(-1), inputs[name]) for name in ("input_ids", "labels")}
+    return {**inputs, **flipped}
+
+
+def _metrics_of_examples(prediction: EvalPrediction, are_images: bool) -> dict[str, float]:
     nelbo, num_tokens, num_characters = torch.as_tensor(prediction.predictions).unbind(dim=1)
-    return nelbo_metrics(nelbo, num_tokens, None if num_characters.isnan().any() else num_characters)
+    return nelbo_metrics(nelbo, num_tokens, None if num_characters.isnan().any() else num_characters, are_images)

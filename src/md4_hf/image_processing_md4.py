@@ -1,0 +1,243 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Images to the ids of a masked diffusion model and back: a token for each channel of each pixel, no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from transformers import BaseImageProcessor, BatchFeature
+
+
+WHITE = 255
+MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+class MD4ImageProcessorKwargs(TypedDict, total=False):
+    """What `MD4ImageProcessor.from_pretrained` can be given other values of."""
+
+    size: Any
+    num_channels: int
+    num_levels: int
+    do_resize: bool
+    do_convert: bool
+    resample: int
+
+
+class MD4ImageProcessor(BaseImageProcessor):
+    r"""
+    Makes ids of images, and images of ids.
+
+    An id is a level of brightness of one channel, 0 (dark) to `num_levels - 1`; the mask is none of them. A picture of
+    8 bits has 256 levels. With fewer, a value v is read as the nearest level, and level k is written as the nearest
+    value to 255 k / (num_levels - 1): from ids to pictures and back, every id stays as it is.
+
+    Args:
+        size (`int`, `tuple[int, int]` or `dict[str, int]`, defaults to 32):
+            Height and width of all images, as one number, as two, or as `{"height": ..., "width": ...}`.
+        num_channels (`int`, defaults to 3): 1 for grey images, 3 for RGB.
+        num_levels (`int`, defaults to 256): Number of levels, 2 to 256; `vocab_size - 1` of the model.
+        do_resize (`bool`, defaults to `False`):
+            Whether to crop the middle of images of another size, in the proportion of `size`, and scale it.
+        do_convert (`bool`, defaults to `False`):
+            Whether to turn pictures of other modes (RGBA, palettes, grey, ...) into grey or RGB ones.
+        resample (`int`, defaults to 3): The filter of `do_resize`, a number of `PIL.Image.Resampling`; bicubic.
+
+    Raises:
+        ValueError: For a value out of its range.
+
+    Example:
+
+    ```python
+    >>> from md4_hf import MD4ImageProcessor
+
+    >>> processor = MD4ImageProcessor(size=8, num_channels=1, num_levels=17)
+    >>> ids = processor(images)["input_ids"]  # (batch, 1, 8, 8)
+    >>> images = processor.postprocess(ids)  # PIL images
+    ```
+    """
+
+    model_input_names = ["input_ids"]
+    valid_kwargs = MD4ImageProcessorKwargs
+
+    def __init__(
+        self,
+        size: int | Sequence[int] | Mapping[str, int] = 32,
+        num_channels: int = 3,
+        num_levels: int = 256,
+        do_resize: bool = False,
+        do_convert: bool = False,
+        resample: int = PIL.Image.Resampling.BICUBIC,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not _is_integer(num_levels) or not 2 <= num_levels <= WHITE + 1:
+            raise ValueError(f"`num_levels` must be an integer in [2, 256], got {num_levels!r}.")
+        if not _is_integer(num_channels) or num_channels not in MODES:
+            raise ValueError(f"`num_channels` must be 1 (grey) or 3 (RGB), got {num_channels!r}.")
+        if resample not in list(PIL.Image.Resampling):
+            raise ValueError(f"`resample` must be a number of PIL.Image.Resampling, got {resample!r}.")
+        for name, value in (("do_resize", do_resize), ("do_convert", do_convert)):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+        self.size = _size(size)
+        self.num_channels = num_channels
+        self.num_levels = num_levels
+        self.do_resize = do_resize
+        self.do_convert = do_convert
+        self.resample = int(resample)
+
+    @classmethod
+    def for_config(cls, config, **options: Any) -> MD4ImageProcessor:
+        """The processor that fits an `MD4Config` of images: size, channels and levels are the model's.
+
+        Args:
+            config: The configuration; its mask is the last id.
+            options: Other arguments, such as `do_resize`.
+        """
+        channels, *size = config.sample_shape
+        return cls(size, channels, config.vocab_size - 1, **options)
+
+    def preprocess(self, images, return_tensors: str | None = "pt") -> BatchFeature:
+        """
+        Images to ids.
+
+        Args:
+            images:
+                One image, or a list of them: PIL images; arrays `(height, width)` or `(height, width, channels)`;
+                tensors `(height, width)` or `(channels, height, width)`. An array or tensor with four axes is a batch.
+                Numbers are uint8 in [0, 255], or floats in [0, 1].
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
+
+        Returns:
+            `BatchFeature` with `input_ids` `(batch, channels, height, width)`, int64.
+
+        Raises:
+            ValueError: For images of another kind, mode, size, number of channels or range.
+        """
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f'`return_tensors` must be "pt" or "np", got {return_tensors!r}.')
+        pixels = np.stack([self._read(image) for image in _as_list(images)])
+        # To the nearest level, in integers: (num_levels - 1) v / 255 is never halfway between two.
+        ids = (pixels.astype(np.int64) * (2 * (self.num_levels - 1)) + WHITE) // (2 * WHITE)
+        return BatchFeature({"input_ids": ids.transpose(0, 3, 1, 2)}, tensor_type=return_tensors)
+
+    def postprocess(
+        self, ids: torch.Tensor | np.ndarray, output_type: str = "pil"
+    ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
+        """
+        Ids to images.
+
+        Args:
+            ids: Integers `(batch, channels, height, width)` in [0, num_levels), of any height and width.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
+
+        Returns:
+            A list of PIL images; or float32 numbers in [0, 1], an array `(batch, height, width, channels)` with
+            `"np"`, a tensor `(batch, channels, height, width)` with `"pt"`.
+
+        Raises:
+            ValueError: For ids of another shape, kind or range (the mask is no level), or another output type.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        ids = self._check_ids(ids)
+        if output_type == "pt":
+            return ids.float() / (self.num_levels - 1)
+        levels = ids.permute(0, 2, 3, 1).numpy()
+        if output_type == "np":
+            return levels.astype(np.float32) / np.float32(self.num_levels - 1)
+        pixels = ((levels * (2 * WHITE) + self.num_levels - 1) // (2 * (self.num_levels - 1))).astype(np.uint8)
+        return [PIL.Image.fromarray(image[..., 0] if self.num_channels == 1 else image) for image in pixels]
+
+    def _check_ids(self, ids) -> torch.Tensor:
+        ids = torch.as_tensor(ids).cpu()
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"`ids` must be integers, got {ids.dtype}.")
+        if ids.dim() != 4 or ids.shape[1] != self.num_channels or not ids.numel():
+            raise ValueError(
+                f"`ids` must have shape (batch, {self.num_channels}, height, width), got {tuple(ids.shape)}."
+            )
+        if not 0 <= ids.min() <= ids.max() < self.num_levels:
+            raise ValueError(f"`ids` must be in [0, {self.num_levels}), got values from {ids.min()} to {ids.max()}.")
+        return ids.long()
+
+    def _read(self, image) -> np.ndarray:
+        """One image as bytes `(height, width, channels)`."""
+        if isinstance(image, PIL.Image.Image):
+            pixels = self._read_picture(image)
+        elif isinstance(image, torch.Tensor):
+            pixels = image.detach().cpu()
+            pixels = _to_bytes((pixels.permute(1, 2, 0) if pixels.dim() == 3 else pixels).numpy())
+        elif isinstance(image, np.ndarray):
+            pixels = _to_bytes(image)
+        else:
+            raise ValueError(f"`images` must be PIL images, arrays or tensors, got {type(image).__name__}.")
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or pixels.shape[2] != self.num_channels or not pixels.size:
+            raise ValueError(f"`images` must have {self.num_channels} channels, got an image of shape {image.shape}.")
+        return self._fit(pixels)
+
+    def _read_picture(self, image: PIL.Image.Image) -> np.ndarray:
+        mode = MODES[self.num_channels]
+        if image.mode != mode and not self.do_convert:
+            raise ValueError(f"`images` must have the mode {mode} (or set `do_convert`), got {image.mode}.")
+        return np.asarray(image.convert(mode))
+
+    def _fit(self, pixels: np.ndarray) -> np.ndarray:
+        height, width = self.size["height"], self.size["width"]
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        if not self.do_resize:
+            raise ValueError(
+                f"`images` must be {height} x {width} pixels, height by width (or set `do_resize`), got "
+                f"{pixels.shape[0]} x {pixels.shape[1]}."
+            )
+        picture = PIL.Image.fromarray(pixels[..., 0] if self.num_channels == 1 else pixels)
+        fitted = np.asarray(PIL.ImageOps.fit(picture, (width, height), PIL.Image.Resampling(self.resample)))
+        return fitted.reshape(height, width, self.num_channels)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _size(size) -> dict[str, int]:
+    """Height and width by name, of any way to give them."""
+    if isinstance(size, Mapping):
+        values = [size[name] for name in ("height", "width")] if set(size) == {"height", "width"} else []
+    else:
+        values = [size, size] if _is_integer(size) else size
+    is_pair = isinstance(values, Sequence) and len(values) == 2
+    if not (is_pair and all(_is_integer(value) and value >= 1 for value in values)):
+        raise ValueError(f"`size` must be one number or a height and a width, each >= 1, got {size!r}.")
+    return dict(zip(("height", "width"), values, strict=True))
+
+
+def _as_list(images) -> list:
+    """The images one by one."""
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise ValueError("`images` must hold at least one image, got none.")
+        return list(images)
+    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
+    return list(images) if is_batch and len(images) else [images]
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1] as numbers of 8 bits; those of 8 bits as they are."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(f"`images` must be uint8 in [0, 255] or floats in [0, 1], got {pixels.dtype}.")
+    if pixels.size and not (pixels.min() >= 0.0 and pixels.max() <= 1.0):
+        raise ValueError(f"`images` of floats must be in [0, 1], got values from {pixels.min()} to {pixels.max()}.")
+    return np.rint(pixels.astype(np.float64) * WHITE).astype(np.uint8)
+
+
+MD4ImageProcessor.register_for_auto_class()  # saved with its code, for `trust_remote_code`

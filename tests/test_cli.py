@@ -349,7 +349,7 @@ def test_help_is_short_unless_all_is_asked_for(capsys):
         (["sample", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such"),
         (
             ["infill", "./no-such-model", "no gap"],
-            '`text` must have gaps such as <mask:12>, of less than a million, got "no gap"',
+            '`text` must have a gap such as <mask:12>, got "no gap"',
         ),
         (["evaluate", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id"),
         (["evaluate", "./no-such-model", "--draws", "0"], "`draws` must be >= 1, got 0"),

@@ -38,15 +38,16 @@ LIMITS = {
     "what was left out. The images were scaled to 64 × 64 in another way than those that the paper's number is of.",
 }
 IMAGENET64 = (
-    "Of the official configuration the network, the batch and the sampling are known here; the other options of the "
-    "training are those of `cifar10`, without its dropout. The drop-out of classes, for guidance, is not the paper's. "
-    "Of the recipe, the code has been run, on stand-ins, and the training has not."
+    "Of the official configuration the network and the batch are known here. The masking schedule is a choice; the "
+    "other options of the training are those of `cifar10`, without its dropout. The drop-out of classes, for guidance, "
+    "is not the paper's. Of the recipe, the code has been run, on stand-ins, and the training has not."
 )
 OFFICIAL = (
     "The options are the official configuration, with one difference: `Trainer` leaves biases and norms out of the "
     "weight decay. The data set could not be reached from where this was written: of the recipe, the code has been "
     "run, on stand-ins, and the training has not."
 )
+CIFAR10 = f"{OFFICIAL} The masking schedule is a choice: the official one is not known here."
 BOUNDS = (
     "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo. Nothing is done to make a model's text true or "
     "safe."
@@ -247,6 +248,8 @@ def make_limits(preset) -> str:
     origin = [OFFICIAL] if preset.paper is not None else []
     if "imagenet" in data:
         origin = [IMAGENET64]
+    elif "cifar10" in data:
+        origin = [CIFAR10]
     bounds = IMAGE_BOUNDS if preset.is_image else BOUNDS
     return "\n\n".join(textwrap.fill(text, 119) for text in (LIMITS[data], *origin, bounds))
 

@@ -185,7 +185,7 @@ _IMAGENET64_MODEL = {
     "dit_num_hidden_layers": 20,
     "dit_num_attention_heads": 12,
 }
-# The samples' schedule is the cosine, with which the paper's pictures are made; the likelihood's the linear one.
+# Which schedule the official runs have is not known here: the cosine and the linear one are choices.
 _IMAGENET64 = Preset(
     model={**_IMAGENET64_MODEL, "masking_schedule": "linear"},
     training={**_PAPER_IMAGE_TRAINING, "dataloader_num_workers": 8},

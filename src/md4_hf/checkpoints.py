@@ -24,10 +24,11 @@ BYTES_AT_A_TIME = 2**22
 DIGESTS_AT_ONCE = 8
 # Where a checkpoint has its optimizer, by the kind of training that wrote it.
 DEEPSPEED = "DeepSpeed"
+FSDP_SHARDED = "FSDP with sharded checkpoints"
 OPTIMIZERS = {
     "plain or DDP": "optimizer.pt",
     "FSDP with whole checkpoints": "optimizer.bin",
-    "FSDP with sharded checkpoints": "optimizer_0",
+    FSDP_SHARDED: "optimizer_0",
     DEEPSPEED: "global_step*",
 }
 

@@ -359,6 +359,7 @@ def _convert_attention_block(flax: FlaxParams, config: MD4Config, block: str, na
 
 
 def convert_dit(flax: FlaxParams, config: MD4Config, dit: str, name: str) -> dict[str, Tensor]:
+    """The DiT `dit` of the official U-ViT as the module `name`."""
     state = flax.conv(f"{dit}/x_embedder/proj", f"{name}.patch_embedding")
     state[f"{name}.position_embedding"] = flax.take(f"{dit}/pos_embed")
     for index in range(config.dit_num_hidden_layers):
@@ -371,6 +372,7 @@ def convert_dit(flax: FlaxParams, config: MD4Config, dit: str, name: str) -> dic
 
 
 def convert_dit_layer(flax: FlaxParams, config: MD4Config, block: str, layer: str) -> dict[str, Tensor]:
+    """One block of the official DiT as the module `layer`."""
     width = config.dit_hidden_size
     qkv = {f"{block}/attn/w{x}": width for x in "qkv"}
     state = flax.stacked_dense(qkv, width, f"{layer}.attention.qkv_proj")

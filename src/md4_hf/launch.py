@@ -78,14 +78,19 @@ def check_agreement(args: TrainingArguments, facts: Mapping[str, Any]):
     Raises:
         ValueError: On all of them, naming the first fact that differs and each process's value.
     """
-    if args.world_size == 1:
-        return
-    everyone: list[Any] = [None] * args.world_size
-    torch.distributed.all_gather_object(everyone, dict(facts))
+    everyone = gather(dict(facts), args.world_size)
     for name in facts:
         values = [other[name] for other in everyone]
         if any(value != values[0] for value in values):
             raise ValueError(f"`{name}` must be the same on all processes, got {values}.")
+
+
+def gather(value: Any, num_ranks: int) -> list[Any]:
+    """The values of all processes, where they are joined in a group."""
+    values = [value] * num_ranks
+    if num_ranks > 1 and torch.distributed.is_initialized():
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def on_first_process(args: TrainingArguments, action: Callable[[], Any]) -> Any:
@@ -140,8 +145,7 @@ class RunLock:
     def _check_shared(self):
         mark = self.folder / f"{LOCK}-{on_first_process(self.args, lambda: secrets.token_hex(8))}"
         on_first_process(self.args, mark.touch)
-        seen: list[Any] = [None] * self.args.world_size
-        torch.distributed.all_gather_object(seen, mark.exists())
+        seen = gather(mark.exists(), self.args.world_size)
         on_first_process(self.args, mark.unlink)
         if not all(seen):
             raise ValueError(

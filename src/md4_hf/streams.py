@@ -20,6 +20,7 @@ from transformers import TrainingArguments
 
 from .callbacks import serve_on
 from .data import DOCUMENTS_PER_BATCH, PackedStream, StreamPacker
+from .launch import gather
 
 
 POSITION, ERROR = "stream_position", "stream_error"  # what a batch says beside its tensors
@@ -128,7 +129,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         """
         errors = [batch[ERROR] for batch in batches if ERROR in batch]
         if not self._has_begun:
-            errors = [error for of_rank in _gather(errors, self.num_ranks) for error in of_rank]
+            errors = [error for of_rank in gather(errors, self.num_ranks) for error in of_rank]
             self._has_begun = True
         if errors:
             raise ValueError(errors[0])
@@ -158,7 +159,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
             problem = f"it was written by {record['num_processes']} process(es), each with a share of its own"
         elif record is not None and record["fingerprint"] != self.fingerprint:
             problem = "its stream had another first row or order (a `shuffle` needs a fixed `seed`)"
-        problems = [problem for problem in _gather(problem, self.num_ranks) if problem is not None]
+        problems = [problem for problem in gather(problem, self.num_ranks) if problem is not None]
         if problems:
             raise ValueError(
                 f"`resume_from_checkpoint` must have the position of this stream for {self.num_ranks} process(es), got "
@@ -193,7 +194,7 @@ def _check_whole(stream: IterableDataset, num_ranks: int) -> str:
             f"{split.rank} of {split.world_size}: leave out `split_dataset_by_node`."
         )
     fingerprint = _fingerprint(source)
-    if len(set(_gather(fingerprint, num_ranks))) > 1:
+    if len(set(gather(fingerprint, num_ranks))) > 1:
         raise ValueError(
             "`train_dataset` must be the same whole stream on all processes, which MD4Trainer divides itself, got "
             "streams with different first rows or orders: do not divide it, and give `shuffle` a fixed `seed`."
@@ -237,14 +238,6 @@ def _fingerprint(stream: IterableDataset) -> str:
     generators = [layer.generator.bit_generator.state for layer in _layers(stream) if hasattr(layer, "generator")]
     text = repr((next(iter(stream), None), generators))
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
-
-
-def _gather(value: Any, num_ranks: int) -> list[Any]:
-    """The values of all processes, where they are joined in a group."""
-    values = [value] * num_ranks
-    if torch.distributed.is_initialized():
-        torch.distributed.all_gather_object(values, value)
-    return values
 
 
 def _file_name(rank: int) -> str:

@@ -27,6 +27,7 @@ from .adapters import fingerprint, is_adapted, save_base_record, stored_names
 from .averaging import EmaCallback
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
 from .checkpoints import (
+    FSDP_SHARDED,
     MANIFEST,
     OPTIMIZERS,
     check_training_state,
@@ -316,9 +317,9 @@ class MD4Trainer(Trainer):
     @property
     def _kind_of_training(self) -> str:
         """Which of the `OPTIMIZERS` a checkpoint has."""
-        plain, whole, sharded, deepspeed = OPTIMIZERS
+        plain, whole, _, deepspeed = OPTIMIZERS
         if self.is_fsdp_enabled:
-            return sharded if "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type) else whole
+            return FSDP_SHARDED if "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type) else whole
         return deepspeed if self.is_deepspeed_enabled else plain
 
     def _run_epoch(self, *args, **kwargs):
@@ -574,7 +575,7 @@ class MD4Trainer(Trainer):
         if is_adapted(self.accelerator.unwrap_model(self.model)):
             return False
         if self.is_fsdp_enabled:
-            return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+            return self._kind_of_training == FSDP_SHARDED
         if not self.is_deepspeed_enabled or self.model_wrapped.zero_optimization_stage() < 3:
             return False
         return not self.model_wrapped.zero_gather_16bit_weights_on_model_save()

@@ -30,11 +30,12 @@ test: $(VENV)/test.stamp  ## the quick tests, a file per process at a time (ARGS
 test-slow: $(VENV)/test.stamp  ## the tests that take minutes (ARGS=...)
 	@$(VENV_PYTHON) -m pytest -m slow $(ARGS)
 
-bench: $(VENV)/base.stamp  ## the benchmarks; results in benchmarks/results
+bench: $(VENV)/test.stamp  ## the benchmarks; results in benchmarks/results
 	@$(VENV_PYTHON) benchmarks/training_step.py --repeats 2 --growth --output benchmarks/results/training_step.md
 	@$(VENV_PYTHON) benchmarks/head.py --output benchmarks/results/head.md
 	@$(VENV_PYTHON) benchmarks/sampling.py --repeats 1 --timed_steps 4 --growth --output benchmarks/results/sampling.md
 	@$(VENV_PYTHON) benchmarks/scaling.py --output benchmarks/results/scaling.md
+	@$(VENV_PYTHON) benchmarks/digits.py --output benchmarks/results/digits.md
 
 style: $(VENV)/dev.stamp  ## format the code and fix what ruff can fix
 	@$(VENV_PYTHON) -m ruff check --fix-only --quiet .

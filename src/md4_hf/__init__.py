@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .configuration_md4 import MD4Config
 from .modeling_md4 import MaskedDiffusionOutput, MD4ForMaskedDiffusion, MD4Model
+from .modeling_md4_causal import MD4ForCausalLM
 from .registration import register_auto_classes, register_when_imported
 
 
@@ -36,7 +37,20 @@ _LAZY = {
         "pydoc_documents",
     ],
     "errors": ["reading"],
+    "detokenizers": ["detokenize"],
     "evaluation": ["Diffusion", "example_nelbo", "nelbo_metrics"],
+    "evaluation_report": ["TaskResult", "results_json", "results_markdown", "results_table", "weights_digest"],
+    "evaluation_rounds": ["Rounds", "Stopping", "evaluate_in_rounds"],
+    "evaluation_tasks": [
+        "PREPARATIONS",
+        "SUITES",
+        "TASKS",
+        "Recipe",
+        "Task",
+        "load_rows",
+        "make_recipe",
+        "make_windows",
+    ],
     "image_data": [
         "ImageDataArguments",
         "ImageDataset",
@@ -62,6 +76,8 @@ _LAZY = {
         "genmd4_token_nelbo",
         "log_forward_probability",
         "make_schedule",
+        "mask_lowest",
+        "masked_count_weights",
         "mean_from_score",
         "nelbo_weight",
         "reconstruction_nelbo",
@@ -99,7 +115,14 @@ _LAZY = {
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 
-__all__ = ["MD4Config", "MD4ForMaskedDiffusion", "MD4Model", "MaskedDiffusionOutput", *sorted(_MODULE_OF)]
+__all__ = [
+    "MD4Config",
+    "MD4ForCausalLM",
+    "MD4ForMaskedDiffusion",
+    "MD4Model",
+    "MaskedDiffusionOutput",
+    *sorted(_MODULE_OF),
+]
 
 
 def __getattr__(name: str):

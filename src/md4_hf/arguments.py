@@ -83,7 +83,9 @@ class StartArguments:
 
     model_name_or_path: str | None = option("Model to go on training (folder or Hub id), in place of a new one.")
     objective: str = option(
-        '"md4", or "genmd4", which learns a masking schedule for each token.', default="md4", choices=["md4", "genmd4"]
+        '"md4"; "genmd4", which learns a masking schedule for each token; or "ar", an autoregressive baseline.',
+        default="md4",
+        choices=["md4", "genmd4", "ar"],
     )
     tokenizer: str | None = option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
 
@@ -138,6 +140,7 @@ class ModelArguments:
     schedule_eps: float | None = option("Distance that the schedule keeps from 0 and 1.")
     learn_masking_schedule: bool | None = option("GenMD4: learn an exponent of the schedule for each token.")
     schedule_first_time: float | None = option("GenMD4's first time t_1.")
+    is_causal: bool | None = option("Autoregressive baseline: tokens see those before them only.")
     num_train_timesteps: int | None = option("Steps of discrete-time training; continuous time if left out.")
     image_size: int | None = option("Height and width of the images.")
     num_channels: int | None = option("Channels of the images: 1 (grey) or 3 (RGB).")

@@ -7,9 +7,11 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from md4_hf import (
     DataArguments,
@@ -18,8 +20,10 @@ from md4_hf import (
     MD4Trainer,
     MD4TrainingArguments,
     PairArguments,
+    Stopping,
     check_tokenizer_matches,
     encode_pairs,
+    evaluate_in_rounds,
     load_documents,
     load_model,
     load_pairs,
@@ -30,6 +34,7 @@ from md4_hf import (
 )
 
 from .cli_images import check_no_images, evaluation_images
+from .cli_suite import SuiteArguments, SuiteRun, describe_model, evaluate_suite, recipes_of, results_folder
 from .cli_train import check_block_size, check_no_document_mask, pack_as_asked, print_metrics
 
 
@@ -39,7 +44,26 @@ class EvaluateArguments:
 
     _argument_group_name = "evaluation"
 
-    draws: int = field(default=8, metadata={"help": "Stratified draws of time and masks per sequence."})
+    draws: int = field(default=8, metadata={"help": "Stratified draws of time and masks per sequence and round."})
+    estimator: str = field(
+        default="time",
+        metadata={
+            "help": 'What a draw is: a "time", or for models that do not see it a number of masked tokens "any_order".',
+            "choices": ["time", "any_order"],
+        },
+    )
+    num_timesteps: int | None = field(
+        default=None,
+        metadata={"help": "Steps of discrete time, 0 for continuous time; as the model was trained if left out."},
+    )
+    rounds: int = field(
+        default=1, metadata={"help": "Independent evaluations; of two the error of the draws is told."}
+    )
+    target_stderr: float | None = field(
+        default=None,
+        metadata={"help": "Go on, round by round, until the error of the draws is so small, in nats per token."},
+    )
+    max_rounds: int = field(default=1000, metadata={"help": "Rounds at most, with --target_stderr."})
     batch_size: int = field(default=32, metadata={"help": "Sequences per forward pass."})
     seed: int = field(default=0, metadata={"help": "Seed of the evaluation noise."})
     bf16: bool = field(default=False, metadata={"help": "Evaluate under bf16 autocast."})
@@ -52,23 +76,35 @@ class EvaluateArguments:
         for name in ("draws", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
+        if self.num_timesteps is not None and self.num_timesteps < 0:
+            raise ValueError(f"`num_timesteps` must be >= 0, got {self.num_timesteps}.")
+        self.when_to_stop()  # checks its numbers
+
+    def when_to_stop(self) -> Stopping:
+        """When the rounds end."""
+        return Stopping(self.rounds, self.target_stderr, self.max_rounds)
 
 
 def evaluate(argv: list[str] | None = None):
     """`md4 evaluate`: the NELBO of held-out text or images, with its standard error."""
-    options, pair_args, data_args, image_args, rest = parse_arguments(
-        (EvaluateArguments, PairArguments, DataArguments, ImageDataArguments),
+    argv = list(sys.argv[1:] if argv is None else argv)
+    options, suite, pair_args, data_args, image_args, rest = parse_arguments(
+        (EvaluateArguments, SuiteArguments, PairArguments, DataArguments, ImageDataArguments),
         argv,
         prog="md4 evaluate",
         description="Bound the likelihood of text: nats per token, perplexity, bits per character, each with its "
         "error; or that of images, in bits per dimension. With --validation_data that is scored, else the held-out "
-        "part of --data. Blocks of text are as long as the model's length unless --block_size is given.",
+        "part of --data. Blocks of text are as long as the model's length unless --block_size is given. With --suite "
+        "the data sets of published tables are scored, prepared as those were.",
         positional={"model": "Folder or Hub id of a model or adapter."},
         defaults={"block_size": None},
     )
+    if suite.suite is not None:
+        check_suite_alone(data_args, pair_args)
     hub = {"revision": options.revision}
     model = load_model(rest.model, base=options.base, **hub)
     config = model.config
+    set_timesteps(config, options.num_timesteps)
     if config.is_image:
         processor = MD4ImageProcessor.for_config(config)
     else:
@@ -77,24 +113,42 @@ def evaluate(argv: list[str] | None = None):
         check_no_images(image_args)
         data_args.block_size = data_args.block_size or config.max_position_embeddings
         check_block_size(data_args.block_size, config)
+    recipes = {} if suite.suite is None else recipes_of(suite, data_args.block_size, config.is_image)
     with tempfile.TemporaryDirectory() as folder:
         args = MD4TrainingArguments(
             output_dir=folder,
             per_device_eval_batch_size=options.batch_size,
             eval_draws=options.draws,
             eval_seed=options.seed,
+            eval_estimator=options.estimator,
             bf16=options.bf16,
             use_cpu=options.use_cpu,
             ema_decay=0.0,
             report_to="none",
         )
+        if suite.suite is not None:
+            trainer = MD4Trainer(model=model, args=args, processing_class=processor)
+            run = SuiteRun(
+                name=suite.suite,
+                trainer=trainer,
+                stopping=options.when_to_stop(),
+                folder=results_folder(suite.output_dir, rest.model),
+                model_facts=describe_model(
+                    rest.model, model, None if config.is_image else processor, options.revision
+                ),
+                estimate_facts=describe_estimate(options, config),
+            )
+            evaluate_suite(run, suite, recipes, image_args, argv)
+            return
         with args.main_process_first(desc="preparing the data"):
             if config.is_image:
                 examples = evaluation_images(data_args, image_args, config)
             else:
                 examples = evaluation_examples(data_args, pair_args, processor)
         trainer = MD4Trainer(model=model, args=args, eval_dataset=examples, processing_class=processor)
-        metrics = trainer.evaluate()
+        rounds = evaluate_in_rounds(trainer, examples, options.when_to_stop())
+        metrics = {f"eval_{name}": value for name, value in rounds.metrics(config.is_image).items()}
+        metrics["eval_num_draws"] = 0 if trainer.diffusion.is_exact else options.draws
     if trainer.is_world_process_zero():
         print_metrics(metrics, data_args)
         if options.output_file is not None:
@@ -103,6 +157,35 @@ def evaluate(argv: list[str] | None = None):
                 recipe |= dataclasses.asdict(arguments)
             metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             write_whole(Path(options.output_file), json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")
+
+
+def check_suite_alone(data_args: DataArguments, pair_args: PairArguments):
+    """Refuse options of other data beside a suite."""
+    others = dataclasses.replace(data_args, block_size=None)
+    if pair_args.given or others != DataArguments(block_size=None):
+        raise ValueError("The options of --data and of pairs must be left out with --suite: it names its data itself.")
+
+
+def set_timesteps(config, num_timesteps: int | None):
+    """Evaluate in discrete time, or with 0 in continuous time."""
+    if num_timesteps is None:
+        return
+    if config.is_causal or (config.learn_masking_schedule and num_timesteps):
+        raise ValueError(f"`num_timesteps` must be left out for GenMD4 and causal models, got {num_timesteps}.")
+    config.num_train_timesteps = num_timesteps or None
+
+
+def describe_estimate(options: EvaluateArguments, config) -> dict[str, Any]:
+    """What a result says of how it was estimated."""
+    if config.is_causal:
+        return {"estimator": "exact", "bf16": options.bf16}
+    return {
+        "estimator": options.estimator,
+        "draws": options.draws,
+        "seed": options.seed,
+        "timesteps": config.num_train_timesteps or "continuous",
+        "bf16": options.bf16,
+    }
 
 
 def write_whole(path: Path, text: str):

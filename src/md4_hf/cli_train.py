@@ -20,6 +20,7 @@ from md4_hf import (
     ImageDataArguments,
     LoraArguments,
     MD4Config,
+    MD4ForCausalLM,
     MD4ForMaskedDiffusion,
     MD4ImageProcessor,
     MD4Trainer,
@@ -84,6 +85,8 @@ def train(argv: list[str] | None = None):
     )
     prepare_run(run, args)
     choose_objective(start.objective, model_args)
+    if model_args.is_causal and data_args.document_mask:
+        raise ValueError("`document_mask` must be False for an autoregressive model, got True.")
     if trains_images(start.model_name_or_path, model_args):
         train_on_images(start, run, model_args, data_args, image_args, args)
     else:
@@ -168,7 +171,11 @@ def finetune(argv: list[str] | None = None):
 
 
 def choose_objective(objective: str, model_args: ModelArguments):
-    """Make a new model GenMD4's if that is the objective."""
+    """Make a new model GenMD4's or autoregressive if that is the objective."""
+    if objective == "ar":
+        model_args.is_causal, model_args.learn_masking_schedule = True, False
+        if model_args.backbone not in (None, "transformer"):
+            raise ValueError(f'`objective` must be "md4" or "genmd4" for images, got "{objective}".')
     if objective != "genmd4":
         return
     if model_args.masking_schedule not in (None, "linear", "poly"):
@@ -348,7 +355,7 @@ def make_model(name_or_path: str | None, model_args: ModelArguments, tokenizer, 
         config = model_args.config(len(tokenizer), tokenizer.mask_token_id, length)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
-        return MD4ForMaskedDiffusion(config)
+        return (MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion)(config)
     with reading("model_name_or_path", name_or_path):
         config = MD4Config.from_pretrained(name_or_path)
     check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
@@ -434,7 +441,9 @@ def say(trainer: MD4Trainer, text: str):
 def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     """The figures of an evaluation as a small table."""
     source = data_args.validation_data or f"held-out part of {data_args.data}"
-    rows = [("NELBO, nats per token", metrics["eval_loss"], metrics["eval_loss_stderr"])]
+    is_exact = metrics["eval_num_draws"] == 0
+    name = "−log p" if is_exact else "NELBO"
+    rows = [(f"{name}, nats per token", metrics["eval_loss"], metrics["eval_loss_stderr"])]
     if "eval_bits_per_dimension" in metrics:
         size, example, unit = "of images, one for each channel of each pixel", "image", "dimension"
     else:
@@ -444,6 +453,10 @@ def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     if f"eval_bits_per_{unit}" in metrics:
         bits = metrics[f"eval_bits_per_{unit}"], metrics[f"eval_bits_per_{unit}_stderr"]
         rows.append((f"bits per {unit}", *bits))
-    print(f"{source}: {metrics['eval_num_tokens']:,} tokens {size}, {metrics['eval_num_draws']} draws per {example}")
+    draws = "" if is_exact else f", {metrics['eval_num_draws']} draws per {example}"
+    rounds = f", {metrics['eval_num_rounds']} rounds" if metrics.get("eval_num_rounds", 1) > 1 else ""
+    print(f"{source}: {metrics['eval_num_tokens']:,} tokens {size}{draws}{rounds}")
     for name, value, error in rows:
         print(f"  {name:<22} {value:9.4f} ± {error:.4f}")
+    if "eval_monte_carlo_stderr" in metrics:
+        print(f"of the error of the NELBO {metrics['eval_monte_carlo_stderr']:.4f} are due to the draws")

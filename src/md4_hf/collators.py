@@ -132,7 +132,7 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
         size, shape = len(features), batch["input_ids"].shape
         offset = torch.rand((), generator=self.generator)
         timesteps = stratified_times(offset, torch.arange(size), size)
-        if self.diffusion.schedule is None:
+        if self.diffusion.learns_schedule:
             shape = (size, GENMD4_COPIES, *shape[1:])
         if self.diffusion.null_class is not None:
             batch = self.diffusion.drop_classes(batch, torch.rand(size, generator=self.generator))

@@ -59,6 +59,8 @@ class MD4Config(PreTrainedConfig):
             `hidden_size`.
         modulation (`str`, defaults to `"adaln_zero"`):
             How conditioning enters the blocks: `"adaln"` or `"adaln_zero"` (starts from zero: each block the identity).
+        is_causal (`bool`, defaults to `False`):
+            Whether tokens see only those before them: the autoregressive baseline, `MD4ForCausalLM`.
         num_classes (`int`, *optional*):
             Number of class labels of a class-conditional model.
         class_dropout (`float`, defaults to 0.0):
@@ -136,6 +138,7 @@ class MD4Config(PreTrainedConfig):
     time_conditioning: bool = True
     conditioning_size: int | None = None
     modulation: Literal["adaln", "adaln_zero"] = "adaln_zero"
+    is_causal: bool = False
     num_classes: int | None = None
     class_dropout: float | int = 0.0
     depth_scaled_init: bool = False
@@ -285,6 +288,9 @@ class MD4Config(PreTrainedConfig):
                 self.conditioning_size,
             )
         _check(0.0 < self.schedule_first_time < 1.0, "schedule_first_time", "be in (0, 1)", self.schedule_first_time)
+        if self.is_causal:
+            _check(not self.is_image, "is_causal", "be False for images", True)
+            _check(not self.learn_masking_schedule, "learn_masking_schedule", "be False for a causal model", True)
         if self.learn_masking_schedule:
             _check(
                 self.masking_schedule == "poly", "masking_schedule", 'be "poly" to be learned', self.masking_schedule

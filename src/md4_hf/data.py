@@ -133,6 +133,20 @@ class Separator:
     input_ids: tuple[int, ...]
     characters_per_token: float
 
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Separator":
+        """The eos token, or else the sep token, or else a line break as the tokenizer writes it."""
+        for token_id in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+            if token_id is not None:
+                return cls((token_id,), characters_per_token=0.0)
+        return cls.of_text("\n", tokenizer)
+
+    @classmethod
+    def of_text(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> "Separator":
+        """A text; nothing if it is empty."""
+        input_ids = tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+        return cls(input_ids, characters_per_token=len(text) / max(len(input_ids), 1))
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Documents
@@ -434,7 +448,7 @@ def pack(
     """
     if not (isinstance(block_size, Integral) and block_size >= 1):
         raise ValueError(f"`block_size` must be >= 1, got {block_size!r}.")
-    block_size, separator = int(block_size), _separator(tokenizer)
+    block_size, separator = int(block_size), Separator.of(tokenizer)
 
     if isinstance(documents, IterableDataset):
         return PackedStream(documents, tokenizer, separator, block_size, document_ids), None
@@ -498,14 +512,6 @@ def ngram_bits_per_character(train_ids: np.ndarray, heldout_ids: np.ndarray, ord
     return float(-np.log2(probabilities).mean())
 
 
-def _separator(tokenizer: PreTrainedTokenizerBase) -> Separator:
-    for token_id in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        if token_id is not None:
-            return Separator((token_id,), characters_per_token=0.0)
-    line_break = tuple(tokenizer.encode("\n", add_special_tokens=False))
-    return Separator(line_break, characters_per_token=1 / max(len(line_break), 1))
-
-
 def _block_features(block_size: int, document_ids: bool) -> Features:
     per_token = ["input_ids", "document_ids"] if document_ids else ["input_ids"]
     features = {name: List(Value("int32"), length=block_size) for name in per_token}
@@ -514,12 +520,30 @@ def _block_features(block_size: int, document_ids: bool) -> Features:
 
 def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Turns documents into pieces, the rows of `PIECE_FEATURES`: most documents are one, long ones several."""
-    pieces = [
-        (document, piece) for document, text in enumerate(batch["text"]) for piece in _split_long_text(text or "")
-    ]
+    owners, ids, characters_per_token = _tokenize_pieces(batch["text"], tokenizer)
+    kept = np.array([index for index, piece_ids in enumerate(ids) if len(piece_ids)], dtype=int)
+    return {
+        "input_ids": [ids[index] for index in kept],
+        "characters_per_token": characters_per_token[owners[kept]],
+        "starts_document": np.diff(owners[kept], prepend=-1) > 0,
+    }
+
+
+def tokenize_texts(texts: list[str | None], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[np.ndarray, float]]:
+    """Of each text its ids (int32), as `pack` makes them, and how many characters each of them stands for."""
+    owners, ids, characters_per_token = _tokenize_pieces(texts, tokenizer)
+    for document, pieces in itertools.groupby(zip(owners, ids, strict=True), key=lambda pair: pair[0]):
+        yield np.concatenate([piece_ids for _, piece_ids in pieces]), float(characters_per_token[document])
+
+
+def _tokenize_pieces(
+    texts: list[str | None], tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Pieces of texts: the index of the text of each, its ids, and by text the characters that a token stands for."""
+    pieces = [(document, piece) for document, text in enumerate(texts) for piece in _split_long_text(text or "")]
     owners = np.array([document for document, _ in pieces])
     texts = [piece for _, piece in pieces]
-    ids = []
+    ids: list[np.ndarray] = []
     for start in range(0, len(texts), PIECES_PER_CALL):
         encoding = tokenizer(
             texts[start : start + PIECES_PER_CALL],
@@ -534,12 +558,7 @@ def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizer
     characters_per_token = np.bincount(owners, weights=_normalized_lengths(texts, tokenizer)) / np.maximum(
         np.bincount(owners, weights=num_tokens), 1
     )
-    kept = np.flatnonzero(num_tokens)
-    return {
-        "input_ids": [ids[index] for index in kept],
-        "characters_per_token": characters_per_token[owners[kept]],
-        "starts_document": np.diff(owners[kept], prepend=-1) > 0,
-    }
+    return owners, ids, characters_per_token
 
 
 def _split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[str]:

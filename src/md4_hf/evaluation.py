@@ -16,9 +16,15 @@ from .masked_diffusion import (
     corrupt,
     discretize_times,
     make_schedule,
+    mask_lowest,
+    masked_count_weights,
+    nelbo_weight,
     rescale_times,
 )
 from .noise import evaluation_mask_noise, evaluation_times
+
+
+TIME, ANY_ORDER = "time", "any_order"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Diffusion:
         first_time: GenMD4's t_1.
         null_class: The label that stands for no class, if the model has one.
         class_dropout: Probability with which it takes the place of a label in training.
+        sees_time: Whether the denoiser is told the time.
     """
 
     schedule: MaskingSchedule | None
@@ -40,6 +47,7 @@ class Diffusion:
     first_time: float = 0.0
     null_class: int | None = None
     class_dropout: float = 0.0
+    sees_time: bool = True
 
     @classmethod
     def of(cls, model) -> Diffusion:
@@ -48,12 +56,28 @@ class Diffusion:
 
     @classmethod
     def of_config(cls, config) -> Diffusion:
-        """The diffusion that an `MD4Config` describes."""
-        classes = {"null_class": config.null_class, "class_dropout": config.class_dropout}
+        """The diffusion that an `MD4Config` describes; an `Autoregression` for a causal model."""
+        options = {
+            "null_class": config.null_class,
+            "class_dropout": config.class_dropout,
+            "sees_time": config.time_conditioning,
+        }
+        if config.is_causal:
+            return Autoregression(None, config.mask_token_id, **options)
         if config.learn_masking_schedule:
-            return cls(None, config.mask_token_id, first_time=config.schedule_first_time, **classes)
+            return cls(None, config.mask_token_id, first_time=config.schedule_first_time, **options)
         schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
-        return cls(schedule, config.mask_token_id, config.num_train_timesteps, **classes)
+        return cls(schedule, config.mask_token_id, config.num_train_timesteps, **options)
+
+    @property
+    def learns_schedule(self) -> bool:
+        """Whether the schedules are parameters of the model, as GenMD4's are."""
+        return self.schedule is None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the likelihood is known without drawing anything."""
+        return False
 
     def noised(self, inputs: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t, its times and the labels, from a clean batch.
@@ -89,6 +113,24 @@ class Diffusion:
         return {**inputs, "class_labels": labels.masked_fill(noise < self.class_dropout, self.null_class)}
 
 
+class Autoregression(Diffusion):
+    """The same for a causal model, `MD4ForCausalLM`: nothing is noised, and the NELBO is -log p itself."""
+
+    @property
+    def learns_schedule(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def is_exact(self) -> bool:
+        """True."""
+        return True
+
+    def noised(self, inputs: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The clean batch with its labels; times and noise are not used."""
+        return {**inputs, "labels": scored_labels(inputs)}
+
+
 def scored_labels(inputs: Mapping[str, Tensor]) -> Tensor:
     """The given labels, or all tokens that are not padding; -100 elsewhere."""
     if inputs.get("labels") is not None:
@@ -99,11 +141,26 @@ def scored_labels(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def example_nelbo(
-    model: Callable, diffusion: Diffusion, inputs: Mapping[str, Tensor], index: Tensor, *, seed: int, num_draws: int
+    model: Callable,
+    diffusion: Diffusion,
+    inputs: Mapping[str, Tensor],
+    index: Tensor,
+    *,
+    seed: int,
+    num_draws: int,
+    estimator: str = TIME,
 ) -> tuple[Tensor, Tensor]:
-    """NELBO of each example, reconstruction included, averaged over stratified draws of time and masks.
+    """NELBO of each example, reconstruction included, averaged over stratified draws of noise.
 
-    The noise is a pure function of (seed, index of the example, draw): the result does not depend on the batch.
+    The noise is a pure function of (seed, index of the example, draw): the result does not depend on the batch. There
+    are two estimators of one and the same bound:
+
+    - `"time"`: a draw is a time, and each token is masked with its probability;
+    - `"any_order"`: a draw is a number n of masked tokens, uniform in 1 ... N, and which they are; its term has the
+      weight N·w_n (`masked_count_weights`). The number of masked tokens does not vary at a given weight, so that the
+      variance is smaller. It needs a model that does not see the time and has a fixed schedule.
+
+    Of a causal model it is -log p, and nothing is drawn.
 
     Args:
         model: The denoiser, called as `MD4ForMaskedDiffusion`.
@@ -112,19 +169,75 @@ def example_nelbo(
         index: `(batch,)` indices of the examples in their data set.
         seed: Seed of the evaluation noise.
         num_draws: Number of draws per example, >= 1.
+        estimator: `"time"` or `"any_order"`.
 
     Returns:
         `(batch,)` nats and `(batch,)` numbers of scored tokens, both float32.
+
+    Raises:
+        ValueError: For an estimator that is unknown, or not one for this model.
     """
+    check_estimator(estimator, diffusion)
     shape = inputs["input_ids"].shape
+    num_draws = 1 if diffusion.is_exact else num_draws
     total = torch.zeros(shape[0], device=index.device)
     for draw in range(num_draws):
-        timesteps = evaluation_times(seed, index, draw, num_draws)
-        noised = diffusion.noised(inputs, timesteps, evaluation_mask_noise(seed, index, draw, shape))
-        output = model(**noised, output_logits=False)
-        total += output.token_nelbo.flatten(1).sum(dim=1).to(total.dtype)
+        uniform = evaluation_times(seed, index, draw, num_draws)
+        noise = evaluation_mask_noise(seed, index, draw, shape)
+        nelbo, reconstruction = _ESTIMATORS[estimator](model, diffusion, inputs, uniform, noise)
+        total += nelbo.to(total.dtype)
     num_tokens = (scored_labels(inputs) != IGNORE_INDEX).flatten(1).sum(dim=1)
-    return total / num_draws + output.reconstruction_nelbo.to(total), num_tokens.float()
+    return total / num_draws + reconstruction.to(total), num_tokens.float()
+
+
+def check_estimator(estimator: str, diffusion: Diffusion | None = None):
+    """Raise a ValueError for a name that no estimator has, and for one that is not for this diffusion."""
+    if estimator not in _ESTIMATORS:
+        raise ValueError(f"`estimator` must be one of {sorted(_ESTIMATORS)}, got {estimator!r}.")
+    if estimator != ANY_ORDER or diffusion is None:
+        return
+    if diffusion.is_exact:
+        raise ValueError(f"`estimator` must be {TIME!r} for a causal model, which needs none, got {estimator!r}.")
+    if diffusion.sees_time or diffusion.learns_schedule:
+        raise ValueError(
+            f"`estimator` must be {TIME!r} for a model that sees the time or learns its schedule, got {estimator!r}: "
+            "there the bound is no sum over the number of masked tokens."
+        )
+
+
+def _draw_by_time(
+    model: Callable, diffusion: Diffusion, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One draw of the diffusion part, and the reconstruction, `(batch,)` nats."""
+    output = model(**diffusion.noised(inputs, uniform, noise), output_logits=False)
+    return output.token_nelbo.flatten(1).sum(dim=1), output.reconstruction_nelbo
+
+
+def _draw_by_count(
+    model: Callable, diffusion: Diffusion, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same from a number of masked tokens, the uniform share of all that are scored."""
+    labels = scored_labels(inputs)
+    num_tokens = (labels != IGNORE_INDEX).flatten(1).sum(dim=1)
+    num_masked = 1 + (uniform.double() * num_tokens).long().clamp(max=num_tokens - 1)
+    weight = torch.stack(
+        [
+            count * masked_count_weights(diffusion.schedule, count, diffusion.num_train_timesteps)[masked]
+            for count, masked in zip(num_tokens.clamp(min=1).tolist(), num_masked.tolist(), strict=True)
+        ]
+    )
+    xt = mask_lowest(inputs["input_ids"], labels != IGNORE_INDEX, num_masked, diffusion.mask_token_id, noise)
+    # The model, which does not see the time, gives weight(t)·(-log mu): that weight is taken out again.
+    t = torch.full_like(uniform, 0.5)
+    if diffusion.num_train_timesteps is not None:
+        t = discretize_times(t, diffusion.num_train_timesteps)
+    given = nelbo_weight(diffusion.schedule, t, diffusion.num_train_timesteps)
+    output = model(**{**inputs, "input_ids": xt, "timesteps": t, "labels": labels}, output_logits=False)
+    nats = output.token_nelbo.flatten(1).sum(dim=1).double() / given.double()
+    return weight.to(nats.device) * nats, output.reconstruction_nelbo
+
+
+_ESTIMATORS = {TIME: _draw_by_time, ANY_ORDER: _draw_by_count}
 
 
 def nelbo_metrics(

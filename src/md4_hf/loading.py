@@ -17,6 +17,7 @@ from .configuration_md4 import MD4Config
 from .data import looks_like_path
 from .errors import reading
 from .modeling_md4 import MD4ForMaskedDiffusion
+from .modeling_md4_causal import MD4ForCausalLM
 from .shards import has_shards
 from .tokenization import load_tokenizer
 
@@ -97,8 +98,9 @@ def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
         raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
     if isinstance(config.architectures, list) and "MD4Model" in config.architectures:
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
+    model_class = MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion
     with reading("model", name_or_path):
-        return MD4ForMaskedDiffusion.from_pretrained(name_or_path, **kwargs)
+        return model_class.from_pretrained(name_or_path, **kwargs)
 
 
 def _check_folder(name_or_path: str):
@@ -121,6 +123,8 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
     from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
     config = model.config
+    if config.is_causal:
+        raise ValueError("`model` must be a masked diffusion model to be sampled from, got an autoregressive one.")
     scheduler = scheduler or MaskedDiffusionScheduler(
         mask_token_id=config.mask_token_id,
         masking_schedule=config.masking_schedule,

@@ -263,6 +263,64 @@ def nelbo_weight(schedule: MaskingSchedule, t: Tensor, num_timesteps: int | None
     return num_timesteps * unmask_probability(schedule, t, s)
 
 
+@functools.lru_cache(maxsize=256)
+def masked_count_weights(schedule: MaskingSchedule, num_tokens: int, num_timesteps: int | None = None) -> Tensor:
+    """Weights w_n of the NELBO as a sum over the number n of masked tokens, `(num_tokens + 1,)` float64, w_0 = 0.
+
+    Given n, any n of the N tokens are masked with equal probability, whatever the time and the schedule. Where the
+    denoiser does not see the time, the diffusion part of the NELBO is therefore
+
+        Σ_{n=1}^N w_n E[Σ_{masked} -log mu(x_t)[x_0]],  w_n = ∫ (-alpha'_t / (1 - alpha_t)) Bin(n; N, 1 - alpha_t) dt
+
+    With u = 1 - alpha_t as the variable, w_n = (P(Bin(N, u_1) >= n) - P(Bin(N, u_0) >= n)) / n, which knows the
+    schedule by its ends u_0 = 1 - alpha_0 and u_1 = 1 - alpha_1 alone; with eps = 0 it is 1/n, the bound of
+    order-agnostic autoregression (Uria, Murray, Larochelle 2014; Hoogeboom et al., arXiv:2110.02037). In discrete time
+    the integral is a sum over the T times.
+
+    Args:
+        schedule: The masking schedule.
+        num_tokens: N >= 1, the number of tokens that are scored, and may be masked.
+        num_timesteps: T, or None for continuous time.
+    """
+    if num_timesteps is None:
+        ends = schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        at_least = _binomial(num_tokens, 1.0 - ends).flip(-1).cumsum(-1).flip(-1)
+        n = torch.arange(num_tokens + 1, dtype=torch.float64)
+        weights = (at_least[1] - at_least[0]) / n.clamp(min=1.0)
+    else:
+        t = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        weight = nelbo_weight(schedule, t, num_timesteps) / num_timesteps
+        weights = weight @ _binomial(num_tokens, 1.0 - schedule.alpha(t))
+    weights[0] = 0.0
+    return weights
+
+
+def _binomial(num_trials: int, probability: Tensor) -> Tensor:
+    """Bin(n; num_trials, p) for n = 0 ... num_trials, `(len(probability), num_trials + 1)` float64."""
+    n = torch.arange(num_trials + 1, dtype=torch.float64)
+    p = probability[:, None].double()
+    log_choose = (
+        torch.lgamma(torch.tensor(num_trials + 1.0).double()) - torch.lgamma(n + 1) - n.flip(0).add(1).lgamma()
+    )
+    return (log_choose + torch.xlogy(n, p) + torch.special.xlog1py(n.flip(0), -p)).exp()
+
+
+def mask_lowest(x0: Tensor, is_scored: Tensor, num_masked: Tensor, mask_token_id: int, noise: Tensor) -> Tensor:
+    """x_t with exactly so many masked tokens, the scored ones with the lowest noise: each choice is equally likely.
+
+    Args:
+        x0: `(batch, ...)` clean ids.
+        is_scored: `(batch, ...)` booleans; other tokens are never masked.
+        num_masked: `(batch,)` integers, at most the number of scored tokens.
+        mask_token_id: The mask id m.
+        noise: `(batch, ...)` uniform numbers.
+    """
+    order = noise.masked_fill(~is_scored, math.inf).flatten(1).argsort(dim=1, stable=True)
+    rank = torch.arange(order.shape[1], device=order.device)
+    chosen = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, rank < num_masked[:, None])
+    return torch.where(chosen.view_as(x0), mask_token_id, x0)
+
+
 def token_nelbo(logits: Tensor, x0: Tensor, xt: Tensor, weight: Tensor, mask_token_id: int) -> Tensor:
     """Diffusion part of the NELBO, in nats per token: weight * -log mu_theta(xt)[x0] where xt = m, else 0.
 

@@ -18,6 +18,7 @@ from .sharding import count_parameters
 PAPER = "https://arxiv.org/abs/2406.04329"
 TAGS = ["md4", "md4_hf", "masked-diffusion", "discrete-diffusion", "diffusion-language-model"]
 IMAGE_TAGS = [*TAGS[:-1], "image-generation"]
+CAUSAL_TAGS = ["md4", "md4_hf", "autoregressive"]
 
 _TEMPLATE = """---
 {metadata}
@@ -43,8 +44,7 @@ _TEMPLATE = """---
 
 {license}
 
-The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out part of the data
-named above. The model repeats what its data holds, mistakes and prejudices included.{safety}
+{limits} The model repeats what its data holds, mistakes and prejudices included.{safety}
 """
 
 _USE_MODEL = """With md4_hf installed:
@@ -82,6 +82,20 @@ from transformers import AutoImageProcessor, AutoModel
 model = AutoModel.from_pretrained("{location}", trust_remote_code=True)
 image_processor = AutoImageProcessor.from_pretrained("{location}", trust_remote_code=True)
 ```"""
+
+_USE_CAUSAL_MODEL = """With md4_hf installed (the model has no code beside it, and no pipeline: it is for likelihoods):
+
+```python
+from md4_hf import load_model, load_tokenizer
+
+model, tokenizer = load_model("{location}"), load_tokenizer("{location}")
+ids = tokenizer("some text", return_tensors="pt").input_ids
+print(model(ids, labels=ids).loss)  # -log p in nats per token
+```"""
+
+_BOUND = """The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out part of the data
+named above."""
+_EXACT = "The likelihood is exact, that of the held-out part of the data named above."
 
 _USE_ADAPTER = """With md4_hf installed, which finds the base model by itself:
 
@@ -156,13 +170,16 @@ def make_model_card(model, args, state, facts: CardFacts | None = None) -> Model
     if metrics is None:
         metrics = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
     adapter, is_image = is_adapted(model), model.config.is_image
-    use = _USE_ADAPTER if adapter else _USE_IMAGE_MODEL if is_image else _USE_MODEL
+    is_causal = model.config.is_causal
+    whole = _USE_CAUSAL_MODEL if is_causal else _USE_IMAGE_MODEL if is_image else _USE_MODEL
+    use = _USE_ADAPTER if adapter else whole
     content = _TEMPLATE.format(
         metadata=_metadata(model, facts, metrics).to_yaml(),
         title=facts.title,
-        summary=_summary(adapter, facts),
+        summary=_summary(adapter, is_causal, facts),
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(model, args, state, facts)),
-        likelihood=_likelihood(metrics, facts.baselines, is_image),
+        likelihood=_likelihood(metrics, facts.baselines, is_image, is_causal),
+        limits=_EXACT if is_causal else _BOUND,
         plot=f"![Training and held-out loss]({facts.plot})\n\n" if facts.plot else "",
         use=use.format(
             location=facts.location,
@@ -178,11 +195,16 @@ def make_model_card(model, args, state, facts: CardFacts | None = None) -> Model
 
 def _metadata(model, facts: CardFacts, metrics: Mapping[str, float]) -> ModelCardData:
     adapter, is_image = is_adapted(model), model.config.is_image
-    results = _evaluation_results(facts, metrics, is_image)
+    is_causal = model.config.is_causal
+    results = _evaluation_results(facts, metrics, is_image, is_causal)
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
-        tags=[*(IMAGE_TAGS if is_image else TAGS), *(["lora"] if adapter else []), *facts.tags],
-        pipeline_tag=pipeline_tag(model.config.is_image, model.config.time_conditioning),
+        tags=[
+            *(IMAGE_TAGS if is_image else CAUSAL_TAGS if is_causal else TAGS),
+            *(["lora"] if adapter else []),
+            *facts.tags,
+        ],
+        pipeline_tag=pipeline_tag(model.config.is_image, model.config.time_conditioning or is_causal),
         license=facts.license,
         language=facts.language or None,
         datasets=facts.datasets or None,
@@ -202,20 +224,24 @@ def pipeline_tag(is_image: bool, time_conditioning: bool) -> str:
     return "text-generation" if time_conditioning else "fill-mask"
 
 
-def _evaluation_results(facts: CardFacts, metrics: Mapping[str, float], is_image: bool) -> list[EvalResult]:
+def _evaluation_results(
+    facts: CardFacts, metrics: Mapping[str, float], is_image: bool, is_causal: bool
+) -> list[EvalResult]:
     """The rows of `model-index`, which the Hub shows beside the model."""
+    bound = "" if is_causal else " (upper bound)"
     names = {
-        "eval_perplexity": ("perplexity", "Perplexity (upper bound)"),
-        "eval_bits_per_character": ("bits_per_character", "Bits per character (upper bound)"),
-        "eval_bits_per_dimension": ("bits_per_dimension", "Bits per dimension (upper bound)"),
-        "eval_loss": ("nelbo", "NELBO, nats per token"),
+        "eval_perplexity": ("perplexity", f"Perplexity{bound}"),
+        "eval_bits_per_character": ("bits_per_character", f"Bits per character{bound}"),
+        "eval_bits_per_dimension": ("bits_per_dimension", f"Bits per dimension{bound}"),
+        "eval_loss": ("nll" if is_causal else "nelbo", f"{_nats(is_causal)}, nats per token"),
     }
+    by = "by an autoregressive model" if is_causal else "by masked diffusion"
     if is_image:
         del names["eval_perplexity"]  # per token of an image: nobody asks for that
     return [
         EvalResult(
             task_type=pipeline_tag(True, True) if is_image else "text-generation",
-            task_name="Image modelling by masked diffusion" if is_image else "Language modelling by masked diffusion",
+            task_name=f"{'Image' if is_image else 'Language'} modelling {by}",
             dataset_type=facts.datasets[0] if facts.datasets else "custom",
             dataset_name=f"{facts.data}, held-out part",
             metric_type=metric_type,
@@ -227,12 +253,22 @@ def _evaluation_results(facts: CardFacts, metrics: Mapping[str, float], is_image
     ]
 
 
-def _summary(adapter: bool, facts: CardFacts) -> str:
+def _nats(is_causal: bool) -> str:
+    """What the likelihood in nats is called."""
+    return "−log p" if is_causal else "NELBO"
+
+
+def _summary(adapter: bool, is_causal: bool, facts: CardFacts) -> str:
     if adapter:
         return (
             f"A LoRA adapter for the masked diffusion model ([MD4]({PAPER})) {facts.base_model}, made with `md4_hf`."
         )
     origin = f", fine-tuned from {facts.base_model}" if facts.base_model else ""
+    if is_causal:
+        return (
+            f"An autoregressive transformer with the network of [MD4]({PAPER}), trained with `md4_hf`{origin}: what a "
+            "masked diffusion model of its size is compared with."
+        )
     return f"A masked diffusion model ([MD4]({PAPER})) trained with `md4_hf`{origin}."
 
 
@@ -249,8 +285,7 @@ def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
             f"{parameters:,}" if trained == parameters else f"{parameters:,}, of which {trained:,} trained",
         ),
         *_network(config),
-        ("Masking schedule", schedule),
-        ("Training time", time),
+        *([] if config.is_causal else [("Masking schedule", schedule), ("Training time", time)]),
         ("Optimizer steps", f"{state.global_step:,}"),
         ("Tokens seen", f"{state.num_input_tokens_seen:,}" if state.num_input_tokens_seen else "not counted"),
         ("Learning rate", f"{args.learning_rate:g}, weight decay {args.weight_decay:g}"),
@@ -270,7 +305,7 @@ def _network(config) -> list[tuple[str, str]]:
     if not config.is_image:
         return [
             ("Network", f"{layers}, {config.mlp_type}"),
-            sees,
+            ("Attention", "causal") if config.is_causal else sees,
             ("Length", f"{config.max_position_embeddings} tokens"),
         ]
     if len(config.channel_multipliers) > 1:
@@ -284,14 +319,14 @@ def _network(config) -> list[tuple[str, str]]:
     return [("Network", network), sees, ("Images", images), ("Classes", classes)]
 
 
-def _likelihood(metrics: Mapping[str, float], baselines: Mapping[str, float], is_image: bool) -> str:
+def _likelihood(metrics: Mapping[str, float], baselines: Mapping[str, float], is_image: bool, is_causal: bool) -> str:
     if "eval_loss" not in metrics:
         return "Not evaluated."
     error = metrics["eval_loss_stderr"]
     lines = [
         "| held-out data | value |",
         "| --- | --- |",
-        f"| NELBO, nats per token | {metrics['eval_loss']:.4f} ± {error:.4f} |",
+        f"| {_nats(is_causal)}, nats per token | {metrics['eval_loss']:.4f} ± {error:.4f} |",
     ]
     if not is_image:
         perplexity = metrics["eval_perplexity"]
@@ -301,8 +336,8 @@ def _likelihood(metrics: Mapping[str, float], baselines: Mapping[str, float], is
         bits, error = metrics[f"eval_bits_per_{unit}"], metrics[f"eval_bits_per_{unit}_stderr"]
         lines.append(f"| bits per {unit} | {bits:.4f} ± {error:.4f} |")
     lines += [f"| bits per {unit} of the {name} model | {bits:.4f} |" for name, bits in baselines.items()]
-    draws = metrics.get("eval_num_draws", 1)
-    lines.append(f"\n{metrics['eval_num_tokens']:,} tokens, {draws} draws per {example}; ± is one standard error.")
+    draws = "" if is_causal else f", {metrics.get('eval_num_draws', 1)} draws per {example}"
+    lines.append(f"\n{metrics['eval_num_tokens']:,} tokens{draws}; ± is one standard error.")
     return "\n".join(lines)
 
 

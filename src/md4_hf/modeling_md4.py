@@ -18,7 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    packed_sequence_mask_function,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
@@ -270,7 +274,7 @@ def eager_attention_forward(
 
 
 class MD4Attention(nn.Module):
-    """Bidirectional self-attention with rotary positions and no biases."""
+    """Self-attention with rotary positions and no biases; bidirectional unless the configuration is causal."""
 
     def __init__(self, config: MD4Config, layer_idx: int):
         super().__init__()
@@ -278,7 +282,7 @@ class MD4Attention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
-        self.is_causal = False
+        self.is_causal = config.is_causal
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
@@ -456,7 +460,8 @@ class MD4PreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, **kwargs)
         if not self.should_save_on_this_rank(is_main_process):
             return
-        if Path(save_directory, CONFIG_NAME).is_file():  # an adapter has neither configuration nor code
+        # An adapter has neither configuration nor code; a causal model opens with this package alone.
+        if self._auto_map and Path(save_directory, CONFIG_NAME).is_file():
             for name in REMOTE_CODE_FILES:
                 shutil.copyfile(Path(__file__).with_name(name), Path(save_directory, name))
         if push_to_hub:
@@ -649,7 +654,8 @@ class MD4Model(MD4PreTrainedModel):
             position_ids = torch.arange(past, past + hidden_states.shape[1], device=hidden_states.device)[None]
             if document_ids is not None:
                 position_ids = positions_in_documents(document_ids)
-        attention_mask = create_bidirectional_mask(
+        make_mask = create_causal_mask if self.config.is_causal else create_bidirectional_mask
+        attention_mask = make_mask(
             self.config,
             hidden_states,
             attention_mask,
@@ -766,6 +772,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     accepts_loss_kwargs = True
 
     def __init__(self, config: MD4Config):
+        if config.is_causal:
+            raise ValueError("`config` must have `is_causal=False` for MD4ForMaskedDiffusion, got True.")
         super().__init__(config)
         self.model = MD4Model(config)
         if config.is_image:
@@ -941,15 +949,13 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         return self.config.is_image or asked
 
     def _logits(self, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits with the mask's column at finfo.min: the model never predicts the mask. This is the one place.
+        """Logits that never predict the mask.
 
         The hidden states of text are of the `rows` already; the head of images, which sees a pixel's neighbours, picks
         them itself.
         """
         logits = self.lm_head(hidden_states, rows) if self.config.is_image else self.lm_head(hidden_states)
-        logits = logits.to(hidden_states.device)
-        is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
-        return logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
+        return suppress_mask(logits.to(hidden_states.device), self.config.mask_token_id)
 
     def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Times for a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
@@ -1120,6 +1126,12 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 # ----------------------------------------------------------------------------------------------------------------------
 # Copies, packed documents, and checks of the inputs
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def suppress_mask(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Logits `(..., vocab)` with the mask's at finfo.min: no model predicts the mask. This is the one place."""
+    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
+    return logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:

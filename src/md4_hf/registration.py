@@ -8,11 +8,12 @@ import importlib.util
 import sys
 from collections.abc import Callable
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from .configuration_md4 import MD4Config
 from .image_processing_md4 import MD4ImageProcessor
 from .modeling_md4 import MD4ForMaskedDiffusion, MD4Model
+from .modeling_md4_causal import MD4ForCausalLM
 
 
 DIFFUSERS_LOADER = "diffusers.pipelines.pipeline_utils"
@@ -26,7 +27,8 @@ DIFFUSERS_CLASSES = {
 def register_auto_classes():
     """Let the Auto classes of transformers open MD4 models."""
     AutoConfig.register(MD4Config.model_type, MD4Config, exist_ok=True)
-    AutoModel.register(MD4Config, (MD4ForMaskedDiffusion, MD4Model), exist_ok=True)
+    AutoModel.register(MD4Config, (MD4ForMaskedDiffusion, MD4Model, MD4ForCausalLM), exist_ok=True)
+    AutoModelForCausalLM.register(MD4Config, MD4ForCausalLM, exist_ok=True)
     AutoModelForMaskedLM.register(MD4Config, MD4ForMaskedDiffusion, exist_ok=True)
     processors = dict.fromkeys(("pil", "torchvision"), MD4ImageProcessor)  # one class, whichever is asked for
     AutoImageProcessor.register(MD4Config, image_processor_classes=processors, exist_ok=True)

@@ -36,7 +36,15 @@ from .checkpoints import (
     stored_tensors,
 )
 from .collators import PaddingCollator
-from .evaluation import Diffusion, example_nelbo, nelbo_metrics, scored_labels
+from .evaluation import (
+    ANY_ORDER,
+    TIME,
+    Diffusion,
+    check_estimator,
+    example_nelbo,
+    nelbo_metrics,
+    scored_labels,
+)
 from .image_data import check_image_processor_matches
 from .image_grid import save_image_grid
 from .image_processing_md4 import MD4ImageProcessor
@@ -103,6 +111,13 @@ class MD4TrainingArguments(TrainingArguments):
         default=1, metadata={"help": "Stratified draws of time and masks per example in an evaluation."}
     )
     eval_seed: int = field(default=0, metadata={"help": "Seed of the evaluation noise."})
+    eval_estimator: str = field(
+        default=TIME,
+        metadata={
+            "help": 'What a draw is: a "time", or for models that do not see it a number of masked tokens "any_order".',
+            "choices": [TIME, ANY_ORDER],
+        },
+    )
     random_flip: bool = field(
         default=False, metadata={"help": "Mirror each training image with probability one half, left to right."}
     )
@@ -159,6 +174,7 @@ class MD4TrainingArguments(TrainingArguments):
             raise ValueError(f"`num_copies` must be >= 2, got {self.num_copies}.")
         if not self.schedule_lr_multiplier > 0.0:
             raise ValueError(f"`schedule_lr_multiplier` must be > 0, got {self.schedule_lr_multiplier}.")
+        check_estimator(self.eval_estimator)
         for name in ("card_samples", "image_samples"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}.")
@@ -175,6 +191,7 @@ class MD4TrainingArguments(TrainingArguments):
 class MD4Trainer(Trainer):
     """
     `Trainer` that computes the MD4 ELBO of an `MD4ForMaskedDiffusion`; any other model is left to `Trainer`.
+    An `MD4ForCausalLM`, the autoregressive baseline, goes the same way: its ELBO is log p itself.
 
     Data sets (map-style or streaming) hold clean `input_ids`, `(length,)` or `(channels, height, width)` of images, and
     optionally `labels` (-100 where a token is not scored
@@ -230,6 +247,7 @@ class MD4Trainer(Trainer):
             unwrapped = self.accelerator.unwrap_model(model)
             self._base_fingerprint = fingerprint(unwrapped.get_base_model() if is_adapted(unwrapped) else unwrapped)
             self.diffusion = Diffusion.of_config(unwrapped.config)
+            check_estimator(args.eval_estimator, self.diffusion)
             self.is_image = unwrapped.config.is_image
             if self.is_image:
                 self.add_callback(ImageSamplesCallback(self._save_image_samples))
@@ -441,7 +459,7 @@ class MD4Trainer(Trainer):
             ids, key = inputs["input_ids"], (self.args.seed, self.state.global_step)
             index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
             timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
-            copies = (self.args.num_copies,) if self.diffusion.schedule is None else ()
+            copies = (self.args.num_copies,) if self.diffusion.learns_schedule else ()
             shape = torch.Size((len(ids), *copies, *ids.shape[1:]))
             index = index.to(ids.device, non_blocking=True)
             noise = training_mask_noise(*key, index, shape)
@@ -449,9 +467,10 @@ class MD4Trainer(Trainer):
             if self.args.random_flip:
                 inputs = _flip_images(inputs, training_flip_noise(*key, index) < 0.5)
             inputs = self.diffusion.noised(inputs, timesteps, noise)
-            inputs["max_masked"] = self._most_masked_tokens(ids, total, all_scored)
+            if not self.diffusion.is_exact:
+                inputs["max_masked"] = self._most_masked_tokens(ids, total, all_scored)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.is_md4 and self.diffusion.schedule is None:
+        if self.is_md4 and self.diffusion.learns_schedule:
             if self._nelbo_logged_at is None:
                 self._nelbo_logged_at = self.state.global_step  # where a resumed training begins
             self._nelbo = self._nelbo + outputs.nelbo.detach()
@@ -463,7 +482,7 @@ class MD4Trainer(Trainer):
         A compiled model runs for so many tokens at every step. Another one on an accelerator need not wait to hear how
         many there are; but if the bound is far above their number, as where few tokens are scored, waiting is cheaper.
         """
-        if self.diffusion.schedule is None or not (self.args.torch_compile or ids.device.type != "cpu"):
+        if self.diffusion.learns_schedule or not (self.args.torch_compile or ids.device.type != "cpu"):
             return None
         examples = -(-len(ids) // max(1, self.args.n_gpu))  # of each device that DataParallel drives
         length = ids[0].numel()
@@ -476,7 +495,7 @@ class MD4Trainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Adds the training loss in bits per token; for GenMD4, whose loss is a surrogate, the bound and its bits."""
         if self.is_md4 and "loss" in logs:
-            if self.diffusion.schedule is None:
+            if self.diffusion.learns_schedule:
                 steps = self.state.global_step - self._nelbo_logged_at
                 total = self.accelerator.reduce(torch.as_tensor(self._nelbo, device=self.args.device), "sum")
                 logs["nelbo"] = total.item() / max(steps, 1)
@@ -508,7 +527,7 @@ class MD4Trainer(Trainer):
             self.compute_metrics = None
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.pop(f"{prefix}_model_preparation_time", None)
-        output.metrics[f"{prefix}_num_draws"] = self.args.eval_draws
+        output.metrics[f"{prefix}_num_draws"] = 0 if self.diffusion.is_exact else self.args.eval_draws
         return output
 
     def prediction_step(
@@ -527,7 +546,13 @@ class MD4Trainer(Trainer):
             num_characters = torch.full((batch,), torch.nan)
         with torch.no_grad(), self.compute_loss_context_manager():
             nelbo, num_tokens = example_nelbo(
-                model, self.diffusion, inputs, index, seed=self.args.eval_seed, num_draws=self.args.eval_draws
+                model,
+                self.diffusion,
+                inputs,
+                index,
+                seed=self.args.eval_seed,
+                num_draws=self.args.eval_draws,
+                estimator=self.args.eval_estimator,
             )
         rows = torch.stack([nelbo, num_tokens, num_characters.to(nelbo)], dim=1)
         return None, rows, num_tokens[:, None]
@@ -682,7 +707,7 @@ class MD4Trainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if is_adapted(model):
             save_base_record(self._base_fingerprint, folder)
-        else:
+        elif not self.diffusion.is_exact:
             pipeline = self._make_pipeline(model)
             pipeline.scheduler.save_pretrained(folder)
             pipeline.save_config(folder)
@@ -704,7 +729,7 @@ class MD4Trainer(Trainer):
     @property
     def _can_sample(self) -> bool:
         """Whether this is the process that draws samples: the first, if it has the whole model and a processor."""
-        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.diffusion.is_exact)
         return whole and self.is_world_process_zero() and self.processing_class is not None
 
     def _save_image_samples(self, folder: str | os.PathLike | None = None):

@@ -1,0 +1,199 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What an evaluation found, as a table, as JSON that says how to repeat it, and as Markdown with `model-index` rows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCardData
+
+
+# Metric -> its name, its unit in `nelbo_metrics`, and digits after the point.
+METRICS = {
+    "perplexity": ("perplexity", 3),
+    "bits_per_character": ("bits per character", 4),
+    "bits_per_dimension": ("bits per dimension", 4),
+}
+PACKAGES = ("md4_hf", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
+SAMPLED_VALUES = 64  # of each parameter, for `weights_digest`
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The figures of one task.
+
+    Args:
+        task: Its name.
+        metric: What is reported, a key of `METRICS`.
+        is_bound: Whether that bounds the figure from above; otherwise it is exact.
+        metrics: Those of `Rounds.metrics`.
+        recipe: How the examples were made.
+        data_sha256: Digest of all ids and labels.
+        note: What a reader has to know.
+    """
+
+    task: str
+    metric: str
+    is_bound: bool
+    metrics: dict[str, float]
+    recipe: dict[str, Any]
+    data_sha256: str
+    note: str = ""
+
+    @property
+    def value(self) -> float:
+        """The figure that is reported."""
+        return self.metrics[self.metric]
+
+    @property
+    def stderr(self) -> float:
+        """Its standard error, of the spread between examples and the draws together."""
+        return self.metrics.get(f"{self.metric}_stderr", self._of_nats(self.metrics["loss_stderr"]))
+
+    @property
+    def monte_carlo_stderr(self) -> float:
+        """Its standard error of the draws alone; NaN of a single round."""
+        return self._of_nats(self.metrics.get("monte_carlo_stderr", math.nan))
+
+    def _of_nats(self, error: float) -> float:
+        """What an error of the nats per token is in the unit of the figure."""
+        if self.metric == "perplexity":
+            return self.metrics["perplexity"] * error
+        return self.value * error / self.metrics["loss"]
+
+
+def results_table(results: Iterable[TaskResult]) -> str:
+    """Lines of equal width: task, figure with its errors, and tokens."""
+    lines = [f"{'task':<14} {'figure':<20} {'value':>10}   {'stderr':>8} {'of draws':>9} {'tokens':>12}  split"]
+    for result in results:
+        name, digits = METRICS[result.metric]
+        drawn = "–" if math.isnan(result.monte_carlo_stderr) else f"{result.monte_carlo_stderr:.{digits}f}"
+        value = f"{'≤ ' if result.is_bound else ''}{result.value:.{digits}f}"
+        lines.append(
+            f"{result.task:<14} {name:<20} {value:>10} ± {result.stderr:>8.{digits}f} {drawn:>9} "
+            f"{result.metrics['num_tokens']:>12,}  {result.recipe['split']}"
+        )
+    return "\n".join(lines)
+
+
+def results_json(results: Iterable[TaskResult], model: Mapping[str, Any], estimate: Mapping[str, Any]) -> str:
+    """All of it: model, estimator, machine and versions, and of each task figures and recipe. NaN is null."""
+    report = {
+        "model": dict(model),
+        "estimate": dict(estimate),
+        "environment": environment(),
+        "results": [{**asdict(r), "value": r.value, "stderr": r.stderr} for r in results],
+    }
+    return json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n"
+
+
+def results_markdown(
+    results: Iterable[TaskResult], model: Mapping[str, Any], estimate: Mapping[str, Any], command: str
+) -> str:
+    """A page with the table, the recipes and the `model-index` metadata of a model card before it."""
+    results = list(results)
+    rows = [
+        f"| {r.task} | {METRICS[r.metric][0]} | {'≤ ' if r.is_bound else ''}{r.value:.{METRICS[r.metric][1]}f} "
+        f"± {r.stderr:.{METRICS[r.metric][1]}f} | {r.metrics['num_tokens']:,} | {_describe(r.recipe)} |"
+        for r in results
+    ]
+    notes = [f"- {r.task}: {r.note}" for r in results if r.note]
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in estimate.items() if value is not None)
+    versions = ", ".join(f"{name} {version}" for name, version in environment()["versions"].items())
+    return "\n".join(
+        [
+            "---",
+            model_index(results, str(model["name"])),
+            "---",
+            "",
+            f"# Evaluation of {model['name']}",
+            "",
+            "| task | figure | value | tokens | preparation |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            *([*notes, ""] if notes else []),
+            f"± is one standard error. {facts}; {versions}.",
+            "",
+            "```bash",
+            command,
+            "```",
+            "",
+        ]
+    )
+
+
+def model_index(results: Iterable[TaskResult], model_name: str) -> str:
+    """The metadata that the Hub reads results from, YAML."""
+    rows = [
+        EvalResult(
+            task_type="unconditional-image-generation" if r.metric == "bits_per_dimension" else "text-generation",
+            dataset_type=r.recipe["data"],
+            dataset_name=f"{r.task} ({_describe(r.recipe)})",
+            dataset_config=r.recipe.get("config"),
+            dataset_split=r.recipe["split"],
+            dataset_revision=r.recipe.get("revision"),
+            metric_type=r.metric,
+            metric_name=METRICS[r.metric][0].capitalize() + (" (upper bound)" if r.is_bound else ""),
+            metric_value=round(r.value, METRICS[r.metric][1]),
+        )
+        for r in results
+    ]
+    return ModelCardData(model_name=model_name, eval_results=rows).to_yaml()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    versions = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "device": device, "versions": versions}
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """A short name of the weights: a hash of a sample of every parameter, the same in any precision down to bf16."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        index = torch.linspace(0, len(flat) - 1, min(SAMPLED_VALUES, len(flat)), dtype=torch.float64).long()
+        sample = flat[index.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _describe(recipe: Mapping[str, Any]) -> str:
+    """A recipe in a few words."""
+    if "context" not in recipe:
+        return recipe["split"]
+    words = [f"{recipe['preparation']}, {recipe['split']}", f"blocks of {recipe['context']}"]
+    if recipe["stride"] < recipe["context"] - 2 * recipe["frame"]:
+        words.append(f"stride {recipe['stride']}")
+    if recipe["detokenizer"] != "none":
+        words.append("detokenised")
+    return ", ".join(words)
+
+
+def _version(name: str) -> str | None:
+    if name == "md4_hf":
+        from . import __version__
+
+        return __version__
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

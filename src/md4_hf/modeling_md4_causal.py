@@ -1,0 +1,127 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The autoregressive baseline: MD4's network of the same size, where each token sees those before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_md4 import MD4Config
+from .masked_diffusion import IGNORE_INDEX, cross_entropy_nats
+from .modeling_md4 import (
+    MaskedDiffusionOutput,
+    MD4Head,
+    MD4Model,
+    MD4PreTrainedModel,
+    check_num_items,
+    check_shape,
+    suppress_mask,
+)
+
+
+class MD4ForCausalLM(MD4PreTrainedModel):
+    """MD4's network with causal attention, and -log p as its loss: what a masked diffusion model is compared with.
+
+    It has the parameters of the masked diffusion model with the same configuration, `is_causal` apart. The mask token
+    takes the place before the first token, so that every token is predicted, the first one too. A time-conditioned
+    network is told t = 0 throughout. It is for likelihoods: `generate` is not defined.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: MD4Config):
+        if not config.is_causal:
+            raise ValueError("`config` must have `is_causal=True` for MD4ForCausalLM, got False.")
+        super().__init__(config)
+        self.model = MD4Model(config)
+        self.lm_head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head.init_scale = 0.0
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        labels: torch.LongTensor | None = None,
+        class_labels: torch.LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        document_ids: torch.LongTensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_logits: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedDiffusionOutput:
+        r"""
+        Args:
+            input_ids: `(batch, length)` ids.
+            labels: `(batch, length)` the same ids where they are scored, -100 elsewhere: they are shifted here.
+            class_labels: `(batch,)` labels of a class-conditional model.
+            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding, which comes after them.
+            document_ids: Must be None: documents are not kept apart.
+            num_items_in_batch: Number of scored tokens to divide the loss by, when the batch is a part of a larger one.
+            output_logits: Whether to return logits; by default they are, but not with labels.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
+
+        Returns:
+            `MaskedDiffusionOutput`: `logits` `(batch, length, vocab)` are those of each token's successor, as of any
+            causal model in transformers; `token_nelbo` is -log p of each scored token in nats, and
+            `reconstruction_nelbo` is 0.
+
+        Raises:
+            ValueError: As `MD4Model.forward`, and for `document_ids`.
+        """
+        if document_ids is not None:
+            raise ValueError("`document_ids` must be None for a causal model, got a tensor.")
+        check_num_items(num_items_in_batch)
+        if labels is not None:
+            check_shape("labels", labels, input_ids.shape)
+        output_logits = labels is None if output_logits is None else output_logits
+        # The successor of the last token is not scored: without logits that token need not be read.
+        length = input_ids.shape[1] - (not output_logits)
+        outputs = self.model(
+            input_ids=_after(self.config.mask_token_id, input_ids[:, :length]),
+            timesteps=self._times(input_ids),
+            class_labels=class_labels,
+            attention_mask=None if attention_mask is None else _after(1, attention_mask[:, :length]),
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        losses = {} if labels is None else self._losses(hidden_states, labels, num_items_in_batch)
+        logits = None
+        if output_logits:
+            logits = suppress_mask(self.lm_head(hidden_states[:, 1:]), self.config.mask_token_id)
+        return MaskedDiffusionOutput(
+            logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
+        )
+
+    def _losses(self, hidden_states: Tensor, labels: Tensor, num_items: Tensor | int | None) -> dict[str, Tensor]:
+        scored = labels != IGNORE_INDEX
+        rows = hidden_states[:, : labels.shape[1]][scored]
+        target = labels[scored]
+        if isinstance(self.lm_head, MD4Head):
+            total, values = self.lm_head(rows, target, torch.ones_like(rows[:, 0]).float(), self.config.mask_token_id)
+        else:  # of an adapter or a quantiser
+            values = cross_entropy_nats(suppress_mask(self.lm_head(rows), self.config.mask_token_id), target)
+            total = values.sum()
+        num_items = scored.sum().clamp(min=1) if num_items is None else num_items
+        loss = total / (num_items.to(total.device) if isinstance(num_items, Tensor) else num_items)
+        nelbo = torch.zeros(labels.shape, dtype=values.dtype, device=values.device).masked_scatter(scored, values)
+        return {
+            "loss": loss,
+            "nelbo": loss,
+            "token_nelbo": nelbo,
+            "reconstruction_nelbo": nelbo.new_zeros(len(labels)),
+        }
+
+    def _times(self, input_ids: Tensor) -> Tensor | None:
+        if not self.config.time_conditioning:
+            return None
+        return torch.zeros(len(input_ids), device=input_ids.device)
+
+
+def _after(first: int, x: Tensor) -> Tensor:
+    """`(batch, length)` -> `(batch, 1 + length)`, with a number before each row."""
+    return torch.cat([x.new_full((len(x), 1), first), x], dim=1)

@@ -38,7 +38,7 @@ LIMITS = {
     "what was left out. The images were scaled to 64 × 64 in another way than those that the paper's number is of.",
 }
 IMAGENET64 = (
-    "Of the official configuration the network and the batch are known here. The masking schedule is a choice; the "
+    "The network, batch, learning rate, weight decay and steps are the paper's. The masking schedule is a choice; the "
     "other options of the training are those of `cifar10`, without its dropout. The drop-out of classes, for guidance, "
     "is not the paper's. Of the recipe, the code has been run, on stand-ins, and the training has not."
 )

@@ -129,7 +129,7 @@ def evaluate(argv: list[str] | None = None):
         if suite.suite is not None:
             trainer = MD4Trainer(model=model, args=args, processing_class=processor)
             run = SuiteRun(
-                name=suite.suite,
+                stem=suite.stem,
                 trainer=trainer,
                 stopping=options.when_to_stop(),
                 folder=results_folder(suite.output_dir, rest.model),

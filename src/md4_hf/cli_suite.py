@@ -36,6 +36,7 @@ from md4_hf import (
 from .cli_images import evaluation_images
 
 
+PREPARATION = "sedd"  # the paper's, as far as it says
 ROWS_PER_BATCH = 256
 
 
@@ -50,8 +51,11 @@ class SuiteArguments:
     )
     tasks: list[str] | None = field(default=None, metadata={"help": "Some tasks of the suite; all if left out."})
     preparation: str = field(
-        default="sedd",
-        metadata={"help": f"How text is prepared: {', '.join(PREPARATIONS)} (docs/evaluate.md).", "choices": None},
+        default=PREPARATION,
+        metadata={
+            "help": f"How text is prepared: {', '.join(PREPARATIONS)} (docs/evaluate.md).",
+            "choices": [*PREPARATIONS],
+        },
     )
     stride: int | None = field(
         default=None, metadata={"help": "Tokens by which a block starts after the one before; its length, no overlap."}
@@ -88,6 +92,11 @@ class SuiteArguments:
         return files
 
     @property
+    def stem(self) -> str:
+        """Name of the files of results, without suffix: the suite, and the preparation if it is not the usual one."""
+        return self.suite if self.preparation == PREPARATION else f"{self.suite}-{self.preparation}"
+
+    @property
     def chosen(self) -> list[str]:
         """The tasks to evaluate.
 
@@ -105,7 +114,7 @@ class SuiteArguments:
 class SuiteRun:
     """What the tasks of a suite have in common: the model, how it is evaluated, and where the results go."""
 
-    name: str
+    stem: str
     trainer: MD4Trainer
     stopping: Stopping
     folder: Path
@@ -141,9 +150,9 @@ def evaluate_suite(
         say(f"{name}: {len(examples):,} examples")
         results.append(_evaluate_task(run, name, examples, facts, say))
         if run.trainer.is_world_process_zero():
-            _write_results(run, suite, results, argv)
+            _write_results(run, results, argv)
     say(results_table(results))
-    say(f"Written to {run.folder / suite.suite}.json and .md")
+    say(f"Written to {run.folder / run.stem}.json and .md")
     return results
 
 
@@ -158,7 +167,7 @@ def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any], sa
         trainer,
         examples,
         run.stopping,
-        store=run.folder / "rounds" / f"{name}.npz",
+        store=run.folder / "rounds" / f"{run.stem}-{name}.npz",
         recipe={"data_sha256": digest, **run.model_facts, **run.estimate_facts},
         report=lambda rounds: say(f"{name}: round {len(rounds.nelbo)}") if len(rounds.nelbo) > 1 else None,
     )
@@ -203,7 +212,7 @@ def _batches(examples) -> Iterator[dict[str, Any]]:
         yield {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _write_results(run: SuiteRun, suite: SuiteArguments, results: list[TaskResult], argv: list[str]):
+def _write_results(run: SuiteRun, results: list[TaskResult], argv: list[str]):
     from .cli_evaluate import write_whole
 
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +222,7 @@ def _write_results(run: SuiteRun, suite: SuiteArguments, results: list[TaskResul
         ".md": results_markdown(results, run.model_facts, run.estimate_facts, command),
     }
     for suffix, text in texts.items():
-        write_whole(run.folder / f"{suite.suite}{suffix}", text)
+        write_whole(run.folder / f"{run.stem}{suffix}", text)
 
 
 def results_folder(output_dir: str | None, model: str) -> Path:

@@ -93,8 +93,8 @@ ids = tokenizer("some text", return_tensors="pt").input_ids
 print(model(ids, labels=ids).loss)  # -log p in nats per token
 ```"""
 
-_BOUND = """The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out part of the data
-named above."""
+_BOUND = """The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out
+part of the data named above."""
 _EXACT = "The likelihood is exact, that of the held-out part of the data named above."
 
 _USE_ADAPTER = """With md4_hf installed, which finds the base model by itself:

@@ -1,0 +1,173 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The autoregressive baseline: exact likelihoods from the same network, data and training."""
+
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoModelForCausalLM
+
+from md4_hf import (
+    MD4Config,
+    MD4ForCausalLM,
+    MD4ForMaskedDiffusion,
+    MD4Trainer,
+    MD4TrainingArguments,
+    load_model,
+    load_pipeline,
+)
+from md4_hf.cli import main
+
+
+VOCAB, LENGTH = 5, 8
+SIZES = {"vocab_size": VOCAB + 1, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def causal_model(seed=0, std=0.3, **kwargs):
+    torch.manual_seed(seed)
+    model = MD4ForCausalLM(MD4Config(**SIZES, max_position_embeddings=LENGTH, is_causal=True, **kwargs))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model.eval()
+
+
+def ids(count=4, length=LENGTH, seed=0):
+    return torch.randint(VOCAB, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("time_conditioning", [True, False])
+def test_it_has_the_parameters_of_the_masked_diffusion_model(time_conditioning):
+    options = {**SIZES, "time_conditioning": time_conditioning}
+    causal = MD4ForCausalLM(MD4Config(**options, is_causal=True))
+    diffusion = MD4ForMaskedDiffusion(MD4Config(**options))
+    shapes = [{name: p.shape for name, p in model.named_parameters()} for model in (causal, diffusion)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("time_conditioning", [True, False])
+def test_no_token_sees_its_successors(time_conditioning, attention):
+    model = causal_model(time_conditioning=time_conditioning, attn_implementation=attention)
+    x, y = ids(), ids()
+    y[:, 5] = (y[:, 5] + 1) % VOCAB
+    change = (model(x).logits - model(y).logits).abs().amax(dim=(0, 2))
+    assert (change[:5] < 1e-5).all() and (change[5:] > 1e-4).all()
+
+
+def test_probabilities_of_all_sequences_add_up_to_one():
+    model = causal_model()
+    grid = torch.cartesian_prod(*[torch.arange(VOCAB)] * 3)
+    with torch.no_grad():
+        nats = model(grid, labels=grid).token_nelbo.double().sum(dim=1)
+    assert (-nats).exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_loss_is_that_of_the_logits_and_honours_the_number_of_items():
+    model, x = causal_model(), ids()
+    labels = x.masked_fill(torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.3, -100)
+    output, logits = model(x, labels=labels), model(x).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+    torch.testing.assert_close(output.token_nelbo[:, 1:], expected)
+    scored = (labels != -100).sum()
+    torch.testing.assert_close(output.loss, output.token_nelbo.sum() / scored)
+    torch.testing.assert_close(model(x, labels=labels, num_items_in_batch=10).loss, output.token_nelbo.sum() / 10)
+    with_logits = model(x, labels=labels, output_logits=True)
+    torch.testing.assert_close(with_logits.loss, output.loss)
+    torch.testing.assert_close(with_logits.logits, logits)
+    assert (logits[..., VOCAB] == torch.finfo(logits.dtype).min).all(), "the mask is never predicted"
+
+
+def test_padding_changes_nothing():
+    model, x = causal_model(), ids(length=5)
+    padded = torch.nn.functional.pad(x, (0, 3), value=1)
+    mask = (torch.arange(8) < 5).long().expand(4, 8)
+    labels = padded.masked_fill(mask == 0, -100)
+    output = model(padded, labels=labels, attention_mask=mask)
+    torch.testing.assert_close(output.token_nelbo[:, :5], model(x, labels=x).token_nelbo)
+
+
+def test_saved_and_opened_it_is_the_same(tmp_path):
+    model, x = causal_model(), ids()
+    model.save_pretrained(tmp_path)
+    for loaded in (
+        load_model(str(tmp_path)),
+        *(c.from_pretrained(tmp_path) for c in (AutoModel, AutoModelForCausalLM)),
+    ):
+        assert isinstance(loaded, MD4ForCausalLM)
+        torch.testing.assert_close(loaded(x).logits, model(x).logits)
+
+
+def test_what_it_is_not_for_is_an_error():
+    with pytest.raises(ValueError, match="`config` must have `is_causal=False` for MD4ForMaskedDiffusion, got True"):
+        MD4ForMaskedDiffusion(MD4Config(**SIZES, is_causal=True))
+    with pytest.raises(ValueError, match="`config` must have `is_causal=True` for MD4ForCausalLM, got False"):
+        MD4ForCausalLM(MD4Config(**SIZES))
+    with pytest.raises(ValueError, match="`learn_masking_schedule` must be False for a causal model"):
+        MD4Config(**SIZES, is_causal=True, learn_masking_schedule=True, masking_schedule="poly")
+    with pytest.raises(ValueError, match="`is_causal` must be False for images"):
+        MD4Config(vocab_size=5, hidden_size=32, backbone="unet", image_size=4, is_causal=True)
+    with pytest.raises(ValueError, match="`document_ids` must be None for a causal model"):
+        causal_model()(ids(), document_ids=ids())
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def trained_losses(folder, batch, accumulation):
+    args = MD4TrainingArguments(
+        str(folder),
+        max_steps=4,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = MD4Trainer(
+        model=causal_model(std=0.1), args=args, train_dataset=Dataset.from_dict({"input_ids": ids(64)})
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer
+
+
+def test_a_step_is_the_same_however_it_is_cut_up(tmp_path):
+    whole, trainer = trained_losses(tmp_path, 8, 1)
+    parts, _ = trained_losses(tmp_path, 2, 4)
+    assert whole == pytest.approx(parts, abs=1e-5)
+    x = ids(6, seed=1)
+    metrics = trainer.evaluate(Dataset.from_dict({"input_ids": x}))
+    with trainer.ema_weights(), torch.no_grad():
+        exact = trainer.model.eval()(x, labels=x).loss.item()
+    assert metrics["eval_loss"] == pytest.approx(exact, rel=1e-5) and metrics["eval_num_draws"] == 0
+
+
+def test_md4_train_makes_and_evaluates_the_baseline(tmp_path, capsys):
+    run = tmp_path / "ar"
+    sizes = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
+    main(["train", "--preset", "tiny", "--objective", "ar", *sizes, "--max_steps", "2", "--output_dir", str(run)])
+    assert "−log p, nats per token" in capsys.readouterr().out
+    assert isinstance(load_model(str(run)), MD4ForCausalLM)
+    card = ModelCard.load(run / "README.md")
+    assert "autoregressive" in card.data.tags and "masked-diffusion" not in card.data.tags
+    assert "upper bound" not in card.content and "The likelihood is exact" in card.content
+    assert not (run / "scheduler_config.json").exists()
+    scores = tmp_path / "scores.json"
+    main(["evaluate", str(run), "--output_file", str(scores)])
+    recorded = json.loads((run / "eval_results.json").read_text())
+    metrics = json.loads(scores.read_text())["metrics"]
+    assert metrics["eval_loss"] == pytest.approx(recorded["eval_loss"], rel=1e-5)
+    assert math.isfinite(metrics["eval_bits_per_character"])
+    with pytest.raises(ValueError, match="`model` must be a masked diffusion model to be sampled from"):
+        load_pipeline(str(run))
+    with pytest.raises(SystemExit):
+        main(["train", "--objective", "ar", "--document_mask", "--output_dir", str(tmp_path / "x")])
+    assert "`document_mask` must be False for an autoregressive model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "digits", "--objective", "ar", "--output_dir", str(tmp_path / "x")])
+    assert "`objective` must be" in capsys.readouterr().err

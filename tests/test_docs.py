@@ -58,6 +58,7 @@ NOT_RUN = {
     "accelerate launch": "starts several processes, as tests/test_distributed.py does",
     "torchrun": "starts several processes, as tests/test_distributed.py does",
     "python -m md4_hf.convert_md4_checkpoint": "needs an official checkpoint; tests/test_convert.py makes one",
+    "python -m md4_hf.lm_eval_adapter": "reads the harness's thousands of tasks; tests/test_lm_eval.py runs it on one",
 }
 SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --bf16 false"
 SHORT = "--max_steps 2 --save_steps 1 --eval_strategy no --final_eval_draws 1 --card_samples 0"
@@ -162,6 +163,7 @@ def run_page(page, folder):
     for fence in fences(page):
         print(f"--- {page}:{fence.line}" + (f" skipped: {fence.skip}" if fence.skip else ""), flush=True)
         if fence.file is not None:
+            Path(fence.file).parent.mkdir(parents=True, exist_ok=True)
             Path(fence.file).write_text(fence.text, encoding="utf-8")
         elif fence.skip is None and fence.language == "bash":
             for command in commands(fence.text):
@@ -302,8 +304,9 @@ def test_the_options_that_a_page_names_exist(page, capsys):
         with pytest.raises(SystemExit):
             main([command, "--help_all" if command in ("train", "finetune") else "--help"])
         known |= set(re.findall(r"--\w+", capsys.readouterr().out))
-    # Of torchrun, sbatch and accelerate; and what tells the rest.
+    # Of torchrun, sbatch, lm_eval and accelerate; and what tells the rest.
     other_commands = {"--nproc", "--max", "--nodes", "--help_all", "--help"}
+    other_commands |= {"--model", "--model_args", "--tasks", "--include_path"}
     other_commands |= {option for action in launch_command_parser()._actions for option in action.option_strings}
     # Without the files that have options of their own.
     text = re.sub(r"^python (benchmarks|scripts)/.*$", "", read(page), flags=re.MULTILINE)

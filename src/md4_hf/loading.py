@@ -169,13 +169,12 @@ def load_pipeline(
         FileNotFoundError, ValueError: As `load_model`; and for a device that is not there.
     """
     from .image_processing_md4 import MD4ImageProcessor
-    from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
-    _check_device(device)
+    check_device(device)
     hub: dict[str, Any] = {"revision": revision, "token": token}
     model = load_model(name_or_path, base=base, dtype=dtype, **hub)
     # A model without a scheduler or image processor of its own gets the default one for it.
-    scheduler = _load_if_there(MaskedDiffusionScheduler, "scheduler", "scheduler_config.json", name_or_path, hub)
+    scheduler = load_scheduler(name_or_path, revision=revision, token=token)
     tokenizer = image_processor = None
     if model.config.is_image:
         image_processor = _load_if_there(
@@ -187,6 +186,14 @@ def load_pipeline(
     return pipeline.to(device or torch.accelerator.current_accelerator() or "cpu")
 
 
+def load_scheduler(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None):
+    """The scheduler that is saved with a model, or None where there is none; arguments as in `load_model`."""
+    from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+    hub = {"revision": revision, "token": token}
+    return _load_if_there(MaskedDiffusionScheduler, "scheduler", "scheduler_config.json", name_or_path, hub)
+
+
 def _load_if_there(component: type, name: str, file_name: str, name_or_path: str, hub: dict[str, Any]):
     """A component of a folder or Hub id, opened from this file of it; None where there is no such file."""
     file = cached_file(name_or_path, file_name, **hub, _raise_exceptions_for_missing_entries=False)
@@ -196,7 +203,8 @@ def _load_if_there(component: type, name: str, file_name: str, name_or_path: str
         return component.from_pretrained(Path(file).parent)  # type: ignore[attr-defined]
 
 
-def _check_device(device: str | torch.device | None):
+def check_device(device: str | torch.device | None):
+    """Raise a ValueError for a device that is not there; None is any."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # one for each kind of device

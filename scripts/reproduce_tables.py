@@ -125,7 +125,9 @@ def lines_of(table: Table, models: list[str], results: str) -> Iterator[str]:
         row = None if report is None else own_row(table, report)
         if row is None:
             options = f"--suite {table.suite}" + (f" --preparation {table.preparation}" if table.preparation else "")
-            print(f"{table.name}: no results of {model}. To have them: md4 evaluate {model} {options}", file=sys.stderr)
+            print(
+                f"{table.name}: no results of {model}. To have them: md4 evaluate {model} {options}", file=sys.stderr
+            )
         else:
             rows.append(row)
     for row in (header, ["---"] * len(header), *rows):

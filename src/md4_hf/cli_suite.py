@@ -81,11 +81,11 @@ class SuiteArguments:
         Raises:
             ValueError: If an entry is no TASK=FILE, or its task is not one of the suite's.
         """
-        files = {}
+        files, known = {}, SUITES[self.suite]
         for entry in self.replace or ():
             task, _, file = entry.partition("=")
-            if task not in self.chosen or not file:
-                raise ValueError(f"`replace` must be TASK=FILE, of a task in {self.chosen}, got {entry!r}.")
+            if task not in known or not file:
+                raise ValueError(f"`replace` must be TASK=FILE, of a task in {[*known]}, got {entry!r}.")
             if not Path(file).expanduser().exists():
                 raise FileNotFoundError(f"`replace` must name a file or folder that is there, got {entry!r}.")
             files[task] = file

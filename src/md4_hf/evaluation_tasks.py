@@ -277,14 +277,10 @@ def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Reci
     """
     end = _row_end(tokenizer, recipe.row_end)
     frame = Separator.of(tokenizer).input_ids if recipe.frame else ()
-    windows = Dataset.from_generator(
-        _generate_windows,
-        features=WINDOW_FEATURES,
-        gen_kwargs={"rows": rows, "tokenizer": tokenizer, "end": end, "frame": frame, "recipe": asdict(recipe)},
-    )
-    if not len(windows):
+    options = {"rows": rows, "tokenizer": tokenizer, "end": end, "frame": frame, "recipe": asdict(recipe)}
+    if next(_generate_windows(**options), None) is None:  # of which `datasets` would say something else
         raise ValueError(f"`data` must fill a block of {recipe.context} tokens, got {recipe.data!r} with too few.")
-    return windows
+    return Dataset.from_generator(_generate_windows, features=WINDOW_FEATURES, gen_kwargs=options)
 
 
 def _row_end(tokenizer: PreTrainedTokenizerBase, kind: str) -> Separator:

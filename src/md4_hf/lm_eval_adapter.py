@@ -11,6 +11,7 @@ or import this module before `lm_eval.simple_evaluate(model="md4_hf", ...)`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .collators import PaddingCollator
-from .evaluation import Diffusion, example_nelbo
+from .evaluation import ANY_ORDER, TIME, Diffusion, example_nelbo
 from .loading import check_device, load_model, load_scheduler, make_pipeline
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import MD4ForMaskedDiffusion
@@ -50,7 +51,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Each is called as `example_nelbo` and gives `(batch,)` nats of the scored tokens first.
-ESTIMATORS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"time": example_nelbo}
+ESTIMATORS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    name: functools.partial(example_nelbo, estimator=name) for name in (TIME, ANY_ORDER)
+}
 MAX_DRAWS, MAX_BATCH_SIZE = 2**20, 2**20
 LARGEST_AUTO_BATCH_SIZE = 512
 DEFAULT_MAX_GEN_TOKS = 256
@@ -143,7 +146,8 @@ class MD4LM(LM):
             error of about 3 / sqrt(n * draws): with the default a quarter for one token and 8 % for ten, of which the
             choices of a question share most.
         seed: Seed of the noise.
-        estimator: "time": draws of the time.
+        estimator: What a draw is, see `example_nelbo`: a "time", or the number of masked tokens in "any_order", which
+            varies less and is the default for models that do not see the time.
         batch_size: Rows per forward pass, each one draw of one request or one generation; "auto" begins with
             `max_batch_size` and halves it as often as memory is short.
         max_batch_size: What "auto" begins with.
@@ -166,7 +170,7 @@ class MD4LM(LM):
         base: str | None = None,
         draws: int = 128,
         seed: int = 0,
-        estimator: str = "time",
+        estimator: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         max_length: int | None = None,
@@ -177,9 +181,8 @@ class MD4LM(LM):
         super().__init__()
         self.draws = as_integer("draws", draws, 1, MAX_DRAWS)
         self.seed = as_integer("seed", seed, -(2**63), 2**63 - 1)
-        if estimator not in ESTIMATORS:
+        if estimator is not None and estimator not in ESTIMATORS:
             raise ValueError(f"`estimator` must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
-        self.estimator = estimator
         self.is_auto_batch = isinstance(batch_size, str) and batch_size.partition(":")[0] == "auto"
         if self.is_auto_batch:
             largest = LARGEST_AUTO_BATCH_SIZE if max_batch_size is None else max_batch_size
@@ -195,6 +198,10 @@ class MD4LM(LM):
         self.tokenizer = open_tokenizer(tokenizer, pretrained, revision)
         check_tokenizer_matches(self.tokenizer, config.vocab_size, config.mask_token_id)
         self.diffusion = Diffusion.of(self.model)
+        if self.diffusion.is_exact:
+            raise ValueError("`pretrained` must be a masked diffusion model, got an autoregressive one.")
+        any_order = not (self.diffusion.sees_time or self.diffusion.learns_schedule)
+        self.estimator = estimator or (ANY_ORDER if any_order else TIME)
         longest = config.max_position_embeddings
         self.max_length = longest if max_length is None else as_integer("max_length", max_length, 1, longest)
         default = min(DEFAULT_MAX_GEN_TOKS, max(self.max_length // 2, 1))

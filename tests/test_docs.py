@@ -68,6 +68,7 @@ SHORTER = {
     "evaluate": "--draws 1",
     "sample": "--num_inference_steps 4",
     "infill": "--num_inference_steps 4",
+    "score": "--num_samples 4",
 }
 
 

@@ -61,6 +61,7 @@ _LAZY = {
         "pixel_histogram_bits",
     ],
     "image_processing_md4": ["MD4ImageProcessor"],
+    "image_metrics": ["image_sample_metrics", "load_inception"],
     "image_grid": ["picture_format", "save_image_grid"],
     "launch": ["on_first_process"],
     "loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],
@@ -94,7 +95,8 @@ _LAZY = {
     "plots": ["plot_losses"],
     "presets": ["PRESETS", "Preset"],
     "prompt_response": ["PairArguments", "PairReport", "encode_pairs", "load_pairs"],
-    "sample_metrics": ["generative_perplexity", "token_entropy"],
+    "sample_metrics": ["check_same_tokens", "generative_perplexity", "generative_perplexity_of_ids"],
+    "sample_statistics": ["distinct_n", "repetition", "token_entropy", "token_statistics"],
     "schedule_plots": [
         "plot_exponents",
         "plot_masking_schedules",

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "finetune": ("cli_train", "finetune", "fine-tune a model on text or on prompts and responses, with LoRA"),
     "evaluate": ("cli_evaluate", "evaluate", "bound the likelihood of held-out text or images"),
     "sample": ("cli_sample", "sample", "sample text or images, from nothing, from a prompt or of a class"),
+    "score": ("cli_score", "score", "measure samples: perplexity under a causal model, entropy, repetition, FID"),
     "infill": ("cli_sample", "infill", "fill the gaps of a text or an image and keep the rest of it"),
     "schedules": ("cli_schedules", "schedules", "show the masking schedules that a GenMD4 model has learned"),
     "export": ("cli_export", "export", "write a model or a merged adapter as one folder for every loader, or push it"),
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None):
     module, function, _ = COMMANDS[argv[0]]
     try:
         getattr(importlib.import_module(f"md4_hf.{module}"), function)(argv[1:])
-    except (ValueError, OSError, HTTPError, StrictDataclassError) as error:
+    except (ValueError, OSError, ImportError, HTTPError, StrictDataclassError) as error:
         if os.environ.get("MD4_TRACEBACK"):
             raise
         print(f"md4 {argv[0]}: {describe(error)}", file=sys.stderr)

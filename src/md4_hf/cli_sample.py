@@ -14,12 +14,13 @@ from md4_hf import load_pipeline, parse_arguments, picture_format, save_image_gr
 
 
 GAP = re.compile(r"<mask:(\d+)>")
+RULE = "-" * 60
 MAX_GAP_DIGITS = 6  # more tokens than any model has, and still a text that fits into memory
 
 
 @dataclass
-class SampleArguments:
-    """How to sample."""
+class SamplerArguments:
+    """How samples are drawn, and by which model."""
 
     _argument_group_name = "sampling"
 
@@ -38,8 +39,6 @@ class SampleArguments:
     guidance_scale: float = field(
         default=1.0, metadata={"help": "Classifier-free guidance: 1 is the class's own distribution, more is sharper."}
     )
-    output: str | None = field(default=None, metadata={"help": "Picture to write, of a model of images."})
-    enlarge: int = field(default=1, metadata={"help": "Pixels of the picture for a pixel, in each direction."})
     seed: int | None = field(default=None, metadata={"help": "Seed; another sample every time without one."})
     device: str | None = field(default=None, metadata={"help": "Device; an accelerator if there is one."})
     base: str | None = field(default=None, metadata={"help": "Base model of an adapter, if not the one it names."})
@@ -60,6 +59,14 @@ class SampleArguments:
         )
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         return {**{name: getattr(self, name) for name in names}, "generator": generator}
+
+
+@dataclass
+class SampleArguments(SamplerArguments):
+    """How to sample, and what to write."""
+
+    output: str | None = field(default=None, metadata={"help": "Picture to write, of a model of images."})
+    enlarge: int = field(default=1, metadata={"help": "Pixels of the picture for a pixel, in each direction."})
 
     def load_pipeline(self, model: str):
         """The pipeline of a folder or Hub id, of images only if there is a picture to write."""
@@ -171,5 +178,19 @@ def show(output, options: SampleArguments):
 def print_texts(texts: list[str]):
     """Each text between rules."""
     for number, text in enumerate(texts, start=1):
-        print(f"--- {number} " + "-" * 60)
+        print(f"--- {number} {RULE}")
         print(text)
+
+
+def read_printed_texts(printed: str) -> list[str]:
+    """The texts that `print_texts` has printed; any other text is one text."""
+    if not printed.startswith(f"--- 1 {RULE}\n"):
+        return [printed]
+    texts, number = [], 1
+    rest = printed.removeprefix(f"--- 1 {RULE}\n")
+    while True:
+        number += 1
+        text, rule, rest = rest.partition(f"\n--- {number} {RULE}\n")
+        texts.append(text)
+        if not rule:
+            return [*texts[:-1], text.removesuffix("\n")]

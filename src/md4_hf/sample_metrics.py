@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures of samples: the entropy of their tokens, and their perplexity under a causal language model."""
+"""Measures of samples that need a model, their perplexity under a causal language model; and the checks of bounds."""
 
 from __future__ import annotations
 
@@ -12,32 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .masked_diffusion import IGNORE_INDEX
-
-
-def token_entropy(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> dict[str, float | int | list[float]]:
-    """Entropy of the tokens within each sequence, averaged over the sequences.
-
-    H(x) = −Σ_v p_v·log p_v in nats, with p_v the share of token v among the tokens of x. It is the entropy that is
-    reported beside the generative perplexity of SEDD, MDLM and their successors (arXiv:2409.02908): per sequence, and
-    then the mean. It lies in [0, log(length)] and grows with the length: compare sequences of the same length only.
-
-    Args:
-        sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
-
-    Returns:
-        `token_entropy`, the mean in nats; `token_entropies`, one per sequence; `num_sequences`.
-
-    Raises:
-        ValueError: If there are no sequences, or one is empty or holds anything but integers >= 0.
-    """
-    entropies = [_entropy_nats(_checked_sequence(x, index)) for index, x in enumerate(sequences)]
-    if not entropies:
-        raise ValueError("`sequences` must hold at least one sequence of token ids, got none.")
-    return {
-        "token_entropy": sum(entropies) / len(entropies),
-        "token_entropies": entropies,
-        "num_sequences": len(entropies),
-    }
+from .sample_statistics import check_at_least, checked_sequences, token_entropy
 
 
 @torch.no_grad()
@@ -84,6 +59,84 @@ def generative_perplexity(
             too small, `max_length` is more than the model takes, or the tokenizer has ids that the model lacks.
     """
     ids = checked_token_ids(texts, tokenizer, batch_size=batch_size, max_length=max_length)
+    return _perplexity_of_rows(ids, model, tokenizer, batch_size, max_length, add_bos, progress)
+
+
+@torch.no_grad()
+def generative_perplexity_of_ids(
+    sequences: Tensor | Sequence[Sequence[int] | Tensor],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sample_tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    add_bos: bool = True,
+    progress: bool = False,
+) -> dict[str, float | int | list[float] | list[int]]:
+    """`generative_perplexity` of samples as they were drawn, token by token, without a way over their texts.
+
+    A sample may split a text into other tokens than the tokenizer does. Scored as a text, it is split anew, and its
+    number of tokens changes; here the causal model sees the sample's own tokens, which it may find unlikely for the
+    split alone. SEDD does this, MDLM scores the texts: say which it is. The two tokenizers have to agree on every token
+    of the samples.
+
+    Args:
+        sequences: Token ids, `(samples, length)` or a list of >= 2 ids per sample, without padding.
+        model: A causal language model, on whatever device it is. Its mode is restored.
+        tokenizer: The tokenizer of `model`.
+        sample_tokenizer: The tokenizer whose ids `sequences` holds. It may have tokens that `tokenizer` lacks, such as
+            a mask token, as long as no sample has them.
+        batch_size, max_length, add_bos, progress: As in `generative_perplexity`.
+
+    Returns:
+        As `generative_perplexity`.
+
+    Raises:
+        ValueError: Before the first forward pass: as `generative_perplexity`, and if the tokenizers disagree on a token
+            of the samples.
+    """
+    _check_numbers(batch_size, max_length)
+    rows = [row.tolist() for row in checked_sequences(sequences)]
+    for index, row in enumerate(rows):
+        if len(row) < 2:
+            raise ValueError(f"`sequences` must have at least 2 tokens each, got {len(row)} at index {index}.")
+    check_same_tokens(rows, tokenizer, sample_tokenizer)
+    return _perplexity_of_rows(rows, model, tokenizer, batch_size, max_length, add_bos, progress)
+
+
+def check_same_tokens(
+    sequences: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, sample_tokenizer: PreTrainedTokenizerBase
+):
+    """Check that every id of some sequences is the same token in two tokenizers.
+
+    Args:
+        sequences: Lists of ids of `sample_tokenizer`.
+        tokenizer: The tokenizer that has to agree.
+        sample_tokenizer: The tokenizer that the ids come from.
+
+    Raises:
+        ValueError: If an id is another token in `tokenizer`, or none.
+    """
+    theirs, ours = ({i: token for token, i in x.get_vocab().items()} for x in (tokenizer, sample_tokenizer))
+    for i in sorted({i for row in sequences for i in row}):
+        if i not in ours or theirs.get(i) != ours[i]:
+            raise ValueError(
+                "`tokenizer` must have the tokens of the samples under the same ids, got "
+                f"{theirs.get(i)!r} for id {i}, which is {ours.get(i)!r} in the samples: score their texts instead."
+            )
+
+
+def _perplexity_of_rows(
+    ids: list[list[int]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    max_length: int | None,
+    add_bos: bool,
+    progress: bool,
+) -> dict[str, float | int | list[float] | list[int]]:
+    """The figures of `generative_perplexity` for ids of the model's tokenizer, >= 2 in each row."""
     max_length = _max_length(model, tokenizer, max_length)
     bos = [tokenizer.bos_token_id] if add_bos and tokenizer.bos_token_id is not None else []
     kept = ids if max_length is None else [row[: max_length - len(bos)] for row in ids]
@@ -118,9 +171,7 @@ def checked_token_ids(
     Raises:
         ValueError: See `generative_perplexity`.
     """
-    _check_at_least("batch_size", batch_size, 1)
-    if max_length is not None:
-        _check_at_least("max_length", max_length, 2)
+    _check_numbers(batch_size, max_length)
     if isinstance(texts, str):
         raise ValueError(f"`texts` must be a list of texts, got one text: {texts[:40]!r}.")
     if len(texts) == 0:
@@ -164,29 +215,10 @@ def checked_examples(predictions: Iterable[float], references: Iterable[float], 
     return nelbo, counts
 
 
-def _entropy_nats(ids: Tensor) -> float:
-    counts = ids.unique(return_counts=True)[1].double()
-    return torch.special.entr(counts / counts.sum()).sum().item()
-
-
-def _checked_sequence(sequence: Sequence[int] | Tensor, index: int) -> Tensor:
-    try:
-        ids = torch.as_tensor(sequence).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"`sequences` must hold token ids, got {sequence!r:.60} at index {index}.") from None
-    if ids.ndim != 1 or len(ids) == 0:
-        shape = tuple(ids.shape)
-        raise ValueError(f"`sequences` must hold lists of at least one token id, got shape {shape} at index {index}.")
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"`sequences` must hold integers, got {ids.dtype} at index {index}.")
-    if ids.min() < 0:
-        raise ValueError(f"`sequences` must hold token ids >= 0, got {ids.min().item()} at index {index}.")
-    return ids
-
-
-def _check_at_least(name: str, value: int, minimum: int):
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}.")
+def _check_numbers(batch_size: int, max_length: int | None):
+    check_at_least("batch_size", batch_size, 1)
+    if max_length is not None:
+        check_at_least("max_length", max_length, 2)
 
 
 def _numbers(name: str, values: Iterable[float]) -> Tensor:

@@ -1,0 +1,186 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Measures of samples of images, the Fréchet distance (FID) and the Inception score, as torchmetrics computes them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .sample_statistics import check_at_least
+
+
+ImageFunction = Callable[[Tensor], Tensor]
+
+
+def load_inception(device: str | torch.device = "cpu") -> tuple[nn.Module, nn.Module]:
+    """The Inception network of FID and of the Inception score: TensorFlow's of 2015, as torch-fidelity has it.
+
+    Its weights are downloaded at the first call (95 MB, into the `checkpoints` of torch.hub's folder). Images are
+    scaled to 299 × 299 as TensorFlow did it, which published figures rely on.
+
+    Args:
+        device: Where to.
+
+    Returns:
+        Two functions of uint8 images `(n, 3, height, width)`: the features `(n, 2048)`, and the logits of the classes,
+        without their bias `(n, 1008)`.
+
+    Raises:
+        ImportError: Without torchmetrics and torch-fidelity.
+        OSError: If the weights cannot be downloaded.
+    """
+    fid, inception_score = _torchmetrics()
+    try:
+        import torch_fidelity  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise _missing(error) from error
+    features = fid(feature=2048, antialias=False).inception
+    class_logits = _without_warning(inception_score, feature="logits_unbiased").inception
+    class_logits.use_antialias = False
+    return features.to(device), class_logits.to(device)
+
+
+@torch.no_grad()
+def image_sample_metrics(
+    samples: Tensor,
+    references: Tensor | None = None,
+    *,
+    features: ImageFunction | None = None,
+    class_logits: ImageFunction | None = None,
+    batch_size: int = 50,
+    num_splits: int = 10,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> dict[str, float | int]:
+    """Fréchet distance between samples and real images, and Inception score of the samples.
+
+    With mean μ and covariance Σ of the features of samples (s) and of references (r),
+
+        fid = ‖μ_s − μ_r‖² + tr(Σ_s + Σ_r − 2·(Σ_s·Σ_r)^{1/2})               (Heusel et al., arXiv:1706.08500)
+        inception_score = exp(mean over x of KL(p(y|x) ‖ mean over x of p(y|x)))  (Salimans et al., arXiv:1606.03498)
+
+    the latter as the mean over `num_splits` parts of the samples. Both depend on the number of images: the FID of few
+    is too large (with fewer images than features, Σ does not even have full rank), and published ones are of 50,000
+    samples. Both look at images through a network that was trained on photographs: of
+    digits, or of anything else that looks unlike ImageNet, they say little. Give features of your own there.
+
+    Args:
+        samples: uint8 images `(n, 3, height, width)`, n >= 2; grey ones with their channel three times.
+        references: The same, of any number >= 2; None leaves the FID out.
+        features: uint8 images `(n, 3, height, width)` on `device` to features `(n, d)`, as a module in evaluation
+            mode or any function. By default Inception's, see `load_inception`.
+        class_logits: The same to logits of classes. By default Inception's; with `features` and without
+            `class_logits` there is no Inception score.
+        batch_size: Images at a time, >= 1.
+        num_splits: Parts of the samples for the Inception score, >= 1; less if they would hold less than two samples.
+        seed: Of the order in which samples are divided into parts.
+        device: Where to compute.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `fid` if there are references; `inception_score`, and `inception_score_std`, its standard deviation over the
+        parts, NaN of one, and `num_splits`; `num_samples`; `num_references`.
+
+    Raises:
+        ImportError: Without torchmetrics, and for Inception without torch-fidelity.
+        ValueError: For images of another kind or fewer than two, and functions that give something else than rows.
+    """
+    check_at_least("batch_size", batch_size, 1)
+    check_at_least("num_splits", num_splits, 1)
+    _check_images("samples", samples)
+    if references is not None:
+        _check_images("references", references)
+    fid, inception_score = _torchmetrics()
+    if features is None:
+        inception, logits = load_inception(device)
+        features, class_logits = inception, logits if class_logits is None else class_logits
+
+    options = {"batch_size": batch_size, "device": device, "progress": progress}
+    metrics: dict[str, float | int] = {"num_samples": len(samples)}
+    if references is not None:
+        distance = fid(feature=_Rows("features", features, samples[:1].to(device))).to(device)
+        metrics |= _fid(distance, samples, references, **options)
+    if class_logits is not None:
+        num_splits = min(num_splits, len(samples) // 2)  # of one sample, a part always has the score 1
+        rows = _Rows("class_logits", class_logits, samples[:1].to(device))
+        score = _without_warning(inception_score, feature=rows, splits=num_splits).to(device)
+        metrics |= {**_inception_score(score, samples, seed, **options), "num_splits": num_splits}
+    return metrics
+
+
+def _fid(distance: nn.Module, samples: Tensor, references: Tensor, **options) -> dict[str, float | int]:
+    for name, images, is_real in (("samples", samples, False), ("references", references, True)):
+        for batch in _batches(images, f"FID, {name}", **options):
+            distance.update(batch, real=is_real)
+    return {"fid": distance.compute().item(), "num_references": len(references)}
+
+
+def _inception_score(score: nn.Module, samples: Tensor, seed: int, **options) -> dict[str, float | int]:
+    for batch in _batches(samples, "Inception score", **options):
+        score.update(batch)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that one part has no deviation
+        torch.manual_seed(seed)
+        mean, std = score.compute()
+    return {"inception_score": mean.item(), "inception_score_std": std.item()}
+
+
+class _Rows(nn.Module):
+    """A function of images as torchmetrics takes it, in float64, and checked."""
+
+    def __init__(self, name: str, function: ImageFunction, example: Tensor):
+        super().__init__()
+        self.name, self.function = name, function
+        self.num_features = self(example).shape[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.function(images)
+        if not isinstance(rows, Tensor) or rows.dim() != 2 or len(rows) != len(images):
+            got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise ValueError(
+                f"`{self.name}` must give a tensor ({len(images)}, d) for {len(images)} images, got {got}."
+            )
+        return rows.double()
+
+
+def _batches(images: Tensor, name: str, batch_size: int, device: str | torch.device, progress: bool):
+    from tqdm.auto import tqdm
+
+    for batch in tqdm(images.split(batch_size), desc=name, disable=not progress):
+        yield batch.to(device)
+
+
+def _check_images(name: str, images: Tensor):
+    if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] == 3):
+        got = (images.dtype, tuple(images.shape)) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"`{name}` must be a uint8 tensor (n, 3, height, width), got {got}.")
+    if len(images) < 2:
+        raise ValueError(f"`{name}` must hold at least two images, got {len(images)}.")
+
+
+def _without_warning(inception_score: type, **options) -> nn.Module:
+    """A metric that warns that it keeps the logits, of 50,000 images 0.4 GB."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return inception_score(**options)
+
+
+def _torchmetrics() -> tuple[type, type]:
+    """The two metrics of torchmetrics."""
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.inception import InceptionScore
+    except (ImportError, RuntimeError) as error:  # the latter where torchvision is built for another torch
+        raise _missing(error) from error
+    return FrechetInceptionDistance, InceptionScore
+
+
+def _missing(error: Exception) -> ImportError:
+    return ImportError(
+        "FID and Inception score need torchmetrics and torch-fidelity, with a torchvision for this torch: "
+        f"pip install 'md4_hf[fid]' ({error})."
+    )

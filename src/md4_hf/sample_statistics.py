@@ -1,0 +1,202 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Statistics of samples that need no model: entropy of the tokens, different n-grams, repetition, duplicates.
+
+They tell samples that repeat themselves, or each other, from varied ones, and not whether a sample is any good.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+DISTINCT_ORDERS = (1, 2, 3)
+REPETITION_ORDER = 4
+
+
+def token_entropy(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> dict[str, float | int | list[float]]:
+    """Entropy of the tokens within each sequence, averaged over the sequences.
+
+    H(x) = −Σ_v p_v·log p_v in nats, with p_v the share of token v among the tokens of x. It is the entropy that is
+    reported beside the generative perplexity of SEDD, MDLM and their successors (arXiv:2409.02908): per sequence, and
+    then the mean. It lies in [0, log(length)] and grows with the length: compare sequences of the same length only.
+
+    Args:
+        sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
+
+    Returns:
+        `token_entropy`, the mean in nats; `token_entropies`, one per sequence; `num_sequences`.
+
+    Raises:
+        ValueError: If there are no sequences, or one is empty or holds anything but integers >= 0.
+    """
+    entropies = [_entropy_nats(x) for x in checked_sequences(sequences)]
+    return {
+        "token_entropy": sum(entropies) / len(entropies),
+        "token_entropies": entropies,
+        "num_sequences": len(entropies),
+    }
+
+
+def distinct_n(sequences: Tensor | Sequence[Sequence[int] | Tensor], n: int) -> dict[str, float | int]:
+    """Share of different n-grams among all n-grams (distinct-n of Li et al. 2016, arXiv:1510.03055, section 5).
+
+    With G_n(x) the length(x) − n + 1 n-grams of x, in order and with repetitions, and D the number of different ones,
+
+        distinct_n      = D(∪_x G_n(x)) / Σ_x |G_n(x)|        of all sequences together
+        mean_distinct_n = mean over x of D(G_n(x)) / |G_n(x)|  within each sequence
+
+    Both lie in (0, 1] and fall as sequences get longer, the first also as they get more: compare as many sequences of
+    the same length. Li et al. count words; here they are whatever the ids stand for.
+
+    Args:
+        sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
+        n: Tokens of an n-gram, >= 1.
+
+    Returns:
+        `distinct_n`, `mean_distinct_n`, `num_ngrams`, `num_sequences`. Sequences of fewer than n tokens have no n-gram,
+        and do not count.
+
+    Raises:
+        ValueError: As `token_entropy`; if n < 1, and if no sequence has n tokens.
+    """
+    rows = _rows_with_ngrams(sequences, n)
+    grams = [_ngrams(row, n) for row in rows]
+    num_ngrams = sum(map(len, grams))
+    return {
+        "distinct_n": len(set().union(*grams)) / num_ngrams,
+        "mean_distinct_n": sum(len(set(row)) / len(row) for row in grams) / len(grams),
+        "num_ngrams": num_ngrams,
+        "num_sequences": len(grams),
+    }
+
+
+def repetition(
+    sequences: Tensor | Sequence[Sequence[int] | Tensor], n: int = REPETITION_ORDER
+) -> dict[str, float | int]:
+    """How much sequences repeat themselves, and how many repeat another one.
+
+        seq_rep_n       = mean over x of 1 − D(G_n(x)) / |G_n(x)|        (Welleck et al., arXiv:1908.04319, seq-rep-n)
+        repeated_tokens = Σ_x |{i : i is in an n-gram of x that x has begun before}| / Σ_x length(x)
+        num_duplicates  = number of sequences − number of different sequences
+
+    with G_n and D as in `distinct_n`: `seq_rep_n` is 1 − `mean_distinct_n`. An n-gram may overlap with its repetition:
+    of a a a a a, all tokens but the first are repeated, for n <= 4. The first two lie in [0, 1).
+
+    Args:
+        sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
+        n: Tokens of an n-gram, >= 1.
+
+    Returns:
+        `seq_rep_n`, of the sequences that have n tokens; `repeated_tokens`; `num_duplicates`; `num_sequences`, all.
+
+    Raises:
+        ValueError: As `distinct_n`.
+    """
+    rows = [row.tolist() for row in checked_sequences(sequences)]
+    return {
+        "seq_rep_n": 1.0 - distinct_n(rows, n)["mean_distinct_n"],
+        "repeated_tokens": sum(_num_repeated(row, n) for row in rows) / sum(map(len, rows)),
+        "num_duplicates": _num_duplicates(rows),
+        "num_sequences": len(rows),
+    }
+
+
+def token_statistics(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> dict[str, float | int]:
+    """The statistics of this module at their usual orders, of one set of samples.
+
+    Args:
+        sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
+
+    Returns:
+        `num_sequences`, `num_tokens`; `token_entropy` in nats; `distinct_1`, `distinct_2`, `distinct_3` of all
+        sequences together; `seq_rep_4` and `repeated_tokens_4`; `num_duplicates`. NaN where no sequence is that long.
+
+    Raises:
+        ValueError: As `token_entropy`.
+    """
+    rows = [row.tolist() for row in checked_sequences(sequences)]
+    longest, n = max(map(len, rows)), REPETITION_ORDER
+    distinct = {
+        f"distinct_{order}": distinct_n(rows, order)["distinct_n"] if order <= longest else math.nan
+        for order in DISTINCT_ORDERS
+    }
+    repeats = repetition(rows, n) if n <= longest else {"seq_rep_n": math.nan, "repeated_tokens": math.nan}
+    return {
+        "num_sequences": len(rows),
+        "num_tokens": sum(map(len, rows)),
+        "token_entropy": sum(map(_entropy_nats, checked_sequences(rows))) / len(rows),
+        **distinct,
+        f"seq_rep_{n}": repeats["seq_rep_n"],
+        f"repeated_tokens_{n}": repeats["repeated_tokens"],
+        "num_duplicates": _num_duplicates(rows),
+    }
+
+
+def checked_sequences(sequences: Iterable[Sequence[int] | Tensor]) -> list[Tensor]:
+    """Each sequence as an integer tensor `(length,)` on the CPU.
+
+    Raises:
+        ValueError: If there are no sequences, or one is empty or holds anything but integers >= 0.
+    """
+    rows = [_checked_sequence(x, index) for index, x in enumerate(sequences)]
+    if not rows:
+        raise ValueError("`sequences` must hold at least one sequence of token ids, got none.")
+    return rows
+
+
+def check_at_least(name: str, value: int, minimum: int):
+    """Raise a ValueError unless a value is an integer >= `minimum`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}.")
+
+
+def _checked_sequence(sequence: Sequence[int] | Tensor, index: int) -> Tensor:
+    try:
+        ids = torch.as_tensor(sequence).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"`sequences` must hold token ids, got {sequence!r:.60} at index {index}.") from None
+    if ids.ndim != 1 or len(ids) == 0:
+        shape = tuple(ids.shape)
+        raise ValueError(f"`sequences` must hold lists of at least one token id, got shape {shape} at index {index}.")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"`sequences` must hold integers, got {ids.dtype} at index {index}.")
+    if ids.min() < 0:
+        raise ValueError(f"`sequences` must hold token ids >= 0, got {ids.min().item()} at index {index}.")
+    return ids
+
+
+def _entropy_nats(ids: Tensor) -> float:
+    counts = ids.unique(return_counts=True)[1].double()
+    return torch.special.entr(counts / counts.sum()).sum().item()
+
+
+def _rows_with_ngrams(sequences, n: int) -> list[list[int]]:
+    check_at_least("n", n, 1)
+    rows = [row.tolist() for row in checked_sequences(sequences)]
+    long_enough = [row for row in rows if len(row) >= n]
+    if not long_enough:
+        raise ValueError(f"`n` must be at most the tokens of the longest sequence, {max(map(len, rows))}, got {n}.")
+    return long_enough
+
+
+def _ngrams(ids: list[int], n: int) -> list[tuple[int, ...]]:
+    return list(zip(*(ids[start:] for start in range(n)), strict=False))
+
+
+def _num_duplicates(rows: list[list[int]]) -> int:
+    return len(rows) - len(set(map(tuple, rows)))
+
+
+def _num_repeated(ids: list[int], n: int) -> int:
+    """Tokens that are in an n-gram which has begun before."""
+    seen: set[tuple[int, ...]] = set()
+    repeated: set[int] = set()
+    for start, gram in enumerate(_ngrams(ids, n)):
+        if gram in seen:
+            repeated.update(range(start, start + n))
+        seen.add(gram)
+    return len(repeated)

@@ -39,7 +39,14 @@ _LAZY = {
     "errors": ["reading"],
     "detokenizers": ["detokenize"],
     "evaluation": ["Diffusion", "example_nelbo", "nelbo_metrics"],
-    "evaluation_report": ["TaskResult", "results_json", "results_markdown", "results_table", "weights_digest"],
+    "evaluation_report": [
+        "TaskResult",
+        "results_json",
+        "results_markdown",
+        "results_table",
+        "weights_digest",
+        "write_whole",
+    ],
     "evaluation_rounds": ["Rounds", "Stopping", "evaluate_in_rounds"],
     "evaluation_tasks": [
         "PREPARATIONS",

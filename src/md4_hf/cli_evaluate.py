@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from md4_hf import (
     load_tokenizer,
     load_train_validation,
     parse_arguments,
+    write_whole,
 )
 
 from .cli_images import check_no_images, evaluation_images
@@ -186,13 +186,6 @@ def describe_estimate(options: EvaluateArguments, config) -> dict[str, Any]:
         "timesteps": config.num_train_timesteps or "continuous",
         "bf16": options.bf16,
     }
-
-
-def write_whole(path: Path, text: str):
-    """Write a file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.in-progress")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def evaluation_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer):

@@ -31,6 +31,7 @@ from md4_hf import (
     results_markdown,
     results_table,
     weights_digest,
+    write_whole,
 )
 
 from .cli_images import evaluation_images
@@ -213,8 +214,6 @@ def _batches(examples) -> Iterator[dict[str, Any]]:
 
 
 def _write_results(run: SuiteRun, results: list[TaskResult], argv: list[str]):
-    from .cli_evaluate import write_whole
-
     run.folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["md4", "evaluate", *argv])
     texts = {

@@ -7,9 +7,11 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,11 +182,14 @@ def _describe(recipe: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _version(name: str) -> str | None:
-    if name == "md4_hf":
-        from . import __version__
+def write_whole(path: Path, text: str):
+    """Write a file that is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.in-progress")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
-        return __version__
+
+def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

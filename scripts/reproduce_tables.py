@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from md4_hf import write_whole
+
 
 PUBLISHED = Path(__file__).with_name("published_results.json")
 EXACT = "= "  # before published figures that are likelihoods and no bounds
@@ -143,10 +145,7 @@ def main(argv: list[str] | None = None):
     if args.output is None:
         print(text)
         return
-    output = Path(args.output)
-    temporary = output.with_name(f".{output.name}.in-progress")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(output)
+    write_whole(Path(args.output), text)
 
 
 if __name__ == "__main__":

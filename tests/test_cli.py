@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import failure
 from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
@@ -36,14 +37,6 @@ from md4_hf.cli_train import measure_baselines, set_batch_size
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
 QUICK = ["--preset", "tiny", *SMALL, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2"]
-
-
-def failure(capsys, argv):
-    """Run a command that must fail; its message."""
-    with pytest.raises(SystemExit) as exit_info:
-        main(argv)
-    assert exit_info.value.code not in (0, None)
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from commands import failure
 from datasets import Dataset
 from tiny import random_image_model, random_model
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
@@ -41,14 +42,6 @@ def make_judge(tokenizer, length=64):
     sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": length, "initializer_range": 0.5}
     special = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **special))
-
-
-def failure(capsys, argv):
-    """Run a command that must fail; its message."""
-    with pytest.raises(SystemExit) as exit_info:
-        main(argv)
-    assert exit_info.value.code not in (0, None)
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

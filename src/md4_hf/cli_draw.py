@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .cli_evaluate import write_whole
+from md4_hf import weights_sha256, write_whole
+
 from .cli_sample import SamplerArguments, read_printed_texts
 
 
@@ -46,15 +46,6 @@ def sampling_recipe(pipeline, options: SamplerArguments) -> dict[str, Any]:
     scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     recipe |= {"scheduler": scheduler, "weights_sha256": weights_sha256(pipeline.model)}
     return json.loads(json.dumps(recipe))
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """A digest of a model's weights: two runs under one name are told apart."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def draw_samples(

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from md4_hf import (
+    ANY_ORDER,
+    TIME,
     DataArguments,
     ImageDataArguments,
     MD4ImageProcessor,
@@ -46,10 +48,10 @@ class EvaluateArguments:
 
     draws: int = field(default=8, metadata={"help": "Stratified draws of time and masks per sequence and round."})
     estimator: str = field(
-        default="time",
+        default=TIME,
         metadata={
             "help": 'What a draw is: a "time", or for models that do not see it a number of masked tokens "any_order".',
-            "choices": ["time", "any_order"],
+            "choices": [TIME, ANY_ORDER],
         },
     )
     num_timesteps: int | None = field(

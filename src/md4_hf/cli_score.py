@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,9 @@ from transformers import (
 
 from md4_hf import (
     ImageDataArguments,
-    __version__,
     check_same_tokens,
     encode_images,
+    finite,
     generative_perplexity,
     generative_perplexity_of_ids,
     image_sample_metrics,
@@ -39,17 +37,17 @@ from md4_hf import (
     parse_arguments,
     reading,
     token_statistics,
+    versions,
+    write_whole,
 )
 
 from .cli_draw import TextSamples, draw_samples, names_samples, read_samples, sampling_recipe
-from .cli_evaluate import write_whole
 from .cli_images import check_no_images
 from .cli_sample import SamplerArguments
 
 
 NUM_SAMPLES = 64
 PROBE = "the quick brown fox jumps over the lazy dog"
-LIBRARIES = ("torch", "transformers", "diffusers", "tokenizers", "torchmetrics", "torch-fidelity")
 OWN_TOKENS, JUDGE_TOKENS = "own tokens", "judge's tokens"
 # Where a figure is in the measures of a set of samples, and what the table calls it.
 TEXT_ROWS = {
@@ -463,23 +461,3 @@ def commit(model: PreTrainedModel) -> str | None:
 def device(sampler: SamplerArguments) -> torch.device | str:
     """Where to compute."""
     return sampler.device or torch.accelerator.current_accelerator() or "cpu"
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that are installed."""
-    found = {"md4_hf": __version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def finite(value: Any) -> Any:
-    """The same with None for what JSON cannot say."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

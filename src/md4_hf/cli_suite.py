@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ from md4_hf import (
     results_json,
     results_markdown,
     results_table,
-    weights_digest,
+    weights_sha256,
     write_whole,
 )
 
 from .cli_images import evaluation_images
+from .cli_train import say
 
 
 PREPARATION = "sedd"  # the paper's, as far as it says
@@ -140,28 +141,24 @@ def evaluate_suite(
     run: SuiteRun, suite: SuiteArguments, recipes: dict[str, Recipe | None], image_args: ImageDataArguments, argv: list
 ) -> list[TaskResult]:
     """Evaluate task by task; the table, JSON and Markdown are written after each, and say what is there so far."""
-    results, say = [], print if run.trainer.is_world_process_zero() else _silent
+    trainer, results = run.trainer, []
     for name, recipe in recipes.items():
-        with run.trainer.args.main_process_first(desc="preparing the data"):
+        with trainer.args.main_process_first(desc="preparing the data"):
             if recipe is None:
-                examples, facts = _images(TASKS[name], suite.files().get(name), image_args, run.trainer)
+                examples, facts = _images(TASKS[name], suite.files().get(name), image_args, trainer)
             else:
-                examples = make_windows(load_rows(recipe), run.trainer.processing_class, recipe)
+                examples = make_windows(load_rows(recipe), trainer.processing_class, recipe)
                 facts = asdict(recipe)
-        say(f"{name}: {len(examples):,} examples")
-        results.append(_evaluate_task(run, name, examples, facts, say))
-        if run.trainer.is_world_process_zero():
+        say(trainer, f"{name}: {len(examples):,} examples")
+        results.append(_evaluate_task(run, name, examples, facts))
+        if trainer.is_world_process_zero():
             _write_results(run, results, argv)
-    say(results_table(results))
-    say(f"Written to {run.folder / run.stem}.json and .md")
+    say(trainer, results_table(results))
+    say(trainer, f"Written to {run.folder / run.stem}.json and .md")
     return results
 
 
-def _silent(*_):
-    """In place of print, on all processes but the first."""
-
-
-def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any], say: Callable) -> TaskResult:
+def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) -> TaskResult:
     digest = _digest(examples)
     trainer = run.trainer
     rounds = evaluate_in_rounds(
@@ -170,7 +167,7 @@ def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any], sa
         run.stopping,
         store=run.folder / "rounds" / f"{run.stem}-{name}.npz",
         recipe={"data_sha256": digest, **run.model_facts, **run.estimate_facts},
-        report=lambda rounds: say(f"{name}: round {len(rounds.nelbo)}") if len(rounds.nelbo) > 1 else None,
+        report=lambda rounds: say(trainer, f"{name}: round {len(rounds.nelbo)}") if len(rounds.nelbo) > 1 else None,
     )
     task = TASKS[name]
     return TaskResult(
@@ -239,7 +236,7 @@ def describe_model(name: str, model, tokenizer, revision: str | None) -> dict[st
     return {
         "name": name,
         "revision": getattr(config, "_commit_hash", None) or revision,
-        "weights": weights_digest(model),
+        "weights": weights_sha256(model),
         "tokenizer": None if tokenizer is None else getattr(tokenizer, "name_or_path", None),
         "vocab_size": config.vocab_size,
         "objective": _objective(config),

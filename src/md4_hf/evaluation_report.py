@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -24,8 +25,10 @@ METRICS = {
     "bits_per_character": ("bits per character", 4),
     "bits_per_dimension": ("bits per dimension", 4),
 }
-PACKAGES = ("md4_hf", "torch", "transformers", "datasets", "accelerate", "tokenizers", "numpy")
-SAMPLED_VALUES = 64  # of each parameter, for `weights_digest`
+PACKAGES = (
+    *("md4_hf", "torch", "transformers", "diffusers", "datasets", "accelerate", "tokenizers", "numpy"),
+    *("torchmetrics", "torch-fidelity"),
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def results_json(results: Iterable[TaskResult], model: Mapping[str, Any], estima
         "environment": environment(),
         "results": [{**asdict(r), "value": r.value, "stderr": r.stderr} for r in results],
     }
-    return json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(finite(report), indent=2, ensure_ascii=False) + "\n"
 
 
 def results_markdown(
@@ -109,7 +112,7 @@ def results_markdown(
     ]
     notes = [f"- {r.task}: {r.note}" for r in results if r.note]
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in estimate.items() if value is not None)
-    versions = ", ".join(f"{name} {version}" for name, version in environment()["versions"].items())
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     return "\n".join(
         [
             "---",
@@ -123,7 +126,7 @@ def results_markdown(
             *rows,
             "",
             *([*notes, ""] if notes else []),
-            f"± is one standard error. {facts}; {versions}.",
+            f"± is one standard error. {facts}; {packages}.",
             "",
             "```bash",
             command,
@@ -155,19 +158,16 @@ def model_index(results: Iterable[TaskResult], model_name: str) -> str:
 def environment() -> dict[str, Any]:
     """Versions and hardware."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    versions = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "device": device, "versions": versions}
+    return {"python": platform.python_version(), "device": device, "versions": versions()}
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """A short name of the weights: a hash of a sample of every parameter, the same in any precision down to bf16."""
+def weights_sha256(model: torch.nn.Module) -> str:
+    """A digest of a model's weights: two runs under one name are told apart."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().flatten()
-        index = torch.linspace(0, len(flat) - 1, min(SAMPLED_VALUES, len(flat)), dtype=torch.float64).long()
-        sample = flat[index.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16)
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _describe(recipe: Mapping[str, Any]) -> str:
@@ -189,16 +189,19 @@ def write_whole(path: Path, text: str):
     os.replace(temporary, path)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def versions() -> dict[str, str]:
+    """Of this package and of the libraries that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with None for what JSON cannot say."""
     if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,12 +22,12 @@ from transformers import PreTrainedTokenizerBase
 
 from .data import DOCUMENTS_PER_BATCH, Separator, load_documents, tokenize_texts
 from .detokenizers import RULES, detokenize
+from .masked_diffusion import IGNORE_INDEX
 
 
 WINDOW_FEATURES = Features(
     {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "num_characters": Value("float64")}
 )
-IGNORED = -100
 FILE = "file"  # the split of a local file, all of which is scored
 TEXT8_CHARACTERS, TEXT8_TEST = 100_000_000, "last 5,000,000 characters"
 TEXT8_TEST_CHARACTERS = 5_000_000
@@ -302,8 +302,8 @@ def _generate_windows(
         for ids, characters, num_seen in cut(group, content, recipe["stride"], keeps_last):
             ids = np.concatenate([frame, ids, frame]).astype(np.int32)
             labels = ids.copy()
-            labels[: len(frame) * bool(num_seen)] = IGNORED
-            labels[len(frame) : len(frame) + num_seen] = IGNORED
+            labels[: len(frame) * bool(num_seen)] = IGNORE_INDEX
+            labels[len(frame) : len(frame) + num_seen] = IGNORE_INDEX
             yield {"input_ids": ids, "labels": labels, "num_characters": characters[num_seen:].sum()}
 
 

@@ -96,6 +96,7 @@ class _Reader(dcp.FileSystemReader):
     """Torch's reader, which makes nothing but what a checkpoint has, and reads no file of another folder."""
 
     def read_metadata(self, *args, **kwargs) -> Metadata:
+        """The index of the checkpoint, checked."""
         folder = Path(self.path)
         with open(folder / ".metadata", "rb") as file:
             metadata = _Unpickler(file).load()

@@ -13,6 +13,8 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 
 from md4_hf import (
     MaskedDiffusionPipeline,
+    MD4Config,
+    MD4ForCausalLM,
     build_byte_tokenizer,
     build_text8_tokenizer,
     check_same_tokens,
@@ -363,6 +365,20 @@ def test_a_model_that_sees_the_tokens_to_come_is_no_judge(folders, scored, tmp_p
     assert "`judge` must be a causal language model" in message and "sees the tokens to come" in message
     message = failure(capsys, ["score", str(scored / "samples.jsonl"), "--judge", str(folders / "bytes")])
     assert "`judge` must be" in message and "no causal language model of type 'md4'" in message
+
+
+def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
+    tokenizer = build_byte_tokenizer()
+    config = MD4Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, is_causal=True
+    )
+    MD4ForCausalLM(config).save_pretrained(tmp_path / "ar")
+    tokenizer.save_pretrained(tmp_path / "ar")
+    main(["score", str(scored / "samples.jsonl"), "--judge", str(tmp_path / "ar")])
+    printed = capsys.readouterr().out
+    assert f"{len(tokenizer) - 1:.4f}" in printed, (
+        "a new model's logits are 0: all tokens but the mask are alike to it"
+    )
 
 
 @pytest.mark.parametrize(

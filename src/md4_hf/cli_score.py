@@ -322,7 +322,8 @@ def load_judge(options: ScoreArguments) -> Judge | None:
     try:
         with reading("judge", options.judge):
             config = AutoConfig.from_pretrained(options.judge, **hub)
-            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            is_causal = getattr(config, "is_causal", True)  # said of MD4's, which are causal or not by configuration
+            if not (is_causal and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING):
                 raise ValueError(f"there is no causal language model of type {config.model_type!r}.")
             tokenizer = AutoTokenizer.from_pretrained(options.judge, **hub)
             model = AutoModelForCausalLM.from_pretrained(options.judge, **hub).eval()

@@ -217,7 +217,7 @@ def test_rounds_go_on_until_the_target_is_reached_or_there_are_too_many(tmp_path
 
 def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
     whole = evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4))
-    store, recipe = tmp_path / "deep" / "rounds.npz", {"model": "tiny"}
+    store, recipe = tmp_path / "deep" / "rounds.safetensors", {"model": "tiny"}
 
     def interrupt(rounds):
         if len(rounds.nelbo) == 2:
@@ -240,12 +240,12 @@ def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", None])
 def test_a_damaged_store_is_passed_over_with_a_warning(tmp_path, caplog, damage):
-    store = tmp_path / "rounds.npz"
+    store = tmp_path / "rounds.safetensors"
     evaluate_in_rounds(make_trainer(tmp_path), examples(), store=store)
     store.write_bytes(store.read_bytes()[:-40] if damage is None else damage)
     rounds = evaluate_in_rounds(make_trainer(tmp_path), examples(), store=store)
     assert len(rounds.nelbo) == 1 and "cannot be read" in caplog.text
-    assert [path.name for path in tmp_path.glob("*rounds*")] == ["rounds.npz"]
+    assert [path.name for path in tmp_path.glob("*rounds*")] == ["rounds.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from md4_hf import (
     check_tokenizer_matches,
     encode_pairs,
     evaluate_in_rounds,
+    finite,
     load_documents,
     load_model,
     load_pairs,
@@ -157,8 +157,8 @@ def evaluate(argv: list[str] | None = None):
             recipe = {"model": rest.model}
             for arguments in (options, pair_args, data_args, image_args):
                 recipe |= dataclasses.asdict(arguments)
-            metrics = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-            write_whole(Path(options.output_file), json.dumps({"metrics": metrics, "recipe": recipe}, indent=2) + "\n")
+            report = finite({"metrics": metrics, "recipe": recipe})
+            write_whole(Path(options.output_file), json.dumps(report, indent=2) + "\n")
 
 
 def check_suite_alone(data_args: DataArguments, pair_args: PairArguments):

@@ -165,7 +165,7 @@ def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) ->
         trainer,
         examples,
         run.stopping,
-        store=run.folder / "rounds" / f"{run.stem}-{name}.npz",
+        store=run.folder / "rounds" / f"{run.stem}-{name}.safetensors",
         recipe={"data_sha256": digest, **run.model_facts, **run.estimate_facts},
         report=lambda rounds: say(trainer, f"{name}: round {len(rounds.nelbo)}") if len(rounds.nelbo) > 1 else None,
     )

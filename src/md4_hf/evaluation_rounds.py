@@ -7,12 +7,10 @@ interrupted evaluation goes on.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from .evaluation import nelbo_metrics
 from .launch import on_first_process
@@ -157,8 +157,9 @@ def _append(rounds: Rounds | None, rows: np.ndarray) -> Rounds:
 def _write(path: Path, rounds: Rounds, recipe: dict[str, Any] | None):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.in-progress")
+    arrays = {name: np.ascontiguousarray(values) for name, values in vars(rounds).items()}
     with temporary.open("wb") as file:
-        np.savez(file, recipe=np.array(json.dumps(recipe, sort_keys=True)), **vars(rounds))
+        file.write(save(arrays, metadata={"recipe": json.dumps(recipe, sort_keys=True)}))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -166,13 +167,13 @@ def _write(path: Path, rounds: Rounds, recipe: dict[str, Any] | None):
 
 def _read(path: Path, recipe: dict[str, Any] | None) -> Rounds | None:
     """The rounds of a file; None if there is none, it cannot be read, or its recipe is another."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        same = str(arrays.pop("recipe")) == json.dumps(recipe, sort_keys=True)
-        return Rounds(**arrays) if same else None
-    except FileNotFoundError:
+    if not path.is_file():
         return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    try:
+        with safe_open(path, framework="np") as stored:
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            same = (stored.metadata() or {}).get("recipe") == json.dumps(recipe, sort_keys=True)
+        return Rounds(**arrays) if same else None
+    except (OSError, TypeError, SafetensorError) as error:
         logger.warning("Evaluating anew: the rounds in %s cannot be read (%s).", path, error)
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .configuration_md4 import MD4Config
-from .evaluation import Diffusion
+from .diffusion import Diffusion
 from .masked_diffusion import IGNORE_INDEX, stratified_times
 from .modeling_md4 import GENMD4_COPIES
 

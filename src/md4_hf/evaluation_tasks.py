@@ -20,9 +20,10 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .data import DOCUMENTS_PER_BATCH, Separator, load_documents, tokenize_texts
+from .data import load_documents
 from .detokenizers import RULES, detokenize
 from .masked_diffusion import IGNORE_INDEX
+from .packing import DOCUMENTS_PER_BATCH, Separator, tokenize_texts
 
 
 WINDOW_FEATURES = Features(

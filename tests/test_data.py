@@ -12,6 +12,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
 from md4_hf import PaddingCollator
 from md4_hf import data as data_module
+from md4_hf import packing as packing_module
 from md4_hf.data import (
     DataArguments,
     hold_out,
@@ -80,7 +81,7 @@ def test_stream_logs_the_report_at_the_end_of_a_pass(caplog):
     _, report = pack(as_dataset(DOCUMENTS), build_text8_tokenizer(), 8)
     stream, _ = pack(as_dataset(DOCUMENTS).to_iterable_dataset(), build_text8_tokenizer(), 8)
     caplog.clear()
-    with caplog.at_level("INFO", logger="md4_hf.data"):
+    with caplog.at_level("INFO", logger="md4_hf.packing"):
         next(iter(stream))
         assert not caplog.messages
         list(stream)
@@ -167,11 +168,11 @@ def test_names_of_special_tokens_in_documents_are_ordinary_text():
 def test_long_documents_are_cut_into_pieces_without_a_trace(build_tokenizer, monkeypatch):
     texts = ["Some words, 12 Ünïts. " * 50, "nospace" * 50, "one two  three - four 5 six é seven\n" * 30]
     tokenizer = build_tokenizer()
-    monkeypatch.setattr(data_module, "PIECES_PER_CALL", 3)
-    whole = data_module._tokenize({"text": texts}, tokenizer)
-    split_long_text = data_module._split_long_text
-    monkeypatch.setattr(data_module, "_split_long_text", lambda text: split_long_text(text, max_characters=20))
-    pieces = data_module._tokenize({"text": texts}, tokenizer)
+    monkeypatch.setattr(packing_module, "PIECES_PER_CALL", 3)
+    whole = packing_module._tokenize({"text": texts}, tokenizer)
+    split_long_text = packing_module._split_long_text
+    monkeypatch.setattr(packing_module, "_split_long_text", lambda text: split_long_text(text, max_characters=20))
+    pieces = packing_module._tokenize({"text": texts}, tokenizer)
     assert len(whole["input_ids"]) == 3 and len(pieces["input_ids"]) > 50
     np.testing.assert_array_equal(np.concatenate(pieces["input_ids"]), np.concatenate(whole["input_ids"]))
     assert pieces["starts_document"].sum() == 3

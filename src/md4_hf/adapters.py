@@ -8,12 +8,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
-from .arguments import option
-from .errors import check_types, reading
+from .errors import reading
+from .options import check_options, option
 from .sharding import parameter_names, whole_parameter
 
 
@@ -43,7 +43,7 @@ class LoraArguments:
     )
 
     def __post_init__(self):
-        check_types(vars(self), get_type_hints(type(self)))
+        check_options(self)
         if self.lora_r < 1:
             raise ValueError(f"`lora_r` must be >= 1, got {self.lora_r}.")
         if self.lora_r > MAX_RANK:

@@ -8,7 +8,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +18,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .configuration_md4 import MD4Config
 from .errors import check_types
+from .options import check_options, option
 from .presets import PRESETS
 
 
@@ -71,10 +72,6 @@ CHANGEABLE_FIELDS = {
 }
 
 
-def option(help: str, default=None, **metadata):
-    return field(default=default, metadata={"help": help, **metadata})
-
-
 @dataclass
 class StartArguments:
     """What to start from."""
@@ -90,7 +87,7 @@ class StartArguments:
     tokenizer: str | None = option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
 
     def __post_init__(self):
-        check_types(vars(self), get_type_hints(type(self)))
+        check_options(self)
 
 
 @dataclass
@@ -106,7 +103,7 @@ class RunArguments:
     final_eval_draws: int = option("Draws per held-out sequence in the evaluation at the end.", default=8)
 
     def __post_init__(self):
-        check_types(vars(self), get_type_hints(type(self)))
+        check_options(self)
         for name in ("total_batch_size", "final_eval_draws"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -144,9 +141,7 @@ class ModelArguments:
     num_train_timesteps: int | None = option("Steps of discrete-time training; continuous time if left out.")
     image_size: int | None = option("Height and width of the images.")
     num_channels: int | None = option("Channels of the images: 1 (grey) or 3 (RGB).")
-    channel_multipliers: list[int] | None = field(
-        default=None, metadata={"help": "Width of each resolution of images, in multiples of hidden_size."}
-    )
+    channel_multipliers: list[int] | None = option("Width of each resolution of images, in multiples of hidden_size.")
     dit_hidden_size: int | None = option("Width of the transformer in the middle of a uvit.")
     dit_num_hidden_layers: int | None = option("Number of its blocks.")
     dit_num_attention_heads: int | None = option("Number of its attention heads.")

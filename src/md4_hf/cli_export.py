@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from md4_hf import (
     load_shards,
     load_tokenizer,
     make_pipeline,
+    option,
     parse_arguments,
 )
 
@@ -27,16 +28,12 @@ class ExportArguments:
 
     _argument_group_name = "export"
 
-    remote_code: bool = field(
-        default=True, metadata={"help": "Add the code, so that the folder opens where md4_hf is not installed."}
-    )
-    dtype: str | None = field(
-        default=None, metadata={"help": "Precision of the weights.", "choices": ["float32", "bfloat16", "float16"]}
-    )
-    base: str | None = field(default=None, metadata={"help": "Base model of an adapter, if not the one it names."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "Also upload the folder to this repository."})
-    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    remote_code: bool = option("Add the code, so that the folder opens where md4_hf is not installed.", default=True)
+    dtype: str | None = option("Precision of the weights.", choices=["float32", "bfloat16", "float16"])
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    push_to_hub: str | None = option("Also upload the folder to this repository.")
+    private: bool = option("Make a new repository private.", default=False)
 
 
 def export(argv: list[str] | None = None):

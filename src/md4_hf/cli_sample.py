@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import PIL.Image
 import torch
 
-from md4_hf import load_pipeline, parse_arguments, picture_format, save_image_grid
+from md4_hf import load_pipeline, option, parse_arguments, picture_format, save_image_grid
 
 
 GAP = re.compile(r"<mask:(\d+)>")
@@ -24,25 +24,21 @@ class SamplerArguments:
 
     _argument_group_name = "sampling"
 
-    num_samples: int = field(default=1, metadata={"help": "Samples (of each text, image or class)."})
-    num_inference_steps: int | None = field(default=None, metadata={"help": "Steps; the scheduler's own by default."})
-    length: int | None = field(default=None, metadata={"help": "Tokens; the model's length by default."})
-    block_length: int | None = field(
-        default=None, metadata={"help": "Generate block by block, of so many tokens, to any --length."}
+    num_samples: int = option("Samples (of each text, image or class).", default=1)
+    num_inference_steps: int | None = option("Steps; the scheduler's own by default.")
+    length: int | None = option("Tokens; the model's length by default.")
+    block_length: int | None = option("Generate block by block, of so many tokens, to any --length.")
+    temperature: float = option("Divides the logits; 0 takes the most probable token.", default=1.0)
+    top_p: float | None = option("Nucleus in (0, 1].")
+    top_k: int | None = option("Keep the k most probable tokens.")
+    class_labels: list[int] | None = option("Classes to sample, of a class-conditional model.")
+    guidance_scale: float = option(
+        "Classifier-free guidance: 1 is the class's own distribution, more is sharper.", default=1.0
     )
-    temperature: float = field(default=1.0, metadata={"help": "Divides the logits; 0 takes the most probable token."})
-    top_p: float | None = field(default=None, metadata={"help": "Nucleus in (0, 1]."})
-    top_k: int | None = field(default=None, metadata={"help": "Keep the k most probable tokens."})
-    class_labels: list[int] | None = field(
-        default=None, metadata={"help": "Classes to sample, of a class-conditional model."}
-    )
-    guidance_scale: float = field(
-        default=1.0, metadata={"help": "Classifier-free guidance: 1 is the class's own distribution, more is sharper."}
-    )
-    seed: int | None = field(default=None, metadata={"help": "Seed; another sample every time without one."})
-    device: str | None = field(default=None, metadata={"help": "Device; an accelerator if there is one."})
-    base: str | None = field(default=None, metadata={"help": "Base model of an adapter, if not the one it names."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    seed: int | None = option("Seed; another sample every time without one.")
+    device: str | None = option("Device; an accelerator if there is one.")
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
 
     def pipeline_arguments(self) -> dict:
         """Keyword arguments for the pipeline's call."""
@@ -65,8 +61,8 @@ class SamplerArguments:
 class SampleArguments(SamplerArguments):
     """How to sample, and what to write."""
 
-    output: str | None = field(default=None, metadata={"help": "Picture to write, of a model of images."})
-    enlarge: int = field(default=1, metadata={"help": "Pixels of the picture for a pixel, in each direction."})
+    output: str | None = option("Picture to write, of a model of images.")
+    enlarge: int = option("Pixels of the picture for a pixel, in each direction.", default=1)
 
     def load_pipeline(self, model: str):
         """The pipeline of a folder or Hub id, of images only if there is a picture to write."""
@@ -88,7 +84,7 @@ class PromptArguments:
 
     _argument_group_name = "prompt"
 
-    prompt: str | None = field(default=None, metadata={"help": "Text that every sample begins with."})
+    prompt: str | None = option("Text that every sample begins with.")
 
 
 @dataclass
@@ -97,8 +93,8 @@ class ImageArguments:
 
     _argument_group_name = "image"
 
-    image: str | None = field(default=None, metadata={"help": "Picture, of the model's size, in place of the text."})
-    mask: str | None = field(default=None, metadata={"help": "Picture of the same size, white where to fill it."})
+    image: str | None = option("Picture, of the model's size, in place of the text.")
+    mask: str | None = option("Picture of the same size, white where to fill it.")
 
 
 def sample(argv: list[str] | None = None):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from md4_hf import (
     load_model,
     load_tokenizer,
     load_train_validation,
+    option,
     pack,
     parse_arguments,
     plot_exponents,
@@ -29,13 +30,11 @@ class ScheduleArguments:
 
     _argument_group_name = "schedules"
 
-    rows: int = field(
-        default=10, metadata={"help": "Tokens in each half of the table: smallest and largest exponents."}
-    )
-    min_count: int = field(default=1, metadata={"help": "Leave out tokens that are rarer in --data."})
-    output_dir: str | None = field(default=None, metadata={"help": "Write the pictures to this folder."})
-    format: str = field(default="png", metadata={"help": "Kind of picture.", "choices": ["png", "svg"]})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    rows: int = option("Tokens in each half of the table: smallest and largest exponents.", default=10)
+    min_count: int = option("Leave out tokens that are rarer in --data.", default=1)
+    output_dir: str | None = option("Write the pictures to this folder.")
+    format: str = option("Kind of picture.", default="png", choices=["png", "svg"])
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
 
     def __post_init__(self):
         if self.rows < 1:

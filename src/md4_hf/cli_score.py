@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from md4_hf import (
     load_inception,
     load_pipeline,
     load_tokenizer,
+    option,
     pack,
     parse_arguments,
     reading,
@@ -75,40 +76,26 @@ class ScoreArguments:
 
     _argument_group_name = "scores"
 
-    judge: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a causal language model, for the perplexity."}
-    )
-    judge_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the judge."})
-    retokenise: bool = field(
+    judge: str | None = option("Folder or Hub id of a causal language model, for the perplexity.")
+    judge_revision: str | None = option("Branch, tag or commit of the judge.")
+    retokenise: bool = option(
+        "Give the judge the texts, in its own tokens; otherwise the samples' own tokens, which have to be "
+        "the judge's too.",
         default=True,
-        metadata={
-            "help": "Give the judge the texts, in its own tokens; otherwise the samples' own tokens, which have to be "
-            "the judge's too."
-        },
     )
-    add_bos: bool = field(
-        default=False,
-        metadata={"help": "Put the judge's BOS token before each sample, and score the first token too."},
+    add_bos: bool = option(
+        "Put the judge's BOS token before each sample, and score the first token too.", default=False
     )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of the judge that are scored; as many as it takes by default."}
-    )
-    batch_size: int = field(default=16, metadata={"help": "Samples at a time."})
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Tokenizer of the samples of a file; of a model, its own."}
-    )
-    references: str | None = field(
-        default=None,
-        metadata={"help": "Real text or images to measure beside the samples: a file, a folder, a Hub id."},
-    )
-    references_config: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    references_split: str = field(default="train", metadata={"help": 'Its split, or a slice, "train[:1%%]".'})
-    references_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit on the Hub."})
-    text_column: str = field(default="text", metadata={"help": "Its column that holds the text."})
-    output_file: str | None = field(default=None, metadata={"help": "Also write scores and recipe to this JSON file."})
-    samples_file: str | None = field(
-        default=None, metadata={"help": "Keep the samples in this .jsonl file; the ones in it are not drawn again."}
-    )
+    max_length: int | None = option("Tokens of the judge that are scored; as many as it takes by default.")
+    batch_size: int = option("Samples at a time.", default=16)
+    tokenizer: str | None = option("Tokenizer of the samples of a file; of a model, its own.")
+    references: str | None = option("Real text or images to measure beside the samples: a file, a folder, a Hub id.")
+    references_config: str | None = option("Configuration of that data set.")
+    references_split: str = option('Its split, or a slice, "train[:1%%]".', default="train")
+    references_revision: str | None = option("Its branch, tag or commit on the Hub.")
+    text_column: str = option("Its column that holds the text.", default="text")
+    output_file: str | None = option("Also write scores and recipe to this JSON file.")
+    samples_file: str | None = option("Keep the samples in this .jsonl file; the ones in it are not drawn again.")
 
     def __post_init__(self):
         if self.batch_size < 1:

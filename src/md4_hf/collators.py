@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .configuration_md4 import MD4Config
-from .evaluation import Diffusion
+from .diffusion import Diffusion
 from .masked_diffusion import IGNORE_INDEX, stratified_times
 from .modeling_md4 import GENMD4_COPIES
 
@@ -31,10 +31,10 @@ class PaddingCollator:
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         """Examples, each a dictionary with `input_ids`, to one dictionary of tensors `(batch, ...)`."""
         check_features(features)
-        if as_integers("input_ids", features[0]["input_ids"]).dim() > 1:
-            return stack_images(features)
-        ids = [as_row("input_ids", feature["input_ids"]) for feature in features]
-        lengths = [len(row) for row in ids]
+        ids = [as_integers("input_ids", feature["input_ids"]) for feature in features]
+        if ids[0].dim() > 1:
+            return stack_images(features, ids)
+        lengths = [len(check_row("input_ids", row)) for row in ids]
         if min(lengths) < max(lengths) and "attention_mask" not in features[0]:
             features = [{**feature, "attention_mask": [1] * n} for feature, n in zip(features, lengths, strict=True)]
         padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0, "document_ids": -1}
@@ -43,7 +43,10 @@ class PaddingCollator:
             if name == "input_ids":
                 rows = ids
             elif name in padding:
-                rows = [as_row(name, feature[name], n) for feature, n in zip(features, lengths, strict=True)]
+                rows = [
+                    check_row(name, as_integers(name, feature[name]), n)
+                    for feature, n in zip(features, lengths, strict=True)
+                ]
             else:
                 batch[name] = torch.stack([torch.as_tensor(feature[name]) for feature in features])
                 continue
@@ -58,28 +61,29 @@ def check_features(features: list[dict]):
         raise ValueError(f"`features` must be examples with `input_ids` and the same columns, got {names}.")
 
 
-def stack_images(features: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch of images, which have one shape.
+def stack_images(features: list[dict], ids: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch of images, which have one shape; `ids` are their `input_ids`.
 
     Raises:
         ValueError: If they have several, or hold anything but integers.
     """
-    batch = {name: [as_integers(name, feature[name]) for feature in features] for name in features[0]}
-    shapes = {tuple(image.shape) for image in batch["input_ids"]}
+    shapes = {tuple(image.shape) for image in ids}
     if len(shapes) > 1 or len(min(shapes)) != 3:
         raise ValueError(f"`input_ids` of images must be (channels, height, width), all of one shape, got {shapes}.")
-    return {name: torch.stack(rows) for name, rows in batch.items()}
+    others = [name for name in features[0] if name != "input_ids"]
+    columns = {name: [as_integers(name, feature[name]) for feature in features] for name in others}
+    columns["input_ids"] = ids
+    return {name: torch.stack(rows) for name, rows in columns.items()}
 
 
-def as_row(name: str, values, length: int | None = None) -> torch.Tensor:
-    """One of the columns of integers of an example, `(length,)`.
+def check_row(name: str, row: torch.Tensor, length: int | None = None) -> torch.Tensor:
+    """The same column of an example, `(length,)`.
 
     Raises:
-        ValueError: If it holds anything else, nothing, or not as many as there should be.
+        ValueError: If it has another number of axes, holds nothing, or not as many as there should be.
     """
-    row = as_integers(name, values)
     if row.dim() != 1 or len(row) != (length or max(len(row), 1)):
-        raise ValueError(f"`{name}` must be a row of integers, as many as `input_ids`, got {values!r}.")
+        raise ValueError(f"`{name}` must be a row of integers, as many as `input_ids`, got {row.tolist()!r}.")
     return row
 
 

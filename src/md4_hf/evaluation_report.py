@@ -8,11 +8,9 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,13 +178,6 @@ def _describe(recipe: Mapping[str, Any]) -> str:
     if recipe["detokenizer"] != "none":
         words.append("detokenised")
     return ", ".join(words)
-
-
-def write_whole(path: Path, text: str):
-    """Write a file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.in-progress")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:

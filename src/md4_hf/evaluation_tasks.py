@@ -2,7 +2,7 @@
 """The data sets that masked diffusion models are evaluated on, and how published results have prepared them.
 
     task = TASKS["wikitext2"]
-    recipe = make_recipe(task, PREPARATIONS["sedd"], context=1024)
+    recipe = make_recipe(task, "sedd", context=1024)
     windows = make_windows(load_rows(recipe), tokenizer, recipe)
 
 A perplexity means little without its preparation: the split, the detokenizer, what stands between rows, and how they
@@ -20,9 +20,10 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .data import DOCUMENTS_PER_BATCH, Separator, load_documents, tokenize_texts
+from .data import load_documents
 from .detokenizers import RULES, detokenize
 from .masked_diffusion import IGNORE_INDEX
+from .packing import DOCUMENTS_PER_BATCH, Separator, tokenize_texts
 
 
 WINDOW_FEATURES = Features(
@@ -79,15 +80,13 @@ class Preparation:
             scores the last tokens in a shorter block.
         stride: By how many tokens a block starts after the one before: what it shares with that is given and not
             scored. None for a block's length, no overlap.
-        source: Whose it is.
     """
 
     row_end: str
-    frame: bool
-    wrap: bool
-    group: int | None
-    stride: int | None
-    source: str
+    frame: bool = False
+    wrap: bool = True
+    group: int | None = None
+    stride: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,17 +154,15 @@ SUITES: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in ("openwebtext", "text8", "cifar10", "imagenet64", "digits")},
 }
 PREPARATIONS: dict[str, Preparation] = {
-    "sedd": Preparation(
-        *("eos", False, True, 1000, None),
-        source="SEDD (arXiv:2310.16834) and RADD (arXiv:2406.03736), which MD4 says its evaluation follows",
-    ),
-    "mdlm": Preparation(*("eos", True, True, 1000, None), source="MDLM (arXiv:2406.07524), its released code"),
-    "gpt2": Preparation(
-        *("blank line", False, True, None, 512),
-        source="the sliding window of GPT-2's evaluations, with the detokenizers that it calls invertible",
-    ),
-    "whole": Preparation(*("eos", False, True, None, None), source="this package: no token is left out"),
-    "rows": Preparation(*("eos", False, False, None, None), source="this package: each row by itself"),
+    # SEDD (arXiv:2310.16834) and RADD (arXiv:2406.03736), which MD4 says its evaluation follows.
+    "sedd": Preparation(row_end="eos", group=1000),
+    # MDLM (arXiv:2406.07524), its released code.
+    "mdlm": Preparation(row_end="eos", frame=True, group=1000),
+    # The sliding window of GPT-2's evaluations, with the detokenizers that it calls invertible.
+    "gpt2": Preparation(row_end="blank line", stride=512),
+    # Of this package: no token is left out; and each row by itself.
+    "whole": Preparation(row_end="eos"),
+    "rows": Preparation(row_end="eos", wrap=False),
 }
 
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 
-from .data import PYDOC, DataArguments, load_table, load_train_validation
-from .errors import check_types
+from .data import PYDOC, DataArguments, check_fraction, load_table, load_train_validation
 from .image_processing_md4 import MD4ImageProcessor
+from .options import check_options, option
 
 
 DIGITS = "digits"
@@ -37,25 +36,14 @@ class ImageDataArguments:
 
     _argument_group_name = "images (of a data set, a folder of images or a data set on the Hub)"
 
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of the images; the only one that has images if left out."}
-    )
-    label_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of the classes of a class-conditional model; the only one if left out."},
-    )
-    num_levels: int | None = field(
-        default=None, metadata={"help": "Levels of brightness of a new model, 2 to 256; 256 if left out."}
-    )
-    resize: bool = field(
-        default=False, metadata={"help": "Crop the middle of images of another size, and scale it to the model's."}
-    )
-    convert: bool = field(
-        default=False, metadata={"help": "Turn images of other modes (RGBA, palettes, grey, ...) into the model's."}
-    )
+    image_column: str | None = option("Column of the images; the only one that has images if left out.")
+    label_column: str | None = option("Column of the classes of a class-conditional model; the only one if left out.")
+    num_levels: int | None = option("Levels of brightness of a new model, 2 to 256; 256 if left out.")
+    resize: bool = option("Crop the middle of images of another size, and scale it to the model's.", default=False)
+    convert: bool = option("Turn images of other modes (RGBA, palettes, grey, ...) into the model's.", default=False)
 
     def __post_init__(self):
-        check_types(vars(self), get_type_hints(type(self)))
+        check_options(self)
 
     @property
     def given(self) -> bool:
@@ -162,8 +150,7 @@ def load_image_table(
 
 
 def _hold_out_images(images: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    if not (isinstance(fraction, Real) and 0 < fraction < 1):
-        raise ValueError(f"`validation_fraction` must lie between 0 and 1, got {fraction}.")
+    check_fraction(fraction)
     if len(images) < 2:
         raise ValueError(f"`data` must hold at least two images to hold some out, got {len(images)}.")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(images))
@@ -257,25 +244,3 @@ def _choose(argument: str, name: str | None, found: list[str], features) -> str:
     if name is None or name not in features:
         raise ValueError(f"`{argument}` must be one of the columns {sorted(features)}, got {name!r}.")
     return name
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A baseline
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def pixel_histogram_bits(train_ids: np.ndarray, heldout_ids: np.ndarray, num_levels: int) -> float:
-    """Held-out bits per dimension of independent pixels: a histogram of levels for each place and channel.
-
-    Each level is counted once more than it was seen.
-
-    Args:
-        train_ids, heldout_ids: `(images, channels, height, width)` ids in [0, num_levels).
-        num_levels: Number of levels.
-    """
-    train, heldout = (ids.reshape(len(ids), -1).astype(np.int64) for ids in (train_ids, heldout_ids))
-    place = np.arange(train.shape[1])
-    counts = np.ones((train.shape[1], num_levels))
-    np.add.at(counts, (place, train), 1)
-    bits = -np.log2(counts / counts.sum(axis=1, keepdims=True))
-    return float(bits[place, heldout].mean())

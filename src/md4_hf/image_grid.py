@@ -10,6 +10,8 @@ from pathlib import Path
 
 import PIL.Image
 
+from .files import whole_file
+
 
 def picture_format(path: str | os.PathLike) -> str:
     """The format that a picture's suffix stands for, by its name in PIL: to be asked before the work.
@@ -62,6 +64,5 @@ def save_image_grid(
         row, column = divmod(index, columns)
         large = image.resize((width, height), PIL.Image.Resampling.NEAREST)
         grid.paste(large, (column * (width + gap), row * (height + gap)))
-    temporary = path.with_name(f".{path.name}")
-    grid.save(temporary, format=file_format)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        grid.save(temporary, format=file_format)

@@ -30,7 +30,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .collators import PaddingCollator
-from .evaluation import ANY_ORDER, TIME, Diffusion, example_nelbo
+from .diffusion import Diffusion
+from .evaluation import ANY_ORDER, TIME, example_nelbo
 from .loading import check_device, load_model, load_scheduler, make_pipeline
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import MD4ForMaskedDiffusion

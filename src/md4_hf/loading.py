@@ -14,8 +14,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapters import load_adapter
 from .configuration_md4 import MD4Config
-from .data import looks_like_path
 from .errors import reading
+from .files import looks_like_path
 from .modeling_md4 import MD4ForMaskedDiffusion
 from .modeling_md4_causal import MD4ForCausalLM
 from .shards import has_shards
@@ -106,8 +106,8 @@ def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
 def _check_folder(name_or_path: str):
     """A clear error for what can only have been meant as a folder and is no model's; Hub ids pass."""
     folder = Path(name_or_path)
-    looks_like_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
-    if looks_like_path and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+    is_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
+    if is_path and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
         raise FileNotFoundError(
             f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}: no config.json and no "
             "adapter_config.json there."

@@ -315,7 +315,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         finally:
             self.model.train(was_training)
         self.maybe_free_model_hooks()
-        sequences = [ids[: len(row)].cpu() for ids, row in zip(sample, rows, strict=True)]
+        sequences = [ids[: len(row)] for ids, row in zip(sample.cpu(), rows, strict=True)]
         texts = images = None
         if output_type == "text":
             texts = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]

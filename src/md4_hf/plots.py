@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .files import whole_file
+
 
 def plot_losses(
     log_history: Sequence[Mapping[str, float]], path: str | os.PathLike, baselines: Mapping[str, float] | None = None
@@ -74,8 +76,6 @@ def save_figure(figure, path: str | os.PathLike):
     """Write a figure as PNG or SVG, as the suffix says; the file is never seen half-written."""
     from matplotlib import pyplot as plt
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format=path.suffix.lstrip(".") or "png")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
     plt.close(figure)
-    os.replace(temporary, path)

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
-from numbers import Integral, Real
-from typing import Any, get_type_hints
+from numbers import Integral
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .arguments import option
-from .data import DataArguments, load_table, load_train_validation
-from .errors import check_types
+from .data import DataArguments, check_fraction, load_table, load_train_validation
 from .masked_diffusion import IGNORE_INDEX
+from .options import check_options, option
 
 
 MAX_BLOCK_SIZE = 2**20  # each pair is filled up to it
@@ -37,7 +36,7 @@ class PairArguments:
     )
 
     def __post_init__(self):
-        check_types(vars(self), get_type_hints(type(self)))
+        check_options(self)
         if (self.prompt_column is None) != (self.response_column is None):
             given = {field.name: getattr(self, field.name) for field in fields(self)[:2]}
             raise ValueError(f"`prompt_column` and `response_column` must be given together, got {given}.")
@@ -143,8 +142,7 @@ def load_pairs(data: DataArguments) -> tuple[Dataset, Dataset]:
 
 
 def _hold_out_rows(pairs: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    if not (isinstance(fraction, Real) and 0 < fraction < 1):
-        raise ValueError(f"`validation_fraction` must lie between 0 and 1, got {fraction}.")
+    check_fraction(fraction)
     if len(pairs) < 2:
         raise ValueError(f"`data` must hold at least two pairs to hold some out, got {len(pairs)}.")
     num_train = min(max(round((1 - fraction) * len(pairs)), 1), len(pairs) - 1)

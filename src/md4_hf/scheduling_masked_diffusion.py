@@ -509,7 +509,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """The distribution that tokens are drawn from, `(n, vocab)` float64."""
         if temperature >= MIN_TEMPERATURE:
             logits = logits.double() / float(temperature)
-            logits = logits.index_fill(-1, torch.tensor([self._mask_token_id()], device=logits.device), -torch.inf)
+            logits[..., self._mask_token_id()] = -torch.inf
             if top_k is not None:
                 logits = top_k_logits(logits, top_k)
             if top_p is not None:

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from .callbacks import serve_on
-from .data import DOCUMENTS_PER_BATCH, PackedStream, StreamPacker
 from .launch import gather
+from .packing import DOCUMENTS_PER_BATCH, PackedStream, StreamPacker
 
 
 POSITION, ERROR = "stream_position", "stream_error"  # what a batch says beside its tensors

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,8 @@ from .checkpoints import (
     stored_tensors,
 )
 from .collators import PaddingCollator
-from .evaluation import (
-    ANY_ORDER,
-    TIME,
-    Diffusion,
-    check_estimator,
-    example_nelbo,
-    nelbo_metrics,
-    scored_labels,
-)
+from .diffusion import Diffusion, scored_labels
+from .evaluation import ANY_ORDER, TIME, check_estimator, example_nelbo, nelbo_metrics
 from .image_data import check_image_processor_matches
 from .image_grid import save_image_grid
 from .image_processing_md4 import MD4ImageProcessor
@@ -59,6 +52,7 @@ from .noise import (
     training_times,
 )
 from .optimizers import muon_with_adamw
+from .options import option
 from .plots import plot_losses
 from .sharding import keep_float32, parameter_names, whole_weights
 from .step_sampler import StepSampler
@@ -96,64 +90,44 @@ class MD4TrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (more with --help_all)"
 
-    ema_decay: float = field(
-        default=0.9999,
-        metadata={"help": "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off."},
+    ema_decay: float = option(
+        "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.", default=0.9999
     )
-    num_copies: int = field(
-        default=2,
-        metadata={"help": "Noised copies of an example in a step of GenMD4, whose leave-one-out gradient needs two."},
+    num_copies: int = option(
+        "Noised copies of an example in a step of GenMD4, whose leave-one-out gradient needs two.", default=2
     )
-    schedule_lr_multiplier: float = field(
-        default=1.0, metadata={"help": "Learning rate of GenMD4's exponents, as a multiple of the network's."}
+    schedule_lr_multiplier: float = option(
+        "Learning rate of GenMD4's exponents, as a multiple of the network's.", default=1.0
     )
-    eval_draws: int = field(
-        default=1, metadata={"help": "Stratified draws of time and masks per example in an evaluation."}
-    )
-    eval_seed: int = field(default=0, metadata={"help": "Seed of the evaluation noise."})
-    eval_estimator: str = field(
+    eval_draws: int = option("Stratified draws of time and masks per example in an evaluation.", default=1)
+    eval_seed: int = option("Seed of the evaluation noise.", default=0)
+    eval_estimator: str = option(
+        'What a draw is: a "time", or for models that do not see it a number of masked tokens "any_order".',
         default=TIME,
-        metadata={
-            "help": 'What a draw is: a "time", or for models that do not see it a number of masked tokens "any_order".',
-            "choices": [TIME, ANY_ORDER],
-        },
+        choices=[TIME, ANY_ORDER],
     )
-    random_flip: bool = field(
-        default=False, metadata={"help": "Mirror each training image with probability one half, left to right."}
+    random_flip: bool = option("Mirror each training image with probability one half, left to right.", default=False)
+    image_samples: int = option(
+        "Images in samples.png, which every evaluation of a training draws; 0 for none.", default=25
     )
-    image_samples: int = field(
-        default=25, metadata={"help": "Images in samples.png, which every evaluation of a training draws; 0 for none."}
+    image_sample_steps: int | None = option(
+        "Steps of the sampler for samples.png; the scheduler's own number if left out."
     )
-    image_sample_steps: int | None = field(
-        default=None,
-        metadata={"help": "Steps of the sampler for samples.png; the scheduler's own number if left out."},
-    )
-    use_muon: bool = field(
+    use_muon: bool = option(
+        "Optimise the blocks' matrices with torch's Muon (one process or DDP); `optim` then does not count.",
         default=False,
-        metadata={
-            "help": "Optimise the blocks' matrices with torch's Muon (one process or DDP); `optim` then does not count."
-        },
     )
-    matmul_precision: str | None = field(
-        default=None,
-        metadata={
-            "help": "Precision of float32 products for torch.set_float32_matmul_precision; torch's own if left out.",
-            "choices": ["highest", "high", "medium"],
-        },
+    matmul_precision: str | None = option(
+        "Precision of float32 products for torch.set_float32_matmul_precision; torch's own if left out.",
+        choices=["highest", "high", "medium"],
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for parameters without gradient in every step of DDP; MD4 has none."}
+    ddp_find_unused_parameters: bool | None = option(
+        "Look for parameters without gradient in every step of DDP; MD4 has none.", default=False
     )
-    license: str | None = field(
-        default=None, metadata={"help": 'Licence of the weights for the model card, such as "apache-2.0".'}
-    )
-    card_samples: int = field(default=1, metadata={"help": "Samples to draw for the model card at the end."})
-    expected_processes: int | None = field(
-        default=None, metadata={"help": "Processes that must take part; the start fails if they are others."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave NaN and infinite losses out of the logged mean."}
-    )
+    license: str | None = option('Licence of the weights for the model card, such as "apache-2.0".')
+    card_samples: int = option("Samples to draw for the model card at the end.", default=1)
+    expected_processes: int | None = option("Processes that must take part; the start fails if they are others.")
+    logging_nan_inf_filter: bool = option("Leave NaN and infinite losses out of the logged mean.", default=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -194,8 +168,8 @@ class MD4Trainer(Trainer):
     An `MD4ForCausalLM`, the autoregressive baseline, goes the same way: its ELBO is log p itself.
 
     Data sets (map-style or streaming) hold clean `input_ids`, `(length,)` or `(channels, height, width)` of images, and
-    optionally `labels` (-100 where a token is not scored
-    and never masked), `attention_mask`, `class_labels` and `num_characters` (for bits per character).
+    optionally `labels` (-100 where a token is not scored and never masked), `attention_mask`, `class_labels` and
+    `num_characters` (for bits per character).
 
     - Times are stratified over all examples of an optimizer step, and all noise is a pure function of (seed, step,
       index of the example in the step): ranks, accumulation and resuming do not change it.

@@ -172,6 +172,29 @@ def test_no_cycles():
     assert cycle({module: siblings(read(module)) - {""} for module in MODULES}) is None
 
 
+def transitive(edges):
+    """All that follows from the arrows."""
+    found = set(edges)
+    while more := {(a, d) for a, b in found for c, d in found if b == c} - found:
+        found |= more
+    return found
+
+
+def test_the_map_has_every_module_once_and_its_diagram_shows_the_imports():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (`.+) \|$", page, re.MULTILINE)
+    listed = [(module, group) for group, cell in rows for module in re.findall(r"`(\w+)`", cell)]
+    group_of = dict(listed)
+    assert len(group_of) == len(listed) and set(group_of) == MODULES
+    imports = {
+        (group_of[module], group_of[sibling]) for module in MODULES for sibling in siblings(read(module)) - {""}
+    }
+    imports = {(group, other) for group, other in imports if group != other}
+    arrows = set(re.findall(r"^ +(\w+) --> (\w+)$", page, re.MULTILINE))
+    assert arrows <= imports and transitive(arrows) == transitive(imports)
+    assert not any(group == other for group, other in transitive(arrows))
+
+
 def scripts_and_tests():
     return [path for folder in ("scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
 

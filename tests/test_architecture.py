@@ -168,7 +168,7 @@ def test_remote_code_is_complete():
     assert {sibling for module in present(REMOTE_CODE) for sibling in siblings(read(module))} <= set(REMOTE_CODE)
 
 
-def test_no_cycles():
+def test_imports_have_no_cycle():
     assert cycle({module: siblings(read(module)) - {""} for module in MODULES}) is None
 
 

@@ -274,7 +274,7 @@ def test_more_workers_than_one_are_one(tmp_path):
     assert trainer.state.global_step == 4
 
 
-def test_two_processes(tmp_path):
+def test_two_processes_read_resume_and_evaluate_as_one_would(tmp_path):
     """Uneven shards with accumulation, resumed runs, evaluation and refusals: see `stream_processes.py`."""
     status, output = launch([*TORCHRUN, HERE / "stream_processes.py", tmp_path])
     assert status == 0, output

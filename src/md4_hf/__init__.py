@@ -16,7 +16,7 @@ from .modeling_md4_causal import MD4ForCausalLM
 from .registration import register_auto_classes, register_when_imported
 
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _LAZY = {
     "adapters": ["LoraArguments", "add_adapter", "load_adapter"],

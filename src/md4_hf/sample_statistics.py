@@ -142,6 +142,8 @@ def checked_sequences(sequences: Iterable[Sequence[int] | Tensor]) -> list[Tenso
     Raises:
         ValueError: If there are no sequences, or one is empty or holds anything but integers >= 0.
     """
+    if not isinstance(sequences, Iterable) or (isinstance(sequences, Tensor) and sequences.ndim == 0):
+        raise ValueError(f"`sequences` must hold lists of token ids, got {sequences!r:.60}.")
     rows = [_checked_sequence(x, index) for index, x in enumerate(sequences)]
     if not rows:
         raise ValueError("`sequences` must hold at least one sequence of token ids, got none.")

@@ -172,6 +172,34 @@ def test_no_cycles():
     assert cycle({module: siblings(read(module)) - {""} for module in MODULES}) is None
 
 
+# The page that draws all of this --------------------------------------------------------------------------------------
+
+
+def documented_rooms():
+    """What docs/architecture.md says: the rooms' files, and of each file the room and the imports ("" as above)."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms, imports = {}, {}
+    for section in page.split("\n### ")[1:]:
+        for name, others in re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", section, re.MULTILINE):
+            assert name not in rooms, f"{name} is on the page twice"
+            rooms[name] = section.partition("\n")[0]
+            imports[name] = {"" if other == "md4_hf" else other for other in re.findall(r"`(\w+)`", others)}
+    arrows = re.findall(r"^    (\w+) --> (\w+)$", page, re.MULTILINE)
+    return rooms, imports, arrows
+
+
+def test_the_page_names_every_file_with_its_imports():
+    _, imports, _ = documented_rooms()
+    assert imports == {module: siblings(read(module)) for module in MODULES}
+
+
+def test_the_diagram_has_the_arrows_between_rooms_and_none_leads_back():
+    rooms, imports, arrows = documented_rooms()
+    between = {(rooms[module], rooms[other]) for module in imports for other in imports[module] - {""}}
+    assert sorted(arrows) == sorted((one, other) for one, other in between if one != other)
+    assert cycle({room: {other for one, other in arrows if one == room} for room in rooms.values()}) is None
+
+
 def scripts_and_tests():
     return [path for folder in ("scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
 

@@ -162,7 +162,7 @@ ROPE = st.fixed_dictionaries(
 
 
 @fuzz(150, values=changed(CONFIG), rope=st.none() | ROPE)
-def test_configurations(values, rope):
+def test_configurations_work_or_are_a_documented_error(values, rope):
     if rope is not None:
         values["rope_parameters"] = rope
     config = documented(MD4Config, names=CONFIG, **values)
@@ -192,7 +192,7 @@ IMAGE_CONFIG = {
 
 
 @fuzz(150, backbone=st.sampled_from(["unet", "uvit"]), values=changed(IMAGE_CONFIG))
-def test_configurations_of_images(backbone, values):
+def test_configurations_of_images_work_or_are_a_documented_error(backbone, values):
     config = documented(MD4Config, names=IMAGE_CONFIG, **{**values, "backbone": backbone})
     if config is None:
         return
@@ -216,7 +216,7 @@ SCHEDULE = {"name": "poly", "power": 1.0, "eps": 1e-4}
 
 
 @fuzz(150, values=changed(SCHEDULE))
-def test_masking_schedules(values):
+def test_masking_schedules_work_or_are_a_documented_error(values):
     schedule = documented(make_schedule, names=["masking_schedule", "power", "eps"], **values)
     if schedule is None:
         return
@@ -228,7 +228,7 @@ def test_masking_schedules(values):
 @fuzz(
     60, values=changed({"num_tokens": 4, "power": 1.0, "eps": 1e-4}, st.integers(-2, 9) | FLOATS | st.text(max_size=2))
 )
-def test_token_schedules(values):
+def test_token_schedules_work_or_are_a_documented_error(values):
     schedule = documented(TokenPolynomialSchedule, names=values, **values)
     if schedule is not None:
         alpha = schedule.alpha(torch.linspace(0.0, 1.0, 9))
@@ -251,7 +251,7 @@ SCHEDULER = {
 
 
 @fuzz(150, values=changed(SCHEDULER, st.integers(-2, 9) | FLOATS | ANYTHING))
-def test_schedulers(values):
+def test_schedulers_work_or_are_a_documented_error(values):
     scheduler = documented(MaskedDiffusionScheduler, names=[*SCHEDULER, "power", "eps"], **values)
     if scheduler is None:
         return
@@ -299,7 +299,7 @@ STEP = {
 
 
 @fuzz(200, values=changed(STEP, TENSORS | ANYTHING))
-def test_scheduler_steps(values):
+def test_scheduler_steps_work_or_are_a_documented_error(values):
     scheduler = MaskedDiffusionScheduler(**SCHEDULER)
     output = documented(scheduler.step, names=STEP, **values)
     if output is not None:
@@ -313,7 +313,7 @@ NOISE = {"original_samples": torch.arange(LENGTH).expand(2, -1), "timesteps": to
 
 
 @fuzz(80, values=changed(NOISE, TENSORS | ANYTHING))
-def test_adding_noise(values):
+def test_adding_noise_works_or_is_a_documented_error(values):
     scheduler = MaskedDiffusionScheduler(**SCHEDULER)
     xt = documented(scheduler.add_noise, names=NOISE, **values)
     if xt is not None:
@@ -355,7 +355,7 @@ def pipelines():
 
 
 @fuzz(200, which=st.integers(0, 1), values=changed(PIPELINE, SMALL | TENSORS | IDS | PROMPTS))
-def test_pipelines(pipelines, which, values):
+def test_pipelines_work_or_are_a_documented_error(pipelines, which, values):
     output = documented(pipelines[which], names=[*PIPELINE, "prompt"], **values)
     if output is not None:
         assert all(MASK not in row and len(row) >= 0 for row in output.sequences)
@@ -385,7 +385,7 @@ OF_IMAGES = {**PIPELINE, "input_ids": torch.full((2, 1, 2, 3), MASK), "class_lab
 
 
 @fuzz(200, values=changed(OF_IMAGES, SMALL | TENSORS | IMAGES))
-def test_pipelines_of_images(image_pipeline, values):
+def test_pipelines_of_images_work_or_are_a_documented_error(image_pipeline, values):
     output = documented(image_pipeline, names=PIPELINE, **values)
     if output is not None:
         assert (output.sequences < MASK).all() and output.sequences.dim() == 4
@@ -419,7 +419,7 @@ LABELS = st.none() | st.just(torch.arange(LENGTH).expand(2, -1))
 
 
 @fuzz(300, labels=LABELS, values=changed(FORWARD, TENSORS))
-def test_forwards(pipelines, labels, values):
+def test_forwards_work_or_are_a_documented_error(pipelines, labels, values):
     if values["labels"] is None:
         values["labels"] = labels
     with torch.no_grad():
@@ -484,19 +484,19 @@ MODEL_FILES = ["config.json", "config.json", "scheduler_config.json", "tokenizer
 
 
 @fuzz(60, data=st.data(), name=st.sampled_from([*MODEL_FILES, "model.safetensors"]))
-def test_damaged_models(saved, tmp_path_factory, data, name):
+def test_damaged_models_work_or_are_a_documented_error(saved, tmp_path_factory, data, name):
     opened_damaged(saved, tmp_path_factory, data, "model", name, lambda folder: load_pipeline(folder, device="cpu"))
 
 
 @fuzz(
     60, data=st.data(), name=st.sampled_from(["adapter_config.json", "base_model.json", "adapter_model.safetensors"])
 )
-def test_damaged_adapters(saved, tmp_path_factory, data, name):
+def test_damaged_adapters_work_or_are_a_documented_error(saved, tmp_path_factory, data, name):
     opened_damaged(saved, tmp_path_factory, data, "adapter", name, load_model)
 
 
 @fuzz(60, data=st.data(), name=st.sampled_from(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"]))
-def test_damaged_tokenizers(saved, tmp_path_factory, data, name):
+def test_damaged_tokenizers_work_or_are_a_documented_error(saved, tmp_path_factory, data, name):
     opened_damaged(saved, tmp_path_factory, data, "model", name, lambda folder: load_tokenizer(folder)("the word"))
 
 
@@ -506,7 +506,7 @@ TEXTS = st.lists(st.none() | st.text(max_size=20) | st.sampled_from(["the word [
 
 
 @fuzz(30, texts=TEXTS, block_size=st.integers(-1, 9) | ANYTHING, which=st.integers(0, 1), document_ids=st.booleans())
-def test_packing(texts, block_size, which, document_ids):
+def test_packing_works_or_is_a_documented_error(texts, block_size, which, document_ids):
     tokenizer = [build_text8_tokenizer(), build_byte_tokenizer()][which]
     documents = Dataset.from_dict({"text": pa.array(texts, pa.string())})
     packed = documented(
@@ -520,7 +520,7 @@ def test_packing(texts, block_size, which, document_ids):
 @fuzz(
     60, data=st.data(), suffix=st.sampled_from([".txt", ".jsonl", ".parquet"]), column=st.sampled_from(["text", "x"])
 )
-def test_data_files(tmp_path_factory, data, suffix, column):
+def test_data_files_work_or_are_a_documented_error(tmp_path_factory, data, suffix, column):
     folder = tmp_path_factory.mktemp("data")
     file = folder / f"data{suffix}"
     if suffix == ".parquet":
@@ -548,7 +548,7 @@ HELD_OUT = {
 
 
 @fuzz(40, values=changed(HELD_OUT))
-def test_data_arguments(values, tmp_path, monkeypatch):
+def test_data_arguments_work_or_are_a_documented_error(values, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = documented(DataArguments, names=values, **values)
     if arguments is not None:
@@ -560,7 +560,7 @@ PAIRS = {"prompt_column": "prompt", "response_column": "response", "response_end
 
 
 @fuzz(60, values=changed(PAIRS), block_size=st.integers(-1, 12) | ANYTHING, texts=TEXTS)
-def test_pairs(values, block_size, texts):
+def test_pairs_work_or_are_a_documented_error(values, block_size, texts):
     arguments = documented(PairArguments, names=PAIRS, **values)
     if arguments is not None and arguments.given:
         columns = {name: pa.array(texts, pa.string()) for name in ("prompt", "response")}
@@ -583,7 +583,7 @@ FEATURES = st.lists(
 
 
 @fuzz(80, features=FEATURES)
-def test_collators(features):
+def test_collators_work_or_are_a_documented_error(features):
     batch = documented(
         DataCollatorForMaskedDiffusion(MD4Config(**CONFIG)),
         features,
@@ -607,7 +607,7 @@ LORA = {
 
 
 @fuzz(60, values=changed(LORA, SMALL | st.sampled_from(["qkv_proj,o_proj", "lm_head", "no_such_layer", ","])))
-def test_lora_arguments(values):
+def test_lora_arguments_work_or_are_a_documented_error(values):
     arguments = documented(LoraArguments, names=LORA, **values)
     if arguments is not None and documented(arguments.loading_arguments, names=["quantization"]) is not None:
         model = random_model(VOCAB, LENGTH, std=0.2)
@@ -643,7 +643,7 @@ def parse_options(argv):
 
 
 @fuzz(100, text=YAML)
-def test_option_files(tmp_path_factory, text):
+def test_option_files_work_or_are_a_documented_error(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("options")
     (folder / "options.yaml").write_text(text, encoding="utf-8")
     with unchanged(folder):
@@ -669,7 +669,7 @@ EVALUATE_OPTIONS = ["draws", "batch_size", "seed", "block_size", "validation_fra
 
 
 @fuzz(80, options=st.dictionaries(st.sampled_from([*SAMPLE_OPTIONS, "device", "x"]), WORD, max_size=2))
-def test_sampling_commands(saved, options):
+def test_sampling_commands_work_or_are_a_documented_error(saved, options):
     assume(len(options.get("num_samples", "")) < 4)
     argv = [
         str(saved / "model"),
@@ -685,7 +685,7 @@ def test_sampling_commands(saved, options):
 @fuzz(
     20, text=st.text("ab<mask:>129-", max_size=12) | st.sampled_from(["<mask:99999999999>", "<mask:0>", "a<mask:2>"])
 )
-def test_infilling_texts(saved, text):
+def test_infilling_texts_work_or_are_a_documented_error(saved, text):
     with unchanged(saved):
         code, said = exit_code(main, ["infill", str(saved / "model"), "--device=cpu", "--", text])
     assert code == 0 or (code in (1, 2) and said)
@@ -714,7 +714,7 @@ OFFICIAL = {
 
 
 @fuzz(150, values=changed(OFFICIAL, ANYTHING | st.sampled_from(["poly2", "poly.", "poly1e9", "topp", "genmd4"])))
-def test_official_configurations(values):
+def test_official_configurations_work_or_are_a_documented_error(values):
     config = documented(config_from_official, values, names=[*OFFICIAL, *CONFIG])
     assert config is None or config.vocab_size == values["vocab_size"] + 1
 
@@ -724,7 +724,7 @@ def test_official_configurations(values):
     config=st.just(json.dumps(OFFICIAL)) | ANYTHING.map(json.dumps) | st.text(max_size=9),
     weights=st.binary(max_size=40),
 )
-def test_converter_files(tmp_path_factory, config, weights):
+def test_converter_files_work_or_are_a_documented_error(tmp_path_factory, config, weights):
     folder = tmp_path_factory.mktemp("official")
     (folder / "config.json").write_text(config, encoding="utf-8")
     (folder / "weights.safetensors").write_bytes(weights)

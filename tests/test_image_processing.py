@@ -171,7 +171,7 @@ print("done")
     assert "done" in run_isolated(packages, code, tmp_path / "home")
 
 
-def test_of_a_model():
+def test_the_processor_for_a_model_has_its_size_channels_and_levels():
     config = MD4Config(backbone="unet", vocab_size=18, hidden_size=32, image_size=[4, 6], num_channels=1)
     processor = MD4ImageProcessor.for_config(config, do_resize=True)
     assert processor.size == {"height": 4, "width": 6} and processor.do_resize

@@ -174,7 +174,7 @@ def test_what_is_wrong_with_the_columns_is_named():
         load_images(DataArguments(data="digits", validation_fraction=1.5))
 
 
-def test_histograms_of_pixels():
+def test_a_pixel_histogram_counts_the_levels_of_each_place():
     train = np.array([[[[0, 1]]], [[[0, 2]]]])  # two images of 1 x 2 pixels
     heldout = np.array([[[[0, 0]]]])
     # Counts 3, 1, 1 at the first place and 1, 2, 2 at the second.

@@ -412,7 +412,7 @@ def test_a_generation_ends_at_the_end_of_text():
     ],
     ids=str,
 )
-def test_options_of_generations(gen_kwargs, expected):
+def test_options_of_generations_follow_from_gen_kwargs(gen_kwargs, expected):
     options = vars(GenerationOptions.of(gen_kwargs, 7))
     assert {name: options[name] for name in expected} == expected
 

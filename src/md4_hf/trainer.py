@@ -341,7 +341,7 @@ class MD4Trainer(Trainer):
 
     def _get_dataloader(self, dataset: Any, *args, **kwargs) -> torch.utils.data.DataLoader:
         if self.is_md4 and isinstance(self.data_collator, PaddingCollator):
-            dataset = _as_arrays(dataset)
+            dataset = _as_tensors(dataset)
         loader = super()._get_dataloader(dataset, *args, **kwargs)
         if self.is_md4:
             own = getattr(loader, "base_dataloader", loader)  # which accelerate has wrapped
@@ -893,10 +893,10 @@ def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: i
         first += world_size * size
 
 
-def _as_arrays(dataset: Any) -> Any:
-    """A data set whose rows come as arrays: as lists, each id would be an object of Python on its way to a tensor."""
+def _as_tensors(dataset: Any) -> Any:
+    """A data set whose rows come as tensors: as lists, each id would be an object of Python on its way to one."""
     is_plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None
-    return dataset.with_format("numpy") if is_plain else dataset
+    return dataset.with_format("torch") if is_plain else dataset
 
 
 def _flip_images(inputs: dict[str, Tensor], flip: Tensor) -> dict[str, Tensor]:

@@ -172,32 +172,27 @@ def test_no_cycles():
     assert cycle({module: siblings(read(module)) - {""} for module in MODULES}) is None
 
 
-# The page that draws all of this --------------------------------------------------------------------------------------
+def transitive(edges):
+    """All that follows from the arrows."""
+    found = set(edges)
+    while more := {(a, d) for a, b in found for c, d in found if b == c} - found:
+        found |= more
+    return found
 
 
-def documented_rooms():
-    """What docs/architecture.md says: the rooms' files, and of each file the room and the imports ("" as above)."""
+def test_the_map_has_every_module_once_and_its_diagram_shows_the_imports():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rooms, imports = {}, {}
-    for section in page.split("\n### ")[1:]:
-        for name, others in re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", section, re.MULTILINE):
-            assert name not in rooms, f"{name} is on the page twice"
-            rooms[name] = section.partition("\n")[0]
-            imports[name] = {"" if other == "md4_hf" else other for other in re.findall(r"`(\w+)`", others)}
-    arrows = re.findall(r"^    (\w+) --> (\w+)$", page, re.MULTILINE)
-    return rooms, imports, arrows
-
-
-def test_the_page_names_every_file_with_its_imports():
-    _, imports, _ = documented_rooms()
-    assert imports == {module: siblings(read(module)) for module in MODULES}
-
-
-def test_the_diagram_has_the_arrows_between_rooms_and_none_leads_back():
-    rooms, imports, arrows = documented_rooms()
-    between = {(rooms[module], rooms[other]) for module in imports for other in imports[module] - {""}}
-    assert sorted(arrows) == sorted((one, other) for one, other in between if one != other)
-    assert cycle({room: {other for one, other in arrows if one == room} for room in rooms.values()}) is None
+    rows = re.findall(r"^\| (\w+) \| (`.+) \|$", page, re.MULTILINE)
+    listed = [(module, group) for group, cell in rows for module in re.findall(r"`(\w+)`", cell)]
+    group_of = dict(listed)
+    assert len(group_of) == len(listed) and set(group_of) == MODULES
+    imports = {
+        (group_of[module], group_of[sibling]) for module in MODULES for sibling in siblings(read(module)) - {""}
+    }
+    imports = {(group, other) for group, other in imports if group != other}
+    arrows = set(re.findall(r"^ +(\w+) --> (\w+)$", page, re.MULTILINE))
+    assert arrows <= imports and transitive(arrows) == transitive(imports)
+    assert not any(group == other for group, other in transitive(arrows))
 
 
 def scripts_and_tests():

@@ -325,6 +325,7 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
         (["--suite", "text8", "--replace", "text8=x.txt"], "`replace` must name a file or folder that is there"),
         (["--suite", "cifar10"], "`tasks` must be of text for a model of text, got 'cifar10'"),
         (["--suite", "text8", "--data", "other.txt"], "must be left out with --suite"),
+        (["--suite", "text8", "--output_file", "figures.json"], "`output_file` must be left out with --suite"),
         (["--suite", "text8", "--stride", "99"], "`stride` must be in [1, 16]"),
         (["--num_timesteps", "-1"], "`num_timesteps` must be >= 0, got -1"),
         (["--rounds", "0"], "`rounds` must be >= 1, got 0"),

@@ -102,7 +102,7 @@ def evaluate(argv: list[str] | None = None):
         defaults={"block_size": None},
     )
     if suite.suite is not None:
-        check_suite_alone(data_args, pair_args)
+        check_suite_alone(options, data_args, pair_args)
     hub = {"revision": options.revision}
     model = load_model(rest.model, base=options.base, **hub)
     config = model.config
@@ -161,8 +161,13 @@ def evaluate(argv: list[str] | None = None):
             write_whole(Path(options.output_file), json.dumps(report, indent=2) + "\n")
 
 
-def check_suite_alone(data_args: DataArguments, pair_args: PairArguments):
-    """Refuse options of other data beside a suite."""
+def check_suite_alone(options: EvaluateArguments, data_args: DataArguments, pair_args: PairArguments):
+    """Refuse options of other data beside a suite, and the file of figures in place of its folder."""
+    if options.output_file is not None:
+        raise ValueError(
+            "`output_file` must be left out with --suite, which writes its results to --output_dir, "
+            f"got {options.output_file!r}."
+        )
     others = dataclasses.replace(data_args, block_size=None)
     if pair_args.given or others != DataArguments(block_size=None):
         raise ValueError("The options of --data and of pairs must be left out with --suite: it names its data itself.")

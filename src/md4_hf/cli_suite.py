@@ -27,6 +27,7 @@ from md4_hf import (
     load_rows,
     make_recipe,
     make_windows,
+    on_first_process,
     results_json,
     results_markdown,
     results_table,
@@ -141,11 +142,11 @@ def evaluate_suite(
     run: SuiteRun, suite: SuiteArguments, recipes: dict[str, Recipe | None], image_args: ImageDataArguments, argv: list
 ) -> list[TaskResult]:
     """Evaluate task by task; the table, JSON and Markdown are written after each, and say what is there so far."""
-    trainer, results = run.trainer, []
+    trainer, files, results = run.trainer, suite.files(), []
     for name, recipe in recipes.items():
         with trainer.args.main_process_first(desc="preparing the data"):
             if recipe is None:
-                examples, facts = _images(TASKS[name], suite.files().get(name), image_args, trainer)
+                examples, facts = _images(TASKS[name], files.get(name), image_args, trainer)
             else:
                 examples = make_windows(load_rows(recipe), trainer.processing_class, recipe)
                 facts = asdict(recipe)
@@ -159,8 +160,8 @@ def evaluate_suite(
 
 
 def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) -> TaskResult:
-    digest = _digest(examples)
     trainer = run.trainer
+    digest = on_first_process(trainer.args, lambda: _digest(examples))
     rounds = evaluate_in_rounds(
         trainer,
         examples,

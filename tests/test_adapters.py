@@ -8,14 +8,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from tiny import random_model
+from tiny import random_model, training_arguments
 from transformers import AutoModel
 
 from md4_hf import (
     LoraArguments,
     MD4ForMaskedDiffusion,
     MD4Trainer,
-    MD4TrainingArguments,
     add_adapter,
     build_byte_tokenizer,
     load_adapter,
@@ -148,21 +147,10 @@ def dataset(count=32, **columns):
 
 
 def make_trainer(base, folder, **kwargs):
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "ema_decay": 0.0,
-    }
     torch.manual_seed(0)
     return MD4Trainer(
         model=add_adapter(load_model(str(base)), LoraArguments(lora_r=4)),
-        args=MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs}),
+        args=training_arguments(folder, **{"learning_rate": 1e-2, **kwargs}),
         train_dataset=dataset(),
         eval_dataset=dataset(8),
         processing_class=build_byte_tokenizer(),

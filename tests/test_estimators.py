@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import random_model
+from tiny import random_model, training_arguments
 from toy import ToyWorld
 
 from md4_hf import (
@@ -46,8 +46,7 @@ def examples(count=12, seed=0):
 
 def make_trainer(folder, model=None, **kwargs):
     model = model or random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False)
-    options = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "ema_decay": 0.0, **kwargs}
-    return MD4Trainer(model=model, args=MD4TrainingArguments(str(folder), **options))
+    return MD4Trainer(model=model, args=training_arguments(folder, **kwargs))
 
 
 def exact_denoiser(schedule, num_timesteps=None):

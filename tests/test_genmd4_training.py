@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import random_model
+from tiny import random_model, training_arguments
 
 from md4_hf import (
     DataCollatorForMaskedDiffusion,
@@ -45,20 +45,9 @@ def dataset(count=64):
 
 
 def make_trainer(folder, model=None, evaluation=None, **kwargs):
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "ema_decay": 0.0,
-    }
     return MD4Trainer(
         model=model or genmd4_model(),
-        args=MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs}),
+        args=training_arguments(folder, **kwargs),
         train_dataset=dataset(),
         eval_dataset=evaluation,
     )

@@ -10,13 +10,12 @@ import torch
 import yaml
 from datasets import Dataset
 from hub_server import WRITER_TOKEN, WRONG_TOKEN
-from tiny import random_model
+from tiny import random_model, training_arguments
 
 from md4_hf import (
     LoraArguments,
     MaskedDiffusionPipeline,
     MD4Trainer,
-    MD4TrainingArguments,
     add_adapter,
     build_text8_tokenizer,
     load_model,
@@ -58,19 +57,15 @@ def make_trainer(folder, model, **kwargs):
     ids = torch.arange(LENGTH).repeat(16, 1) % 27
     defaults = {
         "per_device_train_batch_size": 4,
-        "max_steps": 4,
         "learning_rate": 1e-2,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "disable_tqdm": True,
+        "save_strategy": "steps",
         "ema_decay": 0.5,
         "push_to_hub": True,
         "license": "cc0-1.0",
     }
     return MD4Trainer(
         model=model,
-        args=MD4TrainingArguments(output_dir=folder, **{**defaults, **kwargs}),
+        args=training_arguments(folder, **{**defaults, **kwargs}),
         train_dataset=Dataset.from_dict({"input_ids": ids.tolist()}),
         eval_dataset=Dataset.from_dict({"input_ids": ids[:4].tolist()}),
         processing_class=build_text8_tokenizer(),

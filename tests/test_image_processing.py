@@ -45,7 +45,7 @@ def test_fewer_levels_take_the_nearest():
         np.testing.assert_array_equal(ids, np.abs(values[0, :, None] - level_values).argmin(axis=1))
 
 
-def test_levels_are_spread_over_the_range_of_each_output():
+def test_levels_of_the_outputs():
     processor = MD4ImageProcessor(2, 1, 17)
     ids = torch.tensor([0, 4, 8, 16]).view(1, 1, 2, 2)
     np.testing.assert_array_equal(processor.postprocess(ids, "np"), [[[[0], [0.25]], [[0.5], [1]]]])
@@ -146,7 +146,7 @@ def test_bad_ids_are_named():
         processor(np.zeros((4, 4)), return_tensors="tf")
 
 
-def test_a_saved_processor_opens_with_its_settings(tmp_path):
+def test_saved_and_opened_again(tmp_path):
     processor = MD4ImageProcessor((4, 6), 1, 17, do_resize=True, do_convert=True, resample=4)
     processor.save_pretrained(tmp_path)
     for opened in (MD4ImageProcessor.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path)):
@@ -171,7 +171,7 @@ print("done")
     assert "done" in run_isolated(packages, code, tmp_path / "home")
 
 
-def test_the_processor_of_a_model_has_its_size_channels_and_levels():
+def test_the_processor_for_a_model_has_its_size_channels_and_levels():
     config = MD4Config(backbone="unet", vocab_size=18, hidden_size=32, image_size=[4, 6], num_channels=1)
     processor = MD4ImageProcessor.for_config(config, do_resize=True)
     assert processor.size == {"height": 4, "width": 6} and processor.do_resize

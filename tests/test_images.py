@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from sklearn.datasets import load_digits
-from tiny import random_image_model
+from tiny import random_image_model, training_arguments
 from transformers import AutoImageProcessor, AutoModel
 
 import md4_hf
@@ -79,21 +79,10 @@ def folder(tmp_path):
 
 
 def make_trainer(folder, model=None, train=None, evaluation=None, **kwargs):
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 3,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "ema_decay": 0.0,
-        "image_samples": 0,
-    }
+    options = {"per_device_train_batch_size": 4, "max_steps": 3, "image_samples": 0, **kwargs}
     return MD4Trainer(
         model=model or tiny_model(),
-        args=MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs}),
+        args=training_arguments(folder, **options),
         train_dataset=examples() if train is None else train,
         eval_dataset=evaluation,
         processing_class=processor(),
@@ -185,7 +174,7 @@ def test_what_is_wrong_with_the_columns_is_named():
         load_images(DataArguments(data="digits", validation_fraction=1.5))
 
 
-def test_the_histogram_of_a_pixel_counts_each_level_once_more():
+def test_a_pixel_histogram_counts_the_levels_of_each_place():
     train = np.array([[[[0, 1]]], [[[0, 2]]]])  # two images of 1 x 2 pixels
     heldout = np.array([[[[0, 0]]]])
     # Counts 3, 1, 1 at the first place and 1, 2, 2 at the second.

@@ -412,7 +412,7 @@ def test_a_generation_ends_at_the_end_of_text():
     ],
     ids=str,
 )
-def test_the_options_of_a_generation_are_the_pipelines(gen_kwargs, expected):
+def test_options_of_generations_follow_from_gen_kwargs(gen_kwargs, expected):
     options = vars(GenerationOptions.of(gen_kwargs, 7))
     assert {name: options[name] for name in expected} == expected
 
@@ -442,7 +442,7 @@ def test_the_options_of_a_generation_are_the_pipelines(gen_kwargs, expected):
     ],
     ids=str,
 )
-def test_arguments_out_of_range_are_named(folder, arguments, message):
+def test_arguments_out_of_range(folder, arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         MD4LM(str(folder), **arguments)
 
@@ -593,7 +593,7 @@ def written_metrics(output, expected):
     return {name: results[f"{name},none"] for name in expected}
 
 
-def test_the_command_gives_the_metrics_of_the_scores(folder, task_folder, questions, tmp_path):
+def test_the_command_of_the_module(folder, task_folder, questions, tmp_path):
     table = finished(start_command(folder, task_folder, tmp_path))
     assert "|endings|" in table and "acc_norm" in table
     expected = expected_metrics(folder, questions)

@@ -121,7 +121,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert names == package_files()
 
 
-def test_the_wheel_has_name_license_and_command(installed):
+def test_the_wheel_names_package_licence_and_command(installed):
     (info,) = installed.glob("*.dist-info")
     metadata = (info / "METADATA").read_text(encoding="utf-8")
     assert re.search(r"^Name: md4[-_]hf$", metadata, re.MULTILINE)

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from hub_server import WRITER_TOKEN
 from safetensors.torch import load_file
-from tiny import random_model
+from tiny import random_model, training_arguments
 from transformers import AutoModel
 
 from md4_hf import (
@@ -208,10 +208,10 @@ def test_a_pickle_in_place_of_an_official_checkpoint_is_an_error(tmp_path, mark)
 
 def make_trainer(folder, **kwargs):
     ids = torch.arange(LENGTH).repeat(8, 1)
-    options = {"max_steps": 2, "save_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True, **kwargs}
+    options = {"per_device_train_batch_size": 2, "max_steps": 2, "save_strategy": "steps", "save_steps": 1, **kwargs}
     return MD4Trainer(
         model=random_model(258, LENGTH, std=0.1, time_conditioning=False),
-        args=MD4TrainingArguments(str(folder), per_device_train_batch_size=2, **options),
+        args=training_arguments(folder, **options),
         train_dataset=Dataset.from_dict({"input_ids": ids.tolist()}),
         processing_class=build_byte_tokenizer(),
     )

@@ -10,12 +10,11 @@ from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
 from launching import HERE, TORCHRUN
 from launching import run as launch
-from tiny import random_model
+from tiny import random_model, training_arguments
 
 from md4_hf import (
     MD4ForMaskedDiffusion,
     MD4Trainer,
-    MD4TrainingArguments,
     PaddingCollator,
     build_byte_tokenizer,
     load_documents,
@@ -63,22 +62,10 @@ def heldout(count):
 
 
 def make_trainer(folder, stream, model=None, **kwargs):
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 100,
-        "disable_tqdm": True,
-        "ema_decay": 0.5,
-    }
+    batch_sizes = {f"per_device_{kind}_batch_size": 4 for kind in ("train", "eval")}
+    options = {**batch_sizes, "save_strategy": "steps", "save_steps": 100, "ema_decay": 0.5, **kwargs}
     model = model or random_model(EOS + 2, LENGTH, std=0.1, embedding_dropout=0.1)
-    args = MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs})
-    return MD4Trainer(model=model, args=args, train_dataset=stream)
+    return MD4Trainer(model=model, args=training_arguments(folder, **options), train_dataset=stream)
 
 
 def logged(trainer, name):
@@ -274,7 +261,7 @@ def test_more_workers_than_one_are_one(tmp_path):
     assert trainer.state.global_step == 4
 
 
-def test_two_processes_read_resume_and_evaluate_as_one_would(tmp_path):
+def test_two_processes_read_their_shares_resume_and_evaluate_as_one(tmp_path):
     """Uneven shards with accumulation, resumed runs, evaluation and refusals: see `stream_processes.py`."""
     status, output = launch([*TORCHRUN, HERE / "stream_processes.py", tmp_path])
     assert status == 0, output

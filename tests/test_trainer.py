@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from tiny import random_model
+from tiny import random_model, training_arguments
 from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
 
 from md4_hf import (
     MD4Config,
     MD4ForMaskedDiffusion,
     MD4Trainer,
-    MD4TrainingArguments,
+    PaddingCollator,
     build_byte_tokenizer,
     nelbo_metrics,
 )
@@ -48,25 +48,11 @@ def dataset(count=64, seed=0, **columns):
     return Dataset.from_dict({"input_ids": sequences(count, seed).tolist(), **columns})
 
 
-def arguments(folder, **kwargs):
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "ema_decay": 0.0,
-    }
-    return MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs})
-
-
-def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None, **kwargs):
+def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None, data_collator=None, **kwargs):
     return MD4Trainer(
         model=model or tiny_model(),
-        args=arguments(folder, **kwargs),
+        data_collator=data_collator,
+        args=training_arguments(folder, **kwargs),
         train_dataset=train if train is not None else dataset(),
         eval_dataset=evaluation,
         callbacks=callbacks,
@@ -410,7 +396,10 @@ def test_models_that_are_not_md4_are_left_to_trainer(tmp_path):
     config = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     train = Dataset.from_dict({"input_ids": sequences(8).tolist(), "labels": sequences(8).tolist()})
     trainer = MD4Trainer(
-        model=BertForMaskedLM(config), args=arguments(tmp_path, max_steps=2), train_dataset=train, eval_dataset=train
+        model=BertForMaskedLM(config),
+        args=training_arguments(tmp_path, max_steps=2),
+        train_dataset=train,
+        eval_dataset=train,
     )
     trainer.train()
     assert "eval_loss" in trainer.evaluate() and "eval_bits_per_token" not in trainer.state.log_history[-1]
@@ -451,16 +440,16 @@ def test_the_model_card_tells_the_run(tmp_path):
 )
 def test_bad_arguments_are_named(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, **kwargs)
+        training_arguments(tmp_path, **kwargs)
 
 
 def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`compute_metrics` must be None for an MD4 model"):
-        MD4Trainer(model=tiny_model(), args=arguments(tmp_path), compute_metrics=len)
+        MD4Trainer(model=tiny_model(), args=training_arguments(tmp_path), compute_metrics=len)
     with pytest.raises(ValueError, match="`model_init` must be None for an MD4 model"):
-        MD4Trainer(args=arguments(tmp_path), model_init=tiny_model)
+        MD4Trainer(args=training_arguments(tmp_path), model_init=tiny_model)
     with pytest.raises(ValueError, match="as many tokens as the model has rows"):
-        MD4Trainer(model=tiny_model(), args=arguments(tmp_path), processing_class=build_byte_tokenizer())
+        MD4Trainer(model=tiny_model(), args=training_arguments(tmp_path), processing_class=build_byte_tokenizer())
     with pytest.raises(ValueError, match="`args` must be MD4TrainingArguments, got NoneType"):
         MD4Trainer(model=tiny_model())
 
@@ -498,5 +487,24 @@ def test_a_compiled_training_has_the_same_losses(tmp_path):
 
 
 def test_workers_of_a_preset_may_be_switched_off(tmp_path):
-    args = arguments(tmp_path, dataloader_num_workers=0, dataloader_persistent_workers=True)
+    args = training_arguments(tmp_path, dataloader_num_workers=0, dataloader_persistent_workers=True)
     assert not args.dataloader_persistent_workers
+
+
+@pytest.mark.parametrize("lengths", [[LENGTH] * 6, [3, 8, 1, 5, 8, 2]])
+def test_rows_reach_the_collator_as_tensors_and_give_the_batches_of_lists(tmp_path, lengths):
+    rows = [ids[:n].tolist() for ids, n in zip(sequences(6), lengths, strict=True)]
+    data = Dataset.from_dict({"input_ids": rows, "labels": rows, "num_characters": [1.5] * 6})
+    seen = []
+
+    class Recording(PaddingCollator):
+        def __call__(self, features):
+            seen.extend(features)
+            return super().__call__(features)
+
+    trainer = make_trainer(tmp_path, train=data, data_collator=Recording())
+    (batch,) = trainer.get_test_dataloader(data)
+    assert all(isinstance(row["input_ids"], torch.Tensor) for row in seen)
+    expected = PaddingCollator()(data.to_list())
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], x) and batch[name].dtype == x.dtype for name, x in expected.items())

@@ -1,9 +1,9 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""A real model that is small enough for a test."""
+"""A real model that is small enough for a test, and a training that is short enough."""
 
 import torch
 
-from md4_hf import MD4Config, MD4ForMaskedDiffusion
+from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4TrainingArguments
 
 
 def random_model(vocab_size: int, length: int, std: float, seed: int = 0, **kwargs) -> MD4ForMaskedDiffusion:
@@ -34,3 +34,19 @@ def random_image_model(
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return model
+
+
+def training_arguments(folder, **kwargs) -> MD4TrainingArguments:
+    """Four steps of eight examples on the CPU, without reports, checkpoints and average, unless told otherwise."""
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "ema_decay": 0.0,
+    }
+    return MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs})

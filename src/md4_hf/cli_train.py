@@ -396,6 +396,7 @@ def first_ids(blocks) -> np.ndarray:
 
 
 def describe_batch(args: MD4TrainingArguments, kind: str) -> str:
+    """How many examples of this kind a step has, over all devices."""
     examples = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_devices(args)
     return f"{examples} {kind} a step"
 
@@ -434,6 +435,7 @@ def share(trainer: MD4Trainer, folder: Path):
 
 
 def say(trainer: MD4Trainer, text: str):
+    """Print on the first process, at once."""
     if trainer.is_world_process_zero():
         print(text, flush=True)
 

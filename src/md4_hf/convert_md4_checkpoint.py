@@ -155,6 +155,7 @@ class FlaxParams:
         self._arrays = prefixed or dict(params)
 
     def take(self, name: str) -> Tensor:
+        """A parameter as it is, which is not there any more afterwards; a ValueError if it is missing."""
         if name not in self._arrays:
             raise ValueError(f"`params` must hold {name!r}; not among {sorted(self._arrays)}.")
         array = self._arrays.pop(name)
@@ -187,6 +188,7 @@ class FlaxParams:
         return {f"{name}.weight": kernel.permute(3, 2, 0, 1).contiguous(), f"{name}.bias": self.take(f"{layer}/bias")}
 
     def group_norm(self, layer: str, name: str) -> dict[str, Tensor]:
+        """Scale and bias `(channels,)` of a group norm as weight and bias."""
         return {f"{name}.weight": self.take(f"{layer}/scale"), f"{name}.bias": self.take(f"{layer}/bias")}
 
     def merge_heads(self, attention: str, width: int):
@@ -202,6 +204,7 @@ class FlaxParams:
             self._arrays[f"{attention}/{layer}/bias"] = bias.flatten()
 
     def dense(self, layer: str, name: str) -> dict[str, Tensor]:
+        """A Dense layer with its bias as the Linear `name`."""
         return {f"{name}.weight": self.kernel(layer), f"{name}.bias": self.take(f"{layer}/bias")}
 
     def stacked_dense(self, widths: Mapping[str, int], in_features: int, name: str) -> dict[str, Tensor]:
@@ -215,6 +218,7 @@ class FlaxParams:
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def check_empty(self):
+        """Raise a ValueError if a parameter was not taken."""
         if self._arrays:
             raise ValueError(f"`params` must fit the configuration, got surplus parameters {sorted(self._arrays)}.")
 

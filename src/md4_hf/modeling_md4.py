@@ -954,8 +954,9 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         The hidden states of text are of the `rows` already; the head of images, which sees a pixel's neighbours, picks
         them itself.
         """
-        logits = self.lm_head(hidden_states, rows) if self.config.is_image else self.lm_head(hidden_states)
-        return suppress_mask(logits.to(hidden_states.device), self.config.mask_token_id)
+        return logits_of(
+            self.lm_head, hidden_states, self.config.mask_token_id, rows if self.config.is_image else None
+        )
 
     def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Times for a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
@@ -1022,31 +1023,16 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             is_wanted = torch.arange(len(rows), device=rows.device) < is_masked.sum()
             target, weight = target[rows], torch.where(is_wanted, weight[rows], 0.0)
         any_token = int(self.config.mask_token_id == 0)  # in the place of labels of -100, whose weight is 0
-        total, values = self._row_nelbo(hidden_states, rows, torch.where(target < 0, any_token, target), weight)
+        target = torch.where(target < 0, any_token, target)
+        picked = rows if self.config.is_image else None  # the hidden states of text are of the rows already
+        total, values = nelbo_of_rows(
+            self.lm_head, hidden_states, target, weight, self.config.mask_token_id, self._exponents(), picked
+        )
         if torch.compiler.is_compiling():
             values = values.detach()  # as an output of the graph it would be given a gradient, of zeros, at a price
         if rows is not None:
             values = values.new_zeros(is_masked.shape).index_add(0, rows, values)
         return total, values.view(x0.shape)
-
-    def _row_nelbo(
-        self, hidden_states: Tensor, rows: Tensor | None, target: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Sum and values of weighted tokens `(rows,)` from `(rows, hidden)`; the place where it is chosen how.
-
-        Of images the logits are made: they are no wider than what the blocks keep for their gradients.
-        """
-        exponents = self._exponents()
-        if isinstance(self.lm_head, MD4Head):
-            total, values = self.lm_head(hidden_states, target, weight, self.config.mask_token_id, exponents)
-            return total.to(hidden_states.device), values.to(hidden_states.device)
-        # Of images, or of a head that an adapter or a quantiser has put in place of ours.
-        logits = self._logits(hidden_states, rows).flatten(0, -2)
-        if exponents is not None:
-            values = weight * genmd4_cross_entropy_nats(logits, target, exponents)
-        else:
-            values = weight * cross_entropy_nats(logits, target)
-        return values.sum(), values
 
     def _losses(
         self,
@@ -1063,9 +1049,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         The gradient of the diffusion part goes through its `total` over all tokens and copies.
         """
         scored = labels != IGNORE_INDEX
-        num_items = scored.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        if isinstance(num_items, Tensor):
-            num_items = num_items.to(nelbo_per_token.device)
+        num_items = number_of_items(scored, num_items_in_batch, nelbo_per_token.device)
         reconstruction = self._reconstruction(labels, scored)
         nelbo = loss = (total / copies + reconstruction.sum()) / num_items
         if self.config.learn_masking_schedule and self.training:
@@ -1124,8 +1108,54 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Copies, packed documents, and checks of the inputs
+# Logits and losses of rows, copies, packed documents, and checks of the inputs
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def nelbo_of_rows(
+    head: nn.Module,
+    hidden_states: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    mask_token_id: int,
+    exponents: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum `()` and values `(rows,)` of weighted tokens in nats, from their hidden states; where it is chosen how.
+
+    Of images the logits are made: they are no wider than what the blocks keep for their gradients. So are those of a
+    head that an adapter or a quantiser has put in place of ours.
+
+    Args:
+        head: The head.
+        hidden_states: `(rows, hidden)`; of images whole, `(batch, channels, height, width)`.
+        target: `(rows,)` clean ids.
+        weight: `(rows,)` weights.
+        mask_token_id: The mask id.
+        exponents: `(vocab,)` w of GenMD4.
+        rows: Flat indices of the tokens, for a head of images; None for all of them.
+    """
+    if isinstance(head, MD4Head):
+        total, values = head(hidden_states, target, weight, mask_token_id, exponents)
+        return total.to(hidden_states.device), values.to(hidden_states.device)
+    logits = logits_of(head, hidden_states, mask_token_id, rows).flatten(0, -2)
+    if exponents is not None:
+        values = weight * genmd4_cross_entropy_nats(logits, target, exponents)
+    else:
+        values = weight * cross_entropy_nats(logits, target)
+    return values.sum(), values
+
+
+def logits_of(head: nn.Module, hidden_states: Tensor, mask_token_id: int, rows: Tensor | None = None) -> Tensor:
+    """Logits `(..., vocab)` on the device of the hidden states; with `rows`, a head of images picks these."""
+    logits = head(hidden_states) if rows is None else head(hidden_states, rows)
+    return suppress_mask(logits.to(hidden_states.device), mask_token_id)
+
+
+def number_of_items(scored: Tensor, num_items: Tensor | int | None, device: torch.device) -> Tensor | int:
+    """What a loss is divided by: the number given, on this device, or else that of the scored tokens, at least 1."""
+    num_items = scored.sum().clamp(min=1) if num_items is None else num_items
+    return num_items.to(device) if isinstance(num_items, Tensor) else num_items
 
 
 def suppress_mask(logits: Tensor, mask_token_id: int) -> Tensor:

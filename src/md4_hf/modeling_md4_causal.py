@@ -9,7 +9,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_md4 import MD4Config
-from .masked_diffusion import IGNORE_INDEX, cross_entropy_nats
+from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import (
     MaskedDiffusionOutput,
     MD4Head,
@@ -17,7 +17,9 @@ from .modeling_md4 import (
     MD4PreTrainedModel,
     check_num_items,
     check_shape,
-    suppress_mask,
+    logits_of,
+    nelbo_of_rows,
+    number_of_items,
 )
 
 
@@ -92,7 +94,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         losses = {} if labels is None else self._losses(hidden_states, labels, num_items_in_batch)
         logits = None
         if output_logits:
-            logits = suppress_mask(self.lm_head(hidden_states[:, 1:]), self.config.mask_token_id)
+            logits = logits_of(self.lm_head, hidden_states[:, 1:], self.config.mask_token_id)
         return MaskedDiffusionOutput(
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
         )
@@ -101,13 +103,9 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         scored = labels != IGNORE_INDEX
         rows = hidden_states[:, : labels.shape[1]][scored]
         target = labels[scored]
-        if isinstance(self.lm_head, MD4Head):
-            total, values = self.lm_head(rows, target, torch.ones_like(rows[:, 0]).float(), self.config.mask_token_id)
-        else:  # of an adapter or a quantiser
-            values = cross_entropy_nats(suppress_mask(self.lm_head(rows), self.config.mask_token_id), target)
-            total = values.sum()
-        num_items = scored.sum().clamp(min=1) if num_items is None else num_items
-        loss = total / (num_items.to(total.device) if isinstance(num_items, Tensor) else num_items)
+        weight = torch.ones_like(rows[:, 0], dtype=torch.float32)
+        total, values = nelbo_of_rows(self.lm_head, rows, target, weight, self.config.mask_token_id)
+        loss = total / number_of_items(scored, num_items, total.device)
         nelbo = torch.zeros(labels.shape, dtype=values.dtype, device=values.device).masked_scatter(scored, values)
         return {
             "loss": loss,

@@ -339,8 +339,10 @@ class MD4Trainer(Trainer):
         )
         return self._stream.loader(args)
 
-    def _get_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        loader = super()._get_dataloader(*args, **kwargs)
+    def _get_dataloader(self, dataset: Any, *args, **kwargs) -> torch.utils.data.DataLoader:
+        if self.is_md4 and isinstance(self.data_collator, PaddingCollator):
+            dataset = _as_tensors(dataset)
+        loader = super()._get_dataloader(dataset, *args, **kwargs)
         if self.is_md4:
             own = getattr(loader, "base_dataloader", loader)  # which accelerate has wrapped
             own.worker_init_fn = functools.partial(serve_on, own.worker_init_fn)
@@ -889,6 +891,12 @@ def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: i
         batch["first_step_example"] = first + rank * size
         batch["num_step_examples"] = world_size * sum(sizes)
         first += world_size * size
+
+
+def _as_tensors(dataset: Any) -> Any:
+    """A data set whose rows come as tensors: as lists, each id would be an object of Python on its way to one."""
+    is_plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None
+    return dataset.with_format("torch") if is_plain else dataset
 
 
 def _flip_images(inputs: dict[str, Tensor], flip: Tensor) -> dict[str, Tensor]:

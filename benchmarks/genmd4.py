@@ -65,9 +65,7 @@ def train(folder: Path, data: str, objective: str, seed: int, max_steps: int) ->
             main(["train", *argv])
         metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
         metrics["seconds"] = time.perf_counter() - start
-        temporary = folder / ".benchmark.json"
-        temporary.write_text(json.dumps(metrics), encoding="utf-8")
-        os.replace(temporary, result)
+        md4_hf.write_whole(result, json.dumps(metrics))
     return json.loads(result.read_text(encoding="utf-8"))
 
 

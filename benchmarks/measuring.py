@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -116,6 +115,4 @@ def publish(text: str, output: str | None):
     if output is None:
         print(text)
         return
-    temporary = Path(output).with_name(f".{Path(output).name}.in-progress")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, output)
+    md4_hf.write_whole(output, text)

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
-from md4_hf import PaddingCollator
+from md4_hf import PaddingCollator, ngram_bits_per_character, pack
 from md4_hf import data as data_module
 from md4_hf import packing as packing_module
 from md4_hf.data import (
@@ -18,8 +18,6 @@ from md4_hf.data import (
     hold_out,
     load_documents,
     load_train_validation,
-    ngram_bits_per_character,
-    pack,
     pydoc_documents,
 )
 from md4_hf.tokenization import build_byte_tokenizer, build_text8_tokenizer

@@ -705,12 +705,11 @@ def test_evaluations_work_or_name_what_is_wrong(saved, tmp_path_factory, options
     assume(max(len(options.get(name, "")) for name in ("draws", "rounds")) < 3 and "target_stderr" not in options)
     folder = tmp_path_factory.mktemp("evaluation")
     (folder / "text.txt").write_text("held out text of a few words\n" * 4, encoding="utf-8")
-    data = ["--suite=text8", f"--replace=text8={folder / 'text.txt'}"] if suite else [f"--data={folder / 'text.txt'}"]
-    defaults = [] if suite else ["--validation_fraction=0.5"]
-    argv = [*data, *defaults, f"--output_dir={folder / 'out'}", "--use_cpu=true"]
+    suite_of_file = ["--suite=text8", f"--replace=text8={folder / 'text.txt'}"]
+    data = suite_of_file if suite else [f"--data={folder / 'text.txt'}", "--validation_fraction=0.5"]
+    argv = [str(saved / "model"), *data, f"--output_dir={folder / 'out'}", "--use_cpu=true"]
     with unchanged(saved):
-        argv = [str(saved / "model"), *argv, *(f"--{k}={v}" for k, v in options.items())]
-        code, said = exit_code(main, ["evaluate", *argv])
+        code, said = exit_code(main, ["evaluate", *argv, *(f"--{k}={v}" for k, v in options.items())])
     assert code == 0 or (code in (1, 2) and any(name in said for name in [*options, "unknown"])), said
 
 
@@ -742,7 +741,7 @@ def test_statistics_of_samples_work_or_name_what_is_wrong(sequences, n):
         {}, optional={"stride": INTEGERS, "wrap": st.booleans(), "detokenizer": st.text("a")}
     ),
 )
-def test_recipes_score_every_token_once_or_name_what_is_wrong(texts, preparation, context, changes):
+def test_recipes_make_windows_that_fit_or_name_what_is_wrong(texts, preparation, context, changes):
     disable_progress_bars()
     arguments = (TASKS["lambada"], preparation, context, "x.txt")
     recipe = documented(make_recipe, *arguments, names=["preparation", "context", *changes], **changes)

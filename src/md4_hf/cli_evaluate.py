@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from md4_hf import (
     load_table,
     load_tokenizer,
     load_train_validation,
+    option,
     parse_arguments,
     write_whole,
 )
@@ -46,33 +47,27 @@ class EvaluateArguments:
 
     _argument_group_name = "evaluation"
 
-    draws: int = field(default=8, metadata={"help": "Stratified draws of time and masks per sequence and round."})
-    estimator: str = field(
+    draws: int = option("Stratified draws of time and masks per sequence and round.", default=8)
+    estimator: str = option(
+        'What a draw is: a "time", or for models that do not see it a number of masked tokens "any_order".',
         default=TIME,
-        metadata={
-            "help": 'What a draw is: a "time", or for models that do not see it a number of masked tokens "any_order".',
-            "choices": [TIME, ANY_ORDER],
-        },
+        choices=[TIME, ANY_ORDER],
     )
-    num_timesteps: int | None = field(
-        default=None,
-        metadata={"help": "Steps of discrete time, 0 for continuous time; as the model was trained if left out."},
+    num_timesteps: int | None = option(
+        "Steps of discrete time, 0 for continuous time; as the model was trained if left out."
     )
-    rounds: int = field(
-        default=1, metadata={"help": "Independent evaluations; of two the error of the draws is told."}
+    rounds: int = option("Independent evaluations; of two the error of the draws is told.", default=1)
+    target_stderr: float | None = option(
+        "Go on, round by round, until the error of the draws is so small, in nats per token."
     )
-    target_stderr: float | None = field(
-        default=None,
-        metadata={"help": "Go on, round by round, until the error of the draws is so small, in nats per token."},
-    )
-    max_rounds: int = field(default=1000, metadata={"help": "Rounds at most, with --target_stderr."})
-    batch_size: int = field(default=32, metadata={"help": "Sequences per forward pass."})
-    seed: int = field(default=0, metadata={"help": "Seed of the evaluation noise."})
-    bf16: bool = field(default=False, metadata={"help": "Evaluate under bf16 autocast."})
-    use_cpu: bool = field(default=False, metadata={"help": "Use the CPU even if there is an accelerator."})
-    base: str | None = field(default=None, metadata={"help": "Base model of an adapter, if not the one it names."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
-    output_file: str | None = field(default=None, metadata={"help": "Also write the figures to this JSON file."})
+    max_rounds: int = option("Rounds at most, with --target_stderr.", default=1000)
+    batch_size: int = option("Sequences per forward pass.", default=32)
+    seed: int = option("Seed of the evaluation noise.", default=0)
+    bf16: bool = option("Evaluate under bf16 autocast.", default=False)
+    use_cpu: bool = option("Use the CPU even if there is an accelerator.", default=False)
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    output_file: str | None = option("Also write the figures to this JSON file.")
 
     def __post_init__(self):
         for name in ("draws", "batch_size"):

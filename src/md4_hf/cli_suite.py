@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from md4_hf import (
     make_recipe,
     make_windows,
     on_first_process,
+    option,
     results_json,
     results_markdown,
     results_table,
@@ -49,34 +50,20 @@ class SuiteArguments:
 
     _argument_group_name = "suites of published data sets"
 
-    suite: str | None = field(
-        default=None, metadata={"help": "Evaluate a suite in place of --data.", "choices": [*SUITES]}
-    )
-    tasks: list[str] | None = field(default=None, metadata={"help": "Some tasks of the suite; all if left out."})
-    preparation: str = field(
+    suite: str | None = option("Evaluate a suite in place of --data.", choices=[*SUITES])
+    tasks: list[str] | None = option("Some tasks of the suite; all if left out.")
+    preparation: str = option(
+        f"How text is prepared: {', '.join(PREPARATIONS)} (docs/evaluate.md).",
         default=PREPARATION,
-        metadata={
-            "help": f"How text is prepared: {', '.join(PREPARATIONS)} (docs/evaluate.md).",
-            "choices": [*PREPARATIONS],
-        },
+        choices=[*PREPARATIONS],
     )
-    stride: int | None = field(
-        default=None, metadata={"help": "Tokens by which a block starts after the one before; its length, no overlap."}
+    stride: int | None = option("Tokens by which a block starts after the one before; its length, no overlap.")
+    wrap: bool | None = option("Whether rows are joined and cut, if not as the preparation has it.")
+    detokenizer: str | None = option('Detokenizer, if not the task\'s own; "none" for none.')
+    replace: list[str] | None = option(
+        "Local files in place of data sets, as TASK=FILE: each line of a text file is a row."
     )
-    wrap: bool | None = field(
-        default=None, metadata={"help": "Whether rows are joined and cut, if not as the preparation has it."}
-    )
-    detokenizer: str | None = field(
-        default=None, metadata={"help": 'Detokenizer, if not the task\'s own; "none" for none.'}
-    )
-    replace: list[str] | None = field(
-        default=None,
-        metadata={"help": "Local files in place of data sets, as TASK=FILE: each line of a text file is a row."},
-    )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Where results go; a local model's folder evaluation, else runs/evaluation/NAME."},
-    )
+    output_dir: str | None = option("Where results go; a local model's folder evaluation, else runs/evaluation/NAME.")
 
     def files(self) -> dict[str, str]:
         """The local file of each task that has one.

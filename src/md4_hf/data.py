@@ -22,11 +22,9 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
-from .baselines import ngram_bits_per_character  # noqa: F401 (this and what packs may be imported from here too)
 from .errors import reading
 from .files import looks_like_path
 from .options import check_options, option
-from .packing import PackingReport, pack  # noqa: F401
 
 
 PYDOC = "pydoc"

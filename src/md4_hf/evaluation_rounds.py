@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .evaluation import nelbo_metrics
+from .files import whole_file
 from .launch import on_first_process
 
 
@@ -156,13 +157,11 @@ def _append(rounds: Rounds | None, rows: np.ndarray) -> Rounds:
 
 def _write(path: Path, rounds: Rounds, recipe: dict[str, Any] | None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.in-progress")
     arrays = {name: np.ascontiguousarray(values) for name, values in vars(rounds).items()}
-    with temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         file.write(save(arrays, metadata={"recipe": json.dumps(recipe, sort_keys=True)}))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _read(path: Path, recipe: dict[str, Any] | None) -> Rounds | None:

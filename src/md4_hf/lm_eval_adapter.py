@@ -260,6 +260,7 @@ class MD4LM(LM):
         totals, missing = [0.0] * len(requests), Counter(owners)
 
         def add(number: int, score: tuple[float, bool]):
+            """Take in the score of a block, and pass on the sum of a text with its last one."""
             owner = owners[number]
             totals[owner] += score[0]
             missing[owner] -= 1

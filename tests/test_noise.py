@@ -80,10 +80,13 @@ def test_steps_and_seeds_have_their_own_noise():
     assert not torch.equal(evaluation_mask_noise(0, index, 0, shape), base)
 
 
-def test_evaluation_draws_of_an_example_are_stratified_and_fill_the_unit_interval():
-    times = torch.stack([evaluation_times(0, torch.arange(100), draw, 4) for draw in range(4)])
-    assert torch.equal((times * 4).long().sort(dim=0).values, torch.arange(4)[:, None].expand(4, 100))
-    assert stats.kstest(times[0].numpy(), "uniform").statistic < 0.03, "more even than random numbers would be"
+@pytest.mark.parametrize("num_draws", [1, 4, 8, 21, 89])  # the golden section times 89 is nearly a whole number
+def test_evaluation_draws_are_stratified_within_an_example_and_over_examples(num_draws):
+    times = torch.stack([evaluation_times(0, torch.arange(100), draw, num_draws) for draw in range(num_draws)])
+    strata = (times.double() * num_draws).long()
+    assert torch.equal(strata.sort(dim=0).values, torch.arange(num_draws)[:, None].expand(num_draws, 100))
+    assert stats.kstest(times.flatten().numpy(), "uniform").statistic < 0.03 / num_draws
+    assert stats.kstest(times[0].numpy(), "uniform").statistic < 0.05, "more even than random numbers would be"
 
 
 def test_unscored_tokens_are_never_masked():

@@ -17,6 +17,7 @@ from md4_hf import (
     MaskedDiffusionScheduler,
     MD4Config,
     MD4ForMaskedDiffusion,
+    MD4ImageProcessor,
     MD4Model,
     build_text8_tokenizer,
 )
@@ -198,10 +199,45 @@ print(type(pipe).__module__, type(pipe.model).__module__, type(pipe.scheduler)._
         assert result.stdout.split() == [f"md4_hf.{name}" for name in names]
 
 
-def test_importing_the_package_does_not_import_diffusers():
-    code = "import sys, md4_hf; print([name for name in ('diffusers', 'datasets', 'peft') if name in sys.modules])"
+def test_importing_the_package_imports_no_more_than_an_auto_class_does():
+    code = "import sys; from transformers import AutoModel; before = {*sys.modules}; import md4_hf; "
+    code += "print(sorted(n for n in {*sys.modules} - before if n.split('.')[0] not in sys.stdlib_module_names))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.strip() == "['md4_hf', 'md4_hf.configuration_md4', 'md4_hf.registration']"
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "settings", "expected"),
+    [
+        ("AutoModel", {}, "modeling_md4.MD4ForMaskedDiffusion"),
+        ("AutoModel", {"architectures": ["MD4Model"]}, "modeling_md4.MD4Model"),
+        ("AutoModelForMaskedLM", {}, "modeling_md4.MD4ForMaskedDiffusion"),
+        ("AutoModelForCausalLM", {"is_causal": True}, "modeling_md4_causal.MD4ForCausalLM"),
+    ],
+)
+def test_auto_classes_import_the_network_that_they_open(auto_class, settings, expected):
+    code = f"""
+import pickle, sys, md4_hf, transformers
+config = md4_hf.MD4Config(vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, **{settings})
+assert not [name for name in sys.modules if name.startswith("md4_hf.modeling")]
+mapping = pickle.loads(pickle.dumps(transformers.{auto_class}._model_mapping))
+model_class = type(transformers.{auto_class}.from_config(config))
+assert model_class in mapping[type(config)] and len(mapping[type(config)]) == len([*mapping[type(config)]])
+print(f"{{model_class.__module__}}.{{model_class.__name__}}")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == f"md4_hf.{expected}"
+
+
+@pytest.mark.parametrize("imports", [("md4_hf", "transformers"), ("transformers", "md4_hf")])
+def test_image_processors_are_known_whatever_is_imported_first(imports, tmp_path):
+    MD4ImageProcessor(4, 1, 17).save_pretrained(tmp_path)
+    code = f"import {imports[0]}, {imports[1]}; transformers.AutoImageProcessor; import md4_hf; "
+    code += f"print(type(transformers.AutoImageProcessor.from_pretrained({str(tmp_path)!r})).__module__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "md4_hf.image_processing_md4"
 
 
 # What must not be opened ----------------------------------------------------------------------------------------------

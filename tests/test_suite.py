@@ -137,6 +137,19 @@ def test_gpt2_slides_its_window():
     assert recipe(preparation="gpt2", context=1024).stride == 512
 
 
+@pytest.mark.parametrize("preparation", ["sedd", "whole", "gpt2"])
+def test_rows_that_are_not_joined_are_scored_to_their_end_in_every_preparation(preparation):
+    examples = windows(preparation=preparation, wrap=False, stride=LENGTH)
+    end = [tokenizer().eos_token_id] if preparation != "gpt2" else tokenizer().encode("\n\n", add_special_tokens=False)
+    assert scored(examples) == tokens_of(ROWS, end=end)
+
+
+def test_lines_end_at_line_breaks_alone(tmp_path):
+    (tmp_path / "rows.txt").write_text("a\u2028b\x0cc\n\nd", encoding="utf-8")
+    recipe = make_recipe(TASKS["lambada"], "rows", 8, str(tmp_path / "rows.txt"), detokenizer="none")
+    assert load_rows(recipe)["text"] == ["a\u2028b\x0cc", "", "d"]
+
+
 def test_rows_by_themselves_are_not_joined():
     examples, end = windows(preparation="rows"), [tokenizer().eos_token_id]
     assert scored(examples) == tokens_of(ROWS, end=end)

@@ -11,8 +11,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 from .configuration_md4 import MD4Config
-from .modeling_md4 import MaskedDiffusionOutput, MD4ForMaskedDiffusion, MD4Model
-from .modeling_md4_causal import MD4ForCausalLM
 from .registration import register_auto_classes, register_when_imported
 
 
@@ -98,6 +96,8 @@ _LAZY = {
         "unmask_probability",
     ],
     "model_card": ["CardFacts", "make_model_card"],
+    "modeling_md4": ["MD4ForMaskedDiffusion", "MD4Model", "MaskedDiffusionOutput"],
+    "modeling_md4_causal": ["MD4ForCausalLM"],
     "options": ["option"],
     "packing": ["PackingReport", "pack"],
     "pipeline_masked_diffusion": ["MaskedDiffusionPipeline", "MaskedDiffusionPipelineOutput"],
@@ -128,10 +128,6 @@ _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 
 __all__ = [
     "MD4Config",
-    "MD4ForCausalLM",
-    "MD4ForMaskedDiffusion",
-    "MD4Model",
-    "MaskedDiffusionOutput",
     *sorted(_MODULE_OF),
 ]
 
@@ -153,6 +149,8 @@ register_auto_classes()
 register_when_imported()
 
 if TYPE_CHECKING:
+    from .modeling_md4 import MaskedDiffusionOutput, MD4ForMaskedDiffusion, MD4Model
+    from .modeling_md4_causal import MD4ForCausalLM
     from .pipeline_masked_diffusion import MaskedDiffusionPipeline
     from .scheduling_masked_diffusion import MaskedDiffusionScheduler
     from .trainer import MD4Trainer, MD4TrainingArguments

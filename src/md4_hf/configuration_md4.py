@@ -184,6 +184,8 @@ class MD4Config(PreTrainedConfig):
         self._check_values()
         self._check_files(kwargs)
         super().__post_init__(**kwargs)
+        if self.architectures is None:  # for the Auto classes, which choose by it
+            self.architectures = ["MD4ForCausalLM" if self.is_causal else "MD4ForMaskedDiffusion"]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

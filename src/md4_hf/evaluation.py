@@ -150,7 +150,7 @@ def nelbo_metrics(
         metrics["bits_per_character_stderr"] = stderr / math.log(2)
     if are_dimensions:
         metrics["bits_per_dimension"] = loss / math.log(2)
-        metrics["bits_per_dimension_stderr"] = stderr / math.log(2)
+        metrics["bits_per_dimension_stderr"] = metrics["loss_stderr"] / math.log(2)
     metrics["num_tokens"] = int(num_tokens.sum())
     return metrics
 

@@ -187,7 +187,8 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
     content = context - 2 * chosen.frame
     if content < 1:
         raise ValueError(f"`context` must leave room for a token, got {context}.")
-    stride = changes.pop("stride", None) or min(chosen.stride or content, content)
+    stride = changes.pop("stride", None)
+    stride = min(chosen.stride or content, content) if stride is None else stride
     if not 1 <= stride <= content:
         raise ValueError(f"`stride` must be in [1, {content}], the tokens of a block, got {stride}.")
     recipe = Recipe(
@@ -201,11 +202,12 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
         row_end=chosen.row_end if task.end_rows else "nothing",
         frame=chosen.frame,
         wrap=chosen.wrap,
-        group=chosen.group if chosen.wrap else None,
+        group=None,
         context=context,
         stride=stride,
     )
     recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+    recipe = replace(recipe, group=chosen.group if recipe.wrap else None)  # rows by themselves are scored to their end
     if recipe.detokenizer not in RULES:
         raise ValueError(f"`detokenizer` must be one of {sorted(RULES)}, got {recipe.detokenizer!r}.")
     return recipe
@@ -249,7 +251,14 @@ def _last_characters(row: dict[str, str], count: int) -> dict[str, str]:
 
 
 def _lines(batch: dict[str, list[str]], keep_ends: bool) -> dict[str, list[str]]:
-    return {"text": [line for text in batch["text"] for line in text.splitlines(keepends=keep_ends)]}
+    return {"text": [line for text in batch["text"] for line in _split_lines(text, keep_ends)]}
+
+
+def _split_lines(text: str, keep_ends: bool) -> list[str]:
+    """The lines of a file, which end at line breaks alone and not at every character that Unicode calls one."""
+    lines = text.split("\n")
+    ended = [line + "\n" * keep_ends for line in lines[:-1]]
+    return [*ended, lines[-1]] if lines[-1] else ended
 
 
 def _detokenize(row: dict[str, str | None], name: str) -> dict[str, str]:

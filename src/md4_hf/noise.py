@@ -132,11 +132,15 @@ def training_class_noise(seed: int, step: int, index: Tensor) -> Tensor:
 def evaluation_times(seed: int, index: Tensor, draw: int, num_draws: int) -> Tensor:
     """Times of draw `draw` of `num_draws` for the examples `index`, `(n,)` float32 in [0, 1).
 
-    The draws of one example are stratified: u_i, u_i + 1/K, u_i + 2/K, ... (mod 1). The u_i form the golden-ratio
-    sequence, which fills [0, 1) evenly over any run of examples and does not depend on how many there are.
+    The draws of one example are stratified: u_i / K, (u_i + 1) / K, (u_i + 2) / K, ... The u_i form the golden-ratio
+    sequence, which fills [0, 1) evenly over any run of examples and does not depend on how many there are: so do the
+    times of examples within each stratum, whatever K is. Examples take the strata in turn, so that a draw has times
+    from all of them.
     """
     offset = keyed_uniform(seed, EVAL_TIME, dtype=torch.float64)
-    t = (offset + index.cpu().double() * _GOLDEN_RATIO_CONJUGATE + draw / num_draws) % 1.0
+    index = index.cpu()
+    stratum = (draw + index * _stride(num_draws)) % num_draws
+    t = ((offset + index.double() * _GOLDEN_RATIO_CONJUGATE) % 1.0 + stratum) / num_draws
     return t.float().clamp(max=1.0 - 2.0**-24).to(index.device)
 
 

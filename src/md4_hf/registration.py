@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from .configuration_md4 import MD4Config
-from .image_processing_md4 import MD4ImageProcessor
-from .modeling_md4 import MD4ForMaskedDiffusion, MD4Model
-from .modeling_md4_causal import MD4ForCausalLM
 
 
+IMAGE_PROCESSORS = "transformers.models.auto.image_processing_auto"
 DIFFUSERS_LOADER = "diffusers.pipelines.pipeline_utils"
 # Our modules with classes for diffusers, which import it themselves.
 DIFFUSERS_CLASSES = {
@@ -25,13 +24,59 @@ DIFFUSERS_CLASSES = {
 
 
 def register_auto_classes():
-    """Let the Auto classes of transformers open MD4 models."""
+    """Let the Auto classes of transformers open MD4 models. Networks are imported when one is opened."""
     AutoConfig.register(MD4Config.model_type, MD4Config, exist_ok=True)
-    AutoModel.register(MD4Config, (MD4ForMaskedDiffusion, MD4Model, MD4ForCausalLM), exist_ok=True)
-    AutoModelForCausalLM.register(MD4Config, MD4ForCausalLM, exist_ok=True)
-    AutoModelForMaskedLM.register(MD4Config, MD4ForMaskedDiffusion, exist_ok=True)
+    denoiser, network = "modeling_md4.MD4ForMaskedDiffusion", "modeling_md4.MD4Model"
+    baseline = "modeling_md4_causal.MD4ForCausalLM"
+    AutoModel.register(MD4Config, LazyClasses(denoiser, network, baseline), exist_ok=True)
+    AutoModelForCausalLM.register(MD4Config, LazyClasses(baseline), exist_ok=True)
+    AutoModelForMaskedLM.register(MD4Config, LazyClasses(denoiser), exist_ok=True)
+
+
+def register_image_processor():
+    """The same for `AutoImageProcessor`."""
+    from transformers import AutoImageProcessor
+
+    from .image_processing_md4 import MD4ImageProcessor
+
     processors = dict.fromkeys(("pil", "torchvision"), MD4ImageProcessor)  # one class, whichever is asked for
     AutoImageProcessor.register(MD4Config, image_processor_classes=processors, exist_ok=True)
+
+
+class LazyClasses(tuple):
+    """Classes of this package, imported when they are looked at.
+
+    transformers takes a tuple of classes for a configuration, and picks one by its `architectures`.
+
+    Args:
+        names: Module and class of each, "module.Class".
+    """
+
+    names: tuple[str, ...]
+
+    def __new__(cls, *names: str):
+        self = super().__new__(cls)
+        self.names = names
+        return self
+
+    def _classes(self) -> tuple[type, ...]:
+        parts = (name.split(".") for name in self.names)
+        return tuple(getattr(importlib.import_module(f".{module}", __package__), name) for module, name in parts)
+
+    def __iter__(self):
+        return iter(self._classes())
+
+    def __getitem__(self, index):
+        return self._classes()[index]
+
+    def __contains__(self, item) -> bool:
+        return item in self._classes()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __reduce__(self):
+        return type(self), self.names
 
 
 def register_with_diffusers():
@@ -44,6 +89,8 @@ def register_with_diffusers():
     import transformers
     from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 
+    from .image_processing_md4 import MD4ImageProcessor
+    from .modeling_md4 import MD4ForMaskedDiffusion
     from .pipeline_masked_diffusion import MaskedDiffusionPipeline
     from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
@@ -58,7 +105,11 @@ def register_with_diffusers():
 
 
 def register_when_imported():
-    """Register with diffusers once its pipelines are imported: importing them takes seconds, and may never happen."""
+    """Register image processors, and with diffusers, once their modules are there: they take seconds, or never come."""
+    if IMAGE_PROCESSORS in sys.modules:
+        register_image_processor()
+    else:
+        sys.meta_path.insert(0, _AfterImport(IMAGE_PROCESSORS, register_image_processor))
     if DIFFUSERS_LOADER in sys.modules:
         register_with_diffusers()
         return

@@ -2,6 +2,7 @@
 """Checkpoints: whole or passed over with the reason, whatever moment a run dies at."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -61,6 +62,28 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason(tmp_path, reason, c
         assert checkpoint_to_resume("latest", tmp_path) == str(older)
     with pytest.raises(ValueError, match="`resume_from_checkpoint` must be a whole checkpoint"):
         checkpoint_to_resume(newer, tmp_path)
+
+
+def test_a_checkpoint_gets_its_name_when_it_is_whole_and_on_the_disk(tmp_path, monkeypatch):
+    """What the disk holds at the moment of the renaming is what is left if the process, or the machine, dies then."""
+    staged, final, renamed, synced = tmp_path / "staged", tmp_path / "checkpoint-1", [], set()
+    fsync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def look_and_rename(source, target):
+        assert what_is_wrong(source) is None and not final.exists()
+        assert {path.stat().st_ino for path in (staged, *staged.rglob("*"))} <= synced
+        renamed.append((source, target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", look_and_rename)
+    assert make_checkpoint(tmp_path, 1) == final
+    assert renamed == [(staged, final)] and what_is_wrong(final) is None and not staged.exists()
+    assert tmp_path.stat().st_ino in synced, "and so is the new name"
 
 
 def test_where_there_is_no_checkpoint_only_auto_starts_anew(tmp_path):

@@ -317,6 +317,19 @@ def test_samples_are_drawn_while_training_and_change_nothing(tmp_path):
     assert not (tmp_path / "drawing" / "samples.png").exists()  # only while training
 
 
+def test_samples_are_of_the_averaged_weights(tmp_path):
+    trainer = make_trainer(tmp_path / "run", image_samples=3, image_sample_steps=2, ema_decay=0.999)
+    trainer.train()
+    with torch.no_grad():  # far from the average
+        trainer.model.lm_head.bias.copy_(10.0 * torch.eye(LEVELS + 1)[0])
+    trainer.save_repository(tmp_path / "share")
+    shared = MD4ForMaskedDiffusion.from_pretrained(tmp_path / "share")
+    plain = make_trainer(tmp_path / "plain", model=shared, image_samples=3, image_sample_steps=2)
+    plain.save_repository(tmp_path / "again")
+    drawn, expected = (np.asarray(PIL.Image.open(tmp_path / name / "samples.png")) for name in ("share", "again"))
+    assert (drawn == expected).all() and len(np.unique(drawn)) > 2
+
+
 class SamplesSeen(md4_hf.trainer.ImageSamplesCallback):
     """Notes the size of samples.png after each evaluation."""
 

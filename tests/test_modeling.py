@@ -812,6 +812,14 @@ WRONG_INPUTS = {
         {"input_ids": IDS, "timesteps": T, "labels": CLEAN, "position_mask": IDS == MASK},
         "`position_mask` cannot be used with `labels`",
     ),
+    "positions are no integers": (
+        {"input_ids": IDS, "timesteps": T, "position_ids": torch.full((2, 3), math.nan)},
+        "`position_ids` must be a tensor of integers, got floating-point numbers",
+    ),
+    "documents are no integers": (
+        {"input_ids": IDS, "timesteps": T, "document_ids": torch.zeros(2, 3)},
+        "`document_ids` must be a tensor of integers, got floating-point numbers",
+    ),
     "labels and a wrong time": ({"input_ids": IDS, "timesteps": T + 0.5, "labels": CLEAN}, "`timesteps` must be in"),
 }
 WRONG_CLASSES = {

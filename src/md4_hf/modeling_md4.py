@@ -733,9 +733,11 @@ class MD4Model(MD4PreTrainedModel):
             check_shape("attention_mask", attention_mask, (batch, past + length))
         if position_ids is not None:
             check_shape("position_ids", position_ids, (batch, length), (1, length))
+            check_tensor("position_ids", position_ids, "integers")
         if document_ids is None:
             return
         check_shape("document_ids", document_ids, (batch, length))
+        check_tensor("document_ids", document_ids, "integers")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(
                 f"`attention_mask` must be (batch, length) with `document_ids`, got {tuple(attention_mask.shape)}."

@@ -339,8 +339,14 @@ class MD4Trainer(Trainer):
         )
         return self._stream.loader(args)
 
-    def _get_dataloader(self, *args, **kwargs) -> torch.utils.data.DataLoader:
-        loader = super()._get_dataloader(*args, **kwargs)
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs) -> torch.utils.data.DataLoader:
+        drop_last = self.args.dataloader_drop_last
+        if self.is_md4 and not is_training:  # what an evaluation leaves out would be missing in its figures
+            self.args.dataloader_drop_last = False
+        try:
+            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
         if self.is_md4:
             own = getattr(loader, "base_dataloader", loader)  # which accelerate has wrapped
             own.worker_init_fn = functools.partial(serve_on, own.worker_init_fn)

@@ -116,6 +116,14 @@ def test_the_whole_training_loss_agrees_with_the_official_one(golden):
         close(parameter.grad, expected[name], rel=1e-4)
 
 
+def test_the_probability_to_unmask_in_a_short_step_is_not_rounded_away():
+    """r_j = w_j (t - s) / t to first order; in float32, s / t would be 1."""
+    schedule = schedule_of(torch.tensor([0.0, 1.0, 3.0]))
+    t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.5 - 1e-9, dtype=torch.float64)
+    r = schedule.unmask_probabilities(t, s)
+    torch.testing.assert_close(r, 2e-9 * schedule.exponents.double(), rtol=1e-6, atol=0.0)
+
+
 def test_times_are_rescaled_as_in_the_official_code(golden):
     tensors, record = golden("loss_genmd4_model")
     t = stratified_times(tensors["t0"], torch.arange(4), 4)
@@ -334,6 +342,18 @@ def test_thinning_gives_the_same_samples_with_fewer_questions(world, sampler):
     thinned, asked = sample_world(world, schedule, logits_of, 50, 500, sampler, planned=True)
     assert torch.equal(full, thinned)
     assert asked < 0.2 * all_asked
+
+
+def test_the_exponent_of_the_mask_asks_no_questions(world):
+    plans = []
+    for own in (1e-3, 1e3):
+        exponents = EXPONENTS.clone()
+        exponents[world.mask] = own
+        scheduler = MaskedDiffusionScheduler(world.mask, "poly", 1.0, 0.0, "uniform", num_inference_steps=50)
+        scheduler.set_token_schedule(world_schedule(exponents))
+        state = torch.full((300, world.length), world.mask)
+        plans.append(scheduler.plan_step(1.0, state, torch.Generator().manual_seed(0)).candidates)
+    assert torch.equal(*plans) and not plans[0].all()
 
 
 def test_equal_exponents_are_the_scalar_sampler(world):

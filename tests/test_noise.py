@@ -12,6 +12,8 @@ from md4_hf.noise import (
     evaluation_times,
     keyed_uniform,
     most_masked_tokens,
+    training_class_noise,
+    training_flip_noise,
     training_mask_noise,
     training_times,
 )
@@ -78,6 +80,21 @@ def test_steps_and_seeds_have_their_own_noise():
         assert not torch.equal(training_mask_noise(seed, step, index, shape), base)
         assert not torch.equal(training_times(seed, step, index, 4), training_times(0, 0, index, 4))
     assert not torch.equal(evaluation_mask_noise(0, index, 0, shape), base)
+
+
+def test_each_use_has_its_own_noise():
+    index = torch.arange(2000)
+    one_each = torch.Size((2000, 1))
+    uses = [
+        training_mask_noise(0, 0, index, one_each)[:, 0],
+        evaluation_mask_noise(0, index, 0, one_each)[:, 0],
+        evaluation_mask_noise(0, index, 1, one_each)[:, 0],
+        evaluation_mask_noise(1, index, 0, one_each)[:, 0],
+        training_flip_noise(0, 0, index),
+        training_class_noise(0, 0, index),
+    ]
+    correlation = torch.corrcoef(torch.stack(uses)) - torch.eye(len(uses))
+    assert correlation.abs().max() < 5 / len(index) ** 0.5
 
 
 def test_evaluation_draws_of_an_example_are_stratified_and_fill_the_unit_interval():

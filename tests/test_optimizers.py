@@ -34,6 +34,29 @@ def test_only_the_matrices_of_the_blocks_go_to_muon():
     assert len(muon) + len(adamw) == len(list(model.parameters()))
 
 
+def test_only_the_matrices_of_the_blocks_decay():
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    muon_with_adamw(model, 0.5, (0.9, 0.99), weight_decay=0.1).step()
+    for name, parameter in model.named_parameters():
+        expected = 1.0 - 0.5 * 0.1 if ".layers." in name and parameter.ndim == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, expected), msg=name)
+
+
+def test_the_steps_of_both_parts_have_about_one_size():
+    model = tiny_model()
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    muon_with_adamw(model, 1e-2, (0.9, 0.99), weight_decay=0.0).step()
+    for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        size = (new - old).square().mean().sqrt().item() / 1e-2
+        assert 0.1 < size < 1.1, (name, size)
+
+
 def test_a_learning_rate_scheduler_reaches_both_parts():
     optimizer = muon_with_adamw(tiny_model(), 1e-2, (0.9, 0.99), 0.1)
     scheduler = LambdaLR(optimizer, lambda step: 1 / (step + 1))

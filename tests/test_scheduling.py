@@ -185,6 +185,26 @@ def test_timesteps_fall_from_one_and_stay_above_zero(grid, steps):
     assert scheduler.unmask_probabilities()[-1] == 1.0
 
 
+def test_draws_have_the_precision_of_float64():
+    scheduler = MaskedDiffusionScheduler(mask_token_id=5, num_inference_steps=1)
+    noise = scheduler.plan_step(1.0, torch.full((2, 50), 5), torch.Generator().manual_seed(0)).noise
+    assert noise.dtype == torch.float64 and (noise.float().double() != noise).all(dim=(0, 1)).all()
+
+
+def test_logits_of_low_precision_are_divided_and_filtered_in_float64():
+    world = ToyWorld(vocab=40, length=1)
+    logits = torch.randn(200, 1, 41, generator=torch.Generator().manual_seed(0)).bfloat16()
+    sample = torch.full((200, 1), world.mask)
+    outputs = [
+        make(world, num_inference_steps=1).step(
+            x, 1.0, sample, temperature=0.7, top_p=0.9, generator=torch.Generator().manual_seed(1)
+        )
+        for x in (logits, logits.double())
+    ]
+    assert torch.equal(outputs[0].sampled_tokens, outputs[1].sampled_tokens)
+    assert torch.equal(outputs[0].sampled_probs, outputs[1].sampled_probs)
+
+
 def test_add_noise_masks_by_the_schedule():
     scheduler = MaskedDiffusionScheduler(9)
     x0 = torch.zeros(2, 10_000, dtype=torch.long)

@@ -356,6 +356,28 @@ def test_the_exponent_of_the_mask_asks_no_questions(world):
     assert torch.equal(*plans) and not plans[0].all()
 
 
+@pytest.mark.parametrize("planned", [False, True])
+def test_rows_may_stand_at_different_times(world, planned):
+    scheduler = MaskedDiffusionScheduler(world.mask, "poly", 1.0, 0.0, "uniform", num_inference_steps=4)
+    scheduler.set_token_schedule(world_schedule())
+    sample = torch.full((4 * 100, world.length), world.mask)
+    times, logits = scheduler.timesteps.repeat_interleave(100), world.exact_logits(sample)
+
+    def step(rows, t):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(400)][rows]
+        if not planned:
+            return scheduler.step(logits[rows], t, sample[rows], generator=generators).prev_sample
+        plan = scheduler.plan_step(t, sample[rows], generators)
+        return scheduler.step(logits[rows][plan.candidates], t, sample[rows], plan=plan).prev_sample
+
+    together = step(slice(None), times)
+    for index, t in enumerate(scheduler.timesteps):
+        rows = slice(100 * index, 100 * (index + 1))
+        assert torch.equal(together[rows], step(rows, t))
+    opened = (together != world.mask).view(4, -1).double().mean(1)
+    assert opened[0] < 0.5 and opened[-1] == 1.0
+
+
 def test_equal_exponents_are_the_scalar_sampler(world):
     power = 1.5
     schedule = world_schedule(torch.full((4,), power, dtype=torch.float64))

@@ -232,6 +232,12 @@ def test_categorical_draw_inverts_the_cumulative_distribution():
     assert drawn.tolist() == [1, 1, 3, 3, 4, 4]
 
 
+def test_a_category_of_probability_zero_is_not_drawn_where_the_threshold_is_rounded_up_to_the_total():
+    least = 5e-324  # 0.75 of it is rounded to itself
+    probabilities = torch.tensor([[0.0, least, 0.0]], dtype=torch.float64)
+    assert draw_categorical(probabilities, torch.tensor([0.75], dtype=torch.float64)).item() == 1
+
+
 def test_categorical_draw_keeps_tails_that_float32_loses():
     """A category of probability 1e-9 lies beyond float32's last step below 1."""
     probabilities = torch.tensor([[1 - 1e-9, 1e-9]], dtype=torch.float64)

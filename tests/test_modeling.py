@@ -625,6 +625,7 @@ def test_a_layer_leaves_dropped_channels_as_they_were_at_all_positions():
     change = layer(hidden_states, None, rotation=rotation) - hidden_states
     unchanged = change == 0
     assert torch.equal(unchanged, unchanged[:, :1].expand_as(unchanged))
+    assert not torch.equal(unchanged[0], unchanged[1]) and not torch.equal(unchanged[1], unchanged[2])
     # A channel stays as it was where both branches drop it: a quarter of 96, within 5 standard deviations.
     assert abs(unchanged[:, 0].sum().item() - 24) < 5 * math.sqrt(96 * 3 / 16)
 

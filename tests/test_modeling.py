@@ -409,6 +409,13 @@ def test_without_times_discrete_time_draws_from_its_grid():
     assert output.loss.isfinite()
 
 
+def test_without_times_genmd4_draws_none_before_its_first():
+    model = make_model(masking_schedule="poly", learn_masking_schedule=True, schedule_first_time=0.5)
+    x0 = torch.randint(10, (16, 8))
+    _, t, output = drawn_noise(model, x0, x0)
+    assert sorted(((t - 0.5) * 32).long().tolist()) == list(range(16)) and output.loss.isfinite()
+
+
 def test_a_plain_trainer_normalises_the_loss_over_the_whole_step(tmp_path):
     model = make_model()
     before = copy.deepcopy(model.state_dict())

@@ -120,6 +120,16 @@ def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
         assert torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
+def test_resuming_in_the_middle_of_a_later_epoch_goes_on_with_its_order(tmp_path):
+    options = {"train": dataset(24), "max_steps": 6}  # epochs of three steps
+    unbroken = make_trainer(tmp_path / "a", **options)
+    unbroken.train()
+    make_trainer(tmp_path / "b", save_strategy="steps", save_steps=4, **options).train()
+    resumed = make_trainer(tmp_path / "b", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
 def test_the_global_generator_does_not_reach_the_noise(tmp_path):
     first = make_trainer(tmp_path / "a")
     first.train()

@@ -27,7 +27,7 @@ from md4_hf import (
     reconstruction_nelbo,
     token_nelbo,
 )
-from md4_hf.evaluation_rounds import SEED_STRIDE
+from md4_hf.evaluation_rounds import SEED_STRIDE, Rounds
 
 
 VOCAB, LENGTH = 5, 8
@@ -177,6 +177,17 @@ def test_an_unknown_estimator_is_an_error(tmp_path):
         MD4TrainingArguments(str(tmp_path), eval_estimator="importance", use_cpu=True)
 
 
+def test_the_diffusion_of_a_configuration_is_the_one_of_its_model():
+    options = {"masking_schedule": "poly", "schedule_power": 1.5, "schedule_eps": 1e-3, "num_train_timesteps": 10}
+    model = random_model(VOCAB + 1, LENGTH, 0.1, **options)
+    diffusion = Diffusion.of(model)
+    assert diffusion.schedule == model.masking_schedule == make_schedule("poly", power=1.5, eps=1e-3)
+    assert (diffusion.mask_token_id, diffusion.num_train_timesteps) == (VOCAB, 10)
+    ids, t = torch.zeros(3, LENGTH, dtype=torch.long), torch.tensor([0.0, 0.55, 0.99])
+    noised = diffusion.noised({"input_ids": ids}, t, torch.full(ids.shape, 0.5))
+    torch.testing.assert_close(noised["timesteps"], torch.tensor([0.1, 0.6, 1.0]))
+
+
 def test_the_diffusion_of_a_configuration_knows_whether_the_time_is_seen():
     assert Diffusion.of_config(MD4Config()).sees_time
     assert not Diffusion.of_config(MD4Config(time_conditioning=False)).sees_time
@@ -201,6 +212,22 @@ def test_the_error_of_the_draws_is_what_rounds_scatter_by(tmp_path):
     rounds = evaluate_in_rounds(make_trainer(tmp_path), examples(8), Stopping(rounds=40))
     scatter = (rounds.nelbo.sum(axis=1) / rounds.num_tokens.sum()).std(ddof=1) / math.sqrt(40)
     assert 0.6 * scatter < rounds.monte_carlo_stderr < 2.0 * scatter
+
+
+def test_the_error_of_the_draws_is_that_of_the_mean_of_each_example():
+    nelbo = np.array([[1.0, 10.0], [3.0, 10.0], [5.0, 16.0]])
+    rounds = Rounds(nelbo, num_tokens=np.array([2.0, 8.0]), num_characters=np.full(2, np.nan))
+    # Unbiased variances 4 and 12; of the mean of three rounds a third of them; ten tokens.
+    assert rounds.monte_carlo_stderr == pytest.approx(math.sqrt((4 + 12) / 3) / 10)
+    assert rounds.metrics()["loss"] == pytest.approx((3 + 12) / 10)
+
+
+def test_rounds_of_neighbouring_seeds_share_no_noise(tmp_path):
+    first, second = (
+        evaluate_in_rounds(make_trainer(tmp_path, eval_seed=seed), examples(2), Stopping(rounds=3)).nelbo
+        for seed in (0, 1)
+    )
+    assert not any(np.array_equal(a, b) for a, b in itertools.product(first, second))
 
 
 def test_rounds_go_on_until_the_target_is_reached_or_there_are_too_many(tmp_path, caplog):

@@ -116,6 +116,14 @@ def test_the_whole_training_loss_agrees_with_the_official_one(golden):
         close(parameter.grad, expected[name], rel=1e-4)
 
 
+def test_the_probability_to_unmask_in_a_short_step_is_not_rounded_away():
+    """r_j = w_j (t - s) / t to first order; in float32, s / t would be 1."""
+    schedule = schedule_of(torch.tensor([0.0, 1.0, 3.0]))
+    t, s = torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.5 - 1e-9, dtype=torch.float64)
+    r = schedule.unmask_probabilities(t, s)
+    torch.testing.assert_close(r, 2e-9 * schedule.exponents.double(), rtol=1e-6, atol=0.0)
+
+
 def test_times_are_rescaled_as_in_the_official_code(golden):
     tensors, record = golden("loss_genmd4_model")
     t = stratified_times(tensors["t0"], torch.arange(4), 4)
@@ -334,6 +342,40 @@ def test_thinning_gives_the_same_samples_with_fewer_questions(world, sampler):
     thinned, asked = sample_world(world, schedule, logits_of, 50, 500, sampler, planned=True)
     assert torch.equal(full, thinned)
     assert asked < 0.2 * all_asked
+
+
+def test_the_exponent_of_the_mask_asks_no_questions(world):
+    plans = []
+    for own in (1e-3, 1e3):
+        exponents = EXPONENTS.clone()
+        exponents[world.mask] = own
+        scheduler = MaskedDiffusionScheduler(world.mask, "poly", 1.0, 0.0, "uniform", num_inference_steps=50)
+        scheduler.set_token_schedule(world_schedule(exponents))
+        state = torch.full((300, world.length), world.mask)
+        plans.append(scheduler.plan_step(1.0, state, torch.Generator().manual_seed(0)).candidates)
+    assert torch.equal(*plans) and not plans[0].all()
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_rows_may_stand_at_different_times(world, planned):
+    scheduler = MaskedDiffusionScheduler(world.mask, "poly", 1.0, 0.0, "uniform", num_inference_steps=4)
+    scheduler.set_token_schedule(world_schedule())
+    sample = torch.full((4 * 100, world.length), world.mask)
+    times, logits = scheduler.timesteps.repeat_interleave(100), world.exact_logits(sample)
+
+    def step(rows, t):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(400)][rows]
+        if not planned:
+            return scheduler.step(logits[rows], t, sample[rows], generator=generators).prev_sample
+        plan = scheduler.plan_step(t, sample[rows], generators)
+        return scheduler.step(logits[rows][plan.candidates], t, sample[rows], plan=plan).prev_sample
+
+    together = step(slice(None), times)
+    for index, t in enumerate(scheduler.timesteps):
+        rows = slice(100 * index, 100 * (index + 1))
+        assert torch.equal(together[rows], step(rows, t))
+    opened = (together != world.mask).view(4, -1).double().mean(1)
+    assert opened[0] < 0.5 and opened[-1] == 1.0
 
 
 def test_equal_exponents_are_the_scalar_sampler(world):

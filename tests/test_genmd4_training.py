@@ -162,6 +162,17 @@ def test_training_lowers_the_bound_and_moves_the_exponents_apart(tmp_path):
     assert trainer.model.token_schedule.exponents.std() > 0.02
 
 
+def test_the_logged_bound_is_the_mean_since_the_last_log_and_the_bits_are_its(tmp_path):
+    trainer, seen = make_trainer(tmp_path, max_steps=4, logging_steps=2), []
+    trainer.model.register_forward_hook(lambda _, inputs, output: seen.append(output.nelbo.item()))
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "nelbo" in entry]
+    assert [entry["nelbo"] for entry in logs] == pytest.approx([sum(seen[:2]) / 2, sum(seen[2:]) / 2])
+    for entry in logs:
+        assert entry["bits_per_token"] == pytest.approx(entry["nelbo"] / math.log(2))
+        assert entry["loss"] != pytest.approx(entry["nelbo"], rel=1e-3), "a surrogate"
+
+
 def test_saving_keeps_the_exponents_and_the_pipeline_samples_with_them(tmp_path):
     model = genmd4_model(28, 16).eval()
     pipe = MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=8), build_text8_tokenizer())

@@ -248,6 +248,16 @@ def test_a_mask_says_what_is_filled_and_all_else_is_kept_to_the_bit(colour, mask
     assert torch.equal(again, output.sequences)
 
 
+def test_what_is_one_half_of_a_mask_is_filled(colour):
+    ids = torch.randint(256, (1, 3, 4, 6), generator=seeded(3))
+    mask = torch.where(torch.from_numpy(MASK_ARRAY), 0.5, 0.5 - 2.0**-24)
+    by_half, by_mask = (
+        colour(input_ids=ids, mask_image=x, generator=seeded(0), output_type="ids").sequences
+        for x in (mask, MASK_ARRAY)
+    )
+    assert torch.equal(by_half, by_mask) and not torch.equal(by_half, ids)
+
+
 def test_each_image_has_its_own_mask_and_samples(colour):
     images, masks = [picture(seed=seed) for seed in (1, 2)], np.stack([MASK_ARRAY, ~MASK_ARRAY])
     output = colour(image=images, mask_image=masks, num_samples=2, class_labels=[0, 1], generator=seeded(0))

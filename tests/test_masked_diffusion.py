@@ -178,6 +178,12 @@ def test_corruption_masks_the_right_share_and_nothing_else_changes():
     assert (xt[0] == 5).all() and (xt[-1] == x0[-1]).all()
 
 
+def test_nothing_is_left_where_the_probability_of_staying_is_zero():
+    x0, noise = torch.zeros(1, 3, dtype=torch.long), torch.tensor([[0.0, 0.5, 1.0 - 2.0**-24]])
+    assert (corrupt(x0, torch.tensor([0.0]), 9, noise=noise) == 9).all()
+    assert (corrupt(x0, torch.tensor([1.0]), 9, noise=noise) == x0).all()
+
+
 def test_corruption_takes_one_probability_per_token_too():
     x0 = torch.zeros(2, 3, dtype=torch.long)
     alpha = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
@@ -226,6 +232,12 @@ def test_categorical_draw_inverts_the_cumulative_distribution():
     assert drawn.tolist() == [1, 1, 3, 3, 4, 4]
 
 
+def test_a_category_of_probability_zero_is_not_drawn_where_the_threshold_is_rounded_up_to_the_total():
+    least = 5e-324  # 0.75 of it is rounded to itself
+    probabilities = torch.tensor([[0.0, least, 0.0]], dtype=torch.float64)
+    assert draw_categorical(probabilities, torch.tensor([0.75], dtype=torch.float64)).item() == 1
+
+
 def test_categorical_draw_keeps_tails_that_float32_loses():
     """A category of probability 1e-9 lies beyond float32's last step below 1."""
     probabilities = torch.tensor([[1 - 1e-9, 1e-9]], dtype=torch.float64)
@@ -238,6 +250,22 @@ def test_top_k_and_top_p_keep_at_least_the_most_probable_token():
         assert (filtered > torch.finfo(torch.float32).min).tolist() == [[True, False, False, False]]
     assert torch.equal(top_p_logits(logits, 1.0), logits) and torch.equal(top_k_logits(logits, 9), logits)
     assert torch.equal(logits, torch.tensor([[3.0, 1.0, 2.0, 0.0]])), "the input is not modified"
+
+
+def test_a_nucleus_that_reaches_top_p_exactly_is_large_enough():
+    logits = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
+    assert logits.softmax(-1)[0] == 0.5
+    lowest = torch.finfo(torch.float64).min
+    assert (top_p_logits(logits, 0.5) > lowest).tolist() == [True, False, False]
+    assert (top_p_logits(logits, 0.5 + 1e-9) > lowest).tolist() == [True, True, True], "equals stay together"
+
+
+def test_denoiser_probabilities_of_float32_logits_are_computed_in_float64():
+    logits = torch.linspace(-20.0, 0.0, 50)
+    mu = denoiser_probabilities(logits, 7)
+    weights = logits.double().exp()
+    weights[7] = 0.0
+    torch.testing.assert_close(mu, weights / weights.sum(), rtol=1e-13, atol=0.0)
 
 
 @pytest.mark.parametrize(

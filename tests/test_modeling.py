@@ -409,6 +409,13 @@ def test_without_times_discrete_time_draws_from_its_grid():
     assert output.loss.isfinite()
 
 
+def test_without_times_genmd4_draws_none_before_its_first():
+    model = make_model(masking_schedule="poly", learn_masking_schedule=True, schedule_first_time=0.5)
+    x0 = torch.randint(10, (16, 8))
+    _, t, output = drawn_noise(model, x0, x0)
+    assert sorted(((t - 0.5) * 32).long().tolist()) == list(range(16)) and output.loss.isfinite()
+
+
 def test_a_plain_trainer_normalises_the_loss_over_the_whole_step(tmp_path):
     model = make_model()
     before = copy.deepcopy(model.state_dict())
@@ -625,6 +632,7 @@ def test_a_layer_leaves_dropped_channels_as_they_were_at_all_positions():
     change = layer(hidden_states, None, rotation=rotation) - hidden_states
     unchanged = change == 0
     assert torch.equal(unchanged, unchanged[:, :1].expand_as(unchanged))
+    assert not torch.equal(unchanged[0], unchanged[1]) and not torch.equal(unchanged[1], unchanged[2])
     # A channel stays as it was where both branches drop it: a quarter of 96, within 5 standard deviations.
     assert abs(unchanged[:, 0].sum().item() - 24) < 5 * math.sqrt(96 * 3 / 16)
 

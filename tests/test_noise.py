@@ -12,6 +12,8 @@ from md4_hf.noise import (
     evaluation_times,
     keyed_uniform,
     most_masked_tokens,
+    training_class_noise,
+    training_flip_noise,
     training_mask_noise,
     training_times,
 )
@@ -87,6 +89,21 @@ def test_evaluation_draws_are_stratified_within_an_example_and_over_examples(num
     assert torch.equal(strata.sort(dim=0).values, torch.arange(num_draws)[:, None].expand(num_draws, 100))
     assert stats.kstest(times.flatten().numpy(), "uniform").statistic < 0.03 / num_draws
     assert stats.kstest(times[0].numpy(), "uniform").statistic < 0.05, "more even than random numbers would be"
+
+
+def test_each_use_has_its_own_noise():
+    index = torch.arange(2000)
+    one_each = torch.Size((2000, 1))
+    uses = [
+        training_mask_noise(0, 0, index, one_each)[:, 0],
+        evaluation_mask_noise(0, index, 0, one_each)[:, 0],
+        evaluation_mask_noise(0, index, 1, one_each)[:, 0],
+        evaluation_mask_noise(1, index, 0, one_each)[:, 0],
+        training_flip_noise(0, 0, index),
+        training_class_noise(0, 0, index),
+    ]
+    correlation = torch.corrcoef(torch.stack(uses)) - torch.eye(len(uses))
+    assert correlation.abs().max() < 5 / len(index) ** 0.5
 
 
 def test_unscored_tokens_are_never_masked():

@@ -3,6 +3,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -10,9 +11,9 @@ from md4_hf import MD4Config, MD4ForMaskedDiffusion
 from md4_hf.optimizers import muon_with_adamw
 
 
-def tiny_model():
+def tiny_model(hidden_size=16):
     torch.manual_seed(0)
-    config = MD4Config(vocab_size=6, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = MD4Config(vocab_size=6, hidden_size=hidden_size, num_hidden_layers=1, num_attention_heads=2)
     return MD4ForMaskedDiffusion(config)
 
 
@@ -32,6 +33,32 @@ def test_only_the_matrices_of_the_blocks_go_to_muon():
         expected = muon if ".layers." in name and parameter.ndim == 2 else adamw
         assert id(parameter) in expected, name
     assert len(muon) + len(adamw) == len(list(model.parameters()))
+
+
+def test_only_the_matrices_of_the_blocks_decay():
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    muon_with_adamw(model, 0.5, (0.9, 0.99), weight_decay=0.1).step()
+    for name, parameter in model.named_parameters():
+        expected = 1.0 - 0.5 * 0.1 if ".layers." in name and parameter.ndim == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, expected), msg=name)
+
+
+@pytest.mark.parametrize("hidden_size", [16, 64])
+def test_a_step_of_muon_has_one_size_at_any_width(hidden_size):
+    """That of AdamW's later steps, about 0.2 of the learning rate (root mean square), so that one rate serves both."""
+    model = tiny_model(hidden_size)
+    before = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    muon_with_adamw(model, 1e-2, (0.9, 0.99), weight_decay=0.0).step()
+    for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        if ".layers." in name and new.ndim == 2:
+            size = (new - old).square().mean().sqrt().item() / 1e-2
+            assert 0.15 < size < 0.23, (name, size)
 
 
 def test_a_learning_rate_scheduler_reaches_both_parts():

@@ -78,6 +78,20 @@ def test_ragged_prompts_give_each_row_what_it_gets_alone(pipe):
     assert [len(text) for text in together] == [2, 15, 5]
 
 
+@pytest.mark.parametrize("mask_token_id", [0, 5])
+def test_padding_is_never_asked_of_the_network(mask_token_id):
+    model = tiny_model(vocab_size=6, mask_token_id=mask_token_id)
+    pipeline = MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=8))
+    pipeline.set_progress_bar_config(disable=True)
+    asked = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: asked.append((kwargs["position_mask"] & (kwargs["attention_mask"] == 0)).any()),
+        with_kwargs=True,
+    )
+    pipeline(input_ids=[[mask_token_id, 2], [1, 2, 3, 4, 3, 2, mask_token_id]], generator=seeded(0), output_type="ids")
+    assert asked and not any(asked)
+
+
 def test_the_same_seed_gives_the_same_sample_whatever_the_batch(pipe):
     three, five = (pipe(num_samples=n, generator=seeded(4)).texts for n in (3, 5))
     assert three == five[:3]

@@ -91,6 +91,17 @@ def test_left_over_positions_get_the_most_probable_token():
     assert (sample == most_probable)[plan.left_over].all() and not (sample == most_probable).all()
 
 
+def test_a_last_step_planned_when_its_turn_has_come_leaves_no_mask():
+    scheduler = MaskedDiffusionScheduler(mask_token_id=4, final_decode="argmax", num_inference_steps=1)
+    scheduler.schedule = scheduling.make_schedule("linear", eps=0.4)
+    sample = torch.tensor([[4, 1] * 100])
+    plan, logits = scheduler.plan_step(1.0, sample, seeded(0)), torch.randn(1, 200, 5, generator=seeded(1))
+    assert torch.equal(plan.candidates, sample == 4)
+    planned = scheduler.step(logits[plan.candidates], 1.0, sample, plan=plan).prev_sample
+    assert torch.equal(planned, scheduler.step(logits, 1.0, sample, generator=seeded(0)).prev_sample)
+    assert (planned != 4).all()
+
+
 @pytest.mark.parametrize("steps", [4, 50, 1000])
 def test_the_network_is_called_once_per_distinct_opening_step(steps):
     pipe = make_pipeline(length=24, vocab=27)

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from toy import ToyWorld
 
-from md4_hf import MaskedDiffusionScheduler
+from md4_hf import MaskedDiffusionScheduler, make_schedule
 
 
 # Every comparison below is one chi-square test with fixed seed; it fails if p < 1e-3.
@@ -166,6 +166,20 @@ def test_the_mask_is_never_drawn_however_large_its_logit():
         assert (scheduler.step(logits, 1.0, torch.full((100, 3), 3), **arguments).prev_sample < 3).all()
 
 
+@pytest.mark.parametrize("arguments", [{"top_p": 0.5}, {"top_k": 2}])
+def test_the_logit_of_the_mask_takes_no_place_among_the_most_probable(arguments):
+    world = ToyWorld()
+    scheduler, sample = make(world, num_inference_steps=1), torch.full((100, 3), 3)
+    logits = torch.randn(100, 3, 4, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for own in (-1e4, 1e4):
+        logits[..., 3] = own
+        generator = torch.Generator().manual_seed(1)
+        outputs.append(scheduler.step(logits, 1.0, sample, generator=generator, **arguments))
+    assert torch.equal(outputs[0].prev_sample, outputs[1].prev_sample)
+    assert torch.equal(outputs[0].sampled_probs, outputs[1].sampled_probs)
+
+
 def test_states_of_images_are_stepped_too():
     scheduler = MaskedDiffusionScheduler(mask_token_id=4, num_inference_steps=2)
     sample = torch.full((2, 3, 5, 5), 4)
@@ -185,6 +199,26 @@ def test_timesteps_fall_from_one_and_stay_above_zero(grid, steps):
     assert scheduler.unmask_probabilities()[-1] == 1.0
 
 
+def test_draws_have_the_precision_of_float64():
+    scheduler = MaskedDiffusionScheduler(mask_token_id=5, num_inference_steps=1)
+    noise = scheduler.plan_step(1.0, torch.full((2, 50), 5), torch.Generator().manual_seed(0)).noise
+    assert noise.dtype == torch.float64 and (noise.float().double() != noise).all(dim=(0, 1)).all()
+
+
+def test_logits_of_low_precision_are_divided_and_filtered_in_float64():
+    world = ToyWorld(vocab=40, length=1)
+    logits = torch.randn(200, 1, 41, generator=torch.Generator().manual_seed(0)).bfloat16()
+    sample = torch.full((200, 1), world.mask)
+    outputs = [
+        make(world, num_inference_steps=1).step(
+            x, 1.0, sample, temperature=0.7, top_p=0.9, generator=torch.Generator().manual_seed(1)
+        )
+        for x in (logits, logits.double())
+    ]
+    assert torch.equal(outputs[0].sampled_tokens, outputs[1].sampled_tokens)
+    assert torch.equal(outputs[0].sampled_probs, outputs[1].sampled_probs)
+
+
 def test_add_noise_masks_by_the_schedule():
     scheduler = MaskedDiffusionScheduler(9)
     x0 = torch.zeros(2, 10_000, dtype=torch.long)
@@ -192,6 +226,11 @@ def test_add_noise_masks_by_the_schedule():
     assert (xt[0] == 9).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert (xt[1] == 9).float().mean().item() == pytest.approx(1.0, abs=0.002)
     assert scheduler.scale_model_input(xt, 0.5) is xt
+
+
+def test_the_schedule_has_the_power_and_eps_of_the_configuration():
+    scheduler = MaskedDiffusionScheduler(5, "poly", schedule_power=2.5, schedule_eps=0.01)
+    assert scheduler.schedule == make_schedule("poly", power=2.5, eps=0.01)
 
 
 def test_configuration_survives_saving(tmp_path):

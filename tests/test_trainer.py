@@ -82,6 +82,19 @@ def test_accumulation_changes_neither_losses_nor_weights(tmp_path, batch, accumu
     torch.testing.assert_close(weights(parts.model), weights(whole.model), atol=1e-5, rtol=0)
 
 
+def test_accumulation_weighs_each_token_of_ragged_sequences_alike(tmp_path):
+    """Neither the padding that a batch adds nor the number of tokens in a micro-batch changes a step."""
+    ragged = Dataset.from_dict({"input_ids": [row[: 1 + i % LENGTH] for i, row in enumerate(sequences().tolist())]})
+    whole = make_trainer(tmp_path / "whole", train=ragged)
+    whole.train()
+    parts = make_trainer(
+        tmp_path / "parts", train=ragged, per_device_train_batch_size=1, gradient_accumulation_steps=8
+    )
+    parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    torch.testing.assert_close(weights(parts.model), weights(whole.model), atol=1e-5, rtol=0)
+
+
 def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
     unbroken = make_trainer(tmp_path / "a", max_steps=6, ema_decay=0.9)
     unbroken.train()
@@ -91,6 +104,16 @@ def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
     with resumed.ema_weights(), unbroken.ema_weights():
         assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+def test_resuming_in_the_middle_of_a_later_epoch_goes_on_with_its_order(tmp_path):
+    options = {"train": dataset(24), "max_steps": 6}  # epochs of three steps
+    unbroken = make_trainer(tmp_path / "a", **options)
+    unbroken.train()
+    make_trainer(tmp_path / "b", save_strategy="steps", save_steps=4, **options).train()
+    resumed = make_trainer(tmp_path / "b", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
 def test_the_global_generator_does_not_reach_the_noise(tmp_path):
@@ -104,6 +127,13 @@ def test_the_global_generator_does_not_reach_the_noise(tmp_path):
     second = make_trainer(tmp_path / "b", callbacks=[Draws()])
     second.train()
     assert losses(first) == losses(second)
+
+
+def test_every_step_has_noise_of_its_own(tmp_path):
+    same = Dataset.from_dict({"input_ids": sequences(1).repeat(8, axis=0).tolist()})
+    trainer = make_trainer(tmp_path, train=same, learning_rate=0.0)
+    trainer.train()
+    assert len(set(losses(trainer))) == 4
 
 
 def test_another_seed_is_another_run(tmp_path):
@@ -192,6 +222,15 @@ def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_order(tmp_path)
         assert result["eval_loss"] == pytest.approx(results[0]["eval_loss"], abs=1e-6)
 
 
+def test_an_evaluation_has_every_example_also_where_training_leaves_some_out(tmp_path):
+    options = {"evaluation": dataset(21, seed=1), "per_device_eval_batch_size": 4}
+    trainer = make_trainer(tmp_path, dataloader_drop_last=True, **options)
+    metrics = trainer.evaluate()
+    assert metrics["eval_num_tokens"] == 21 * LENGTH
+    assert metrics["eval_loss"] == make_trainer(tmp_path, **options).evaluate()["eval_loss"]
+    assert len(trainer.predict(dataset(21, seed=1)).predictions) == 21
+
+
 def test_evaluation_is_what_the_formula_says(tmp_path):
     model, ids, draws = tiny_model().eval(), torch.from_numpy(sequences(10, seed=1)), 3
     metrics = make_trainer(tmp_path, model=model, evaluation=dataset(10, seed=1), eval_draws=draws).evaluate()
@@ -263,6 +302,13 @@ def test_figures_weigh_examples_by_their_tokens():
         nelbo_metrics(torch.zeros(1), torch.zeros(1))
 
 
+def test_the_standard_error_is_that_of_a_ratio_over_examples():
+    metrics = nelbo_metrics(torch.tensor([10.0, 60.0]), torch.tensor([10.0, 30.0]), torch.tensor([20.0, 60.0]))
+    # Residuals 10 - 7/4 * 10 and 60 - 7/4 * 30 are -7.5 and 7.5; sqrt(2 / (2 - 1) * 112.5) = 15, over 40 tokens.
+    assert metrics["loss_stderr"] == pytest.approx(15 / 40)
+    assert metrics["bits_per_character_stderr"] == pytest.approx(15 / 80 / math.log(2))
+
+
 # Weights and checkpoints ----------------------------------------------------------------------------------------------
 
 
@@ -279,6 +325,22 @@ def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_
     checkpoint = tmp_path / "checkpoint-4"
     for folder, expected in ((tmp_path, averaged), (checkpoint / "ema", averaged), (checkpoint, raw)):
         assert torch.equal(weights(AutoModel.from_pretrained(folder)), expected), folder
+
+
+def test_the_samples_of_the_card_are_of_the_averaged_weights(tmp_path):
+    def share(name, model, **kwargs):
+        args = arguments(tmp_path / "run", max_steps=1, card_samples=2, **kwargs)
+        trainer = MD4Trainer(model, args, train_dataset=dataset(8), processing_class=tokenizer)
+        trainer.train()
+        for parameter in trainer.model.parameters() if args.ema_decay else ():  # far from the average
+            torch.nn.init.normal_(parameter, std=0.3)
+        trainer.save_repository(tmp_path / name)
+        return (tmp_path / name / "README.md").read_text().split("## Samples")[1].split("## Licence")[0]
+
+    tokenizer = build_byte_tokenizer()
+    card = share("averaged", random_model(len(tokenizer), LENGTH, std=0.3), ema_decay=0.999)
+    averaged = AutoModel.from_pretrained(tmp_path / "averaged")
+    assert card == share("plain", averaged, learning_rate=0.0)
 
 
 def test_the_average_follows_its_formula(tmp_path):
@@ -390,6 +452,15 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path):
 
 
 # The contract ---------------------------------------------------------------------------------------------------------
+
+
+def test_norms_and_biases_do_not_decay(tmp_path):
+    trainer = make_trainer(tmp_path, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
+    kept = {id(p) for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert id(parameter) in (decayed if parameter.ndim > 1 else kept), name
 
 
 def test_models_that_are_not_md4_are_left_to_trainer(tmp_path):

@@ -339,10 +339,16 @@ class MD4Trainer(Trainer):
         )
         return self._stream.loader(args)
 
-    def _get_dataloader(self, dataset: Any, *args, **kwargs) -> torch.utils.data.DataLoader:
+    def _get_dataloader(self, dataset: Any, *args, is_training: bool = False, **kwargs) -> torch.utils.data.DataLoader:
         if self.is_md4 and isinstance(self.data_collator, PaddingCollator):
             dataset = _as_tensors(dataset)
-        loader = super()._get_dataloader(dataset, *args, **kwargs)
+        drop_last = self.args.dataloader_drop_last
+        if self.is_md4 and not is_training:  # what an evaluation leaves out would be missing in its figures
+            self.args.dataloader_drop_last = False
+        try:
+            loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
         if self.is_md4:
             own = getattr(loader, "base_dataloader", loader)  # which accelerate has wrapped
             own.worker_init_fn = functools.partial(serve_on, own.worker_init_fn)

@@ -2,6 +2,7 @@
 """LoRA: an adapter on its base is the merged model, trains and resumes exactly, and does not go on another base."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +63,12 @@ def test_an_untrained_adapter_changes_nothing(base, kwargs):
     torch.testing.assert_close(logits(model), logits(load_model(str(base))), atol=1e-5, rtol=0)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trained and all("lora_" in name for name in trained) and not any("lm_head" in name for name in trained)
+
+
+def test_without_peft_the_error_says_what_to_install(base, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"LoRA adapters need peft: pip install 'md4_hf\[lora\]'"):
+        add_adapter(tiny_model(), LoraArguments())
 
 
 @pytest.mark.parametrize("kwargs", KINDS, ids=str)

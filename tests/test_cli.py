@@ -324,6 +324,22 @@ def test_help_is_short_unless_all_is_asked_for(capsys):
         assert ("--torchdynamo" in text or "--fsdp_config" in text) == expected
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("train", "--time_conditioning {true,false}"),
+        ("train", "--channel_multipliers VALUE ..."),
+        ("finetune", "saved; 0 turns it off. (default: 0.0)"),
+        ("evaluate", "Seed of the evaluation noise. (default: 0)"),
+        ("export", "--no_remote_code Switches --remote_code off."),
+    ],
+)
+def test_help_tells_values_and_defaults(command, shown, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert shown in " ".join(capsys.readouterr().out.split())
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +372,12 @@ def test_bad_input_is_one_clear_message(argv, message, capsys, tmp_path, monkeyp
     errors = failure(capsys, argv)
     assert message in errors and "Traceback" not in errors
     assert not list(tmp_path.glob("out/*")), "nothing was written"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_prepared(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    errors = failure(capsys, ["train", *QUICK, "--output_dir", str(tmp_path / "file" / "out")])
+    assert "`output_dir` must be a folder that can be written, got" in errors and "Traceback" not in errors
 
 
 def test_a_folder_with_other_content_is_refused(tmp_path, capsys):

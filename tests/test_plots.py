@@ -28,6 +28,12 @@ def test_the_evaluation_at_the_end_stands_beside_the_curve(tmp_path):
     assert "at the end" not in (tmp_path / "one.svg").read_text()
 
 
+def test_a_single_loss_of_the_training_is_seen(tmp_path):
+    for count in (1, 2):
+        plot_losses(HISTORY[:count], tmp_path / "loss.svg")
+        assert ("fill: #7f7f7f" in (tmp_path / "loss.svg").read_text()) == (count == 1), "a point, or a line"
+
+
 def test_nothing_logged_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="`log_history` must hold losses, got none"):
         plot_losses([], tmp_path / "loss.png")

@@ -329,7 +329,7 @@ def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_
 
 def test_the_samples_of_the_card_are_of_the_averaged_weights(tmp_path):
     def share(name, model, **kwargs):
-        args = arguments(tmp_path / "run", max_steps=1, card_samples=2, **kwargs)
+        args = training_arguments(tmp_path / "run", max_steps=1, card_samples=2, **kwargs)
         trainer = MD4Trainer(model, args, train_dataset=dataset(8), processing_class=tokenizer)
         trainer.train()
         for parameter in trainer.model.parameters() if args.ema_decay else ():  # far from the average

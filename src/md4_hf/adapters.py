@@ -54,11 +54,13 @@ class LoraArguments:
             raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
 
     def config(self):
-        """The `peft.LoraConfig`."""
-        from peft import LoraConfig
+        """The `peft.LoraConfig`.
 
+        Raises:
+            ImportError: Without peft.
+        """
         names = self.target_modules.split(",")
-        return LoraConfig(
+        return _peft().LoraConfig(
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
@@ -94,6 +96,15 @@ class LoraArguments:
         return {"quantization_config": config}
 
 
+def _peft():
+    """The module `peft`."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("LoRA adapters need peft: pip install 'md4_hf[lora]'.") from error
+    return peft
+
+
 def is_adapted(model) -> bool:
     """Whether a model is a `PeftModel`."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
@@ -103,13 +114,13 @@ def add_adapter(model, arguments: LoraArguments):
     """A `PeftModel` whose adapter is all that trains; an adapter that has not been trained changes nothing.
 
     Raises:
+        ImportError: Without peft.
         ValueError: If the model has no layer of the given names.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
-
+    peft = _peft()
     if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model)
-    return get_peft_model(model, arguments.config())
+        model = peft.prepare_model_for_kbit_training(model)
+    return peft.get_peft_model(model, arguments.config())
 
 
 def save_base_record(base_fingerprint: str, folder: str | os.PathLike):
@@ -144,12 +155,13 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
         A `PeftModel` in evaluation mode.
 
     Raises:
+        ImportError: Without peft.
         OSError: If its weights are not in safetensors format.
         ValueError: If the adapter was trained on other weights, does not fit the base, or has damaged files.
     """
-    from peft import PeftModel
     from transformers.utils import cached_file
 
+    peft = _peft()
     record = cached_file(
         folder,
         BASE_RECORD,
@@ -170,7 +182,7 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
     _check_files(folder, revision=revision, token=token)
     with reading("adapter", folder):
         try:
-            return PeftModel.from_pretrained(base, folder, revision=revision, token=token).eval()
+            return peft.PeftModel.from_pretrained(base, folder, revision=revision, token=token).eval()
         except RuntimeError as error:
             raise ValueError(f"`adapter` must fit the base model, got {folder}: {error}") from error
 

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from .configuration_md4 import MD4Config
 from .errors import check_types
@@ -176,7 +177,7 @@ class ModelArguments:
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """One name per option, and its default only where there is one."""
+    """One name per option, the values it takes, and its default only where there is one."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32, width=100)
@@ -186,15 +187,13 @@ class _HelpFormatter(argparse.HelpFormatter):
             return action.dest
         if action.nargs == 0 or action.const is True:
             return action.option_strings[0]
-        values = (
-            "{" + ",".join(map(str, action.choices)) + "}"
-            if action.choices and len([*action.choices]) < 5
-            else "VALUE"
-        )
-        return f"{action.option_strings[0]} {values}"
+        choices = ["true", "false"] if action.type is string_to_bool else [*(action.choices or ())]
+        values = "{" + ",".join(map(str, choices)) + "}" if 0 < len(choices) < 7 else "VALUE"
+        return f"{action.option_strings[0]} {values}{' ...' if action.nargs in ('+', '*') else ''}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, False, "", argparse.SUPPRESS) and "%(default)" not in (action.help or "")
+        absent = action.default is None or action.default is False or action.default in ("", argparse.SUPPRESS)
+        shown = not absent and "%(default)" not in (action.help or "")
         return f"{action.help} (default: %(default)s)" if shown and action.option_strings else action.help
 
 
@@ -264,6 +263,9 @@ def parse_arguments(
         general.add_argument("--preset", help=f"Start from a known configuration: {', '.join(PRESETS)}.")
     for name, text in (positional or {}).items():
         parser.add_argument(name, help=text)
+    for action in parser._actions:
+        if any(name.startswith("--no_") for name in action.option_strings):
+            action.help = f"Switches --{action.dest} off."  # the parser repeats the help of the option itself
     if any(issubclass(cls, TrainingArguments) for cls in dataclass_types):
         general.add_argument("--help_all", action="store_true", help="Show all options of transformers' Trainer too.")
         if "--help_all" in argv:

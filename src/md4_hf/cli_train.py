@@ -161,13 +161,14 @@ def finetune(argv: list[str] | None = None):
     check_tokenizer_matches(tokenizer, model.config.vocab_size, model.config.mask_token_id)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
     check_block_size(data_args.block_size, model.config)
+    model = add_adapter(model, lora)
     with args.main_process_first(desc="preparing the data"):
         examples = prepare_examples(data_args, pair_args, tokenizer, verbose=args.process_index == 0)
     if run.prepare_only:
         return
     prompt = first_prompt(examples[1][0], tokenizer) if pair_args.given else None
     facts = {**describe_text(data_args, tokenizer, prompt), "base_model": rest.model}
-    run_training(add_adapter(model, lora), args, run, data_args, tokenizer, examples, facts)
+    run_training(model, args, run, data_args, tokenizer, examples, facts)
 
 
 def choose_objective(objective: str, model_args: ModelArguments):
@@ -263,7 +264,7 @@ def check_no_adapter(model: str):
 
 
 def check_output_dir(args: MD4TrainingArguments):
-    """Refuse a folder that holds something else, and a resumption where there is nothing to resume."""
+    """Refuse a folder that holds something else or cannot be written, and a resumption from nothing."""
     folder = Path(args.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output_dir` must be a folder, got the file {folder}.")
@@ -274,6 +275,9 @@ def check_output_dir(args: MD4TrainingArguments):
             f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
             "it, add `--resume_from_checkpoint latest`."
         )
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"`output_dir` must be a folder that can be written, got {folder}: {existing} cannot.")
 
 
 def set_batch_size(run: RunArguments, args: MD4TrainingArguments):
@@ -455,7 +459,8 @@ def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     if f"eval_bits_per_{unit}" in metrics:
         bits = metrics[f"eval_bits_per_{unit}"], metrics[f"eval_bits_per_{unit}_stderr"]
         rows.append((f"bits per {unit}", *bits))
-    draws = "" if is_exact else f", {metrics['eval_num_draws']} draws per {example}"
+    num_draws = metrics["eval_num_draws"]
+    draws = "" if is_exact else f", {num_draws} draw{'s' if num_draws > 1 else ''} per {example}"
     rounds = f", {metrics['eval_num_rounds']} rounds" if metrics.get("eval_num_rounds", 1) > 1 else ""
     print(f"{source}: {metrics['eval_num_tokens']:,} tokens {size}{draws}{rounds}")
     for name, value, error in rows:

@@ -93,7 +93,9 @@ def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     except OSError as error:
         if name_or_path in str(error):
             raise
-        raise OSError(f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}.") from error
+        raise OSError(
+            f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}, which is no folder here."
+        ) from error
     if not isinstance(config, MD4Config):
         raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
     if isinstance(config.architectures, list) and "MD4Model" in config.architectures:

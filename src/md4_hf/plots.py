@@ -39,7 +39,9 @@ def plot_losses(
     figure, (axes,) = new_figure()
     if train:
         bits = [entry.get("nelbo", entry["loss"]) / math.log(2) * scale for entry in train]
-        axes.plot([entry["step"] for entry in train], bits, color="tab:gray", linewidth=1.0, label="train")
+        marker = "." if len(bits) == 1 else None  # one point has no line
+        steps = [entry["step"] for entry in train]
+        axes.plot(steps, bits, color="tab:gray", linewidth=1.0, marker=marker, label="train")
     if heldout:
         # A second evaluation of the last step is the one at the end, with more draws: it stands beside the curve.
         *earlier, final = heldout
@@ -53,6 +55,7 @@ def plot_losses(
             axes.errorbar(final["step"], final[key], yerr=error, fmt="*", color="tab:blue", markersize=10, label=label)
     for (name, baseline), style in zip((baselines or {}).items(), itertools.cycle(("--", ":", "-.")), strict=False):
         axes.axhline(baseline, color="tab:red", linestyle=style, linewidth=1.0, label=f"{name} {baseline:.2f}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(f"NELBO, bits per {unit}")
     axes.grid(alpha=0.3)

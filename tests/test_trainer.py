@@ -22,6 +22,7 @@ from md4_hf import (
     build_byte_tokenizer,
     nelbo_metrics,
 )
+from md4_hf.example_order import OrderedExamples
 from md4_hf.noise import evaluation_mask_noise, evaluation_times
 
 
@@ -211,11 +212,13 @@ def test_a_trained_model_comes_near_the_entropy_of_its_source_from_above(tmp_pat
 # Evaluation -----------------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_order(tmp_path):
-    evaluation = dataset(21, seed=1)
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_order(tmp_path, strategy):
+    evaluation, options = dataset(21, seed=1), {"eval_draws": 2, "train_sampling_strategy": strategy}
     results = [
-        make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=batch, eval_draws=2).evaluate()
+        make_trainer(tmp_path, evaluation=examples, per_device_eval_batch_size=batch, **options).evaluate()
         for batch in (1, 4, 21, 64)
+        for examples in (evaluation, evaluation.shuffle(seed=batch))
     ]
     for result in results:
         assert result["eval_num_tokens"] == 21 * LENGTH
@@ -235,9 +238,10 @@ def test_evaluation_is_what_the_formula_says(tmp_path):
     model, ids, draws = tiny_model().eval(), torch.from_numpy(sequences(10, seed=1)), 3
     metrics = make_trainer(tmp_path, model=model, evaluation=dataset(10, seed=1), eval_draws=draws).evaluate()
     schedule, total = model.masking_schedule, 0.0
+    index = torch.tensor([example["noise_index"] for example in OrderedExamples(dataset(10, seed=1))])
     for draw in range(draws):
-        t = evaluation_times(0, torch.arange(10), draw, draws)
-        noise = evaluation_mask_noise(0, torch.arange(10), draw, ids.shape)
+        t = evaluation_times(0, index, draw, draws)
+        noise = evaluation_mask_noise(0, index, draw, ids.shape)
         xt = torch.where(noise < schedule.alpha(t)[:, None], ids, VOCAB)
         with torch.no_grad():
             total += model(xt, timesteps=t, labels=ids).loss.item() / draws

@@ -35,7 +35,7 @@ _LAZY = {
     "detokenizers": ["detokenize"],
     "diffusion": ["Diffusion"],
     "errors": ["reading"],
-    "evaluation": ["ANY_ORDER", "TIME", "example_nelbo", "nelbo_metrics"],
+    "evaluation": ["ANY_ORDER", "TIME", "example_nelbo", "nelbo_given_noise", "nelbo_metrics"],
     "evaluation_report": [
         "TaskResult",
         "finite",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -10,7 +11,14 @@ import torch
 from torch import Tensor
 
 from .diffusion import Diffusion, scored_labels
-from .masked_diffusion import IGNORE_INDEX, discretize_times, mask_lowest, masked_count_weights, nelbo_weight
+from .masked_diffusion import (
+    IGNORE_INDEX,
+    MaskingSchedule,
+    discretize_times,
+    mask_lowest,
+    masked_count_weights,
+    nelbo_weight,
+)
 from .noise import evaluation_mask_noise, evaluation_times
 
 
@@ -43,7 +51,7 @@ def example_nelbo(
         model: The denoiser, called as `MD4ForMaskedDiffusion`.
         diffusion: Its diffusion.
         inputs: A clean batch, see `Diffusion.noised`.
-        index: `(batch,)` indices of the examples in their data set.
+        index: `(batch,)` indices of the examples in their data set; best on the CPU, where the times are made.
         seed: Seed of the evaluation noise.
         num_draws: Number of draws per example, >= 1.
         estimator: `"time"` or `"any_order"`.
@@ -56,16 +64,45 @@ def example_nelbo(
     """
     check_estimator(estimator, diffusion)
     inputs = {**inputs, "labels": scored_labels(inputs)}
-    shape = inputs["input_ids"].shape
+    shape, device = inputs["input_ids"].shape, inputs["input_ids"].device
     num_draws = 1 if diffusion.is_exact else num_draws
-    total = torch.zeros(shape[0], device=index.device)
+    total = torch.zeros(shape[0], device=device)
     for draw in range(num_draws):
-        uniform = evaluation_times(seed, index, draw, num_draws)
-        noise = evaluation_mask_noise(seed, index, draw, shape)
-        nelbo, reconstruction = _ESTIMATORS[estimator](model, diffusion, inputs, uniform, noise)
+        uniform = evaluation_times(seed, index, draw, num_draws).to(device)
+        noise = evaluation_mask_noise(seed, index.to(device), draw, shape)
+        nelbo, reconstruction = nelbo_given_noise(model, diffusion, inputs, uniform, noise, estimator)
         total += nelbo.to(total.dtype)
     num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
     return total / num_draws + reconstruction.to(total), num_tokens.float()
+
+
+def nelbo_given_noise(
+    model: Callable,
+    diffusion: Diffusion,
+    inputs: Mapping[str, Tensor],
+    uniform: Tensor,
+    noise: Tensor,
+    estimator: str = TIME,
+) -> tuple[Tensor, Tensor]:
+    """One draw of the NELBO, a deterministic function of its noise.
+
+    Args:
+        model: The denoiser, called as `MD4ForMaskedDiffusion`.
+        diffusion: Its diffusion.
+        inputs: A clean batch, see `Diffusion.noised`.
+        uniform: `(batch,)` in [0, 1): the times, or as `"any_order"` the shares of the scored tokens that are masked.
+        noise: In [0, 1), of the shape of `input_ids`: at a time t a token is masked if its number is at least alpha_t;
+            as `"any_order"` those with the lowest numbers are.
+        estimator: `"time"` or `"any_order"`.
+
+    Returns:
+        The diffusion part and the reconstruction, each `(batch,)` nats; their sum estimates the bound without bias.
+
+    Raises:
+        ValueError: For an estimator that is unknown, or not one for this model.
+    """
+    check_estimator(estimator, diffusion)
+    return _ESTIMATORS[estimator](model, diffusion, {**inputs, "labels": scored_labels(inputs)}, uniform, noise)
 
 
 def check_estimator(estimator: str, diffusion: Diffusion | None = None):
@@ -106,13 +143,22 @@ def _draw_by_count(
     )
     xt = mask_lowest(inputs["input_ids"], is_scored, num_masked, diffusion.mask_token_id, noise)
     # The model, which does not see the time, gives weight(t)·(-log mu): that weight is taken out again.
-    t = torch.full_like(uniform, 0.5)
-    if diffusion.num_train_timesteps is not None:
-        t = discretize_times(t, diffusion.num_train_timesteps)
-    given = nelbo_weight(diffusion.schedule, t, diffusion.num_train_timesteps)
-    output = model(**{**inputs, "input_ids": xt, "timesteps": t}, output_logits=False)
-    nats = output.token_nelbo.flatten(1).sum(dim=1).double() / given.double()
+    t, given = _time_of_moderate_weight(diffusion.schedule, diffusion.num_train_timesteps)
+    output = model(**{**inputs, "input_ids": xt, "timesteps": torch.full_like(uniform, t)}, output_logits=False)
+    nats = output.token_nelbo.flatten(1).sum(dim=1).double() / given
     return weight.to(nats.device) * nats, output.reconstruction_nelbo
+
+
+@functools.lru_cache(maxsize=16)
+def _time_of_moderate_weight(schedule: MaskingSchedule, num_timesteps: int | None) -> tuple[float, float]:
+    """A time whose weight in the NELBO is neither 0 nor infinite, as near to 1 as may be, and that weight."""
+    times = torch.arange(1, 129) / 128.0
+    if num_timesteps is not None:
+        times = discretize_times(times, num_timesteps).clamp(max=1.0)
+    weights = nelbo_weight(schedule, times, num_timesteps)
+    distance = weights.double().log().abs().nan_to_num(nan=math.inf)
+    best = int(distance.argmin())
+    return times[best].item(), weights[best].item()
 
 
 _ESTIMATORS = {TIME: _draw_by_time, ANY_ORDER: _draw_by_count}

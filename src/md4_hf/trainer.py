@@ -38,6 +38,7 @@ from .checkpoints import (
 from .collators import PaddingCollator
 from .diffusion import Diffusion, scored_labels
 from .evaluation import ANY_ORDER, TIME, check_estimator, example_nelbo, nelbo_metrics
+from .example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from .image_data import check_image_processor_matches
 from .image_grid import save_image_grid
 from .image_processing_md4 import MD4ImageProcessor
@@ -339,14 +340,20 @@ class MD4Trainer(Trainer):
         )
         return self._stream.loader(args)
 
-    def _get_dataloader(self, dataset: Any, *args, is_training: bool = False, **kwargs) -> torch.utils.data.DataLoader:
+    def _get_dataloader(
+        self, dataset: Any, description: str, *args, is_training: bool = False, **kwargs
+    ) -> torch.utils.data.DataLoader:
         if self.is_md4 and isinstance(self.data_collator, PaddingCollator):
             dataset = _as_tensors(dataset)
+        if self.is_md4 and not is_training and can_be_ordered(dataset):
+            if isinstance(dataset, datasets.Dataset):
+                dataset = self._remove_unused_columns(dataset, description=description)
+            dataset = OrderedExamples(dataset)
         drop_last = self.args.dataloader_drop_last
         if self.is_md4 and not is_training:  # what an evaluation leaves out would be missing in its figures
             self.args.dataloader_drop_last = False
         try:
-            loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(dataset, description, *args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
         if self.is_md4:
@@ -487,8 +494,9 @@ class MD4Trainer(Trainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if self.is_md4 and "num_characters" not in self._signature_columns:
-            self._signature_columns.append("num_characters")
+        if self.is_md4:
+            others = {"num_characters", NOISE_INDEX}
+            self._signature_columns += sorted(others.difference(self._signature_columns))
 
     # ------------------------------------------------------------------------------------------------------------------
     # Evaluation
@@ -519,11 +527,13 @@ class MD4Trainer(Trainer):
         if not self.is_md4:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         num_characters = inputs.pop("num_characters", None)  # DeepSpeed would round it to the precision of the weights
+        index = inputs.pop(NOISE_INDEX, None)
         inputs = self._prepare_inputs(inputs)
         batch = inputs["input_ids"].shape[0]
-        first = self._num_evaluated + self.args.process_index * batch
-        self._num_evaluated += self.args.world_size * batch
-        index = torch.arange(first, first + batch, device=inputs["input_ids"].device)
+        if index is None:  # of a stream, or a data collator that leaves it out: by its place
+            first = self._num_evaluated + self.args.process_index * batch
+            self._num_evaluated += self.args.world_size * batch
+            index = torch.arange(first, first + batch)
         if num_characters is None:
             num_characters = torch.full((batch,), torch.nan)
         with torch.no_grad(), self.compute_loss_context_manager():

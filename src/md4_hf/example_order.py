@@ -1,0 +1,84 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The order of evaluation examples among themselves: their noise follows what they hold, not where they stand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+
+NOISE_INDEX = "noise_index"  # the column of an example's place in the order of digests
+
+_COLUMNS = ("input_ids", "labels", "attention_mask", "class_labels", "document_ids")
+_ROWS_PER_READ = 256
+
+
+class OrderedExamples(torch.utils.data.Dataset):
+    """The examples of a data set, each with its `noise_index`: its place when all are sorted by their digests.
+
+    So an example has the same noise wherever it stands in the data set, in whatever batch and on whatever process;
+    and the indices are 0 ... n - 1, as the even spread of `evaluation_times` needs. Examples that are alike take
+    neighbouring indices in the order in which they stand.
+
+    Args:
+        dataset: Data set with a length, whose examples have `input_ids`.
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+        order = np.argsort(np.array(example_digests(dataset)), kind="stable")
+        self._index = np.empty(len(order), dtype=np.int64)
+        self._index[order] = np.arange(len(order))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self.dataset[place], NOISE_INDEX: int(self._index[place])}
+
+    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+        """Several examples, read at once where the data set can."""
+        return [
+            {**row, NOISE_INDEX: int(self._index[place])}
+            for place, row in zip(places, _rows(self.dataset, places), strict=True)
+        ]
+
+
+def can_be_ordered(dataset: Any) -> bool:
+    """Whether a data set has a length and examples with `input_ids`; a stream, for one, has no length."""
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__") or not len(dataset):
+        return False
+    first = dataset[0]
+    return isinstance(first, Mapping) and "input_ids" in first
+
+
+def example_digests(dataset: Any) -> list[bytes]:
+    """A digest of each example, 16 bytes: of its ids, labels, class, and of what tells padding and documents."""
+    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] in (None, "torch"):
+        dataset = dataset.with_format("numpy")  # as lists, each id would be an object of Python
+    digests = []
+    for start in range(0, len(dataset), _ROWS_PER_READ):
+        places = list(range(start, min(start + _ROWS_PER_READ, len(dataset))))
+        digests += [_digest(row) for row in _rows(dataset, places)]
+    return digests
+
+
+def _rows(dataset: Any, places: list[int]) -> list[Mapping[str, Any]]:
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(places)
+    return [dataset[place] for place in places]
+
+
+def _digest(row: Mapping[str, Any]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in _COLUMNS:
+        if row.get(name) is not None:
+            values = np.asarray(row[name]).astype(np.int64)
+            digest.update(f"{name} {values.shape}\n".encode())
+            digest.update(values.tobytes())
+    return digest.digest()

@@ -266,7 +266,7 @@ def test_rounds_go_on_until_the_target_is_reached_or_there_are_too_many(tmp_path
 
 def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
     whole = evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4))
-    store, recipe = tmp_path / "deep" / "rounds.safetensors", {"model": "tiny"}
+    store, recipe = tmp_path / "deep" / "rounds", {"model": "tiny"}
 
     def interrupt(rounds):
         if len(rounds.nelbo) == 2:
@@ -283,18 +283,21 @@ def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
     assert np.array_equal(resumed.nelbo, whole.nelbo) and calls == [2 * SEED_STRIDE, 3 * SEED_STRIDE]
     evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), store=store, recipe=recipe)
     assert len(calls) == 2, "nothing is left to do"
+    fewer = evaluate_in_rounds(trainer, examples(), Stopping(rounds=3), store=store, recipe=recipe)
+    assert np.array_equal(fewer.nelbo, whole.nelbo[:3]), "as if the others had not been done"
     other = evaluate_in_rounds(trainer, examples(), Stopping(rounds=1), store=store, recipe={"model": "another"})
     assert len(calls) == 3 and len(other.nelbo) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", None])
 def test_a_damaged_store_is_passed_over_with_a_warning(tmp_path, caplog, damage):
-    store = tmp_path / "rounds.safetensors"
+    store = tmp_path / "rounds"
     evaluate_in_rounds(make_trainer(tmp_path), examples(), store=store)
-    store.write_bytes(store.read_bytes()[:-40] if damage is None else damage)
+    (path,) = store.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
     rounds = evaluate_in_rounds(make_trainer(tmp_path), examples(), store=store)
     assert len(rounds.nelbo) == 1 and "cannot be read" in caplog.text
-    assert [path.name for path in tmp_path.glob("*rounds*")] == ["rounds.safetensors"]
+    assert [*store.rglob("*round*")] == [path]
 
 
 @pytest.mark.parametrize(

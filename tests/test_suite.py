@@ -2,12 +2,14 @@
 """Suites of published data sets: how text is prepared, what is recorded, and that a recorded result can be repeated."""
 
 import json
+import platform
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import ModelCard
 from launching import TORCHRUN, run
 from tiny import random_image_model, random_model
@@ -20,6 +22,7 @@ from md4_hf import (
     build_text8_tokenizer,
     detokenize,
     digits,
+    hub_commit,
     load_rows,
     make_recipe,
     make_windows,
@@ -188,7 +191,7 @@ def test_lines_of_a_local_file_are_rows(tmp_path):
     file = tmp_path / "wiki.txt"
     file.write_text(" = A = \n\n It is 1 @,@ 5 . \n")
     assert load_rows(recipe(data=str(file)))["text"][:] == [" = A =\n", "\n", " It is 1,5.\n"]
-    assert load_rows(recipe(task="ptb", data=str(file)))["text"][:] == [" = A = ", "", " It is 1 @,@ 5 . "]
+    assert load_rows(recipe(task="ptb", data=str(file)))["text"][:] == ["= A =", "", "It is 1 @,@ 5 ."]
 
 
 @pytest.mark.parametrize(
@@ -235,8 +238,16 @@ def files(tmp_path_factory):
 
 
 def evaluate(model, files, output, *options):
+    """The results of a call that has a folder to itself."""
+    if "--tasks" in options:
+        files = [file for file in files if file.split("=")[0] in options]
     main(["evaluate", str(model), "--suite", "zero-shot", "--replace", *files, "--output_dir", str(output), *options])
-    return json.loads((output / "zero-shot.json").read_text(encoding="utf-8"))
+    return report_in(output)
+
+
+def report_in(folder):
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def values(report):
@@ -254,13 +265,16 @@ def test_a_suite_prints_a_table_and_writes_what_is_needed_to_repeat_it(model, fi
     for result in report["results"]:
         assert len(result["data_sha256"]) == 64 and result["metrics"]["num_rounds"] == 2
         assert result["recipe"]["preparation"] == "sedd" and result["recipe"]["context"] == LENGTH
-    card = ModelCard.load(tmp_path / "zero-shot.md")
+    assert report["estimate"] | {"rounds": 2, "target_stderr": None} == report["estimate"]
+    assert report["environment"] | {"device": f"cpu {platform.machine()}", "num_processes": 1} == report["environment"]
+    card = ModelCard.load(tmp_path / "zero-shot-draws-2.md")
     assert {x.dataset_name.split()[0] for x in card.data.eval_results} == set(SUITES["zero-shot"])
-    assert report["estimate"]["command"] in card.content
-    command = report["estimate"]["command"].split()
+    assert str(tmp_path) not in card.data.to_yaml(), "the folders of this machine are nobody's business"
+    (command,) = {result["command"] for result in report["results"]}
+    assert card.content.count(command) == 1
     repeated = tmp_path / "again"
-    main([*command[1:], "--output_dir", str(repeated)])
-    assert values(json.loads((repeated / "zero-shot.json").read_text())) == values(report)
+    main([*command.split()[1:], "--output_dir", str(repeated)])
+    assert values(report_in(repeated)) == values(report)
 
 
 def test_neither_the_batch_size_nor_an_interruption_changes_a_result(model, files, tmp_path, monkeypatch):
@@ -268,7 +282,7 @@ def test_neither_the_batch_size_nor_an_interruption_changes_a_result(model, file
     assert values(evaluate(model, files, tmp_path / "small", "--draws", "2", "--batch_size", "3")) == pytest.approx(
         values(whole), rel=1e-5
     )
-    for path in sorted((tmp_path / "whole" / "rounds").iterdir())[:2]:
+    for path in sorted((tmp_path / "whole" / "rounds").rglob("round-0.safetensors"))[:2]:
         path.unlink()
     calls = []
     predict = "md4_hf.trainer.MD4Trainer.predict"
@@ -278,6 +292,36 @@ def test_neither_the_batch_size_nor_an_interruption_changes_a_result(model, file
     monkeypatch.setattr(predict, lambda self, *args, **kwargs: calls.append(1) or original(self, *args, **kwargs))
     again = evaluate(model, files, tmp_path / "whole", "--draws", "2", "--batch_size", "64")
     assert values(again) == values(whole) and len(calls) == 2, "only what is missing is evaluated"
+
+
+def test_results_of_other_settings_and_tasks_are_kept(model, files, tmp_path):
+    folder = tmp_path / "results"
+    one = evaluate(model, files, folder, "--draws", "1", "--tasks", "ptb", "--stride", "4")
+    two = evaluate(model, files, folder, "--draws", "1", "--tasks", "lm1b", "--stride", "4")
+    assert values(two) == {**values(one), "lm1b": values(two)["lm1b"]}
+    assert len({result["command"] for result in two["results"]}) == 2
+    ptb = next(file for file in files if file.startswith("ptb="))
+    settings = (["--seed", "1"], ["--wrap", "false"], ["--detokenizer", "none"], ["--estimator", "any_order"])
+    for option in (*settings, ["--num_timesteps", "4"], ["--preparation", "mdlm"], ["--bf16"]):
+        common = ["--suite", "zero-shot", "--tasks", "ptb", "--replace", ptb, "--output_dir", str(folder)]
+        main(["evaluate", str(model), *common, "--draws", "1", *option])
+    names = "bf16 detokenizer-none mdlm rows-alone seed-1 stride-4 any_order timesteps-4"
+    kinds = {path.stem.removeprefix("zero-shot-").replace("draws-1", "").strip("-") for path in folder.glob("*.json")}
+    assert {kind.replace("--", "-") for kind in kinds} == set(names.split())
+
+
+def test_the_commit_of_a_hub_data_set_is_known_by_its_folder_in_the_cache(tmp_path):
+    """`datasets` keeps what it has prepared under data set, configuration, version and commit."""
+    commit = "b08601e04326c79dfdd32d625aee71d232d685c3"
+    folder = tmp_path / "Salesforce___wikitext" / "wikitext-2-raw-v1" / "0.0.0" / commit
+    folder.mkdir(parents=True)
+    with ArrowWriter(path=str(folder / "wikitext-test.arrow")) as writer:
+        writer.write({"text": "a row"})
+        writer.finalize()
+    rows = Dataset.from_file(str(folder / "wikitext-test.arrow"))
+    assert hub_commit(rows) == commit
+    assert hub_commit(rows.map(lambda row: {"text": row["text"] + "!"})) == commit
+    assert hub_commit(Dataset.from_dict({"text": ["a row"]})) is None
 
 
 def test_two_processes_give_the_results_of_one(model, files, tmp_path):
@@ -291,18 +335,19 @@ def test_two_processes_give_the_results_of_one(model, files, tmp_path):
         "--suite",
         "zero-shot",
         "--replace",
-        *files,
+        *[file for file in files if file.split("=")[0] in options],
         *options,
         "--use_cpu",
     ]
     status, output = run([*TORCHRUN, *command, "--output_dir", tmp_path / "two"])
     assert status == 0, output
-    two = json.loads((tmp_path / "two" / "zero-shot.json").read_text())
+    two = report_in(tmp_path / "two")
     assert values(two) == pytest.approx(values(one), rel=1e-5)
+    assert two["environment"]["num_processes"] == 2
 
 
 def test_a_target_is_reached_and_discrete_time_is_another_bound(model, files, tmp_path):
-    options = ["--tasks", "ptb", "--draws", "4"]
+    options = ["--draws", "4", "--tasks", "ptb"]
     report = evaluate(model, files, tmp_path / "a", *options, "--target_stderr", "0.1")
     (result,) = report["results"]
     assert result["metrics"]["num_rounds"] >= 2 and result["metrics"]["monte_carlo_stderr"] <= 0.1
@@ -316,7 +361,7 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
     model = tmp_path / "model"
     random_image_model(17, 8, std=0.05).save_pretrained(model)
     main(["evaluate", str(model), "--suite", "digits", "--draws", "1"])
-    (result,) = json.loads((model / "evaluation" / "digits.json").read_text())["results"]
+    (result,) = report_in(model / "evaluation")["results"]
     assert result["metric"] == "bits_per_dimension" and result["metrics"]["num_tokens"] == 180 * 64
     assert 3.5 < result["value"] < 6.0 and "bits per dimension" in capsys.readouterr().out
     folder = tmp_path / "pictures"
@@ -326,8 +371,13 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
     rgb = tmp_path / "rgb"
     random_image_model(256, 32, num_channels=3, std=0.02).save_pretrained(rgb)
     main(["evaluate", str(rgb), "--suite", "cifar10", "--draws", "1", "--replace", f"cifar10={folder}"])
-    (result,) = json.loads((rgb / "evaluation" / "cifar10.json").read_text())["results"]
+    (result,) = report_in(rgb / "evaluation")["results"]
     assert result["metrics"]["num_tokens"] == 6 * 3072
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(rgb), "--suite", "cifar10", "--stride", "4", "--preparation", "mdlm"])
+    message = "The options of preparing text must be left out for images, got ['mdlm', 'stride-4']"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -340,13 +390,22 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
         (["--suite", "text8", "--data", "other.txt"], "must be left out with --suite"),
         (["--suite", "text8", "--output_file", "figures.json"], "`output_file` must be left out with --suite"),
         (["--suite", "text8", "--stride", "99"], "`stride` must be in [1, 16]"),
+        (["--suite", "text8", "--output_dir", "FILE"], "`output_dir` must be a folder that can be written"),
+        (["--data", "other.txt", "--output_file", "FILE/x.json"], "`output_file` must be a file that can be written"),
+        (
+            ["--suite", "zero-shot", "--tasks", "lm1b", "--replace", "ptb=FILE"],
+            "`replace` must be of tasks that are evaluated, ['lm1b'], got 'ptb'",
+        ),
+        (["--data", "other.txt", "--stride", "4"], "`stride` must be left out without --suite, got 4"),
+        (["--max_rounds", "4"], "`max_rounds` must be left out without --target_stderr, got 4"),
         (["--num_timesteps", "-1"], "`num_timesteps` must be >= 0, got -1"),
         (["--rounds", "0"], "`rounds` must be >= 1, got 0"),
     ],
 )
-def test_options_that_do_not_fit_are_errors_before_any_work(model, options, message, capsys):
+def test_options_that_do_not_fit_are_errors_before_any_work(model, options, message, capsys, tmp_path):
+    (tmp_path / "file").write_text("a file, and no folder")
     with pytest.raises(SystemExit):
-        main(["evaluate", str(model), *options])
+        main(["evaluate", str(model), *[option.replace("FILE", str(tmp_path / "file")) for option in options]])
     assert message in capsys.readouterr().err
     assert not (model / "evaluation").exists()
 

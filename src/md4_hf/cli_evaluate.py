@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ from md4_hf import (
     MD4TrainingArguments,
     PairArguments,
     Stopping,
+    check_can_be_written,
     check_tokenizer_matches,
+    data_sha256,
     encode_pairs,
+    environment,
     evaluate_in_rounds,
     finite,
     load_documents,
@@ -60,7 +64,7 @@ class EvaluateArguments:
     target_stderr: float | None = option(
         "Go on, round by round, until the error of the draws is so small, in nats per token."
     )
-    max_rounds: int = option("Rounds at most, with --target_stderr.", default=1000)
+    max_rounds: int = option("Rounds at most, with --target_stderr.", default=Stopping.max_rounds)
     batch_size: int = option("Sequences per forward pass.", default=32)
     seed: int = option("Seed of the evaluation noise.", default=0)
     bf16: bool = option("Evaluate under bf16 autocast.", default=False)
@@ -75,6 +79,8 @@ class EvaluateArguments:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
         if self.num_timesteps is not None and self.num_timesteps < 0:
             raise ValueError(f"`num_timesteps` must be >= 0, got {self.num_timesteps}.")
+        if self.target_stderr is None and self.max_rounds != Stopping.max_rounds:
+            raise ValueError(f"`max_rounds` must be left out without --target_stderr, got {self.max_rounds}.")
         self.when_to_stop()  # checks its numbers
 
     def when_to_stop(self) -> Stopping:
@@ -96,11 +102,14 @@ def evaluate(argv: list[str] | None = None):
         positional={"model": "Folder or Hub id of a model or adapter."},
         defaults={"block_size": None},
     )
-    if suite.suite is not None:
+    if suite.suite is None:
+        suite.check_without_suite()
+    else:
         check_suite_alone(options, data_args, pair_args)
     hub = {"revision": options.revision}
     model = load_model(rest.model, base=options.base, **hub)
     config = model.config
+    check_drawn(options, config)
     set_timesteps(config, options.num_timesteps)
     if config.is_image:
         processor = MD4ImageProcessor.for_config(config)
@@ -111,6 +120,13 @@ def evaluate(argv: list[str] | None = None):
         data_args.block_size = data_args.block_size or config.max_position_embeddings
         check_block_size(data_args.block_size, config)
     recipes = {} if suite.suite is None else recipes_of(suite, data_args.block_size, config.is_image)
+    folder_of_results = results_folder(suite.output_dir, rest.model)
+    if suite.suite is not None:
+        check_can_be_written("output_dir", folder_of_results, is_folder=True)
+    elif options.output_file is not None:
+        check_can_be_written("output_file", options.output_file)
+    tokenizer = None if config.is_image else processor
+    model_facts = describe_model(rest.model, model, tokenizer, options.revision, options.base)
     with tempfile.TemporaryDirectory() as folder:
         args = MD4TrainingArguments(
             output_dir=folder,
@@ -126,16 +142,15 @@ def evaluate(argv: list[str] | None = None):
         if suite.suite is not None:
             trainer = MD4Trainer(model=model, args=args, processing_class=processor)
             run = SuiteRun(
-                stem=suite.stem,
+                stem="-".join([suite.suite, *suite.settings, *settings_of(options)]),
                 trainer=trainer,
                 stopping=options.when_to_stop(),
-                folder=results_folder(suite.output_dir, rest.model),
-                model_facts=describe_model(
-                    rest.model, model, None if config.is_image else processor, options.revision
-                ),
+                folder=folder_of_results,
+                model_facts=model_facts,
                 estimate_facts=describe_estimate(options, config),
+                command=shlex.join(["md4", "evaluate", *argv]),
             )
-            evaluate_suite(run, suite, recipes, image_args, argv)
+            evaluate_suite(run, suite, recipes, image_args)
             return
         with args.main_process_first(desc="preparing the data"):
             if config.is_image:
@@ -149,10 +164,20 @@ def evaluate(argv: list[str] | None = None):
     if trainer.is_world_process_zero():
         print_metrics(metrics, data_args)
         if options.output_file is not None:
-            recipe = {"model": rest.model}
+            recipe = {}
             for arguments in (options, pair_args, data_args, image_args):
                 recipe |= dataclasses.asdict(arguments)
-            report = finite({"metrics": metrics, "recipe": recipe})
+            report = finite(
+                {
+                    "metrics": metrics,
+                    "model": model_facts,
+                    "estimate": describe_estimate(options, config),
+                    "environment": environment(args.device, args.world_size),
+                    "data_sha256": data_sha256(examples) if hasattr(examples, "__len__") else None,
+                    "recipe": recipe,
+                    "command": shlex.join(["md4", "evaluate", *argv]),
+                }
+            )
             write_whole(Path(options.output_file), json.dumps(report, indent=2) + "\n")
 
 
@@ -166,6 +191,25 @@ def check_suite_alone(options: EvaluateArguments, data_args: DataArguments, pair
     others = dataclasses.replace(data_args, block_size=None)
     if pair_args.given or others != DataArguments(block_size=None):
         raise ValueError("The options of --data and of pairs must be left out with --suite: it names its data itself.")
+
+
+def check_drawn(options: EvaluateArguments, config):
+    """Refuse options of the draws for a causal model, whose likelihood is exact."""
+    defaults = EvaluateArguments()
+    for name in ("draws", "estimator", "rounds", "target_stderr", "seed") if config.is_causal else ():
+        value = getattr(options, name)
+        if value != getattr(defaults, name):
+            raise ValueError(f"`{name}` must be left out for a causal model: nothing of it is drawn; got {value}.")
+
+
+def settings_of(options: EvaluateArguments) -> list[str]:
+    """How it is estimated, in words for the name of a file: what is not as usual."""
+    defaults = EvaluateArguments()
+    names = [name for name in ("draws", "seed") if getattr(options, name) != getattr(defaults, name)]
+    words = [f"{name}-{getattr(options, name)}" for name in names]
+    words += [options.estimator] if options.estimator != defaults.estimator else []
+    words += [f"timesteps-{options.num_timesteps}"] if options.num_timesteps is not None else []
+    return words + (["bf16"] if options.bf16 else [])
 
 
 def set_timesteps(config, num_timesteps: int | None):

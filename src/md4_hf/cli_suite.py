@@ -3,14 +3,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import shlex
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from md4_hf import (
     PREPARATIONS,
@@ -23,12 +18,16 @@ from md4_hf import (
     Stopping,
     Task,
     TaskResult,
+    data_sha256,
+    environment,
     evaluate_in_rounds,
+    hub_commit,
     load_rows,
     make_recipe,
     make_windows,
     on_first_process,
     option,
+    read_results,
     results_json,
     results_markdown,
     results_table,
@@ -41,7 +40,7 @@ from .cli_train import say
 
 
 PREPARATION = "sedd"  # the paper's, as far as it says
-ROWS_PER_BATCH = 256
+NAMES_OF_MODEL = ("name", "revision", "base", "tokenizer")  # facts that say where it is, not what
 
 
 @dataclass
@@ -81,10 +80,19 @@ class SuiteArguments:
             files[task] = file
         return files
 
+    def check_without_suite(self):
+        """Raise a ValueError if an option is given that would be ignored, as there is no suite."""
+        for name, value in asdict(self).items():
+            if value != getattr(type(self)(), name):
+                raise ValueError(f"`{name}` must be left out without --suite, got {value!r}.")
+
     @property
-    def stem(self) -> str:
-        """Name of the files of results, without suffix: the suite, and the preparation if it is not the usual one."""
-        return self.suite if self.preparation == PREPARATION else f"{self.suite}-{self.preparation}"
+    def settings(self) -> list[str]:
+        """How text is prepared, in words for the name of a file: what is not as usual."""
+        words = [self.preparation] if self.preparation != PREPARATION else []
+        words += [f"stride-{self.stride}"] if self.stride is not None else []
+        words += [{True: "wrapped", False: "rows-alone"}[self.wrap]] if self.wrap is not None else []
+        return words + ([f"detokenizer-{self.detokenizer}"] if self.detokenizer is not None else [])
 
     @property
     def chosen(self) -> list[str]:
@@ -97,7 +105,11 @@ class SuiteArguments:
         unknown = [task for task in self.tasks or () if task not in known]
         if unknown:
             raise ValueError(f"`tasks` must be among {[*known]}, the suite {self.suite!r}, got {unknown}.")
-        return [task for task in known if self.tasks is None or task in self.tasks]
+        chosen = [task for task in known if self.tasks is None or task in self.tasks]
+        for task in self.files() if self.tasks else ():
+            if task not in chosen:
+                raise ValueError(f"`replace` must be of tasks that are evaluated, {chosen}, got {task!r}.")
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,22 @@ class SuiteRun:
     folder: Path
     model_facts: dict[str, Any]
     estimate_facts: dict[str, Any]
+    command: str
+
+    @property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What the results have in common, see `results_json`."""
+        args = self.trainer.args
+        return {
+            "model": self.model_facts,
+            "estimate": {**self.estimate_facts, **({} if self.is_exact else asdict(self.stopping))},
+            "environment": environment(args.device, args.world_size),
+        }
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.trainer.diffusion.is_exact
 
 
 def recipes_of(suite: SuiteArguments, length: int, is_image: bool) -> dict[str, Recipe | None]:
@@ -120,27 +148,30 @@ def recipes_of(suite: SuiteArguments, length: int, is_image: bool) -> dict[str, 
         if task.is_image != is_image:
             kind = "images" if is_image else "text"
             raise ValueError(f"`tasks` must be of {kind} for a model of {kind}, got {name!r}.")
+        if is_image and suite.settings:
+            raise ValueError(f"The options of preparing text must be left out for images, got {suite.settings}.")
         changes = {"stride": suite.stride, "wrap": suite.wrap, "detokenizer": suite.detokenizer}
         recipes[name] = None if is_image else make_recipe(task, suite.preparation, length, files.get(name), **changes)
     return recipes
 
 
 def evaluate_suite(
-    run: SuiteRun, suite: SuiteArguments, recipes: dict[str, Recipe | None], image_args: ImageDataArguments, argv: list
+    run: SuiteRun, suite: SuiteArguments, recipes: dict[str, Recipe | None], image_args: ImageDataArguments
 ) -> list[TaskResult]:
-    """Evaluate task by task; the table, JSON and Markdown are written after each, and say what is there so far."""
+    """Evaluate task by task; JSON and Markdown are written after each, with what other calls have left there."""
     trainer, files, results = run.trainer, suite.files(), []
     for name, recipe in recipes.items():
         with trainer.args.main_process_first(desc="preparing the data"):
             if recipe is None:
                 examples, facts = _images(TASKS[name], files.get(name), image_args, trainer)
             else:
-                examples = make_windows(load_rows(recipe), trainer.processing_class, recipe)
-                facts = asdict(recipe)
+                rows = load_rows(recipe)
+                examples = make_windows(rows, trainer.processing_class, recipe)
+                facts = {**asdict(recipe), "commit": hub_commit(rows)}
         say(trainer, f"{name}: {len(examples):,} examples")
         results.append(_evaluate_task(run, name, examples, facts))
         if trainer.is_world_process_zero():
-            _write_results(run, results, argv)
+            _write_results(run, results)
     say(trainer, results_table(results))
     say(trainer, f"Written to {run.folder / run.stem}.json and .md")
     return results
@@ -148,13 +179,14 @@ def evaluate_suite(
 
 def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) -> TaskResult:
     trainer = run.trainer
-    digest = on_first_process(trainer.args, lambda: _digest(examples))
+    digest = on_first_process(trainer.args, lambda: data_sha256(examples))
+    model_facts = {key: value for key, value in run.model_facts.items() if key not in NAMES_OF_MODEL}
     rounds = evaluate_in_rounds(
         trainer,
         examples,
         run.stopping,
-        store=run.folder / "rounds" / f"{run.stem}-{name}.safetensors",
-        recipe={"data_sha256": digest, **run.model_facts, **run.estimate_facts},
+        store=run.folder / "rounds" / name,
+        recipe={"data_sha256": digest, **model_facts, **run.estimate_facts},
         report=lambda rounds: say(trainer, f"{name}: round {len(rounds.nelbo)}") if len(rounds.nelbo) > 1 else None,
     )
     task = TASKS[name]
@@ -165,48 +197,32 @@ def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) ->
         metrics=rounds.metrics(task.is_image),
         recipe=facts,
         data_sha256=digest,
-        note=task.note,
+        note=task.notes.get(facts["split"], ""),
+        command=run.command,
     )
 
 
 def _images(task: Task, file: str | None, image_args: ImageDataArguments, trainer: MD4Trainer):
     """The images of a task, and what is recorded of them."""
-    split = task.splits[""]
-    if file is None and task is TASKS["digits"]:
-        data_args, split = DataArguments(data=task.data), "held-out tenth"
-    else:
-        split = "train" if file else split
-        data_args = DataArguments(data=task.data, validation_data=file or task.data, validation_split=split)
+    split, data_args = task.split_of(data=file), DataArguments(data=task.data)
+    if file is not None:
+        data_args = replace(data_args, validation_data=file, validation_split="train")
+    elif task.data != "digits":  # of which a part is held out here
+        data_args = replace(data_args, validation_data=task.data, validation_split=split)
     examples = evaluation_images(data_args, image_args, trainer.model.config)
-    return examples, {"data": file or task.data, "split": split, **asdict(image_args)}
+    commit = hub_commit(examples.images)
+    return examples, {"data": file or task.data, "split": split, "commit": commit, **asdict(image_args)}
 
 
-def _digest(examples) -> str:
-    """SHA-256 of all ids and labels."""
-    digest = hashlib.sha256()
-    for batch in _batches(examples):
-        for name in ("input_ids", "labels", "class_labels"):
-            for row in batch.get(name, ()):
-                digest.update(np.asarray(row, dtype=np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _batches(examples) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(examples), ROWS_PER_BATCH):
-        indices = list(range(start, min(start + ROWS_PER_BATCH, len(examples))))
-        rows = examples.__getitems__(indices)
-        yield {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _write_results(run: SuiteRun, results: list[TaskResult], argv: list[str]):
+def _write_results(run: SuiteRun, results: list[TaskResult]):
+    """Write them together with those of other tasks that an earlier call with the same settings has found."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["md4", "evaluate", *argv])
-    texts = {
-        ".json": results_json(results, run.model_facts, {**run.estimate_facts, "command": command}),
-        ".md": results_markdown(results, run.model_facts, run.estimate_facts, command),
-    }
-    for suffix, text in texts.items():
-        write_whole(run.folder / f"{run.stem}{suffix}", text)
+    facts, path = run.facts, run.folder / f"{run.stem}.json"
+    earlier = read_results(path.read_text(encoding="utf-8"), **facts) if path.is_file() else []
+    by_task = {result.task: result for result in (*earlier, *results)}
+    together = [by_task[name] for name in TASKS if name in by_task]
+    write_whole(path, results_json(together, **facts))
+    write_whole(path.with_suffix(".md"), results_markdown(together, facts["model"], facts["estimate"]))
 
 
 def results_folder(output_dir: str | None, model: str) -> Path:
@@ -218,17 +234,19 @@ def results_folder(output_dir: str | None, model: str) -> Path:
     return Path("runs", "evaluation", model.replace("/", "--"))
 
 
-def describe_model(name: str, model, tokenizer, revision: str | None) -> dict[str, Any]:
+def describe_model(name: str, model, tokenizer, revision: str | None, base: str | None) -> dict[str, Any]:
     """What a result says of the model."""
     config = model.config
     return {
         "name": name,
         "revision": getattr(config, "_commit_hash", None) or revision,
+        "base": base,
         "weights": weights_sha256(model),
         "tokenizer": None if tokenizer is None else getattr(tokenizer, "name_or_path", None),
         "vocab_size": config.vocab_size,
         "objective": _objective(config),
         "masking_schedule": None if config.is_causal else config.masking_schedule,
+        "schedule_power": None if config.is_causal else config.schedule_power,
         "schedule_eps": None if config.is_causal else config.schedule_eps,
         "time_conditioning": config.time_conditioning,
         "dtype": str(next(model.parameters()).dtype),

@@ -31,6 +31,7 @@ from md4_hf import (
     StartArguments,
     adapter_base,
     add_adapter,
+    check_can_be_written,
     check_tokenizer_matches,
     checkpoint_to_resume,
     count_parameters,
@@ -275,9 +276,7 @@ def check_output_dir(args: MD4TrainingArguments):
             f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
             "it, add `--resume_from_checkpoint latest`."
         )
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"`output_dir` must be a folder that can be written, got {folder}: {existing} cannot.")
+    check_can_be_written("output_dir", folder, is_folder=True)
 
 
 def set_batch_size(run: RunArguments, args: MD4TrainingArguments):

@@ -10,7 +10,8 @@ import json
 import math
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class TaskResult:
         recipe: How the examples were made.
         data_sha256: Digest of all ids and labels.
         note: What a reader has to know.
+        command: What it was called by.
     """
 
     task: str
@@ -50,6 +52,7 @@ class TaskResult:
     recipe: dict[str, Any]
     data_sha256: str
     note: str = ""
+    command: str = ""
 
     @property
     def value(self) -> float:
@@ -87,20 +90,39 @@ def results_table(results: Iterable[TaskResult]) -> str:
     return "\n".join(lines)
 
 
-def results_json(results: Iterable[TaskResult], model: Mapping[str, Any], estimate: Mapping[str, Any]) -> str:
+def results_json(
+    results: Iterable[TaskResult],
+    model: Mapping[str, Any],
+    estimate: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> str:
     """All of it: model, estimator, machine and versions, and of each task figures and recipe. NaN is null."""
     report = {
         "model": dict(model),
         "estimate": dict(estimate),
-        "environment": environment(),
+        "environment": dict(environment),
         "results": [{**asdict(r), "value": r.value, "stderr": r.stderr} for r in results],
     }
     return json.dumps(finite(report), indent=2, ensure_ascii=False) + "\n"
 
 
-def results_markdown(
-    results: Iterable[TaskResult], model: Mapping[str, Any], estimate: Mapping[str, Any], command: str
-) -> str:
+def read_results(text: str, **facts: Mapping[str, Any]) -> list[TaskResult]:
+    """The results in a `results_json` with the same facts: none of another model, say, or if the text is not one."""
+    try:
+        report = json.loads(text)
+        same = all(report[name] == json.loads(json.dumps(finite(value))) for name, value in facts.items())
+        names = {field.name for field in fields(TaskResult)}
+        results = [TaskResult(**{name: r[name] for name in names}) for r in report["results"]] if same else []
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [replace(r, metrics=_with_nan(r.metrics)) for r in results]
+
+
+def _with_nan(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
+def results_markdown(results: Iterable[TaskResult], model: Mapping[str, Any], estimate: Mapping[str, Any]) -> str:
     """A page with the table, the recipes and the `model-index` metadata of a model card before it."""
     results = list(results)
     rows = [
@@ -127,7 +149,7 @@ def results_markdown(
             f"± is one standard error. {facts}; {packages}.",
             "",
             "```bash",
-            command,
+            *dict.fromkeys(r.command for r in results),
             "```",
             "",
         ]
@@ -139,11 +161,11 @@ def model_index(results: Iterable[TaskResult], model_name: str) -> str:
     rows = [
         EvalResult(
             task_type="unconditional-image-generation" if r.metric == "bits_per_dimension" else "text-generation",
-            dataset_type=r.recipe["data"],
+            dataset_type=_data_name(r.recipe["data"]),
             dataset_name=f"{r.task} ({_describe(r.recipe)})",
             dataset_config=r.recipe.get("config"),
             dataset_split=r.recipe["split"],
-            dataset_revision=r.recipe.get("revision"),
+            dataset_revision=r.recipe.get("commit") or r.recipe.get("revision"),
             metric_type=r.metric,
             metric_name=METRICS[r.metric][0].capitalize() + (" (upper bound)" if r.is_bound else ""),
             metric_value=round(r.value, METRICS[r.metric][1]),
@@ -153,10 +175,21 @@ def model_index(results: Iterable[TaskResult], model_name: str) -> str:
     return ModelCardData(model_name=model_name, eval_results=rows).to_yaml()
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {"python": platform.python_version(), "device": device, "versions": versions()}
+def _data_name(data: str) -> str:
+    """A Hub id, or the name of a file without the folders of this machine."""
+    path = Path(data).expanduser()
+    return path.name if path.exists() else data
+
+
+def environment(device: torch.device, num_processes: int = 1) -> dict[str, Any]:
+    """Versions and hardware: of the device that was used, and on how many processes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+    return {
+        "python": platform.python_version(),
+        "device": name,
+        "num_processes": num_processes,
+        "versions": versions(),
+    }
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -11,6 +11,7 @@ are cut. All of it is in the recipe, which the results carry with them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class Task:
         metric: What is reported: "perplexity", "bits_per_character" or "bits_per_dimension".
         end_rows: Whether a token ends each row, where the preparation has one.
         length: Tokens of a block, if not the model's.
-        note: What a reader of the figure has to know.
+        notes: What a reader of the figure has to know, by split.
     """
 
     data: str
@@ -60,12 +61,16 @@ class Task:
     metric: str = "perplexity"
     end_rows: bool = True
     length: int | None = None
-    note: str = ""
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_image(self) -> bool:
         """Whether it is one of images."""
         return self.metric == "bits_per_dimension"
+
+    def split_of(self, preparation: str = "", data: str | None = None) -> str:
+        """Its split in a preparation; "file" of a local file, all of which is scored."""
+        return self.splits.get(preparation, self.splits[""]) if data is None else FILE
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ TASKS: dict[str, Task] = {
         config="wikitext-2-raw-v1",
         splits={"": "test", "sedd": "train", "mdlm": "validation"},
         detokenizer="wikitext",
-        note="SEDD scores the training split: WikiText-2 and WikiText-103 share their test text.",
+        notes={"train": "SEDD scores the training split: WikiText-2 and WikiText-103 share their test text."},
     ),
     "ptb": Task(
         "ptb-text-only/ptb_text_only",
@@ -137,7 +142,10 @@ TASKS: dict[str, Task] = {
     "openwebtext": Task(
         "Skylion007/openwebtext",
         splits={"": "train[-100000:]"},
-        note="The last 100,000 documents, as MDLM; the paper's own held-out 2 % are drawn at random and not recorded.",
+        notes={
+            "train[-100000:]": "The last 100,000 documents, as MDLM; the paper's own held-out 2 % are drawn at random "
+            "and not recorded."
+        },
     ),
     "text8": Task("afmck/text8", metric="bits_per_character", end_rows=False, length=256),
     "cifar10": Task("uoft-cs/cifar10", metric="bits_per_dimension"),
@@ -145,9 +153,9 @@ TASKS: dict[str, Task] = {
         "benjamin-paine/imagenet-1k-64x64",
         splits={"": "validation"},
         metric="bits_per_dimension",
-        note="Scaled to 64 × 64 in another way than the paper's.",
+        notes={"validation": "Scaled to 64 × 64 in another way than the paper's."},
     ),
-    "digits": Task("digits", splits={"": "train"}, metric="bits_per_dimension", note="The held-out tenth."),
+    "digits": Task("digits", splits={"": "held-out tenth"}, metric="bits_per_dimension"),
 }
 SUITES: dict[str, tuple[str, ...]] = {
     "zero-shot": ("lambada", "wikitext2", "ptb", "wikitext103", "lm1b"),
@@ -195,7 +203,7 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
         data=data or task.data,
         config=None if data else task.config,
         revision=None if data else task.revision,
-        split=_split_of_file(task, data) if data else task.splits.get(preparation, task.splits[""]),
+        split=TEXT8_TEST if _is_whole_text8(task, data) else task.split_of(preparation, data),
         text_column=task.text_column,
         detokenizer=task.detokenizer,
         preparation=preparation,
@@ -213,16 +221,15 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
     return recipe
 
 
-def _split_of_file(task: Task, data: str) -> str:
-    path = Path(data).expanduser()
-    whole = task is TASKS["text8"] and path.is_file() and path.stat().st_size == TEXT8_CHARACTERS
-    return TEXT8_TEST if whole else FILE
+def _is_whole_text8(task: Task, data: str | None) -> bool:
+    path = Path(data or "").expanduser()
+    return task is TASKS["text8"] and path.is_file() and path.stat().st_size == TEXT8_CHARACTERS
 
 
 def load_rows(recipe: Recipe) -> Dataset:
     """The rows of a task, detokenised, as a data set with the column `text`.
 
-    Of a local text file each line is a row, with its line end where the data set's own rows have one.
+    Of a local text file each line is a row, with the line end or without the blanks that the data set's own rows have.
 
     Raises:
         FileNotFoundError, ValueError: As `load_documents`.
@@ -232,7 +239,7 @@ def load_rows(recipe: Recipe) -> Dataset:
         rows = load_documents(recipe.data)  # which checks the file
         if recipe.split == TEXT8_TEST:
             return rows.map(_last_characters, fn_kwargs={"count": TEXT8_TEST_CHARACTERS})
-        rows = rows.map(_lines, batched=True, fn_kwargs={"keep_ends": recipe.detokenizer == "wikitext"})
+        rows = rows.map(_lines, batched=True, fn_kwargs={"as_in": recipe.detokenizer})
     else:
         rows = load_documents(
             recipe.data,
@@ -246,12 +253,24 @@ def load_rows(recipe: Recipe) -> Dataset:
     return rows.map(_detokenize, fn_kwargs={"name": recipe.detokenizer}, desc="Detokenising")
 
 
+def hub_commit(rows: Any) -> str | None:
+    """The commit of the Hub's data set that rows have been read from; None of local files, and where it is not known.
+
+    `datasets` names the folder of its cache after it.
+    """
+    files = [Path(entry["filename"]) for entry in getattr(rows, "cache_files", ())]
+    commits = {part for path in files for part in path.parts if re.fullmatch("[0-9a-f]{40}", part)}
+    return commits.pop() if len(commits) == 1 else None
+
+
 def _last_characters(row: dict[str, str], count: int) -> dict[str, str]:
     return {"text": row["text"][-count:]}
 
 
-def _lines(batch: dict[str, list[str]], keep_ends: bool) -> dict[str, list[str]]:
-    return {"text": [line for text in batch["text"] for line in _split_lines(text, keep_ends)]}
+def _lines(batch: dict[str, list[str]], as_in: str) -> dict[str, list[str]]:
+    """The lines of files as the rows of that data set: of WikiText with their ends, of PTB without blanks at theirs."""
+    lines = [line for text in batch["text"] for line in _split_lines(text, keep_ends=as_in == "wikitext")]
+    return {"text": [line.strip(" ") for line in lines] if as_in == "ptb" else lines}
 
 
 def _split_lines(text: str, keep_ends: bool) -> list[str]:

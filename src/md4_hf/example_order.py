@@ -57,6 +57,11 @@ def can_be_ordered(dataset: Any) -> bool:
     return isinstance(first, Mapping) and "input_ids" in first
 
 
+def data_sha256(dataset: Any) -> str:
+    """SHA-256, hexadecimal, of what all examples hold, in their order: of `example_digests`."""
+    return hashlib.sha256(b"".join(example_digests(dataset))).hexdigest()
+
+
 def example_digests(dataset: Any) -> list[bytes]:
     """A digest of each example, 16 bytes: of its ids, labels, class, and of what tells padding and documents."""
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] in (None, "torch"):

@@ -22,6 +22,15 @@ def looks_like_path(name: str) -> bool:
     )
 
 
+def check_can_be_written(name: str, path: str | os.PathLike, is_folder: bool = False):
+    """Raise a ValueError that names the argument if no file, or no folder, can be made or changed at its path."""
+    path, kind = Path(path).absolute(), "folder" if is_folder else "file"
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    wants_folder = is_folder or existing != path
+    if not os.access(existing, os.W_OK) or existing.is_dir() != wants_folder:
+        raise ValueError(f"`{name}` must be a {kind} that can be written, got {path}: {existing} cannot.")
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """The name to write a file under, beside its own, which it gets at the end of the context if all went well."""

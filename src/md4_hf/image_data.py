@@ -56,25 +56,25 @@ class ImageDataset(torch.utils.data.Dataset):
 
     An example has `input_ids` `(channels, height, width)` in [0, num_levels) and, of a class-conditional model,
     `class_labels`. What fits into 256 MB is read once and kept; otherwise images are read when they are asked for.
-    Made by `encode_images`.
+    Made by `encode_images` of `images`.
     """
 
     def __init__(self, images: Dataset, encode, bytes_per_image: int):
-        self._images, self._encode = images, encode
+        self.images, self._encode = images, encode
         self._kept: dict[str, torch.Tensor] | None = None
         if len(images) * bytes_per_image <= MAX_BYTES_IN_MEMORY:
             batches = [encode(batch) for batch in images.iter(IMAGES_PER_BATCH)]
             self._kept = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         if self._kept is None:
-            columns = self._encode(self._images[indices])
+            columns = self._encode(self.images[indices])
         else:
             columns = {name: values[indices] for name, values in self._kept.items()}
         return [{name: values[i] for name, values in columns.items()} for i in range(len(indices))]

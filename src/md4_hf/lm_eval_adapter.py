@@ -135,7 +135,7 @@ class MD4LM(LM):
     It is estimated with `draws` draws of time and masks, stratified in time.
 
     All noise is a function of (seed, task, document, draw, position), see `noise_index`: results depend neither on the
-    batch size, nor on the order of the requests, nor on the number of processes. The choices of one question are
+    batch size, nor on the order or the number of documents and processes. The choices of one question are
     masked at the same times and positions, so that most of the noise cancels where they are compared.
 
     Args:
@@ -536,12 +536,15 @@ def noise_index(request: Instance, *parts: Any) -> int:
     """What the noise of a request is keyed with, in [0, 2^31): its task and document, and any other `parts`.
 
     All requests of a document meet the same times, and the same masks at the same places of the sequence: that is where
-    the choices of a question follow one context. The harness numbers documents before it deals them to processes, so
-    that each has its number on any number of processes. Requests without a document are keyed with their first
-    argument, the context.
+    the choices of a question follow one context. A document is known by its content and not by its number, which the
+    harness gives anew to every choice and order of a task's documents. Requests without a document are keyed with their
+    first argument, the context.
     """
-    of_text = request.doc_id is None
-    owner = [str(request.args[0])] if of_text else [request.task_name, int(request.doc_id)]
+    if request.doc:
+        document = json.dumps(request.doc, sort_keys=True, default=str).encode("utf-8")
+        owner = [request.task_name, hashlib.sha256(document).hexdigest()]
+    else:
+        owner = [str(request.args[0])]
     digest = hashlib.sha256(json.dumps([*owner, *parts]).encode("utf-8")).digest()
     # So few bits: the fraction of its product with the golden ratio, in float64, is where the times begin.
     return int.from_bytes(digest[:4], "big") >> 1

@@ -22,6 +22,7 @@ from md4_hf import (
     Diffusion,
     LoraArguments,
     MD4Config,
+    MD4ForCausalLM,
     MD4ForMaskedDiffusion,
     MD4Trainer,
     MD4TrainingArguments,
@@ -44,7 +45,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from md4_hf import lm_eval_adapter
-from md4_hf.lm_eval_adapter import MD4LM, GenerationOptions, noise_index
+from md4_hf.lm_eval_adapter import MD4LM, GenerationOptions, ScoredSequence, noise_index
 
 
 LENGTH, DRAWS = 32, 4
@@ -286,6 +287,91 @@ def test_greedy_is_what_the_sampler_gives_in_one_step(lm):
     assert greedy == [True, False] * 3
 
 
+# The autoregressive baseline ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["sees time", "sees no time"])
+def causal_folder(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("causal") / "model"
+    diffusion = text_model(time_conditioning=request.param)
+    config = MD4Config(**{**diffusion.config.to_dict(), "is_causal": True})
+    model = MD4ForCausalLM(config)
+    model.load_state_dict(diffusion.state_dict())
+    model.save_pretrained(folder)
+    build_text8_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def log_probabilities(model, ids):
+    """`(length, vocab)` log p of every token after those before it, by a forward for each, on the ids so far alone."""
+    rows = []
+    for place in range(len(ids)):
+        # The mask stands before the first token, as the model itself has it.
+        prefix = torch.tensor([[model.config.mask_token_id, *ids[:place]]])
+        times = torch.zeros(1) if model.config.time_conditioning else None
+        hidden_states = model.model(prefix, timesteps=times).last_hidden_state[0, -1]
+        rows.append(model.lm_head(hidden_states)[:-1].log_softmax(-1))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def test_an_autoregressive_model_is_scored_exactly(causal_folder):
+    lm = MD4LM(str(causal_folder), batch_size=3, draws=7)
+    pairs = [("the cat", " sat"), ("", "a dog"), ("so ", "far"), ("abc " * 40 + "the cat", " sat"), ("a", "b")]
+    scores = lm.loglikelihood([request(*pair, doc=0) for pair in pairs], disable_tqdm=True)
+    for (context, continuation), (score, _) in zip(pairs, scores, strict=True):
+        ids = lm.tokenizer.encode(context + continuation)[-LENGTH:]
+        num_scored = len(lm.tokenizer.encode(context + continuation)) - len(lm.tokenizer.encode(context.rstrip()))
+        log_p = log_probabilities(lm.model, ids).gather(1, torch.tensor(ids)[:, None])[-num_scored:]
+        assert score == pytest.approx(log_p.sum().item(), rel=1e-5)
+    assert lm.get_model_info()["bound_estimator"] == "exact" and "bound_draws" not in lm.get_model_info()
+
+
+@torch.no_grad()
+def test_greedy_of_an_autoregressive_model_is_the_most_probable_token_at_each_step(causal_folder):
+    lm = MD4LM(str(causal_folder), batch_size=2)
+    for context in ("", "the cat"):
+        ids = lm.tokenizer.encode(context)
+        for _ in range(3):
+            ids.append(log_probabilities(lm.model, [*ids, 0])[-1].argmax().item())
+        # As ids and not as text, in which spaces that follow each other are one.
+        given = len(ids) - 3
+        sequences = [ScoredSequence(ids, given, 0), ScoredSequence([*ids[:-1], (ids[-1] + 1) % 27], given, 0)]
+        assert [is_greedy for _, is_greedy in lm._score_batch(sequences)] == [True, False]
+
+
+@torch.no_grad()
+def test_whole_texts_of_an_autoregressive_model_are_scored_in_the_blocks_of_a_diffusion_model(causal_folder):
+    lm = MD4LM(str(causal_folder), batch_size=2)
+    text = "the quick brown fox jumps over the lazy dog and runs away"
+    (total,) = lm.loglikelihood_rolling([request(text, kind="loglikelihood_rolling")], disable_tqdm=True)
+    ids = torch.tensor(lm.tokenizer.encode(text))
+    blocks = [block[None] for block in ids.split(LENGTH)]
+    assert total == pytest.approx(-sum(lm.model(x, labels=x).token_nelbo.sum().item() for x in blocks), rel=1e-5)
+
+
+def test_a_task_gives_both_kinds_of_model_their_figures_by_one_command(
+    causal_folder, task_folder, questions, monkeypatch
+):
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    model_args = f"pretrained={causal_folder},draws={DRAWS}"
+    results = evaluate_task(task_folder, model="md4_hf", model_args=model_args, batch_size=8, device="cpu")
+    found = [[response[0][0] for response in sample["resps"]] for sample in results["samples"]["endings"]]
+    model, encode = load_model(str(causal_folder)), build_text8_tokenizer().encode
+    for question, scores in zip(questions, found, strict=True):
+        for ending, score in zip(question["endings"], scores, strict=True):
+            ids = torch.tensor([encode(question["beginning"] + ending)[-LENGTH:]])
+            nelbo = model(ids, labels=ids).token_nelbo[0, -len(encode(ending)) :]
+            assert score == pytest.approx(-nelbo.sum().item(), rel=1e-4)
+
+
+def test_an_autoregressive_model_refuses_what_it_cannot_do(causal_folder):
+    with pytest.raises(ValueError, match="`estimator` must be 'time' for a causal model, which needs none"):
+        MD4LM(str(causal_folder), estimator="any_order")
+    with pytest.raises(ValueError, match="`pretrained` must be a masked diffusion model for tasks that generate"):
+        generations(MD4LM(str(causal_folder)), [request("the cat", {}, kind="generate_until")])
+
+
 # The noise ------------------------------------------------------------------------------------------------------------
 
 
@@ -459,7 +545,9 @@ def test_models_that_cannot_be_scored():
         MD4LM(text_model(num_classes=3))
     with pytest.raises(ValueError, match="`tokenizer` must be given with a model, got None"):
         MD4LM(text_model())
-    with pytest.raises(ValueError, match="`pretrained` must be a folder, a Hub id or an MD4ForMaskedDiffusion, got 7"):
+    with pytest.raises(
+        ValueError, match="`pretrained` must be a folder, a Hub id, an MD4.* or an MD4ForCausalLM, got 7"
+    ):
         MD4LM(7)
     with pytest.raises(FileNotFoundError, match="no/such"):
         MD4LM("./no/such")

@@ -137,7 +137,7 @@ def test_statistics_refuse_what_has_no_ngrams(function):
 # Perplexity of own tokens ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"add_bos": False}, {"max_length": 9}, {"batch_size": 2}])
+@pytest.mark.parametrize("options", [{}, {"add_bos": True}, {"max_length": 9}, {"batch_size": 2}])
 def test_own_tokens_and_texts_agree_where_the_texts_have_the_same_tokens(options):
     tokenizer = build_byte_tokenizer()
     judge, texts = make_judge(tokenizer), ["the quick", "brown fox jumps", "over"]
@@ -155,8 +155,8 @@ def test_own_tokens_differ_from_texts_where_the_split_differs():
     ids = tokenizer("ab cd")["input_ids"]
     split = [*b"ab cd"]
     assert tokenizer.decode(ids) == tokenizer.decode(split) and len(split) == len(ids) + 1
-    of_texts = generative_perplexity(["ab cd"], judge, tokenizer, add_bos=False)
-    of_ids = generative_perplexity_of_ids([split], judge, tokenizer, tokenizer, add_bos=False)
+    of_texts = generative_perplexity(["ab cd"], judge, tokenizer)
+    of_ids = generative_perplexity_of_ids([split], judge, tokenizer, tokenizer)
     assert (of_texts["num_tokens"], of_ids["num_tokens"]) == (len(ids) - 1, len(ids))
     assert of_texts["perplexity"] != pytest.approx(of_ids["perplexity"], rel=1e-3)
 
@@ -279,12 +279,12 @@ def test_the_scores_are_those_of_the_functions(folders, scored):
     rows = [json.loads(line) for line in (scored / "samples.jsonl").read_text().splitlines()]
     ids = [row["input_ids"] for row in rows]
     assert [len(row) for row in ids] == [LENGTH] * 6 and not any(257 in row for row in ids)
-    expected = generative_perplexity_of_ids(ids, judge, tokenizer, tokenizer, add_bos=False, batch_size=4)
+    expected = generative_perplexity_of_ids(ids, judge, tokenizer, tokenizer, batch_size=4)
     assert scores["samples"]["judge"] == {**expected, "num_too_short": 0}
     assert scores["samples"]["tokens"] == {"are": "own tokens", **token_statistics(ids)}
     blocks, _ = pack(Dataset.from_dict({"text": [REFERENCES]}), tokenizer, LENGTH)
     spread = [blocks[i * len(blocks) // 6]["input_ids"] for i in range(6)]
-    expected = generative_perplexity_of_ids(spread, judge, tokenizer, tokenizer, add_bos=False, batch_size=4)
+    expected = generative_perplexity_of_ids(spread, judge, tokenizer, tokenizer, batch_size=4)
     assert scores["references"]["judge"] == {**expected, "num_too_short": 0}
     assert scores["references"]["judge"]["num_tokens"] == 6 * (LENGTH - 1)
 

@@ -408,7 +408,7 @@ class MD4LM(LM):
         disable_tqdm: bool,
         description: str,
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood or its bound in nats, and greediness; `keep` hears of each by its position when it is known."""
+        """Log-likelihood or its bound in nats, and greediness; `keep` hears of each, by its position, when known."""
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(sequences)
         # Longest first: neighbours need little padding, and memory is short at once or not at all.
         order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].input_ids))

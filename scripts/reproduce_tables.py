@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Print the tables of the papers, with a row for each of your own models that the suite has measured.
+"""Print the tables of the papers, with a row for each way in which the suite has measured your own models.
 
 md4 evaluate runs/my-model --suite zero-shot
 python scripts/reproduce_tables.py runs/my-model --tables zero-shot text8
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from md4_hf import write_whole
+from md4_hf import TASKS, write_whole
 
 
 PUBLISHED = Path(__file__).with_name("published_results.json")
+WAY = ("preparation", "wrap", "stride", "context")  # of a recipe: tasks that agree in these have a row in common
 EXACT = "= "  # before published figures that are likelihoods and no bounds
 NAMES = {
     "lambada": "LAMBADA",
@@ -76,38 +77,70 @@ def published_tables() -> list[Table]:
     return [Table(name=name, **{"suite": name, **entry}) for name, entry in entries.items()]
 
 
-def measured(model: str, name: str, results: str) -> dict[str, Any] | None:
-    """What the suite found of a model, in the file of a table's name; None if it was not run."""
+def measured(model: str, suite: str, results: str) -> list[dict[str, Any]]:
+    """What the suite found of a model: its reports, one for each preparation, that of the suite's own name first."""
     folders = (Path(model, "evaluation"), Path(model), Path(results, model.replace("/", "--")))
-    files = [folder / f"{name}.json" for folder in folders if (folder / f"{name}.json").is_file()]
-    return json.loads(files[0].read_text(encoding="utf-8")) if files else None
+    files = {file.resolve(): None for folder in folders for file in sorted(folder.glob(f"{suite}*.json"))}
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [report for report in reports if isinstance(report, dict) and {"model", "results"} <= report.keys()]
 
 
-def own_row(table: Table, report: dict[str, Any]) -> list[str] | None:
-    """A model's row; None if it was evaluated with another preparation than the table's, or on none of its tasks."""
-    results = {result["task"]: result for result in report["results"]}
-    found = [results[task] for task in table.columns if task in results]
-    recipes = [result["recipe"] for result in found]
-    if not found or any(recipe.get("preparation") != table.preparation for recipe in recipes if table.preparation):
-        return None
-    cells = [figure(results[task]) if task in results else "–" for task in table.columns]
-    return [report["model"]["objective"], f"**{report['model']['name']}**", *cells, describe(recipes, report)]
+def own_rows(table: Table, report: dict[str, Any]) -> list[list[str]]:
+    """The rows of a model, one for each way in which its tasks were prepared, of those that the table is about."""
+    found: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for result in report["results"]:
+        recipe = result["recipe"]
+        if result["task"] in table.columns and table.preparation in (None, recipe.get("preparation")):
+            way = tuple(recipe.get(name) for name in WAY)
+            found.setdefault(way, {})[result["task"]] = result
+    model = report["model"]
+    return [
+        [
+            model["objective"],
+            f"**{model['name']}**",
+            *(figure(results[task]) if task in results else "–" for task in table.columns),
+            describe([results[task] for task in table.columns if task in results], report),
+        ]
+        for results in found.values()
+    ]
 
 
 def figure(result: dict[str, Any]) -> str:
-    """A measured figure with its error."""
+    """A measured figure with its error, which one example alone does not have."""
+    if result["value"] is None:  # JSON has no word for infinite
+        return "not finite"
     digits = 2 if result["metric"] == "perplexity" else 3
-    return f"{'≤ ' if result['is_bound'] else ''}{result['value']:.{digits}f} ± {result['stderr']:.{digits}f}"
+    stderr = "" if result["stderr"] is None else f" ± {result['stderr']:.{digits}f}"
+    return f"{'≤ ' if result['is_bound'] else ''}{result['value']:.{digits}f}{stderr}"
 
 
-def describe(recipes: list[dict[str, Any]], report: dict[str, Any]) -> str:
-    """Preparation, splits and estimator of a row."""
+def describe(results: list[dict[str, Any]], report: dict[str, Any]) -> str:
+    """Preparation, splits and estimator of a row, and what is not as usual."""
+    recipes = [result["recipe"] for result in results]
     splits = "/".join(dict.fromkeys(str(recipe["split"]) for recipe in recipes))
-    contexts = "/".join(dict.fromkeys(str(recipe["context"]) for recipe in recipes if "context" in recipe))
-    preparation = recipes[0].get("preparation", "images")
+    words = [recipes[0].get("preparation", "images"), splits]
+    if "context" in recipes[0]:
+        words.append(f"blocks of {'/'.join(dict.fromkeys(str(recipe['context']) for recipe in recipes))}")
+        words += [f"stride {recipe['stride']}" for recipe in recipes[:1] if recipe["stride"] < length(recipe)]
+        words += ["rows by themselves"] * (not recipes[0]["wrap"])
+        detokenizers = [result["recipe"]["detokenizer"] for result in results if has_another_detokenizer(result)]
+        words += [f"detokenizer {name}" for name in dict.fromkeys(detokenizers)]
     estimate = report["estimate"]
-    draws = "exact" if estimate["estimator"] == "exact" else f"{estimate['draws']} draws ({estimate['estimator']})"
-    return f"{preparation}; {splits}; " + (f"blocks of {contexts}; " if contexts else "") + draws
+    if estimate["estimator"] == "exact":
+        return "; ".join([*words, "exact"])
+    if estimate.get("timesteps") not in (None, "continuous"):
+        words.append(f"T = {estimate['timesteps']}")
+    return "; ".join([*words, f"{estimate['draws']} draws ({estimate['estimator']})"])
+
+
+def length(recipe: dict[str, Any]) -> int:
+    """Tokens of a block without its frame."""
+    return recipe["context"] - 2 * recipe["frame"]
+
+
+def has_another_detokenizer(result: dict[str, Any]) -> bool:
+    """Whether the text was not detokenised as that of the task is."""
+    return result["recipe"]["detokenizer"] != TASKS[result["task"]].detokenizer
 
 
 def published_row(row: list[str]) -> list[str]:
@@ -123,15 +156,13 @@ def lines_of(table: Table, models: list[str], results: str) -> Iterator[str]:
     header = ["size or objective", "model", *(NAMES.get(task, task) for task in table.columns), "how"]
     rows = [published_row(row) for row in table.rows]
     for model in models:
-        report = measured(model, table.name, results)
-        row = None if report is None else own_row(table, report)
-        if row is None:
+        own = [row for report in measured(model, table.suite, results) for row in own_rows(table, report)]
+        rows += own
+        if not own:
             options = f"--suite {table.suite}" + (f" --preparation {table.preparation}" if table.preparation else "")
             print(
                 f"{table.name}: no results of {model}. To have them: md4 evaluate {model} {options}", file=sys.stderr
             )
-        else:
-            rows.append(row)
     for row in (header, ["---"] * len(header), *rows):
         yield f"| {' | '.join(row)} |"
     yield from ("", f"Published figures: {table.source}. {table.note}".rstrip(), "")

@@ -80,6 +80,19 @@ def test_the_loss_is_that_of_the_logits_and_honours_the_number_of_items():
     assert (logits[..., VOCAB] == torch.finfo(logits.dtype).min).all(), "the mask is never predicted"
 
 
+def test_the_logits_at_a_position_are_those_that_its_token_is_predicted_with():
+    model, x = causal_model(), ids()
+    where = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    where[0, 0], where[1, -1] = True, True
+    nelbo = model(x, labels=x).token_nelbo
+    logits = model(x, position_mask=where).logits
+    torch.testing.assert_close(-logits.log_softmax(-1).gather(1, x[where][:, None])[:, 0], nelbo[where])
+    with pytest.raises(ValueError, match="`position_mask` cannot be used with `labels`"):
+        model(x, labels=x, position_mask=where)
+    with pytest.raises(ValueError, match=r"`position_mask` must have shape \(4, 8\), got \(4, 7\)"):
+        model(x, position_mask=where[:, 1:])
+
+
 def test_padding_changes_nothing():
     model, x = causal_model(), ids(length=5)
     padded = torch.nn.functional.pad(x, (0, 3), value=1)

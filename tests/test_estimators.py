@@ -90,6 +90,12 @@ def test_without_eps_a_count_has_its_inverse_as_weight_under_any_schedule():
         torch.testing.assert_close(weights[1:], 1.0 / torch.arange(1, 1025, dtype=torch.float64))
 
 
+def test_weights_of_rows_of_a_thousand_lengths_are_computed_once():
+    schedule = make_schedule("linear")
+    first = [masked_count_weights(schedule, tokens) for tokens in range(1, 1025)]
+    assert all(masked_count_weights(schedule, len(weights) - 1) is weights for weights in first)
+
+
 def test_the_lowest_noise_is_masked_and_every_choice_is_equally_likely():
     x0, scored = torch.arange(5).expand(6000, 5), torch.tensor([True, True, False, True, True]).expand(6000, 5)
     noise = torch.rand(6000, 5, generator=torch.Generator().manual_seed(0))

@@ -63,6 +63,7 @@ from md4_hf import (
 from md4_hf.adapters import fingerprint, save_base_record
 from md4_hf.cli import main
 from md4_hf.convert_md4_checkpoint import convert_checkpoint
+from md4_hf.packing import Separator
 
 
 EXAMPLES = int(os.environ.get("MD4_FUZZ_EXAMPLES", "0"))
@@ -733,12 +734,12 @@ def test_statistics_of_samples_work_or_name_what_is_wrong(sequences, n):
 
 
 @fuzz(
-    60,
+    300,
     texts=st.lists(st.text("ab c", max_size=12) | st.none(), max_size=4),
     preparation=st.sampled_from([*PREPARATIONS, "x"]),
     context=st.integers(0, 9),
     changes=st.fixed_dictionaries(
-        {}, optional={"stride": INTEGERS, "wrap": st.booleans(), "detokenizer": st.text("a")}
+        {}, optional={"stride": INTEGERS, "wrap": st.booleans(), "detokenizer": st.sampled_from(["none", "ptb", "a"])}
     ),
 )
 def test_recipes_make_windows_that_fit_or_name_what_is_wrong(texts, preparation, context, changes):
@@ -747,11 +748,20 @@ def test_recipes_make_windows_that_fit_or_name_what_is_wrong(texts, preparation,
     recipe = documented(make_recipe, *arguments, names=["preparation", "context", *changes], **changes)
     if recipe is None:
         return
-    rows = Dataset.from_dict({"text": [text or "" for text in texts]})
-    windows = documented(make_windows, rows, build_text8_tokenizer(), recipe, names=["data"])
+    rows, tokenizer = Dataset.from_dict({"text": [text or "" for text in texts]}), build_text8_tokenizer()
+    windows = documented(make_windows, rows, tokenizer, recipe, names=["data"])
+    scored, frame = [], int(recipe.frame)
     for window in windows or ():
         assert len(window["input_ids"]) == len(window["labels"]) <= context
         assert any(label != -100 for label in window["labels"])
+        scored += [label for label in window["labels"][frame : len(window["labels"]) - frame] if label != -100]
+    ends = {"eos": Separator.of(tokenizer), "blank line": Separator.of_text("\n\n", tokenizer)}
+    end = ends[recipe.row_end].input_ids
+    tokens = [token for text in rows["text"] for token in (*tokenizer.encode(text, add_special_tokens=False), *end)]
+    # Every token is scored once; only where rows are joined by groups, the last ones may be too few for a block.
+    joins_groups = recipe.wrap and PREPARATIONS[preparation].group is not None
+    num_left = len(tokens) - len(scored)
+    assert scored == tokens[: len(scored)] and 0 <= num_left < (context - 2 * frame if joins_groups else 1)
 
 
 # Converted checkpoints ------------------------------------------------------------------------------------------------

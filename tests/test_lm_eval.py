@@ -22,6 +22,7 @@ from md4_hf import (
     Diffusion,
     LoraArguments,
     MD4Config,
+    MD4ForCausalLM,
     MD4ForMaskedDiffusion,
     MD4Trainer,
     MD4TrainingArguments,
@@ -44,7 +45,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from md4_hf import lm_eval_adapter
-from md4_hf.lm_eval_adapter import MD4LM, GenerationOptions, noise_index
+from md4_hf.lm_eval_adapter import MD4LM, GenerationOptions, ScoredSequence, noise_index
 
 
 LENGTH, DRAWS = 32, 4
@@ -64,8 +65,9 @@ metric_list:
 """
 
 
-def request(*args, doc_id=None, kind="loglikelihood"):
-    return Instance(kind, {}, args, 0, metadata=("task", doc_id, 1) if doc_id is not None else (None, None, None))
+def request(*args, doc=None, kind="loglikelihood", doc_id=None):
+    """Of the document {"number": doc}, or of none; `doc_id` is the place that the harness gives it."""
+    return Instance(kind, {} if doc is None else {"number": doc}, args, 0, metadata=("task", doc_id, 1))
 
 
 def text_model(**kwargs):
@@ -108,8 +110,8 @@ def task_folder(tmp_path_factory, questions):
 
 def requests_of(questions):
     return [
-        request(question["beginning"], ending, doc_id=doc_id)
-        for doc_id, question in enumerate(questions)
+        request(question["beginning"], ending, doc=number, doc_id=number)
+        for number, question in enumerate(questions)
         for ending in question["endings"]
     ]
 
@@ -223,7 +225,7 @@ def test_the_estimate_tends_to_the_log_likelihood(world_pairs):
     world, pairs, exact = world_pairs
     draws, exact = 256, torch.tensor(exact)
     lm = MD4LM(ExactDenoiser(world), letters_tokenizer(), draws=draws, batch_size=81)
-    requests = [request(*pair, doc_id=number) for number, pair in enumerate(pairs)]
+    requests = [request(*pair, doc=number) for number, pair in enumerate(pairs)]
     ratio = torch.tensor([score for score, _ in lm.loglikelihood(requests, disable_tqdm=True)]) / exact
     deviation = (3.0 / draws) ** 0.5
     assert (ratio - 1.0).abs().max() < 6.0 * deviation
@@ -237,7 +239,7 @@ def test_the_estimate_tends_to_the_log_likelihood(world_pairs):
 def test_a_score_is_the_bound_of_the_continuation_alone(kwargs):
     model = text_model(**kwargs).eval()
     lm = MD4LM(model, build_text8_tokenizer(), draws=DRAWS, seed=5, batch_size=3)
-    requests = [request("the cat", " sat", doc_id=3), request("", "a dog", doc_id=4), request("so ", "far", doc_id=5)]
+    requests = [request("the cat", " sat", doc=3), request("", "a dog", doc=4), request("so ", "far", doc=5)]
     scores = [score for score, _ in lm.loglikelihood(requests, disable_tqdm=True)]
     encode = build_text8_tokenizer().encode
     expected = [
@@ -249,23 +251,23 @@ def test_a_score_is_the_bound_of_the_continuation_alone(kwargs):
 
 def test_a_long_context_loses_its_beginning(lm):
     long = "abc " * 40 + "the cat"
-    (score,) = lm.loglikelihood([request(long, " sat", doc_id=0)], disable_tqdm=True)
+    (score,) = lm.loglikelihood([request(long, " sat", doc=0)], disable_tqdm=True)
     ids = build_text8_tokenizer().encode(long + " sat")[-LENGTH:]
-    assert score[0] == pytest.approx(bound(lm.model, ids, LENGTH - 4, noise_index(request(doc_id=0))), rel=1e-5)
+    assert score[0] == pytest.approx(bound(lm.model, ids, LENGTH - 4, noise_index(request(doc=0))), rel=1e-5)
 
 
 def test_max_length_shortens_the_context(folder):
     lm = MD4LM(str(folder), draws=2, max_length="6")
-    (score,) = lm.loglikelihood([request("the cat", " sat", doc_id=0)], disable_tqdm=True)
+    (score,) = lm.loglikelihood([request("the cat", " sat", doc=0)], disable_tqdm=True)
     ids = build_text8_tokenizer().encode("at sat")
-    assert score[0] == pytest.approx(bound(lm.model, ids, 2, noise_index(request(doc_id=0)), draws=2), rel=1e-5)
+    assert score[0] == pytest.approx(bound(lm.model, ids, 2, noise_index(request(doc=0)), draws=2), rel=1e-5)
 
 
 def test_unknown_characters_and_names_of_special_tokens_are_text(lm):
     """text8 makes gaps of unknown characters; the mask's name in a text masks nothing."""
-    (score,) = lm.loglikelihood([request("Émile?", " [MASK] 7", doc_id=1)], disable_tqdm=True)
+    (score,) = lm.loglikelihood([request("Émile?", " [MASK] 7", doc=1)], disable_tqdm=True)
     ids = build_text8_tokenizer().encode(" mile mask seven ")
-    assert score[0] == pytest.approx(bound(lm.model, ids, 6, noise_index(request(doc_id=1))), rel=1e-5)
+    assert score[0] == pytest.approx(bound(lm.model, ids, 6, noise_index(request(doc=1))), rel=1e-5)
 
 
 def test_greedy_is_what_the_sampler_gives_in_one_step(lm):
@@ -283,6 +285,91 @@ def test_greedy_is_what_the_sampler_gives_in_one_step(lm):
     assert all(encode(query.args[1]) and "  " not in "".join(query.args) for query in requests)
     greedy = [is_greedy for _, is_greedy in lm.loglikelihood(requests, disable_tqdm=True)]
     assert greedy == [True, False] * 3
+
+
+# The autoregressive baseline ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["sees time", "sees no time"])
+def causal_folder(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("causal") / "model"
+    diffusion = text_model(time_conditioning=request.param)
+    config = MD4Config(**{**diffusion.config.to_dict(), "is_causal": True})
+    model = MD4ForCausalLM(config)
+    model.load_state_dict(diffusion.state_dict())
+    model.save_pretrained(folder)
+    build_text8_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def log_probabilities(model, ids):
+    """`(length, vocab)` log p of every token after those before it, by a forward for each, on the ids so far alone."""
+    rows = []
+    for place in range(len(ids)):
+        # The mask stands before the first token, as the model itself has it.
+        prefix = torch.tensor([[model.config.mask_token_id, *ids[:place]]])
+        times = torch.zeros(1) if model.config.time_conditioning else None
+        hidden_states = model.model(prefix, timesteps=times).last_hidden_state[0, -1]
+        rows.append(model.lm_head(hidden_states)[:-1].log_softmax(-1))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def test_an_autoregressive_model_is_scored_exactly(causal_folder):
+    lm = MD4LM(str(causal_folder), batch_size=3, draws=7)
+    pairs = [("the cat", " sat"), ("", "a dog"), ("so ", "far"), ("abc " * 40 + "the cat", " sat"), ("a", "b")]
+    scores = lm.loglikelihood([request(*pair, doc=0) for pair in pairs], disable_tqdm=True)
+    for (context, continuation), (score, _) in zip(pairs, scores, strict=True):
+        ids = lm.tokenizer.encode(context + continuation)[-LENGTH:]
+        num_scored = len(lm.tokenizer.encode(context + continuation)) - len(lm.tokenizer.encode(context.rstrip()))
+        log_p = log_probabilities(lm.model, ids).gather(1, torch.tensor(ids)[:, None])[-num_scored:]
+        assert score == pytest.approx(log_p.sum().item(), rel=1e-5)
+    assert lm.get_model_info()["bound_estimator"] == "exact" and "bound_draws" not in lm.get_model_info()
+
+
+@torch.no_grad()
+def test_greedy_of_an_autoregressive_model_is_the_most_probable_token_at_each_step(causal_folder):
+    lm = MD4LM(str(causal_folder), batch_size=2)
+    for context in ("", "the cat"):
+        ids = lm.tokenizer.encode(context)
+        for _ in range(3):
+            ids.append(log_probabilities(lm.model, [*ids, 0])[-1].argmax().item())
+        # As ids and not as text, in which spaces that follow each other are one.
+        given = len(ids) - 3
+        sequences = [ScoredSequence(ids, given, 0), ScoredSequence([*ids[:-1], (ids[-1] + 1) % 27], given, 0)]
+        assert [is_greedy for _, is_greedy in lm._score_batch(sequences)] == [True, False]
+
+
+@torch.no_grad()
+def test_whole_texts_of_an_autoregressive_model_are_scored_in_the_blocks_of_a_diffusion_model(causal_folder):
+    lm = MD4LM(str(causal_folder), batch_size=2)
+    text = "the quick brown fox jumps over the lazy dog and runs away"
+    (total,) = lm.loglikelihood_rolling([request(text, kind="loglikelihood_rolling")], disable_tqdm=True)
+    ids = torch.tensor(lm.tokenizer.encode(text))
+    blocks = [block[None] for block in ids.split(LENGTH)]
+    assert total == pytest.approx(-sum(lm.model(x, labels=x).token_nelbo.sum().item() for x in blocks), rel=1e-5)
+
+
+def test_a_task_gives_both_kinds_of_model_their_figures_by_one_command(
+    causal_folder, task_folder, questions, monkeypatch
+):
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    model_args = f"pretrained={causal_folder},draws={DRAWS}"
+    results = evaluate_task(task_folder, model="md4_hf", model_args=model_args, batch_size=8, device="cpu")
+    found = [[response[0][0] for response in sample["resps"]] for sample in results["samples"]["endings"]]
+    model, encode = load_model(str(causal_folder)), build_text8_tokenizer().encode
+    for question, scores in zip(questions, found, strict=True):
+        for ending, score in zip(question["endings"], scores, strict=True):
+            ids = torch.tensor([encode(question["beginning"] + ending)[-LENGTH:]])
+            nelbo = model(ids, labels=ids).token_nelbo[0, -len(encode(ending)) :]
+            assert score == pytest.approx(-nelbo.sum().item(), rel=1e-4)
+
+
+def test_an_autoregressive_model_refuses_what_it_cannot_do(causal_folder):
+    with pytest.raises(ValueError, match="`estimator` must be 'time' for a causal model, which needs none"):
+        MD4LM(str(causal_folder), estimator="any_order")
+    with pytest.raises(ValueError, match="`pretrained` must be a masked diffusion model for tasks that generate"):
+        generations(MD4LM(str(causal_folder)), [request("the cat", {}, kind="generate_until")])
 
 
 # The noise ------------------------------------------------------------------------------------------------------------
@@ -324,7 +411,7 @@ def test_auto_takes_smaller_batches_when_memory_is_short(folder, questions, monk
 def test_one_token_choices_are_ranked_exactly(lm):
     """They meet the same times and masks, so that their bounds are the exact negative logarithms times one number."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    requests = [request("the ca", letter, doc_id=9) for letter in letters]
+    requests = [request("the ca", letter, doc=9) for letter in letters]
     scores = torch.tensor([score for score, _ in lm.loglikelihood(requests, disable_tqdm=True)])
     ids = torch.tensor([[*lm.tokenizer.encode("the ca"), lm.model.config.mask_token_id]])
     with torch.no_grad():
@@ -337,10 +424,14 @@ def test_one_token_choices_are_ranked_exactly(lm):
 
 
 def test_noise_is_keyed_by_document_and_else_by_context():
-    assert noise_index(request("a", "b", doc_id=1)) == noise_index(request("c", "d", doc_id=1))
-    assert noise_index(request("a", "b", doc_id=1)) != noise_index(request("a", "b", doc_id=2))
+    assert noise_index(request("a", "b", doc=1)) == noise_index(request("c", "d", doc=1))
+    assert noise_index(request("a", "b", doc=1)) != noise_index(request("a", "b", doc=2))
     assert noise_index(request("a", "b")) == noise_index(request("a", "c")) != noise_index(request("b", "c"))
-    indices = {noise_index(request("", doc_id=doc_id), block) for doc_id in range(100) for block in range(100)}
+    assert noise_index(request("a", doc=1, doc_id=7)) == noise_index(request("a", doc=1, doc_id=8))
+    documents = [{"a": 1, "b": ["x"]}, {"b": ["x"], "a": 1}, {"a": 1, "b": ["y"]}]
+    one, same, other = (noise_index(Instance("loglikelihood", document, ("a",), 0)) for document in documents)
+    assert one == same != other, "the order of a document's columns is none of its content"
+    indices = {noise_index(request("", doc=number), block) for number in range(100) for block in range(100)}
     assert len(indices) == 10_000 and all(0 <= index < 2**31 for index in indices)
 
 
@@ -349,7 +440,7 @@ def test_noise_is_keyed_by_document_and_else_by_context():
 
 def test_rolling_adds_the_bounds_of_disjoint_blocks(lm):
     texts = ["", "short", "the quick brown fox jumps over the lazy dog and runs away from the other foxes"]
-    requests = [request(text, doc_id=n, kind="loglikelihood_rolling") for n, text in enumerate(texts)]
+    requests = [request(text, doc=n, kind="loglikelihood_rolling") for n, text in enumerate(texts)]
     totals = lm.loglikelihood_rolling(requests, disable_tqdm=True)
     ids = lm.tokenizer.encode(texts[2])
     blocks = [ids[start : start + LENGTH] for start in range(0, len(ids), LENGTH)]
@@ -369,7 +460,7 @@ def test_generations_do_not_depend_on_the_batch_or_the_order(folder):
     prompts = ["the cat", "", "a " * 40, "some dog"]
     kwargs = [{"max_gen_toks": 9}, {"max_gen_toks": 9, "do_sample": True, "top_p": 0.9}]
     requests = [
-        request(prompt, options, doc_id=n, kind="generate_until")
+        request(prompt, options, doc=n, kind="generate_until")
         for options in kwargs
         for n, prompt in enumerate(prompts)
     ]
@@ -383,11 +474,11 @@ def test_generations_do_not_depend_on_the_batch_or_the_order(folder):
 
 def test_a_generation_ends_before_the_first_of_the_strings(lm):
     options = {"max_gen_toks": 20, "num_inference_steps": 8}
-    (whole,) = generations(lm, [request("the cat", options, doc_id=0)])
+    (whole,) = generations(lm, [request("the cat", options, doc=0)])
     end, later = whole[5:7], whole[9:11]
-    (cut,) = generations(lm, [request("the cat", {**options, "until": [later, end, ""]}, doc_id=0)])
+    (cut,) = generations(lm, [request("the cat", {**options, "until": [later, end, ""]}, doc=0)])
     assert cut == whole[: min(whole.find(end), whole.find(later))]
-    assert generations(lm, [request("the cat", {**options, "until": "7"}, doc_id=0)]) == [whole]
+    assert generations(lm, [request("the cat", {**options, "until": "7"}, doc=0)]) == [whole]
 
 
 def test_a_generation_ends_at_the_end_of_text():
@@ -454,7 +545,9 @@ def test_models_that_cannot_be_scored():
         MD4LM(text_model(num_classes=3))
     with pytest.raises(ValueError, match="`tokenizer` must be given with a model, got None"):
         MD4LM(text_model())
-    with pytest.raises(ValueError, match="`pretrained` must be a folder, a Hub id or an MD4ForMaskedDiffusion, got 7"):
+    with pytest.raises(
+        ValueError, match="`pretrained` must be a folder, a Hub id, an MD4.* or an MD4ForCausalLM, got 7"
+    ):
         MD4LM(7)
     with pytest.raises(FileNotFoundError, match="no/such"):
         MD4LM("./no/such")
@@ -498,8 +591,8 @@ def expected_scores(folder, questions, draws=DRAWS):
     """The bounds of all endings, one by one."""
     model, encode = load_model(str(folder)), build_text8_tokenizer().encode
     scores = []
-    for doc_id, question in enumerate(questions):
-        index = noise_index(Instance("loglikelihood", {}, (), 0, metadata=("endings", doc_id, 1)))
+    for question in questions:
+        index = noise_index(Instance("loglikelihood", question, (), 0, metadata=("endings", None, 1)))
         for ending in question["endings"]:
             ids, num_scored = encode(question["beginning"] + ending)[-LENGTH:], len(encode(ending))
             scores.append(bound(model, ids, len(ids) - num_scored, index, draws=draws))
@@ -537,6 +630,25 @@ def test_a_multiple_choice_task_of_a_local_file(folder, task_folder, questions, 
     assert again["results"] == results["results"]
 
 
+def test_other_orders_and_parts_of_a_task_give_its_documents_the_same_likelihoods(
+    folder, task_folder, questions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    shuffled = random.Random(2).sample(questions, len(questions))
+    (tmp_path / "endings.jsonl").write_text("".join(json.dumps(question) + "\n" for question in shuffled))
+    (tmp_path / "endings.yaml").write_text(TASK.replace("DATA", str(tmp_path / "endings.jsonl")))
+    arguments = {"model": "md4_hf", "model_args": f"pretrained={folder},draws={DRAWS}", "batch_size": 8}
+
+    def likelihoods(folder, limit=None):
+        samples = evaluate_task(folder, device="cpu", limit=limit, **arguments)["samples"]["endings"]
+        return {x["doc"]["beginning"]: [response[0][0] for response in x["resps"]] for x in samples}
+
+    whole, part = likelihoods(task_folder), likelihoods(tmp_path, limit=5)
+    assert list(part) == [question["beginning"] for question in shuffled[:5]] != list(whole)[:5]
+    for beginning, found in part.items():
+        assert found == pytest.approx(whole[beginning], rel=1e-4)
+
+
 def test_an_adapter_is_evaluated_on_its_base(folder, tmp_path):
     torch.manual_seed(0)
     model = add_adapter(load_model(str(folder)), LoraArguments(lora_r=2))
@@ -545,7 +657,7 @@ def test_an_adapter_is_evaluated_on_its_base(folder, tmp_path):
             torch.nn.init.normal_(parameter, std=0.3)
     args = MD4TrainingArguments(str(tmp_path / "adapter"), report_to="none", use_cpu=True)
     MD4Trainer(model=model, args=args, processing_class=build_text8_tokenizer()).save_model()
-    queries = [request("the cat", " sat", doc_id=0)]
+    queries = [request("the cat", " sat", doc=0)]
     ((score, _),) = MD4LM(str(tmp_path / "adapter"), draws=4).loglikelihood(queries, disable_tqdm=True)
     ids = build_text8_tokenizer().encode("the cat sat")
     merged = model.eval().merge_and_unload()

@@ -148,7 +148,7 @@ print(metric.compute(predictions=["the value"], model_id={str(folder)!r}, device
     )
     assert result.returncode == 0, result.stderr
     perplexity, entropy, num_tokens = result.stdout.splitlines()
-    assert "'num_tokens': 3" in perplexity and float(entropy) == pytest.approx(math.log(2)) and num_tokens == "2"
+    assert "'num_tokens': 3" in perplexity and float(entropy) == pytest.approx(math.log(2)) and num_tokens == "1"
     assert list(elsewhere.iterdir()) == [] and sorted(METRICS.rglob("*")) == before
     assert (cache / "modules" / "evaluate_modules" / "metrics" / "perplexity_bound").is_dir()
 
@@ -306,7 +306,7 @@ def test_the_generative_perplexity_is_the_one_computed_by_hand(model, tokenizer,
     nats = [nats_by_hand(model, [tokenizer.bos_token_id, *row]) for row in ids]
     counts = [len(row) for row in ids]
     results = load("generative_perplexity").compute(
-        predictions=TEXTS, model_id=str(folder), batch_size=3, device="cpu"
+        predictions=TEXTS, model_id=str(folder), batch_size=3, add_bos=True, device="cpu"
     )
     # float32 logits: about 1e-6 nats per token
     assert results["text_nats"] == pytest.approx(nats, rel=1e-5)
@@ -320,12 +320,15 @@ def test_the_generative_perplexity_is_the_one_computed_by_hand(model, tokenizer,
     assert abs(results["perplexity"] - results["mean_perplexity"]) > 0.1, "these texts tell the two apart"
 
 
-@pytest.mark.parametrize("how", ["no BOS in the tokenizer", "add_bos=False"])
-def test_without_bos_the_first_token_is_given_and_not_scored(model, tokenizer, how):
-    if how == "add_bos=False":
-        results = generative_perplexity(TEXTS, model, tokenizer, add_bos=False)
+@pytest.mark.parametrize("how", ["no BOS in the tokenizer", "by default", "by default of the module"])
+def test_without_bos_the_first_token_is_given_and_not_scored(model, tokenizer, folder, how):
+    if how == "by default":
+        results = generative_perplexity(TEXTS, model, tokenizer)
+    elif how == "by default of the module":
+        metric = load("generative_perplexity")
+        results = metric.compute(predictions=TEXTS, model_id=str(folder), device="cpu")
     else:
-        results = generative_perplexity(TEXTS, model, make_tokenizer())
+        results = generative_perplexity(TEXTS, model, make_tokenizer(), add_bos=True)
     ids = [[WORDS.index(word) for word in text.split()] for text in TEXTS]
     assert results["text_num_tokens"] == [len(row) - 1 for row in ids]
     assert results["text_nats"] == pytest.approx([nats_by_hand(model, row) for row in ids], rel=1e-5)
@@ -333,13 +336,13 @@ def test_without_bos_the_first_token_is_given_and_not_scored(model, tokenizer, h
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_neither_padding_nor_batch_size_nor_order_changes_the_result(model, tokenizer, batch_size):
-    expected = generative_perplexity(TEXTS, model, tokenizer, batch_size=4)
-    results = generative_perplexity(TEXTS[::-1], model, tokenizer, batch_size=batch_size)
+    expected = generative_perplexity(TEXTS, model, tokenizer, add_bos=True, batch_size=4)
+    results = generative_perplexity(TEXTS[::-1], model, tokenizer, add_bos=True, batch_size=batch_size)
     assert results["text_nats"][::-1] == pytest.approx(expected["text_nats"], rel=1e-5)
     assert results["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
     for padding_side in ("left", "right"):
         padded = make_tokenizer(bos_token="<s>", pad_token="<s>", padding_side=padding_side)
-        results = generative_perplexity(TEXTS, model, padded, batch_size=batch_size)
+        results = generative_perplexity(TEXTS, model, padded, add_bos=True, batch_size=batch_size)
         assert results["text_nats"] == pytest.approx(expected["text_nats"], rel=1e-5)
 
 
@@ -351,16 +354,18 @@ def test_the_bos_token_counts_where_the_tokenizer_adds_its_own(model):
     bos = ("<s>", plain.bos_token_id)
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[bos])
     assert adding("the value")["input_ids"][0] == plain.bos_token_id
-    assert generative_perplexity(TEXTS, model, adding) == generative_perplexity(TEXTS, model, plain)
+    assert generative_perplexity(TEXTS, model, adding, add_bos=True) == generative_perplexity(
+        TEXTS, model, plain, add_bos=True
+    )
 
 
 @pytest.mark.parametrize("max_length", [None, 6])
 def test_long_texts_are_cut_to_their_first_tokens_and_counted(model, tokenizer, max_length):
     length = max_length or 12
     texts = ["the value of an object is a list of strings used the value of the list", "a list"]
-    results = generative_perplexity(texts, model, tokenizer, max_length=max_length)
+    results = generative_perplexity(texts, model, tokenizer, add_bos=True, max_length=max_length)
     kept = " ".join(texts[0].split()[: length - 1])
-    expected = generative_perplexity([kept, texts[1]], model, tokenizer)
+    expected = generative_perplexity([kept, texts[1]], model, tokenizer, add_bos=True)
     assert results == {**expected, "num_truncated": 1}
     assert results["text_num_tokens"] == [length - 1, 2]
 
@@ -395,7 +400,7 @@ def test_the_nats_of_a_model_of_low_precision_are_computed_in_high_precision(tok
     with torch.no_grad():
         log_probability = model(ids).logits[0, :-1].double().log_softmax(-1)
     expected = -log_probability.gather(1, ids[0, 1:, None]).sum().item()
-    results = generative_perplexity(TEXTS[:1], model, tokenizer)
+    results = generative_perplexity(TEXTS[:1], model, tokenizer, add_bos=True)
     assert results["text_nats"] == pytest.approx([expected], rel=1e-6)
 
 
@@ -431,7 +436,7 @@ def test_a_tokenizer_of_another_model_is_refused(tokenizer):
     model = make_model()
     model.resize_token_embeddings(9)
     with pytest.raises(ValueError, match="`tokenizer` must give ids below 9, the vocabulary of the model, got 10"):
-        generative_perplexity(TEXTS, model, tokenizer)
+        generative_perplexity(TEXTS, model, tokenizer, add_bos=True)
 
 
 def test_the_loaded_metric_refuses_before_it_loads_the_model(folder, monkeypatch):

@@ -35,6 +35,7 @@ from md4_hf.cli_sample import SamplerArguments, print_texts, read_printed_texts
 
 
 LENGTH = 24
+REAL = ("--references", "digits")
 REFERENCES = "the quick brown fox jumps over the lazy dog. pack my box with five dozen liquor jugs. " * 12
 
 
@@ -58,6 +59,14 @@ def folders(tmp_path_factory):
         make_judge(tokenizer).save_pretrained(folder / f"judge-{name}")
         tokenizer.save_pretrained(folder / f"judge-{name}")
     (folder / "real.txt").write_text(REFERENCES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "model"
+    model = random_image_model(17, 8, num_classes=10, class_dropout=0.1)
+    make_pipeline(model).save_pretrained(folder)
     return folder
 
 
@@ -137,7 +146,7 @@ def test_statistics_refuse_what_has_no_ngrams(function):
 # Perplexity of own tokens ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"add_bos": False}, {"max_length": 9}, {"batch_size": 2}])
+@pytest.mark.parametrize("options", [{}, {"add_bos": True}, {"max_length": 9}, {"batch_size": 2}])
 def test_own_tokens_and_texts_agree_where_the_texts_have_the_same_tokens(options):
     tokenizer = build_byte_tokenizer()
     judge, texts = make_judge(tokenizer), ["the quick", "brown fox jumps", "over"]
@@ -155,8 +164,8 @@ def test_own_tokens_differ_from_texts_where_the_split_differs():
     ids = tokenizer("ab cd")["input_ids"]
     split = [*b"ab cd"]
     assert tokenizer.decode(ids) == tokenizer.decode(split) and len(split) == len(ids) + 1
-    of_texts = generative_perplexity(["ab cd"], judge, tokenizer, add_bos=False)
-    of_ids = generative_perplexity_of_ids([split], judge, tokenizer, tokenizer, add_bos=False)
+    of_texts = generative_perplexity(["ab cd"], judge, tokenizer)
+    of_ids = generative_perplexity_of_ids([split], judge, tokenizer, tokenizer)
     assert (of_texts["num_tokens"], of_ids["num_tokens"]) == (len(ids) - 1, len(ids))
     assert of_texts["perplexity"] != pytest.approx(of_ids["perplexity"], rel=1e-3)
 
@@ -279,12 +288,12 @@ def test_the_scores_are_those_of_the_functions(folders, scored):
     rows = [json.loads(line) for line in (scored / "samples.jsonl").read_text().splitlines()]
     ids = [row["input_ids"] for row in rows]
     assert [len(row) for row in ids] == [LENGTH] * 6 and not any(257 in row for row in ids)
-    expected = generative_perplexity_of_ids(ids, judge, tokenizer, tokenizer, add_bos=False, batch_size=4)
+    expected = generative_perplexity_of_ids(ids, judge, tokenizer, tokenizer, batch_size=4)
     assert scores["samples"]["judge"] == {**expected, "num_too_short": 0}
     assert scores["samples"]["tokens"] == {"are": "own tokens", **token_statistics(ids)}
     blocks, _ = pack(Dataset.from_dict({"text": [REFERENCES]}), tokenizer, LENGTH)
     spread = [blocks[i * len(blocks) // 6]["input_ids"] for i in range(6)]
-    expected = generative_perplexity_of_ids(spread, judge, tokenizer, tokenizer, add_bos=False, batch_size=4)
+    expected = generative_perplexity_of_ids(spread, judge, tokenizer, tokenizer, batch_size=4)
     assert scores["references"]["judge"] == {**expected, "num_too_short": 0}
     assert scores["references"]["judge"]["num_tokens"] == 6 * (LENGTH - 1)
 
@@ -395,7 +404,20 @@ def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
         (["text.txt", "--samples_file", "x.txt"], "`samples_file` must end in .jsonl, got x.txt"),
         (["text.txt", "--output_file", "no/x.json"], "`output_file` must be a file in a folder that exists"),
         (["text.txt", "--judge", "./no-judge"], "`judge` must be a folder or Hub id of a causal language model"),
-        (["text.txt", "--retokenise", "false"], "`judge` must be given with `retokenise` false"),
+        (["text.txt", "--retokenise", "false"], "`retokenise` must be left out without a `judge`, got False"),
+        (["text.txt", "--add_bos"], "`add_bos` must be left out without a `judge`, got True"),
+        (["MODEL", "--max_length", "9"], "`max_length` must be left out without a `judge`, got 9"),
+        (["MODEL", "--text_column", "body"], "`text_column` must be left out without `references`, got body"),
+        (
+            ["MODEL", "--references_split", "test"],
+            "`references_split` must be left out without `references`, got test",
+        ),
+        (["text.txt", "--tokenizer", "bytes", "--seed", "3"], "`seed` must be left out for a file of samples, got 3"),
+        (["IMAGES", "--resize"], "`resize` must be left out without `references`, got True"),
+        (["IMAGES", *REAL, "--text_column", "body"], "`text_column` must be left out for a model of images, got body"),
+        (["IMAGES", *REAL, "--judge", "JUDGE", "--add_bos"], "`judge` must be left out for a model of images, got"),
+        (["IMAGES", *REAL, "--retokenise", "false"], "`retokenise` must be left out without a `judge`, got False"),
+        (["IMAGES", *REAL, "--add_bos"], "`add_bos` must be left out without a `judge`, got True"),
         (["empty.jsonl", "--tokenizer", "bytes"], "`model_or_file` must hold a text for each sample"),
         (["torn.jsonl", "--tokenizer", "bytes"], "`samples` must be JSON lines, got line 1 of torn.jsonl"),
         (["list.jsonl", "--tokenizer", "bytes"], "`samples` must be JSON objects, got b'[1]' in line 1"),
@@ -407,7 +429,7 @@ def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
         (["MODEL", "--judge", "JUDGE", "--retokenise", "false"], "`tokenizer` must have the tokens of the samples"),
     ],
 )
-def test_bad_input_is_one_clear_message(folders, argv, message, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_clear_message(folders, image_folder, argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("the quick brown fox")
     (tmp_path / "empty.jsonl").write_text("")
@@ -415,7 +437,7 @@ def test_bad_input_is_one_clear_message(folders, argv, message, capsys, tmp_path
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "latin.txt").write_bytes("für".encode("latin-1"))
     before = sorted(tmp_path.iterdir())
-    names = {"MODEL": str(folders / "text8"), "JUDGE": str(folders / "judge-bytes")}
+    names = {"MODEL": str(folders / "text8"), "JUDGE": str(folders / "judge-bytes"), "IMAGES": str(image_folder)}
     errors = failure(capsys, ["score", *(names.get(word, word) for word in argv)])
     assert message in errors and "Traceback" not in errors
     assert sorted(tmp_path.iterdir()) == before
@@ -432,14 +454,6 @@ def channel_means(images):
 @pytest.fixture
 def torchmetrics():
     return pytest.importorskip("torchmetrics.image.fid", reason="needs torchmetrics: pip install 'md4_hf[fid]'")
-
-
-@pytest.fixture(scope="module")
-def image_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images") / "model"
-    model = random_image_model(17, 8, num_classes=10, class_dropout=0.1)
-    make_pipeline(model).save_pretrained(folder)
-    return folder
 
 
 def test_without_the_libraries_the_message_names_the_extra(image_folder, tmp_path, monkeypatch, capsys):

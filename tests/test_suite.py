@@ -440,3 +440,50 @@ def test_a_model_that_was_measured_gets_a_row_in_the_papers_table(tables, model,
     assert "| small | MD4 | ≤ 48.43 | ≤ 34.94 | ≤ 102.26 | ≤ 35.90 | ≤ 68.10 | paper |" in printed.out
     assert "| small | GPT-2 | 45.04 |" in printed.out
     assert printed.err.count("no results") == 2 and "--preparation mdlm" in printed.err
+
+
+def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files, tmp_path, capsys):
+    replace = [file for file in files if file.startswith(("ptb", "lm1b"))]
+    options = ["--draws", "2", "--tasks", "ptb", "lm1b", "--replace", *replace, "--output_dir", str(tmp_path)]
+    ways = ["--preparation mdlm", "--preparation gpt2 --stride 4", "--detokenizer none --wrap false"]
+    for way in ways:
+        main(["evaluate", str(model), "--suite", "zero-shot", *way.split(), *options])
+    (tmp_path / "zero-shot-notes.json").write_text("[]")
+    capsys.readouterr()
+    tables["main"]([str(tmp_path), "--tables", "zero-shot"])
+    printed = capsys.readouterr()
+    rows = [line for line in printed.out.splitlines() if f"**{model}**" in line]
+    described = sorted(row.strip("| ").split(" | ")[-1] for row in rows)
+    assert described == [
+        "gpt2; file; blocks of 16; stride 4; 2 draws (time)",
+        "mdlm; file; blocks of 16; 2 draws (time)",
+        "sedd; file; blocks of 16; rows by themselves; detokenizer none; 2 draws (time)",
+    ]
+    assert "no results" not in printed.err
+    tables["main"]([str(tmp_path), "--tables", "zero-shot-mdlm"])
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line)
+    assert "mdlm; file" in row
+
+
+def test_one_report_with_several_recipes_has_a_row_for_each(tables, model, files, tmp_path, capsys):
+    report = evaluate(model, files, tmp_path, "--draws", "2", "--tasks", "ptb", "lm1b")
+    others = [{**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in report["results"]]
+    (tmp_path / "zero-shot.json").write_text(json.dumps({**report, "results": [*report["results"], *others]}))
+    capsys.readouterr()
+    tables["main"]([str(tmp_path), "--tables", "zero-shot"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line]
+    assert ["sedd; file" in row for row in rows] == [True, False]
+    assert all(row.count("≤ ") == 2 for row in rows)
+
+
+def test_a_single_example_has_a_figure_without_an_error(tables, model, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text("a b c d e f g")
+    options = ["--tasks", "ptb", "--preparation", "whole", "--draws", "2", "--output_dir", str(tmp_path / "one")]
+    main(["evaluate", str(model), "--suite", "zero-shot", "--replace", f"ptb={tmp_path / 'one.txt'}", *options])
+    (result,) = json.loads((tmp_path / "one" / "zero-shot-whole.json").read_text())["results"]
+    assert result["stderr"] is None
+    capsys.readouterr()
+    tables["main"]([str(tmp_path / "one"), "--tables", "zero-shot"])
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line)
+    assert f"| ≤ {result['value']:.2f} |" in row and "±" not in row
+    assert tables["figure"]({**result, "value": None}) == "not finite"

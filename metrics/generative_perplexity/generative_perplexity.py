@@ -31,7 +31,7 @@ Args:
     batch_size: texts per forward pass, 8 by default.
     max_length: tokens per text, BOS included; what goes beyond is cut off. By default the longest the model takes.
     add_bos: whether a BOS token goes before each text, where the tokenizer has one, so that the first token is scored
-        too (the default). Otherwise it is given and not scored, as in the evaluations of SEDD and MDLM with GPT-2.
+        too. By default it is given and not scored, as in the evaluations of SEDD and MDLM with GPT-2.
     device: where to compute: by default a GPU if there is one.
     progress: whether to show a progress bar, False by default.
 
@@ -70,7 +70,7 @@ class GenerativePerplexity(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions, *, model_id, batch_size=8, max_length=None, add_bos=True, device=None, progress=False
+        self, predictions, *, model_id, batch_size=8, max_length=None, add_bos=False, device=None, progress=False
     ):
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         tokenizer = AutoTokenizer.from_pretrained(model_id)

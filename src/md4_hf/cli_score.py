@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ from .cli_images import check_no_images
 from .cli_sample import SamplerArguments
 
 
-NUM_SAMPLES = 64
+NUM_SAMPLES, SEED = 64, 0
+OF_THE_JUDGE = ("judge_revision", "retokenise", "add_bos", "max_length")
+OF_REFERENCES = ("references_config", "references_split", "references_revision", "text_column")
 PROBE = "the quick brown fox jumps over the lazy dog"
 OWN_TOKENS, JUDGE_TOKENS = "own tokens", "judge's tokens"
 # Where a figure is in the measures of a set of samples, and what the table calls it.
@@ -135,11 +138,12 @@ def score(argv: list[str] | None = None):
         description="Measure samples, of a model or from a file: their perplexity under a causal language model, never "
         "without the entropy of their tokens, different and repeated n-grams, duplicates; of images, FID and Inception "
         "score. With --references the same figures of real data stand beside them. Measured are 64 samples of a model, "
-        "drawn with seed 0, and all of a file, unless --num_samples and --seed say otherwise.",
+        f"drawn with seed {SEED}, and all of a file, unless --num_samples and --seed say otherwise.",
         positional={"model_or_file": "Folder or Hub id of a model or adapter, or a .txt or .jsonl file of samples."},
-        defaults={"num_samples": None, "seed": 0},
+        defaults={"num_samples": None, "seed": SEED},
     )
     source = rest.model_or_file
+    check_used(options)
     if names_samples(source):
         check_no_images(image_args)
         scores, recipe = score_file(source, options, sampler)
@@ -169,15 +173,30 @@ def score_file(source: str, options: ScoreArguments, sampler: SamplerArguments) 
     return scores, {"samples": source, "samples_recipe": samples.recipe} | judge_recipe(judge)
 
 
+def check_used(options: ScoreArguments):
+    """Refuse what would be ignored: options of a judge or of references where there are none."""
+    if options.judge is None:
+        check_left_out(options, OF_THE_JUDGE, "without a `judge`")
+    if options.references is None:
+        check_left_out(options, OF_REFERENCES, "without `references`")
+
+
 def check_not_drawn(options: ScoreArguments, sampler: SamplerArguments):
     """Refuse what would be ignored: the samples of a file are there already."""
-    for f in dataclasses.fields(SamplerArguments):
-        value = getattr(sampler, f.name)
-        if f.name not in ("num_samples", "seed", "device") and value != f.default:
-            raise ValueError(f"`{f.name}` must be left out for a file of samples, got {value}.")
-    if options.samples_file is not None:
-        raise ValueError(f"`samples_file` must be left out for a file of samples, got {options.samples_file}.")
+    drawing = [f.name for f in dataclasses.fields(SamplerArguments) if f.name not in ("num_samples", "seed", "device")]
+    check_left_out(sampler, drawing, "for a file of samples")
+    if sampler.seed != SEED:
+        raise ValueError(f"`seed` must be left out for a file of samples, got {sampler.seed}.")
+    check_left_out(options, ["samples_file"], "for a file of samples")
     check_num_samples(sampler)
+
+
+def check_left_out(options: Any, names: Iterable[str], where: str):
+    """Raise a ValueError for the first of these options that has another value than by default."""
+    defaults = {f.name: f.default for f in dataclasses.fields(options)}
+    for name in names:
+        if (value := getattr(options, name)) != defaults[name]:
+            raise ValueError(f"`{name}` must be left out {where}, got {value}.")
 
 
 def check_num_samples(sampler: SamplerArguments):
@@ -197,6 +216,12 @@ def score_model(
     if options.tokenizer is not None:
         raise ValueError(f"`tokenizer` must be left out for a model, which has its own, got {options.tokenizer}.")
     pipeline = load_pipeline(source, base=sampler.base, revision=sampler.revision, device=sampler.device)
+    if pipeline.image_shape is None:
+        check_no_images(image_args)
+    else:
+        check_left_out(options, ("judge", *OF_THE_JUDGE, "text_column"), "for a model of images")
+        if options.references is None:
+            check_left_out(image_args, [f.name for f in dataclasses.fields(image_args)], "without `references`")
     recipe = sampling_recipe(pipeline, sampler)
     names = {"model": source, "base": sampler.base, "revision": sampler.revision, "commit": commit(pipeline.model)}
     recipe_of_all = {**names, "num_samples": sampler.num_samples, **recipe}
@@ -208,7 +233,6 @@ def score_model(
     if pipeline.image_shape is not None:
         scores = score_images(source, pipeline, draw, options, image_args)
         return scores, recipe_of_all | dataclasses.asdict(image_args)
-    check_no_images(image_args)
     judge = load_judge(options)  # before samples are drawn for nothing
     documents = load_references(options)
     if judge is not None and not options.retokenise:
@@ -302,8 +326,6 @@ def load_judge(options: ScoreArguments) -> Judge | None:
         OSError, ValueError: If it is no causal language model with a tokenizer.
     """
     if options.judge is None:
-        if not options.retokenise or options.judge_revision is not None:
-            raise ValueError("`judge` must be given with `retokenise` false and with a `judge_revision`.")
         return None
     hub = {"revision": options.judge_revision or "main"}
     try:
@@ -355,9 +377,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
 
 def score_images(source: str, pipeline, draw, options: ScoreArguments, image_args: ImageDataArguments) -> dict:
     """The measures of images."""
-    for name in ("judge", "judge_revision", "max_length"):
-        if getattr(options, name) is not None:
-            raise ValueError(f"`{name}` must be left out for a model of images, got {getattr(options, name)}.")
     if pipeline.image_processor is None:
         raise ValueError(f"`model_or_file` must be a model of pictures, got images of shape {pipeline.image_shape}.")
     on = "cpu" if pipeline.device.type == "mps" else pipeline.device  # which has no float64

@@ -31,10 +31,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .collators import PaddingCollator
 from .diffusion import Diffusion
-from .evaluation import ANY_ORDER, TIME, example_nelbo
+from .evaluation import ANY_ORDER, TIME, check_estimator, example_nelbo
 from .loading import check_device, load_model, load_scheduler, make_pipeline
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import MD4ForMaskedDiffusion
+from .modeling_md4_causal import MD4ForCausalLM
 from .tokenization import check_tokenizer_matches, load_tokenizer
 
 
@@ -128,18 +129,22 @@ class GenerationOptions:
 
 @register_model("md4_hf")
 class MD4LM(LM):
-    """An MD4 or GenMD4 model of text, as the harness asks it.
+    """An MD4 or GenMD4 model of text, or the autoregressive baseline, as the harness asks it.
 
     A masked diffusion model has no likelihood in closed form: `loglikelihood` is a lower bound on log p(continuation |
     context), the negative NELBO of the continuation's tokens in nats, while the context is visible and never masked.
     It is estimated with `draws` draws of time and masks, stratified in time.
 
     All noise is a function of (seed, task, document, draw, position), see `noise_index`: results depend neither on the
-    batch size, nor on the order of the requests, nor on the number of processes. The choices of one question are
+    batch size, nor on the order or the number of documents and processes. The choices of one question are
     masked at the same times and positions, so that most of the noise cancels where they are compared.
 
+    Of the autoregressive baseline, `loglikelihood` is exact and a single forward pass: nothing is drawn, and `draws`,
+    `seed` and `estimator` change nothing. It does not generate.
+
     Args:
-        pretrained: Folder or Hub id of a model or of an adapter; or a model, together with `tokenizer`.
+        pretrained: Folder or Hub id of a model or of an adapter; or a model, an `MD4ForMaskedDiffusion` or
+            `MD4ForCausalLM`, together with `tokenizer`.
         tokenizer: Tokenizer, or what `load_tokenizer` opens; that of `pretrained` by default.
         revision: Branch, tag or commit of a model on the Hub.
         base: Base model of an adapter, if not the one it names.
@@ -164,7 +169,7 @@ class MD4LM(LM):
 
     def __init__(
         self,
-        pretrained: str | MD4ForMaskedDiffusion,
+        pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         *,
         revision: str | None = None,
@@ -199,9 +204,10 @@ class MD4LM(LM):
         self.tokenizer = open_tokenizer(tokenizer, pretrained, revision)
         check_tokenizer_matches(self.tokenizer, config.vocab_size, config.mask_token_id)
         self.diffusion = Diffusion.of(self.model)
-        if self.diffusion.is_exact:
-            raise ValueError("`pretrained` must be a masked diffusion model, got an autoregressive one.")
-        any_order = not (self.diffusion.sees_time or self.diffusion.learns_schedule)
+        self.is_exact = self.diffusion.is_exact
+        if self.is_exact:
+            check_estimator(estimator or TIME, self.diffusion)
+        any_order = not (self.is_exact or self.diffusion.sees_time or self.diffusion.learns_schedule)
         self.estimator = estimator or (ANY_ORDER if any_order else TIME)
         longest = config.max_position_embeddings
         self.max_length = longest if max_length is None else as_integer("max_length", max_length, 1, longest)
@@ -214,7 +220,7 @@ class MD4LM(LM):
     # What the harness asks ---------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Bounds on the log-likelihoods of continuations, given their contexts.
+        """Bounds on the log-likelihoods of continuations, given their contexts; of a causal model these themselves.
 
         Both are tokenised together. The continuation's tokens are those after as many as the context has alone, without
         the spaces at its end, which so belong to the continuation. Under an empty context, all tokens are masked and
@@ -227,7 +233,7 @@ class MD4LM(LM):
         Returns:
             For each request the bound in nats, and whether the continuation is greedy: whether the most probable token
             at each of its positions, with all of them masked (t = 1), is its own. So it is what the sampler gives at
-            temperature 0 in one step.
+            temperature 0 in one step. Of a causal model, it is the most probable one after the tokens before it.
 
         Raises:
             ValueError: For a continuation that has no tokens of its own, or more than `max_length`.
@@ -240,7 +246,7 @@ class MD4LM(LM):
         return self._score(sequences, keep, disable_tqdm, "Bounding likelihoods")
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Bounds on the log-likelihoods of whole texts, in nats.
+        """Bounds on the log-likelihoods of whole texts, in nats; of a causal model these themselves.
 
         A text longer than the model is cut into blocks of `max_length`, the last one shorter, and the bounds of the
         blocks are added. The blocks are disjoint, each without the text before it: a block of full length has no room
@@ -282,8 +288,14 @@ class MD4LM(LM):
             disable_tqdm: Whether to show no progress.
 
         Raises:
-            ValueError: For `gen_kwargs` that are not known, and if `max_gen_toks` leaves no room for the prompt.
+            ValueError: For `gen_kwargs` that are not known, if `max_gen_toks` leaves no room for the prompt, and for a
+                causal model.
         """
+        if self.is_exact:
+            raise ValueError(
+                "`pretrained` must be a masked diffusion model for tasks that generate, got an autoregressive one, "
+                "which is for likelihoods."
+            )
         options = [GenerationOptions.of(request.args[1], self.max_gen_toks) for request in requests]
         for option in options:
             if option.max_gen_toks > self.max_length - 1:
@@ -349,13 +361,14 @@ class MD4LM(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness records: the model's size and precision, and how the bounds are estimated."""
+        estimate = {"estimator": self.estimator, "draws": self.draws, "seed": self.seed}
+        if self.is_exact:
+            estimate = {"estimator": "exact"}
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
             "model_revision": self.revision,
-            "bound_estimator": self.estimator,
-            "bound_draws": self.draws,
-            "bound_seed": self.seed,
+            **{f"bound_{name}": value for name, value in estimate.items()},
         }
 
     # How it is answered ------------------------------------------------------------------------------------------
@@ -395,7 +408,7 @@ class MD4LM(LM):
         disable_tqdm: bool,
         description: str,
     ) -> list[tuple[float, bool]]:
-        """Bound in nats and greediness of each sequence; `keep` hears of each, by its position, when it is known."""
+        """Log-likelihood or its bound in nats, and greediness; `keep` hears of each, by its position, when known."""
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(sequences)
         # Longest first: neighbours need little padding, and memory is short at once or not at all.
         order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].input_ids))
@@ -433,12 +446,25 @@ class MD4LM(LM):
     def _score_batch(self, batch: list[ScoredSequence]) -> list[tuple[float, bool]]:
         inputs = self._collate([sequence.features for sequence in batch])
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        if self.is_exact:
+            return self._score_exactly(inputs)
         index = torch.tensor([sequence.index for sequence in batch], device=self._device)
         # The one place where the likelihood is estimated.
         nelbo, _ = ESTIMATORS[self.estimator](
             self.model, self.diffusion, inputs, index, seed=self.seed, num_draws=self.draws
         )
         return list(zip((-nelbo).tolist(), self._is_greedy(inputs).tolist(), strict=True))
+
+    def _score_exactly(self, inputs: dict[str, Tensor]) -> list[tuple[float, bool]]:
+        """Log-likelihoods under a causal model, and whether each token is the most probable one after those before."""
+        labels = inputs["labels"]
+        is_scored = labels != IGNORE_INDEX
+        logits = self.model(
+            input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), position_mask=is_scored
+        ).logits.float()
+        log_p = logits.gather(1, labels[is_scored][:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        totals = torch.zeros(labels.shape, device=labels.device).masked_scatter(is_scored, log_p).sum(dim=1)
+        return list(zip(totals.tolist(), all_most_probable(logits, labels).tolist(), strict=True))
 
     def _is_greedy(self, inputs: dict[str, Tensor]) -> Tensor:
         """`(batch,)` whether the most probable tokens, with all scored ones masked, are the scored ones."""
@@ -450,8 +476,7 @@ class MD4LM(LM):
             attention_mask=inputs.get("attention_mask"),
             position_mask=is_scored,
         ).logits
-        is_same = torch.ones_like(is_scored).masked_scatter(is_scored, logits.argmax(dim=-1) == labels[is_scored])
-        return is_same.all(dim=1)
+        return all_most_probable(logits, labels)
 
     def _generate(
         self, prompts: list[list[int]], options: GenerationOptions, generators: list[torch.Generator]
@@ -488,9 +513,19 @@ class MD4LM(LM):
         return text[: min((text.find(end) for end in until if end in text), default=None)]
 
 
+def all_most_probable(logits: Tensor, labels: Tensor) -> Tensor:
+    """`(batch,)` whether `(selected, vocab)` logits are highest at all `(batch, length)` labels that are scored."""
+    is_scored = labels != IGNORE_INDEX
+    is_same = torch.ones_like(is_scored).masked_scatter(is_scored, logits.argmax(dim=-1) == labels[is_scored])
+    return is_same.all(dim=1)
+
+
 def open_model(
-    pretrained: str | MD4ForMaskedDiffusion, base: str | None, revision: str | None, dtype: str | torch.dtype | None
-) -> MD4ForMaskedDiffusion:
+    pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
+    base: str | None,
+    revision: str | None,
+    dtype: str | torch.dtype | None,
+) -> MD4ForMaskedDiffusion | MD4ForCausalLM:
     """A model of text that needs no class label, opened if it is not open.
 
     Raises:
@@ -502,10 +537,13 @@ def open_model(
         raise ValueError(f'`dtype` must be "auto" or a floating point type of torch, got {dtype!r}.')
     if isinstance(pretrained, str):
         model = load_model(pretrained, base=base, revision=revision, dtype=dtype)
-    elif isinstance(pretrained, MD4ForMaskedDiffusion):
+    elif isinstance(pretrained, (MD4ForMaskedDiffusion, MD4ForCausalLM)):
         model = pretrained if dtype in (None, "auto") else pretrained.to(as_dtype)
     else:
-        raise ValueError(f"`pretrained` must be a folder, a Hub id or an MD4ForMaskedDiffusion, got {pretrained!r}.")
+        raise ValueError(
+            "`pretrained` must be a folder, a Hub id, an MD4ForMaskedDiffusion or an MD4ForCausalLM, got "
+            f"{pretrained!r}."
+        )
     if model.config.is_image:
         raise ValueError(f"`pretrained` must be a model of text, got one of images: {pretrained}.")
     if model.config.num_classes is not None and model.config.null_class is None:
@@ -516,7 +554,9 @@ def open_model(
 
 
 def open_tokenizer(
-    tokenizer: str | PreTrainedTokenizerBase | None, pretrained: str | MD4ForMaskedDiffusion, revision: str | None
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
+    revision: str | None,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that is given or named, or else that of a model's folder or Hub id, at the model's revision.
 
@@ -536,12 +576,15 @@ def noise_index(request: Instance, *parts: Any) -> int:
     """What the noise of a request is keyed with, in [0, 2^31): its task and document, and any other `parts`.
 
     All requests of a document meet the same times, and the same masks at the same places of the sequence: that is where
-    the choices of a question follow one context. The harness numbers documents before it deals them to processes, so
-    that each has its number on any number of processes. Requests without a document are keyed with their first
-    argument, the context.
+    the choices of a question follow one context. A document is known by its content and not by its number, which the
+    harness gives anew to every choice and order of a task's documents. Requests without a document are keyed with their
+    first argument, the context.
     """
-    of_text = request.doc_id is None
-    owner = [str(request.args[0])] if of_text else [request.task_name, int(request.doc_id)]
+    if request.doc:
+        document = json.dumps(request.doc, sort_keys=True, default=str).encode("utf-8")
+        owner = [request.task_name, hashlib.sha256(document).hexdigest()]
+    else:
+        owner = [str(request.args[0])]
     digest = hashlib.sha256(json.dumps([*owner, *parts]).encode("utf-8")).digest()
     # So few bits: the fraction of its product with the golden ratio, in float64, is where the times begin.
     return int.from_bytes(digest[:4], "big") >> 1

@@ -263,7 +263,8 @@ def nelbo_weight(schedule: MaskingSchedule, t: Tensor, num_timesteps: int | None
     return num_timesteps * unmask_probability(schedule, t, s)
 
 
-@functools.lru_cache(maxsize=256)
+# Rows of N tokens are of N lengths at most. All lengths to 4096 fit: 4096 vectors of 2048 float64 on average, 64 MiB.
+@functools.lru_cache(maxsize=4096)
 def masked_count_weights(schedule: MaskingSchedule, num_tokens: int, num_timesteps: int | None = None) -> Tensor:
     """Weights w_n of the NELBO as a sum over the number n of masked tokens, `(num_tokens + 1,)` float64, w_0 = 0.
 

@@ -50,6 +50,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         labels: torch.LongTensor | None = None,
         class_labels: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
+        position_mask: torch.BoolTensor | None = None,
         document_ids: torch.LongTensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_logits: bool | None = None,
@@ -61,6 +62,8 @@ class MD4ForCausalLM(MD4PreTrainedModel):
             labels: `(batch, length)` the same ids where they are scored, -100 elsewhere: they are shifted here.
             class_labels: `(batch,)` labels of a class-conditional model.
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding, which comes after them.
+            position_mask: `(batch, length)`, not with labels: where it is true, the logits are asked for that the token
+                there is predicted with, also the first one. The last token is not read then.
             document_ids: Must be None: documents are not kept apart.
             num_items_in_batch: Number of scored tokens to divide the loss by, when the batch is a part of a larger one.
             output_logits: Whether to return logits; by default they are, but not with labels.
@@ -68,20 +71,24 @@ class MD4ForCausalLM(MD4PreTrainedModel):
 
         Returns:
             `MaskedDiffusionOutput`: `logits` `(batch, length, vocab)` are those of each token's successor, as of any
-            causal model in transformers; `token_nelbo` is -log p of each scored token in nats, and
-            `reconstruction_nelbo` is 0.
+            causal model in transformers, but with `position_mask` `(selected, vocab)`; `token_nelbo` is -log p of each
+            scored token in nats, and `reconstruction_nelbo` is 0.
 
         Raises:
-            ValueError: As `MD4Model.forward`, and for `document_ids`.
+            ValueError: As `MD4Model.forward`, for `document_ids`, and for `position_mask` with labels.
         """
         if document_ids is not None:
             raise ValueError("`document_ids` must be None for a causal model, got a tensor.")
         check_num_items(num_items_in_batch)
         if labels is not None:
             check_shape("labels", labels, input_ids.shape)
+        if position_mask is not None:
+            check_shape("position_mask", position_mask, input_ids.shape)
+            if labels is not None:
+                raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every label.")
         output_logits = labels is None if output_logits is None else output_logits
-        # The successor of the last token is not scored: without logits that token need not be read.
-        length = input_ids.shape[1] - (not output_logits)
+        # The last token is read for the logits of its successor alone.
+        length = input_ids.shape[1] - (not output_logits or position_mask is not None)
         outputs = self.model(
             input_ids=_after(self.config.mask_token_id, input_ids[:, :length]),
             timesteps=self._times(input_ids),
@@ -94,7 +101,8 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         losses = {} if labels is None else self._losses(hidden_states, labels, num_items_in_batch)
         logits = None
         if output_logits:
-            logits = logits_of(self.lm_head, hidden_states[:, 1:], self.config.mask_token_id)
+            predicting = hidden_states[:, 1:] if position_mask is None else hidden_states[position_mask]
+            logits = logits_of(self.lm_head, predicting, self.config.mask_token_id)
         return MaskedDiffusionOutput(
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
         )

@@ -23,7 +23,7 @@ def generative_perplexity(
     *,
     batch_size: int = 8,
     max_length: int | None = None,
-    add_bos: bool = True,
+    add_bos: bool = False,
     progress: bool = False,
 ) -> dict[str, float | int | list[float] | list[int]]:
     """Perplexity of texts under a causal language model, and the entropy of their tokens.
@@ -32,9 +32,9 @@ def generative_perplexity(
     exp(Σ_i nats_i / Σ_i n_i) (as in MDLM, arXiv:2406.07524) and `mean_perplexity` the mean over texts of
     exp(nats_i / n_i) (as in SEDD, arXiv:2310.16834), which is never smaller where all texts have one length.
 
-    - First token: the BOS token is put before each text and every token of the text is scored. Where the tokenizer
-      has none, and with `add_bos=False`, the first token is given and not scored. SEDD and MDLM give their samples to
-      GPT-2 without BOS. No other special tokens are added.
+    - First token: it is given and not scored, as SEDD and MDLM give their samples to GPT-2 without BOS. With
+      `add_bos=True`, the BOS token is put before each text and every token of the text is scored, unless the tokenizer
+      has none. No other special tokens are added.
     - Long texts are truncated: their first tokens are scored, as many as `max_length` leaves room for.
     - Padding is neither seen nor scored: the result depends on the batches by rounding only.
 
@@ -71,7 +71,7 @@ def generative_perplexity_of_ids(
     *,
     batch_size: int = 8,
     max_length: int | None = None,
-    add_bos: bool = True,
+    add_bos: bool = False,
     progress: bool = False,
 ) -> dict[str, float | int | list[float] | list[int]]:
     """`generative_perplexity` of samples as they were drawn, token by token, without a way over their texts.

@@ -5,10 +5,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import Muon
 from torch.optim.lr_scheduler import LambdaLR
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion
-from md4_hf.optimizers import muon_with_adamw
+from md4_hf.optimizers import Float32Muon, muon_with_adamw
 
 
 def tiny_model(hidden_size=16):
@@ -90,3 +92,31 @@ def test_frozen_parameters_are_left_out():
     before = model.model.embed_tokens.weight.clone()
     step(model, optimizer)
     assert torch.equal(model.model.embed_tokens.weight, before)
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+def test_muon_in_float32_is_torchs_to_the_rounding_of_bfloat16_and_goes_on_from_its_state(shape):
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(21, *shape, generator=generator)
+    ends = []
+    for first, second in ((Muon, Muon), (Float32Muon, Float32Muon), (Muon, Float32Muon)):
+        parameter = nn.Parameter(start.clone())
+        options = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+        optimizer = first([parameter], **options)
+        for step, gradient in enumerate(gradients):
+            if step == 10:
+                state = optimizer.state_dict()
+                optimizer = second([parameter], **options)
+                optimizer.load_state_dict(state)
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        ends.append(parameter.detach() - start)
+    for end in ends[1:]:
+        assert (end - ends[0]).norm() < 0.01 * ends[0].norm()
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_a_processor_without_bfloat16_has_muon_in_float32(emulated, monkeypatch):
+    monkeypatch.setattr("md4_hf.optimizers._emulates_bfloat16", lambda parameters: emulated)
+    optimizer = muon_with_adamw(tiny_model(), 1e-2, (0.9, 0.99), 0.1)
+    assert type(optimizer.parts[0]) is (Float32Muon if emulated else Muon)

@@ -468,7 +468,8 @@ def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files,
 def test_one_report_with_several_recipes_has_a_row_for_each(tables, model, files, tmp_path, capsys):
     report = evaluate(model, files, tmp_path, "--draws", "2", "--tasks", "ptb", "lm1b")
     others = [{**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in report["results"]]
-    (tmp_path / "zero-shot.json").write_text(json.dumps({**report, "results": [*report["results"], *others]}))
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(json.dumps({**report, "results": [*report["results"], *others]}))
     capsys.readouterr()
     tables["main"]([str(tmp_path), "--tables", "zero-shot"])
     rows = [line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line]
@@ -480,7 +481,7 @@ def test_a_single_example_has_a_figure_without_an_error(tables, model, tmp_path,
     (tmp_path / "one.txt").write_text("a b c d e f g")
     options = ["--tasks", "ptb", "--preparation", "whole", "--draws", "2", "--output_dir", str(tmp_path / "one")]
     main(["evaluate", str(model), "--suite", "zero-shot", "--replace", f"ptb={tmp_path / 'one.txt'}", *options])
-    (result,) = json.loads((tmp_path / "one" / "zero-shot-whole.json").read_text())["results"]
+    (result,) = report_in(tmp_path / "one")["results"]
     assert result["stderr"] is None
     capsys.readouterr()
     tables["main"]([str(tmp_path / "one"), "--tables", "zero-shot"])

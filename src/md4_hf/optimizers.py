@@ -3,12 +3,64 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+
+
+class Float32Muon(Muon):
+    """torch's `Muon` with its matrix products in float32: where a processor only emulates bfloat16, many times faster.
+
+    The state is the same, so that a run goes on with either. It is torch's rule (Jordan et al. 2024) with
+    `adjust_lr_fn="match_rms_adamw"`.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None) -> float | None:
+        """One step; `closure` re-evaluates the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, **group)
+        return loss
+
+    def _update(
+        self, parameter: Tensor, lr: float, weight_decay: float, momentum: float, nesterov: bool, eps: float, **others
+    ):
+        gradient, state = parameter.grad, self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        average = state["momentum_buffer"].lerp_(gradient, 1.0 - momentum)
+        direction = gradient.lerp(average, momentum) if nesterov else average
+        direction = _orthogonalized(direction, others["ns_coefficients"], others["ns_steps"], eps)
+        parameter.mul_(1.0 - lr * weight_decay)
+        parameter.add_(direction, alpha=-0.2 * math.sqrt(max(parameter.shape)) * lr)
+
+
+def _orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The matrix with all its singular values near 1, by Newton-Schulz iterations with a quintic polynomial."""
+    a, b, c = coefficients
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
+
+
+def _emulates_bfloat16(parameters: list[nn.Parameter]) -> bool:
+    """Whether the parameters are on a processor without instructions for bfloat16."""
+    on_cpu = any(parameter.device.type == "cpu" for parameter in parameters)
+    return on_cpu and not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class MuonWithAdamW(Optimizer):
@@ -33,8 +85,10 @@ class MuonWithAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
     ):
+        matrices = list(matrices)
+        muon = Float32Muon if _emulates_bfloat16(matrices) else Muon
         self.parts = [
-            Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             AdamW(others, lr=lr, betas=betas, weight_decay=0.0, fused=True),
         ]
         super().__init__([group for part in self.parts for group in part.param_groups], {"lr": lr})

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from md4_hf import (
     MD4Config,
@@ -26,7 +27,7 @@ from md4_hf import (
     nelbo_weight,
     reconstruction_nelbo,
 )
-from md4_hf.modeling_md4 import MD4Layer, MD4RotaryEmbedding
+from md4_hf.modeling_md4 import MD4Layer, MD4RotaryEmbedding, eager_attention_forward
 
 
 SMALL = {
@@ -559,6 +560,25 @@ def test_backends_agree_and_padding_is_not_seen(backend, overrides):
             assert (model(**padded).logits[real.bool()].view_as(logits) - logits).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("hidden_size", [16, 32, 64])
+def test_heads_are_wide_enough_for_flex_attention_on_a_cpu(hidden_size, monkeypatch):
+    """In heads of 8 or 16, torch's kernel for CPUs reads keys past the last at lengths like 8 and 24: NaN or worse."""
+    model = make_model(hidden_size=hidden_size, attn_implementation="sdpa")
+    inputs = make_batch(model.config, scored=False)
+    logits = model(**inputs).logits
+    widths = []
+
+    def attend(module, query, key, value, *args, **kwargs):
+        widths.extend((query.shape[-1], key.shape[-1]))
+        return eager_attention_forward(module, query, key, value, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flex_attention", attend)
+    model.set_attn_implementation("flex_attention")
+    seen = model(**inputs, attention_mask=torch.zeros(4, 1, 6, 6)).logits  # given as it is to the backend
+    assert_close(seen, logits, atol=1e-5)
+    assert set(widths) == {max(24, model.config.head_dim)}
+
+
 def test_gradients_of_eager_and_sdpa_agree():
     model = make_model()
     batch = make_batch(model.config)
@@ -670,6 +690,19 @@ def test_the_compiled_model_gives_the_same_in_one_graph(backend):
         assert_close(loss, expected_loss, atol=1e-4)
         for name, gradient in actual.items():
             assert_close(gradient, expected[name.removeprefix("_orig_mod.")], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden_size", [32, 64])
+def test_flex_attention_agrees_in_a_compiled_model(hidden_size):
+    """Where torch's kernel for CPUs takes a view that begins inside its storage for the storage's beginning."""
+    torch.compiler.reset()
+    model = make_model(hidden_size=hidden_size, attn_implementation="sdpa")
+    inputs = make_batch(model.config, scored=False)
+    logits = model(**inputs).logits.detach()
+    model.set_attn_implementation("flex_attention")
+    with torch.no_grad():
+        assert_close(torch.compile(model)(**inputs).logits, logits, atol=1e-4)
 
 
 def test_the_model_exports_with_any_batch_and_length():

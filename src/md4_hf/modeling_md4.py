@@ -81,6 +81,7 @@ logger = logging.get_logger(__name__)
 TRUNCATED_NORMAL_STD = 0.87962566103423978
 TIME_SCALE = 1000.0
 MAX_PERIOD = 10000.0
+FLEX_CPU_HEAD_DIM = 24  # of narrower heads, flex attention on a CPU may read keys past the last (torch 2.13)
 GENMD4_COPIES = 2  # noised copies of an example that a training step of GenMD4 draws by itself
 
 # What is saved beside a model, to open it where this package is not installed.
@@ -273,6 +274,18 @@ def eager_attention_forward(
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
 
 
+def for_flex_attention_on_a_cpu(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What torch's kernel for CPUs does not get wrong: the same attention, from wide enough heads and from no views.
+
+    In a compiled model, the kernel reads a view from where its storage begins.
+    """
+    query, key, value = (x.contiguous() for x in (query, key, value))
+    missing = FLEX_CPU_HEAD_DIM - query.shape[-1]
+    if missing > 0:
+        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))  # zeros add nothing to the scores
+    return query, key, value
+
+
 class MD4Attention(nn.Module):
     """Self-attention with rotary positions and no biases; bidirectional unless the configuration is causal."""
 
@@ -306,9 +319,10 @@ class MD4Attention(nn.Module):
         value = value.squeeze(2).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        if implementation == "flex_attention" and query.device.type == "cpu":
+            query, key, value = for_flex_attention_on_a_cpu(query, key, value)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, probabilities = attention(
             self,
             query,

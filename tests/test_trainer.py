@@ -581,5 +581,6 @@ def test_rows_reach_the_collator_as_tensors_and_give_the_batches_of_lists(tmp_pa
     (batch,) = trainer.get_test_dataloader(data)
     assert all(isinstance(row["input_ids"], torch.Tensor) for row in seen)
     expected = PaddingCollator()(data.to_list())
+    assert sorted(batch.pop("noise_index").tolist()) == [*range(6)]
     assert batch.keys() == expected.keys()
     assert all(torch.equal(batch[name], x) and batch[name].dtype == x.dtype for name, x in expected.items())

@@ -965,14 +965,12 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         return self.config.is_image or asked
 
     def _logits(self, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits that never predict the mask.
+        """Logits that never predict the mask."""
+        return logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._for_the_head(rows))
 
-        The hidden states of text are of the `rows` already; the head of images, which sees a pixel's neighbours, picks
-        them itself.
-        """
-        return logits_of(
-            self.lm_head, hidden_states, self.config.mask_token_id, rows if self.config.is_image else None
-        )
+    def _for_the_head(self, rows: Tensor | None) -> Tensor | None:
+        """The rows that the head picks itself: that of images sees a pixel's neighbours; of text it is given those."""
+        return rows if self.config.is_image else None
 
     def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Times for a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
@@ -1040,7 +1038,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             target, weight = target[rows], torch.where(is_wanted, weight[rows], 0.0)
         any_token = int(self.config.mask_token_id == 0)  # in the place of labels of -100, whose weight is 0
         target = torch.where(target < 0, any_token, target)
-        picked = rows if self.config.is_image else None  # the hidden states of text are of the rows already
+        picked = self._for_the_head(rows)
         total, values = nelbo_of_rows(
             self.lm_head, hidden_states, target, weight, self.config.mask_token_id, self._exponents(), picked
         )

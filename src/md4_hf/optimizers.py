@@ -4,12 +4,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+
+
+def _reevaluated(closure: Callable[[], float] | None) -> float | None:
+    """The loss, by a closure that also makes the gradients anew; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 class Float32Muon(Muon):
@@ -22,10 +30,7 @@ class Float32Muon(Muon):
     @torch.no_grad()
     def step(self, closure=None) -> float | None:
         """One step; `closure` re-evaluates the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _reevaluated(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -98,10 +103,7 @@ class MuonWithAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure=None) -> float | None:
         """One step of both; `closure` re-evaluates the loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _reevaluated(closure)
         for part in self.parts:
             part.step()
         return loss

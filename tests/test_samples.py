@@ -407,14 +407,17 @@ def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
         (["text.txt", "--retokenise", "false"], "`retokenise` must be left out without a `judge`, got False"),
         (["text.txt", "--add_bos"], "`add_bos` must be left out without a `judge`, got True"),
         (["MODEL", "--max_length", "9"], "`max_length` must be left out without a `judge`, got 9"),
-        (["MODEL", "--text_column", "body"], "`text_column` must be left out without `references`, got body"),
+        (["MODEL", "--text_column", "body"], "`text_column` must be left out without `references`, got 'body'"),
         (
             ["MODEL", "--references_split", "test"],
-            "`references_split` must be left out without `references`, got test",
+            "`references_split` must be left out without `references`, got 'test'",
         ),
         (["text.txt", "--tokenizer", "bytes", "--seed", "3"], "`seed` must be left out for a file of samples, got 3"),
         (["IMAGES", "--resize"], "`resize` must be left out without `references`, got True"),
-        (["IMAGES", *REAL, "--text_column", "body"], "`text_column` must be left out for a model of images, got body"),
+        (
+            ["IMAGES", *REAL, "--text_column", "body"],
+            "`text_column` must be left out for a model of images, got 'body'",
+        ),
         (["IMAGES", *REAL, "--judge", "JUDGE", "--add_bos"], "`judge` must be left out for a model of images, got"),
         (["IMAGES", *REAL, "--retokenise", "false"], "`retokenise` must be left out without a `judge`, got False"),
         (["IMAGES", *REAL, "--add_bos"], "`add_bos` must be left out without a `judge`, got True"),
@@ -544,4 +547,4 @@ def test_images_of_a_model_are_scored_and_kept(torchmetrics, image_folder, tmp_p
     assert scores["samples"]["images"]["num_references"] == 1797
     assert scores["samples"]["images"]["inception_score"] == pytest.approx(measured["inception_score"])
     message = failure(capsys, ["score", str(image_folder), "--judge", "gpt2"])
-    assert "`judge` must be left out for a model of images, got gpt2" in message
+    assert "`judge` must be left out for a model of images, got 'gpt2'" in message

@@ -102,7 +102,7 @@ _LAZY = {
     "model_card": ["CardFacts", "make_model_card"],
     "modeling_md4": ["MD4ForMaskedDiffusion", "MD4Model", "MaskedDiffusionOutput"],
     "modeling_md4_causal": ["MD4ForCausalLM"],
-    "options": ["option"],
+    "options": ["check_left_out", "option"],
     "packing": ["PackingReport", "pack"],
     "pipeline_masked_diffusion": ["MaskedDiffusionPipeline", "MaskedDiffusionPipelineOutput"],
     "plots": ["plot_losses"],

@@ -23,6 +23,7 @@ from md4_hf import (
     PairArguments,
     Stopping,
     check_can_be_written,
+    check_left_out,
     check_tokenizer_matches,
     data_sha256,
     encode_pairs,
@@ -79,8 +80,8 @@ class EvaluateArguments:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
         if self.num_timesteps is not None and self.num_timesteps < 0:
             raise ValueError(f"`num_timesteps` must be >= 0, got {self.num_timesteps}.")
-        if self.target_stderr is None and self.max_rounds != Stopping.max_rounds:
-            raise ValueError(f"`max_rounds` must be left out without --target_stderr, got {self.max_rounds}.")
+        if self.target_stderr is None:
+            check_left_out(self, ["max_rounds"], "without --target_stderr")
         self.when_to_stop()  # checks its numbers
 
     def when_to_stop(self) -> Stopping:
@@ -109,7 +110,8 @@ def evaluate(argv: list[str] | None = None):
     hub = {"revision": options.revision}
     model = load_model(rest.model, base=options.base, **hub)
     config = model.config
-    check_drawn(options, config)
+    if config.is_causal:
+        check_left_out(options, ["draws", "estimator", "rounds", "target_stderr", "seed"], "for a causal model")
     set_timesteps(config, options.num_timesteps)
     if config.is_image:
         processor = MD4ImageProcessor.for_config(config)
@@ -191,15 +193,6 @@ def check_suite_alone(options: EvaluateArguments, data_args: DataArguments, pair
     others = dataclasses.replace(data_args, block_size=None)
     if pair_args.given or others != DataArguments(block_size=None):
         raise ValueError("The options of --data and of pairs must be left out with --suite: it names its data itself.")
-
-
-def check_drawn(options: EvaluateArguments, config):
-    """Refuse options of the draws for a causal model, whose likelihood is exact."""
-    defaults = EvaluateArguments()
-    for name in ("draws", "estimator", "rounds", "target_stderr", "seed") if config.is_causal else ():
-        value = getattr(options, name)
-        if value != getattr(defaults, name):
-            raise ValueError(f"`{name}` must be left out for a causal model: nothing of it is drawn; got {value}.")
 
 
 def settings_of(options: EvaluateArguments) -> list[str]:

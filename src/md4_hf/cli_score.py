@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import (
 
 from md4_hf import (
     ImageDataArguments,
+    check_left_out,
     check_same_tokens,
     encode_images,
     finite,
@@ -189,14 +189,6 @@ def check_not_drawn(options: ScoreArguments, sampler: SamplerArguments):
         raise ValueError(f"`seed` must be left out for a file of samples, got {sampler.seed}.")
     check_left_out(options, ["samples_file"], "for a file of samples")
     check_num_samples(sampler)
-
-
-def check_left_out(options: Any, names: Iterable[str], where: str):
-    """Raise a ValueError for the first of these options that has another value than by default."""
-    defaults = {f.name: f.default for f in dataclasses.fields(options)}
-    for name in names:
-        if (value := getattr(options, name)) != defaults[name]:
-            raise ValueError(f"`{name}` must be left out {where}, got {value}.")
 
 
 def check_num_samples(sampler: SamplerArguments):

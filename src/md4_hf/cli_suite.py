@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from md4_hf import (
     Stopping,
     Task,
     TaskResult,
+    check_left_out,
     data_sha256,
     environment,
     evaluate_in_rounds,
@@ -82,9 +83,7 @@ class SuiteArguments:
 
     def check_without_suite(self):
         """Raise a ValueError if an option is given that would be ignored, as there is no suite."""
-        for name, value in asdict(self).items():
-            if value != getattr(type(self)(), name):
-                raise ValueError(f"`{name}` must be left out without --suite, got {value!r}.")
+        check_left_out(self, [f.name for f in fields(self)], "without --suite")
 
     @property
     def settings(self) -> list[str]:

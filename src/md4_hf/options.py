@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Iterable
+from dataclasses import field, fields
 from typing import Any, get_type_hints
 
 from .errors import check_types
@@ -18,6 +19,20 @@ def option(help: str, default: Any = None, **metadata: Any) -> Any:
         metadata: What else the parser is to know, such as `choices`.
     """
     return field(default=default, metadata={"help": help, **metadata})
+
+
+def check_left_out(options: Any, names: Iterable[str], where: str):
+    """Raise a ValueError for the first of these options that has another value than by default: it would be ignored.
+
+    Args:
+        options: The instance of a dataclass.
+        names: Fields of it.
+        where: In which case they have no effect, such as "without --suite".
+    """
+    defaults = {f.name: f.default for f in fields(options)}
+    for name in names:
+        if (value := getattr(options, name)) != defaults[name]:
+            raise ValueError(f"`{name}` must be left out {where}, got {value!r}.")
 
 
 def check_options(options: Any, *, may_be_none: tuple[str, ...] = ()):

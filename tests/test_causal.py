@@ -176,6 +176,10 @@ def test_md4_train_makes_and_evaluates_the_baseline(tmp_path, capsys):
     metrics = json.loads(scores.read_text())["metrics"]
     assert metrics["eval_loss"] == pytest.approx(recorded["eval_loss"], rel=1e-5)
     assert math.isfinite(metrics["eval_bits_per_character"])
+    for option in (["--draws", "4"], ["--seed", "1"], ["--rounds", "2"], ["--estimator", "any_order"]):
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(run), *option])
+        assert f"`{option[0][2:]}` must be left out for a causal model, got " in capsys.readouterr().err
     with pytest.raises(ValueError, match="`model` must be a masked diffusion model to be sampled from"):
         load_pipeline(str(run))
     with pytest.raises(SystemExit):

@@ -77,6 +77,10 @@ def test_evaluation_writes_its_recipe(run, tmp_path, capsys):
     main(["evaluate", str(run), "--validation_data", str(text), "--output_file", str(output)])
     result = json.loads(output.read_text())
     assert result["metrics"]["eval_num_tokens"] == 864 and result["recipe"]["draws"] == 8
+    assert result["estimate"] | {"estimator": "time", "draws": 8, "seed": 0} == result["estimate"]
+    assert len(result["model"]["weights"]) == len(result["data_sha256"]) == 64
+    assert result["environment"]["versions"].keys() >= {"md4_hf", "torch"} and result["environment"]["device"]
+    assert result["command"].startswith("md4 evaluate ") and str(text) in result["command"]
     assert "bits per character" in capsys.readouterr().out
 
 

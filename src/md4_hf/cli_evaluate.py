@@ -127,8 +127,10 @@ def evaluate(argv: list[str] | None = None):
         check_can_be_written("output_dir", folder_of_results, is_folder=True)
     elif options.output_file is not None:
         check_can_be_written("output_file", options.output_file)
+    is_recorded = suite.suite is not None or options.output_file is not None
     tokenizer = None if config.is_image else processor
-    model_facts = describe_model(rest.model, model, tokenizer, options.revision, options.base)
+    facts = (rest.model, model, tokenizer, options.revision, options.base)
+    model_facts = describe_model(*facts) if is_recorded else {}  # which reads all weights
     with tempfile.TemporaryDirectory() as folder:
         args = MD4TrainingArguments(
             output_dir=folder,

@@ -70,7 +70,7 @@ def example_nelbo(
     for draw in range(num_draws):
         uniform = evaluation_times(seed, index, draw, num_draws).to(device)
         noise = evaluation_mask_noise(seed, index.to(device), draw, shape)
-        nelbo, reconstruction = nelbo_given_noise(model, diffusion, inputs, uniform, noise, estimator)
+        nelbo, reconstruction = _ESTIMATORS[estimator](model, diffusion, inputs, uniform, noise)
         total += nelbo.to(total.dtype)
     num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
     return total / num_draws + reconstruction.to(total), num_tokens.float()

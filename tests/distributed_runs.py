@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from accelerate import PartialState, debug_launcher
 from accelerate.utils import DistributedType
@@ -21,7 +22,10 @@ from md4_hf import LoraArguments, MD4Trainer, MD4TrainingArguments, add_adapter,
 
 
 LENGTH, VOCAB = 8, 27  # text8's, of which five are used
-MODELS = {"md4": {}, "genmd4": {"masking_schedule": "poly", "schedule_power": 1.0, "learn_masking_schedule": True}}
+MODELS = {
+    "genmd4": {"masking_schedule": "poly", "schedule_power": 1.0, "learn_masking_schedule": True},
+    "dropout": {"residual_dropout": 0.5},
+}
 ZERO = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",
@@ -117,8 +121,23 @@ def main(folder, kind, *objectives):
         run(at / "resumed", objective, checkpoint, per_device_train_batch_size=4, **options)
         parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
         run(at / "parts", objective, **parts, **options)
+    if kind == "ddp":
+        assert_ranks_drop_differently(Path(folder) / "dropout")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def assert_ranks_drop_differently(folder):
+    """Dropout is the one thing that a rank draws for itself: the same on all, it would be half as much noise."""
+    trainer = make_trainer(folder, "dropout", per_device_train_batch_size=4, max_steps=1)
+    dropped = []
+    dropout = trainer.model.model.layers[0].residual_dropout
+    dropout.register_forward_hook(lambda module, args, output: dropped.append(output[:1] == 0))
+    trainer.train()
+    own = dropped[0].float()
+    assert own.mean().item() == pytest.approx(0.5, abs=0.2)
+    first, second = trainer.accelerator.gather(own)
+    assert not torch.equal(first, second)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from commands import failure
 from datasets import Dataset
 from transformers import AutoModel, AutoTokenizer
 
+import md4_hf
 from md4_hf import (
     PRESETS,
     MaskedDiffusionPipeline,
@@ -146,8 +147,7 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
     assert b"Traceback" not in errors
     (checkpoint,) = folder.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
-    again = [*command, str(step + 2), "--resume_from_checkpoint", "latest"]
-    subprocess.run(again, env=environment, check=True, timeout=120, capture_output=True)
+    main([*command[3:], str(step + 2), "--resume_from_checkpoint", "latest"])
     assert (folder / "model.safetensors").exists() and (folder / f"checkpoint-{step + 2}").exists()
 
 
@@ -326,6 +326,11 @@ def test_help_is_short_unless_all_is_asked_for(capsys):
         text = capsys.readouterr().out
         assert "--masking_schedule" in text and "--output_dir" in text
         assert ("--torchdynamo" in text or "--fsdp_config" in text) == expected
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"md4_hf {md4_hf.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,23 @@ def test_sharding_that_is_asked_for_and_not_active_is_refused(tmp_path, monkeypa
         check_launch(trainer)
 
 
-def test_torchrun_without_use_cpu_and_different_arguments_are_refused(tmp_path):
-    """By real launches: neither leaves a file, and both end at once."""
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cpu", "`learning_rate` must be the same on all processes, got [0.001, 0.002]"),
+        pytest.param(
+            "auto",
+            "`use_cpu` must be set where there is no accelerator",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator"),
+            ],
+        ),
+    ],
+    ids=["arguments", "torchrun"],
+)
+def test_launches_that_cannot_train_as_one_are_refused(device, message, tmp_path):
+    """Different arguments, and torchrun without `use_cpu`: real launches end at once and leave no file."""
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\n"
@@ -62,11 +77,8 @@ def test_torchrun_without_use_cpu_and_different_arguments_are_refused(tmp_path):
         "use_cpu, rate = sys.argv[2] == 'cpu', 1e-3 * (1 + rank)\n"
         "make_trainer(sys.argv[1], 'md4', use_cpu=use_cpu, learning_rate=rate).train()\n"
     )
-    status, output = launch([*TORCHRUN, script, tmp_path / "run", "cpu"])
-    assert status != 0 and "`learning_rate` must be the same on all processes, got [0.001, 0.002]" in output, output
-    if not torch.accelerator.is_available():
-        status, output = launch([*TORCHRUN, script, tmp_path / "run", "auto"])
-        assert status != 0 and "`use_cpu` must be set where there is no accelerator" in output, output
+    status, output = launch([*TORCHRUN, script, tmp_path / "run", device])
+    assert status != 0 and message in output, output
     assert not list((tmp_path / "run").iterdir())
 
 

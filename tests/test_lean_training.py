@@ -314,6 +314,7 @@ def test_a_compiled_step_is_one_graph_for_any_number_of_masks(kind):
                 torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_layers_compiled_one_by_one_serve_any_number_of_masks():
     model, reference = make_model(), make_model()
     torch.compiler.reset()

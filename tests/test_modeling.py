@@ -693,12 +693,12 @@ def test_the_compiled_model_gives_the_same_in_one_graph(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hidden_size", [32, 64])
-def test_flex_attention_agrees_in_a_compiled_model(hidden_size):
+@pytest.mark.parametrize(("hidden_size", "size"), [(32, {}), (64, {}), (64, {"batch": 1, "length": 1})])
+def test_flex_attention_agrees_in_a_compiled_model(hidden_size, size):
     """Where torch's kernel for CPUs takes a view that begins inside its storage for the storage's beginning."""
     torch.compiler.reset()
     model = make_model(hidden_size=hidden_size, attn_implementation="sdpa")
-    inputs = make_batch(model.config, scored=False)
+    inputs = make_batch(model.config, scored=False, **size)
     logits = model(**inputs).logits.detach()
     model.set_attn_implementation("flex_attention")
     with torch.no_grad():

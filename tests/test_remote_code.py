@@ -182,21 +182,26 @@ print("done")
     assert files(tmp_path / "again") == PIPELINE_CODE
 
 
-def test_importing_the_package_is_enough_for_diffusers(folders):
-    """Whichever is imported first, and through whichever module."""
-    imports = [
+@pytest.mark.parametrize(
+    "statement",
+    [
         "import md4_hf; from diffusers import DiffusionPipeline",
-        "from diffusers import DiffusionPipeline; import md4_hf",
-        "import md4_hf.scheduling_masked_diffusion; from diffusers import DiffusionPipeline",
-    ]
-    for statement in imports:
-        code = f"""{statement}
+        pytest.param("from diffusers import DiffusionPipeline; import md4_hf", marks=pytest.mark.slow),
+        pytest.param(
+            "import md4_hf.scheduling_masked_diffusion; from diffusers import DiffusionPipeline",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_importing_the_package_is_enough_for_diffusers(statement, folders):
+    """Whichever is imported first, and through whichever module."""
+    code = f"""{statement}
 pipe = DiffusionPipeline.from_pretrained({str(folders / "timed")!r})
 print(type(pipe).__module__, type(pipe.model).__module__, type(pipe.scheduler).__module__)"""
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr
-        names = ["pipeline_masked_diffusion", "modeling_md4", "scheduling_masked_diffusion"]
-        assert result.stdout.split() == [f"md4_hf.{name}" for name in names]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    names = ["pipeline_masked_diffusion", "modeling_md4", "scheduling_masked_diffusion"]
+    assert result.stdout.split() == [f"md4_hf.{name}" for name in names]
 
 
 def test_importing_the_package_imports_no_more_than_an_auto_class_does():

@@ -38,14 +38,11 @@ _LAZY = {
     "evaluation": ["ANY_ORDER", "TIME", "example_nelbo", "nelbo_given_noise", "nelbo_metrics"],
     "evaluation_report": [
         "TaskResult",
-        "environment",
         "finite",
         "read_results",
         "results_json",
         "results_markdown",
         "results_table",
-        "versions",
-        "weights_sha256",
     ],
     "evaluation_rounds": ["Rounds", "Stopping", "evaluate_in_rounds"],
     "evaluation_tasks": [
@@ -108,6 +105,7 @@ _LAZY = {
     "plots": ["plot_losses"],
     "presets": ["PRESETS", "Preset"],
     "prompt_response": ["PairArguments", "PairReport", "encode_pairs", "load_pairs"],
+    "provenance": ["environment", "versions", "weights_sha256"],
     "sample_metrics": ["check_same_tokens", "generative_perplexity", "generative_perplexity_of_ids"],
     "sample_statistics": ["distinct_n", "repetition", "token_entropy", "token_statistics"],
     "schedule_plots": [

@@ -9,6 +9,8 @@ import sys
 
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 
+from md4_hf import __version__
+
 
 # Subcommand -> the module and function that do it, and what it does.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -29,7 +31,7 @@ def usage() -> str:
     return (
         "usage: md4 COMMAND [OPTIONS]\n\ncommands:\n"
         + "\n".join(lines)
-        + "\n\nmd4 COMMAND --help tells a command's options."
+        + "\n\nmd4 COMMAND --help tells a command's options, md4 --version the version."
     )
 
 
@@ -38,6 +40,9 @@ def main(argv: list[str] | None = None):
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
+        return
+    if argv[0] == "--version":
+        print(f"md4_hf {__version__}")
         return
     if argv[0] not in COMMANDS:
         print(f"md4: unknown command {argv[0]!r}\n\n{usage()}", file=sys.stderr)

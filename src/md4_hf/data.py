@@ -264,6 +264,23 @@ def check_fraction(validation_fraction: float):
         raise ValueError(f"`validation_fraction` must lie between 0 and 1, got {validation_fraction}.")
 
 
+def num_heldout(count: int, validation_fraction: float, what: str) -> int:
+    """How many of `count` rows to hold out: the fraction, rounded, and at least one on either side.
+
+    Args:
+        count: Rows in all.
+        validation_fraction: The part to hold out, in (0, 1).
+        what: The name of the rows in errors.
+
+    Raises:
+        ValueError: For another fraction, or less than two rows.
+    """
+    check_fraction(validation_fraction)
+    if count < 2:
+        raise ValueError(f"`data` must hold at least two {what} to hold some out, got {count}.")
+    return min(max(round(validation_fraction * count), 1), count - 1)
+
+
 def _load_text_files(files: list[Path], streaming: bool) -> Dataset | IterableDataset:
     for file in files:
         _check_text_file(file)

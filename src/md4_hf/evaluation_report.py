@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import EvalResult, ModelCardData
+
+from .provenance import versions
 
 
 # Metric -> its name, its unit in `nelbo_metrics`, and digits after the point.
@@ -24,10 +21,6 @@ METRICS = {
     "bits_per_character": ("bits per character", 4),
     "bits_per_dimension": ("bits per dimension", 4),
 }
-PACKAGES = (
-    *("md4_hf", "torch", "transformers", "diffusers", "datasets", "accelerate", "tokenizers", "numpy"),
-    *("torchmetrics", "torch-fidelity"),
-)
 
 
 @dataclass(frozen=True)
@@ -181,26 +174,6 @@ def _data_name(data: str) -> str:
     return path.name if path.exists() else data
 
 
-def environment(device: torch.device, num_processes: int = 1) -> dict[str, Any]:
-    """Versions and hardware: of the device that was used, and on how many processes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
-    return {
-        "python": platform.python_version(),
-        "device": name,
-        "num_processes": num_processes,
-        "versions": versions(),
-    }
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """A digest of a model's weights: two runs under one name are told apart."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _describe(recipe: Mapping[str, Any]) -> str:
     """A recipe in a few words."""
     if "context" not in recipe:
@@ -211,15 +184,6 @@ def _describe(recipe: Mapping[str, Any]) -> str:
     if recipe["detokenizer"] != "none":
         words.append("detokenised")
     return ", ".join(words)
-
-
-def versions() -> dict[str, str]:
-    """Of this package and of the libraries that are installed."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def finite(value: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 
-from .data import PYDOC, DataArguments, check_fraction, load_table, load_train_validation
+from .data import PYDOC, DataArguments, load_table, load_train_validation, num_heldout
 from .image_processing_md4 import MD4ImageProcessor
 from .options import check_options, option
 
@@ -150,12 +150,9 @@ def load_image_table(
 
 
 def _hold_out_images(images: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    check_fraction(fraction)
-    if len(images) < 2:
-        raise ValueError(f"`data` must hold at least two images to hold some out, got {len(images)}.")
+    count = num_heldout(len(images), fraction, "images")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(images))
-    num_heldout = min(max(round(fraction * len(images)), 1), len(images) - 1)
-    return images.select(np.sort(order[num_heldout:])), images.select(np.sort(order[:num_heldout]))
+    return images.select(np.sort(order[count:])), images.select(np.sort(order[:count]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -277,9 +277,10 @@ def eager_attention_forward(
 def for_flex_attention_on_a_cpu(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What torch's kernel for CPUs does not get wrong: the same attention, from wide enough heads and from no views.
 
-    In a compiled model, the kernel reads a view from where its storage begins.
+    In a compiled model, the kernel reads a view from where its storage begins; of a single position, `contiguous` would
+    leave the view as it is.
     """
-    query, key, value = (x.contiguous() for x in (query, key, value))
+    query, key, value = (x.clone(memory_format=torch.contiguous_format) for x in (query, key, value))
     missing = FLEX_CPU_HEAD_DIM - query.shape[-1]
     if missing > 0:
         query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))  # zeros add nothing to the scores

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .data import DataArguments, check_fraction, load_table, load_train_validation
+from .data import DataArguments, load_table, load_train_validation, num_heldout
 from .masked_diffusion import IGNORE_INDEX
 from .options import check_options, option
 
@@ -142,10 +142,7 @@ def load_pairs(data: DataArguments) -> tuple[Dataset, Dataset]:
 
 
 def _hold_out_rows(pairs: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    check_fraction(fraction)
-    if len(pairs) < 2:
-        raise ValueError(f"`data` must hold at least two pairs to hold some out, got {len(pairs)}.")
-    num_train = min(max(round((1 - fraction) * len(pairs)), 1), len(pairs) - 1)
+    num_train = len(pairs) - num_heldout(len(pairs), fraction, "pairs")
     return pairs.select(range(num_train)), pairs.select(range(num_train, len(pairs)))
 
 

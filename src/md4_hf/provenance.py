@@ -1,0 +1,47 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a figure came from, to be kept beside it: versions, hardware and the digest of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+
+PACKAGES = (
+    *("md4_hf", "torch", "transformers", "diffusers", "datasets", "accelerate", "tokenizers", "numpy"),
+    *("torchmetrics", "torch-fidelity"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of the libraries that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def environment(device: torch.device, num_processes: int = 1) -> dict[str, Any]:
+    """Versions and hardware: of the device that was used, and on how many processes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
+    return {
+        "python": platform.python_version(),
+        "device": name,
+        "num_processes": num_processes,
+        "versions": versions(),
+    }
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """A digest of a model's weights: two runs under one name are told apart."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -324,6 +324,7 @@ def test_the_commit_of_a_hub_data_set_is_known_by_its_folder_in_the_cache(tmp_pa
     assert hub_commit(Dataset.from_dict({"text": ["a row"]})) is None
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_results_of_one(model, files, tmp_path):
     options = ["--draws", "2", "--tasks", "ptb", "wikitext2", "--estimator", "any_order"]
     one = evaluate(model, files, tmp_path / "one", *options)

@@ -500,7 +500,19 @@ def test_the_model_card_tells_the_run(tmp_path):
     card = (tmp_path / "README.md").read_text()
     last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
     assert f"{last['eval_loss']:.4f}" in card and "eight sequences" in card and "abc" in card
-    assert "library_name: transformers" in card and "| Optimizer steps | 4 |" in card
+    assert "library_name: transformers" in card
+    for row in ("Optimizer steps | 4", "Sequences per step | 8", "Optimizer | adamw_torch_fused"):
+        assert f"| {row} |" in card
+
+
+@pytest.mark.parametrize("use_muon", [False, True])
+def test_the_card_names_the_optimizer_that_ran(tmp_path, use_muon):
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 1}
+    trainer = make_trainer(tmp_path, use_muon=use_muon, optim="sgd", **options)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert ("| Optimizer | Muon, AdamW " in card, "| Optimizer | sgd |" in card) == (use_muon, not use_muon)
+    assert "| Sequences per step | 6 |" in card
 
 
 @pytest.mark.parametrize(

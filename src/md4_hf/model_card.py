@@ -278,6 +278,7 @@ def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
     schedule = f"{kind} (eps {config.schedule_eps:g})"
     time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
     parameters, trained = count_parameters(model), count_parameters(model, trained_only=True)
+    step_examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = [
         ("Data", facts.data),
         (
@@ -288,6 +289,8 @@ def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
         *([] if config.is_causal else [("Masking schedule", schedule), ("Training time", time)]),
         ("Optimizer steps", f"{state.global_step:,}"),
         ("Tokens seen", f"{state.num_input_tokens_seen:,}" if state.num_input_tokens_seen else "not counted"),
+        (f"{'Images' if config.is_image else 'Sequences'} per step", f"{step_examples:,}"),
+        ("Optimizer", "Muon, AdamW for all but the matrices of the blocks" if args.use_muon else args.optim.value),
         ("Learning rate", f"{args.learning_rate:g}, weight decay {args.weight_decay:g}"),
         ("Weights", f"moving average, decay {args.ema_decay:g}" if args.ema_decay else "last step's"),
         ("Seed", args.seed),

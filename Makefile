@@ -50,8 +50,8 @@ coverage: $(VENV)/test.stamp  ## the quick tests with coverage; the report is in
 	@$(VENV_PYTHON) -m pytest --cov=md4_hf --cov-report=term --cov-report=html $(ARGS)
 
 clean:  ## remove build products and caches
-	rm -rf build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
-	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf build dist htmlcov .hypothesis .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	find src tests scripts benchmarks metrics -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## also remove .venv
 	rm -rf $(VENV)

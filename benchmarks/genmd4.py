@@ -13,7 +13,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import publish
+from measuring import machine, publish
 from tqdm import tqdm
 
 import md4_hf
@@ -114,8 +113,8 @@ def report(args: argparse.Namespace) -> str:
     lines = [
         "# GenMD4 against MD4",
         "",
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()} processor ({torch.backends.cpu.get_cpu_capability()}), "
-        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, md4_hf {md4_hf.__version__}.",
+        machine(),
+        "",
         f"{args.max_steps} steps; {settings}. GenMD4 draws two copies of each example, and starts from w = 1.",
         "± is one standard error: over seeds in the second column, of each estimate (16 draws) in the third.",
         "",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,8 @@ MASKED_SHARE = 0.5  # of the tokens, on average under the linear schedule
 GPUS_PER_NODE = 8
 FIT = 0.9  # of a GPU's memory: the rest is for the allocator, the libraries and what is not counted here
 LOGIT_BYTES = 10  # of the head's pieces, for each logit: float32 logits and their gradient, and that in 16 bits
-REDUCE_BUCKET = 500_000_000  # DeepSpeed's default `reduce_bucket_size`, in elements; two buckets with `overlap_comm`
+ZERO1_CONFIG = json.loads(Path(__file__).with_name("configs").joinpath("zero1.json").read_text(encoding="utf-8"))
+REDUCE_BUCKET = ZERO1_CONFIG["zero_optimization"]["reduce_bucket_size"]  # elements; `overlap_comm` makes two buckets
 ZERO3_KEPT = 500_000_000  # half of DeepSpeed's default `stage3_max_reuse_distance`: forward and backward count
 
 ONE_GPU, DDP, FSDP2, ZERO1, ZERO2, ZERO3 = STRATEGIES = ("1 GPU", "DDP", "FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3")

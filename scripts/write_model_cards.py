@@ -42,12 +42,16 @@ IMAGENET64 = (
     "other options of the training are those of `cifar10`, without its dropout. The drop-out of classes, for guidance, "
     "is not the paper's. Of the recipe, the code has been run, on stand-ins, and the training has not."
 )
-OFFICIAL = (
-    "The options are the official configuration, with one difference: `Trainer` leaves biases and norms out of the "
-    "weight decay. The data set could not be reached from where this was written: of the recipe, the code has been "
-    "run, on stand-ins, and the training has not."
+NOT_RUN = (
+    "The data set could not be reached from where this was written: of the recipe, the code has been run, on "
+    "stand-ins, and the training has not."
 )
-CIFAR10 = f"{OFFICIAL} The masking schedule is a choice: the official one is not known here."
+WEIGHT_DECAY = "`Trainer` leaves biases and norms out of the weight decay"
+OFFICIAL = f"The options are the official configuration, with one difference: {WEIGHT_DECAY}. {NOT_RUN}"
+CIFAR10 = (
+    f"The options are the official configuration, with two differences: {WEIGHT_DECAY}, and the masking schedule is a "
+    f"choice, as the official one is not known here. {NOT_RUN}"
+)
 BOUNDS = (
     "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo. Nothing is done to make a model's text true or "
     "safe."

@@ -196,7 +196,8 @@ def test_the_map_has_every_module_once_and_its_diagram_shows_the_imports():
 
 
 def scripts_and_tests():
-    return [path for folder in ("scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    folders = ("scripts", "tests", "benchmarks", "metrics")
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", scripts_and_tests(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, Trainer
 
 from md4_hf import (
     MD4Config,
@@ -149,6 +149,18 @@ def trained_losses(folder, batch, accumulation):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer
 
 
+@pytest.mark.parametrize("trainer_class", [MD4Trainer, Trainer])
+def test_the_first_token_counts_in_training_too(tmp_path, trainer_class):
+    """A fresh model knows nothing: log V for each of the tokens, of which none is left out of their number."""
+    torch.manual_seed(0)
+    model = MD4ForCausalLM(MD4Config(**SIZES, max_position_embeddings=LENGTH, is_causal=True))
+    rows = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in ids(8, 2)]
+    args = MD4TrainingArguments(str(tmp_path), max_steps=1, logging_steps=1, use_cpu=True, report_to="none")
+    trainer = trainer_class(model=model, args=args, train_dataset=Dataset.from_list(rows))
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(VOCAB), abs=1e-4)
+
+
 def test_a_step_is_the_same_however_it_is_cut_up(tmp_path):
     whole, trainer = trained_losses(tmp_path, 8, 1)
     parts, _ = trained_losses(tmp_path, 2, 4)
@@ -180,7 +192,7 @@ def test_md4_train_makes_and_evaluates_the_baseline(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["evaluate", str(run), *option])
         assert f"`{option[0][2:]}` must be left out for a causal model, got " in capsys.readouterr().err
-    with pytest.raises(ValueError, match="`model` must be a masked diffusion model to be sampled from"):
+    with pytest.raises(ValueError, match="`model` must be a masked diffusion model to make a pipeline of"):
         load_pipeline(str(run))
     with pytest.raises(SystemExit):
         main(["train", "--objective", "ar", "--document_mask", "--output_dir", str(tmp_path / "x")])

@@ -349,6 +349,27 @@ def test_help_tells_values_and_defaults(command, shown, capsys):
     assert shown in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["sample", "RUN", "--enlarge", "8"], "`enlarge` must be left out for a model of text, got 8"),
+        (["export", "RUN", "new", "--private"], "`private` must be left out without --push_to_hub, got True"),
+        (["export", "RUN", "new", "--base", "x"], "`base` must be left out where `model` is no adapter, got 'x'"),
+        (["evaluate", "RUN", "--validation_data", "./no.txt"], "`validation_data` must be"),
+        (["score", "RUN", "--references", "./no.txt"], "`references` must be"),
+        (["score", "RUN", "--device", "nowhere"], "`device` must be a device of this machine, got 'nowhere'"),
+        (["finetune", "RUN", "--image_samples", "3"], "`image_samples` must be left out for a model of text"),
+        (
+            ["train", "--preset", "tiny", "--model_name_or_path", "RUN", "--objective", "ar", "--output_dir", "new"],
+            "`is_causal`, which `objective` sets, must be the trained model's False, got True",
+        ),
+    ],
+)
+def test_what_a_model_cannot_use_is_refused(run, options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in failure(capsys, [str(run) if option == "RUN" else option for option in options])
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
@@ -360,7 +381,10 @@ def test_help_tells_values_and_defaults(command, shown, capsys):
         (["train", *QUICK, "--data", "no/such/file.txt"], "`data` must be"),
         (["train", *QUICK, "--max_steps", "0"], "`max_steps` must be >= 1"),
         (["train", *QUICK, "--total_batch_size", "0"], "`total_batch_size` must be >= 1, got 0"),
-        (["train", *QUICK, "--tokenizer", "./no-such-tokenizer"], "`name_or_path`"),
+        (["train", *QUICK, "--tokenizer", "./no-such-tokenizer"], '`tokenizer` must be "text8"'),
+        (["train", *QUICK, "--validation_data", "./no.txt"], "`validation_data` must be"),
+        (["train", *QUICK, "--image_samples", "3"], "`image_samples` must be left out for a model of text, got 3"),
+        (["train", *QUICK, "--objective", "genmd4", "--masking_schedule", "cosine"], '"poly" or "linear"'),
         (["train", *QUICK, "--hidden_size", "33"], "`hidden_size` must be a multiple of twice"),
         (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
         (["train", *QUICK, "--config", "no.yaml"], "`config` must be a YAML file, got 'no.yaml'"),

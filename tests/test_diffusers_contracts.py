@@ -232,9 +232,13 @@ def test_a_pipeline_is_cast_and_loaded_in_half_precision(dtype, saved):
 
 
 @pytest.mark.parametrize("offload", ["model", "layers", "group"])
-def test_an_offloaded_model_gives_the_same_samples(offload, expected):
+@pytest.mark.parametrize(
+    "learned", [{}, {"masking_schedule": "poly", "learn_masking_schedule": True}], ids=["md4", "genmd4"]
+)
+def test_an_offloaded_model_gives_the_same_samples(offload, learned):
     """On an accelerator the weights then lie elsewhere than the model runs; here on the meta device for "layers"."""
-    pipe = make_pipe()
+    components = {**make_components(), "model": random_model(MASK + 1, LENGTH, std=0.2, **learned)}
+    expected, pipe = ids_of(make_pipe(**components)), make_pipe(**components)
     if offload == "model":
         cpu_offload_with_hook(pipe.model, torch.device("cpu"))
     elif offload == "layers":

@@ -11,12 +11,14 @@ from tiny import random_model, training_arguments
 
 from md4_hf import (
     DataCollatorForMaskedDiffusion,
+    LoraArguments,
     MaskedDiffusionPipeline,
     MaskedDiffusionScheduler,
     MD4Config,
     MD4ForMaskedDiffusion,
     MD4Trainer,
     MD4TrainingArguments,
+    add_adapter,
     build_text8_tokenizer,
     plot_exponents,
     plot_masking_schedules,
@@ -55,6 +57,28 @@ def make_trainer(folder, model=None, evaluation=None, **kwargs):
 
 def weights(trainer):
     return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_an_adapter_may_train_the_schedules_with_it(tmp_path, copies):
+    """PEFT wraps them then: they stay schedules, do not decay, and have their own rate."""
+    model = add_adapter(genmd4_model(), LoraArguments(lora_r=2, modules_to_save="token_schedule"))
+    torch.testing.assert_close(bound_of(model), bound_of(genmd4_model()), atol=1e-5, rtol=0)
+    options = {"schedule_lr_multiplier": 10.0, "weight_decay": 0.5, "num_copies": copies, "max_steps": 2}
+    trainer = make_trainer(tmp_path, model=model, **options)
+    trainer.train()
+    (name,) = (name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora" not in name)
+    assert name.endswith("token_schedule.modules_to_save.default.free_exponents")
+    (group,) = (g for g in trainer.optimizer.param_groups if any(p is model.get_parameter(name) for p in g["params"]))
+    assert group["initial_lr"] == 10 * trainer.args.learning_rate and group["weight_decay"] == 0.0
+    assert not torch.equal(model.get_parameter(name), genmd4_model().token_schedule.free_exponents)
+
+
+@torch.no_grad()
+def bound_of(model):
+    ids = torch.arange(3 * LENGTH).view(3, LENGTH) % VOCAB
+    noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0))
+    return model.eval()(ids, labels=ids, timesteps=torch.tensor([0.2, 0.5, 0.9]), mask_noise=noise).loss
 
 
 def assert_same(first, second):

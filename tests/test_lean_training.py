@@ -124,6 +124,19 @@ def test_under_bf16_autocast_it_is_as_precise_as_the_logits(genmd4):
         assert error < 0.02 and error < 1.5 * plain_error + 1e-4
 
 
+def test_coefficients_of_any_sign_do_not_overflow_in_float16():
+    """As of a sample to be made less probable: its term is subtracted."""
+    learned, target, weight = head_inputs(30, 16, torch.float32)
+    states, head = (x.detach().half().requires_grad_() for x in learned[:2])
+    gradients = []
+    for sign in (1.0, -1.0):
+        _, values = linear_nelbo(states, head, None, target, weight, MASK)
+        gradients.append(torch.autograd.grad((sign * values).sum(), (states, head)))
+    for up, down in zip(*gradients, strict=True):
+        assert up.isfinite().all() and up.abs().max() > 0
+        torch.testing.assert_close(up, -down)
+
+
 def test_large_weights_do_not_overflow_in_float16():
     """At t near 0 the weight of a masked token is 1e4, and a hidden state of 10 times that is more than float16 has."""
     learned, target, weight = head_inputs(30, 16, torch.float32)

@@ -248,6 +248,7 @@ def test_top_k_and_top_p_keep_at_least_the_most_probable_token():
     logits = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
     for filtered in (top_p_logits(logits, 1e-9), top_k_logits(logits, 1)):
         assert (filtered > torch.finfo(torch.float32).min).tolist() == [[True, False, False, False]]
+    assert top_p_logits(torch.full((2, 3), torch.nan), 0.5).shape == (2, 3), "the draw says what is wrong"
     assert torch.equal(top_p_logits(logits, 1.0), logits) and torch.equal(top_k_logits(logits, 9), logits)
     assert torch.equal(logits, torch.tensor([[3.0, 1.0, 2.0, 0.0]])), "the input is not modified"
 

@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from tiny import random_image_model
 from torch import nn
 from torch.optim import Muon
 from torch.optim.lr_scheduler import LambdaLR
@@ -35,6 +36,12 @@ def test_only_the_matrices_of_the_blocks_go_to_muon():
         expected = muon if ".layers." in name and parameter.ndim == 2 else adamw
         assert id(parameter) in expected, name
     assert len(muon) + len(adamw) == len(list(model.parameters()))
+
+
+def test_a_model_without_matrices_for_muon_is_refused():
+    model = random_image_model(4, 4)
+    with pytest.raises(ValueError, match="`use_muon` must be False for a model without trained matrices"):
+        muon_with_adamw(model, 1e-2, (0.9, 0.99), 0.1)
 
 
 def test_only_the_matrices_of_the_blocks_decay():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import failure
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import ModelCard
@@ -365,6 +366,13 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
     (result,) = report_in(model / "evaluation")["results"]
     assert result["metric"] == "bits_per_dimension" and result["metrics"]["num_tokens"] == 180 * 64
     assert 3.5 < result["value"] < 6.0 and "bits per dimension" in capsys.readouterr().out
+    text = {"block_size": "7", "text_column": "zzz", "document_mask": "true"}
+    for name, value in text.items():
+        message = failure(capsys, ["evaluate", str(model), "--data", "digits", f"--{name}", value])
+        assert f"`{name}` must be left out for a model of images" in message
+    pairs = ["--prompt_column", "a", "--response_column", "b"]
+    message = failure(capsys, ["evaluate", str(model), "--data", "digits", *pairs])
+    assert "`prompt_column` must be left out for a model of images, got 'a'" in message
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, example in enumerate(digits().select(range(6))):

@@ -107,8 +107,9 @@ def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
         assert torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
-def test_resuming_in_the_middle_of_a_later_epoch_goes_on_with_its_order(tmp_path):
-    options = {"train": dataset(24), "max_steps": 6}  # epochs of three steps
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_resuming_in_the_middle_of_a_later_epoch_goes_on_with_its_order(tmp_path, strategy):
+    options = {"train": dataset(24), "max_steps": 6, "train_sampling_strategy": strategy}  # epochs of three steps
     unbroken = make_trainer(tmp_path / "a", **options)
     unbroken.train()
     make_trainer(tmp_path / "b", save_strategy="steps", save_steps=4, **options).train()
@@ -528,6 +529,36 @@ def test_the_card_names_the_optimizer_that_ran(tmp_path, use_muon):
 def test_bad_arguments_are_named(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         training_arguments(tmp_path, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["eval_do_concat_batches", "average_tokens_across_devices"])
+def test_arguments_that_would_change_the_figures_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be True for an MD4 model, got False"):
+        make_trainer(tmp_path, **{name: False})
+
+
+@pytest.mark.parametrize("objective", ["md4", "genmd4"])
+def test_a_step_that_scores_nothing_changes_nothing(tmp_path, objective):
+    learned = {"masking_schedule": "poly", "learn_masking_schedule": True} if objective == "genmd4" else {}
+    rows = [{"input_ids": row.tolist(), "labels": [-100] * LENGTH} for row in sequences(16)]
+    model = random_model(VOCAB + 1, LENGTH, std=0.2, **learned)
+    before = weights(model)
+    trainer = make_trainer(tmp_path, model=model, train=Dataset.from_list(rows), weight_decay=0.0)
+    trainer.train()
+    assert trainer.state.global_step == 4 and trainer.state.num_input_tokens_seen == 0
+    assert torch.equal(weights(trainer.model), before)
+
+
+def test_tokens_and_bounds_of_several_devices_are_added(tmp_path):
+    """With DataParallel, transformers repeats the number of items for each device, and gathers what each returns."""
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.args._n_gpu = 2
+    trainer._uncounted_tokens, seen = 0, trainer.state.num_input_tokens_seen
+    batches, num_items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    assert num_items.shape == (2, 1)
+    trainer._count_tokens()
+    assert trainer.state.num_input_tokens_seen - seen == batches[0]["input_ids"].numel() == num_items[0]
 
 
 def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):

@@ -30,6 +30,7 @@ _LAZY = {
         "load_documents",
         "load_table",
         "load_train_validation",
+        "load_validation",
         "pydoc_documents",
     ],
     "detokenizers": ["detokenize"],
@@ -70,6 +71,7 @@ _LAZY = {
     "image_metrics": ["image_sample_metrics", "load_inception"],
     "image_processing_md4": ["MD4ImageProcessor"],
     "launch": ["on_first_process"],
+    "hardware": ["choose_device"],
     "loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],
     "masked_diffusion": [
         "IGNORE_INDEX",

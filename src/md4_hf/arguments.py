@@ -19,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 
 from .configuration_md4 import MD4Config
 from .errors import check_types
+from .hardware import has_fast_bf16
 from .options import check_options, option
 from .presets import PRESETS
 
@@ -57,7 +58,8 @@ HUB_TOKEN = re.compile(r"hf_\w+")  # the value of a misspelled option may be one
 OTHER_HELP = {
     "resume_from_checkpoint": 'Checkpoint to go on from: its folder, "latest" (the newest whole one of the run), or '
     '"auto" (the same, or a new run where there is none).',
-    "push_to_hub": "Upload the finished model to --hub_model_id.",
+    "push_to_hub": "Upload to --hub_model_id: the averaged weights of each checkpoint, and the finished model.",
+    "output_dir": "Folder of the run: checkpoints, and in the end the model. (trainer_output if left out)",
 }
 
 
@@ -173,7 +175,8 @@ class ModelArguments:
             if name in CHANGEABLE_FIELDS:
                 setattr(config, name, value)
             elif name != "attn_implementation" and getattr(config, name) != value:
-                raise ValueError(f"`{name}` must be the trained model's {getattr(config, name)}, got {value}.")
+                hint = ", which `objective` sets," if name in SET_BY_OBJECTIVE else ""
+                raise ValueError(f"`{name}`{hint} must be the trained model's {getattr(config, name)}, got {value}.")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -220,6 +223,9 @@ def read_config(path: str) -> dict[str, Any]:
             f"`config` must be a mapping of option names to values, got {type(options).__name__} in {path}."
         )
     return dict(options)
+
+
+SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule"}
 
 
 def parse_arguments(
@@ -304,12 +310,6 @@ def _set_defaults(parser: HfArgumentParser, argv: list[str], with_presets: bool)
         if not has_fast_bf16():
             parser.set_defaults(bf16=False)
     parser.set_defaults(**options)
-
-
-def has_fast_bf16() -> bool:
-    """Whether the processor multiplies in bfloat16; others emulate it, more slowly than float32 by far."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return supported is None or supported()
 
 
 def _hide_rare_options(parser: HfArgumentParser):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,6 @@ from tqdm.auto import tqdm
 from md4_hf import weights_sha256, write_whole
 
 from .cli_sample import SamplerArguments, read_printed_texts
-
-
-INTERRUPTED = 130
 
 
 @dataclass
@@ -90,7 +88,7 @@ def draw_samples(
                     raise
                 bar.close()
                 print(f"\n{start} of {total} samples are kept. To go on, run the same command again.", file=sys.stderr)
-                sys.exit(INTERRUPTED)
+                sys.exit(128 + signal.SIGINT)
             drawn = describe_samples(output, start, None if labels is None else labels[start:end], recipe)
             if path is not None:
                 keep(path, rows, drawn, is_first=start == num_kept)

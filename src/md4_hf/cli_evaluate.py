@@ -30,18 +30,17 @@ from md4_hf import (
     environment,
     evaluate_in_rounds,
     finite,
-    load_documents,
     load_model,
     load_pairs,
     load_table,
     load_tokenizer,
-    load_train_validation,
+    load_validation,
     option,
     parse_arguments,
     write_whole,
 )
 
-from .cli_images import check_no_images, evaluation_images
+from .cli_images import check_no_images, check_no_text, evaluation_images
 from .cli_suite import SuiteArguments, SuiteRun, describe_model, evaluate_suite, recipes_of, results_folder
 from .cli_train import check_block_size, check_no_document_mask, pack_as_asked, print_metrics
 
@@ -114,6 +113,8 @@ def evaluate(argv: list[str] | None = None):
         check_left_out(options, ["draws", "estimator", "rounds", "target_stderr", "seed"], "for a causal model")
     set_timesteps(config, options.num_timesteps)
     if config.is_image:
+        check_no_text(data_args)
+        check_left_out(pair_args, [field.name for field in dataclasses.fields(pair_args)], "for a model of images")
         processor = MD4ImageProcessor.for_config(config)
     else:
         processor = load_tokenizer(rest.model, **hub)
@@ -231,18 +232,8 @@ def describe_estimate(options: EvaluateArguments, config) -> dict[str, Any]:
 
 def evaluation_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer):
     """The data named for validation, or the held-out part of the data, as pairs or as blocks of text."""
-    options = {
-        "config": data_args.validation_config,
-        "split": data_args.validation_split or data_args.data_split,
-        "streaming": data_args.streaming,
-    }
-    named = data_args.validation_data
     if pair_args.given:
         check_no_document_mask(data_args)
-        pairs = load_pairs(data_args)[1] if named is None else load_table(named, **options)
+        pairs = load_validation(data_args, load_pairs, load_table)
         return encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)[0]
-    if named is None:
-        documents = load_train_validation(data_args)[1]
-    else:
-        documents = load_documents(named, text_column=data_args.text_column, **options)
-    return pack_as_asked(documents, tokenizer, data_args)[0]
+    return pack_as_asked(load_validation(data_args), tokenizer, data_args)[0]

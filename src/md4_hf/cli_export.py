@@ -12,6 +12,7 @@ import torch
 
 from md4_hf import (
     adapter_base,
+    check_left_out,
     has_shards,
     load_pipeline,
     load_shards,
@@ -52,7 +53,10 @@ def export(argv: list[str] | None = None):
     folder = Path(rest.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`folder` must be empty or absent, got {folder}.")
+    if options.push_to_hub is None:
+        check_left_out(options, ["private"], "without --push_to_hub")
     if has_shards(rest.model) and adapter_base(rest.model) is None:  # an adapter is whole in every checkpoint
+        check_left_out(options, ["base", "revision"], "for the shards of a checkpoint")
         model = load_shards(rest.model).to(getattr(torch, options.dtype or "float32"))
         pipeline = make_pipeline(model, load_tokenizer(rest.model))
     else:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -16,9 +17,11 @@ from md4_hf import (
     MD4ForMaskedDiffusion,
     MD4ImageProcessor,
     ModelArguments,
+    check_left_out,
     encode_images,
     load_image_table,
     load_images,
+    load_validation,
     pixel_histogram_bits,
 )
 
@@ -60,6 +63,13 @@ def check_no_images(image_args: ImageDataArguments):
         raise ValueError(f"The options of images must be left out for a model of text, got {image_args}.")
 
 
+def check_no_text(data_args: DataArguments):
+    """Refuse options of text for a model of images."""
+    block_size = data_args.block_size or DataArguments.block_size  # None where it is the model's by default
+    options = dataclasses.replace(data_args, block_size=block_size)
+    check_left_out(options, ["text_column", "block_size", "document_mask"], "for a model of images")
+
+
 def prepare_images(
     data_args: DataArguments, image_args: ImageDataArguments, config: MD4Config, verbose: bool
 ) -> list[ImageDataset]:
@@ -76,15 +86,7 @@ def prepare_images(
 def evaluation_images(data_args: DataArguments, image_args: ImageDataArguments, config: MD4Config) -> ImageDataset:
     """The images named for validation, or the held-out part of the data, as ids."""
     check_levels(image_args, config)
-    if data_args.validation_data is None:
-        images = load_images(data_args)[1]
-    else:
-        images = load_image_table(
-            data_args.validation_data,
-            config=data_args.validation_config,
-            split=data_args.validation_split or data_args.data_split,
-            streaming=data_args.streaming,
-        )
+    images = load_validation(data_args, load_images, load_image_table)
     return encode_images(images, MD4ImageProcessor.for_config(config), image_args, config.num_classes)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import PIL.Image
 import torch
 
-from md4_hf import load_pipeline, option, parse_arguments, picture_format, save_image_grid
+from md4_hf import check_left_out, load_pipeline, option, parse_arguments, picture_format, save_image_grid
 
 
 GAP = re.compile(r"<mask:(\d+)>")
@@ -73,6 +73,8 @@ class SampleArguments(SamplerArguments):
         pipeline = load_pipeline(model, base=self.base, revision=self.revision, device=self.device)
         if pipeline.image_shape is None and self.output is not None:
             raise ValueError(f"`output` must be left out for a model of text, got {self.output}.")
+        if pipeline.image_shape is None:
+            check_left_out(self, ["enlarge"], "for a model of text")
         if pipeline.image_shape is not None and self.output is None:
             raise ValueError("`output` must name a picture to write for a model of images.")
         return pipeline

@@ -37,6 +37,8 @@ class ScheduleArguments:
     revision: str | None = option("Branch, tag or commit of a model on the Hub.")
 
     def __post_init__(self):
+        if self.min_count < 0:
+            raise ValueError(f"`min_count` must be >= 0, got {self.min_count}.")
         if self.rows < 1:
             raise ValueError(f"`rows` must be >= 1, got {self.rows}.")
 

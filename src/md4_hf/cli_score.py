@@ -24,6 +24,7 @@ from md4_hf import (
     ImageDataArguments,
     check_left_out,
     check_same_tokens,
+    choose_device,
     encode_images,
     finite,
     generative_perplexity,
@@ -157,18 +158,19 @@ def score(argv: list[str] | None = None):
 def score_file(source: str, options: ScoreArguments, sampler: SamplerArguments) -> tuple[dict, dict]:
     """Scores and recipe of the samples of a file."""
     check_not_drawn(options, sampler)
+    device = choose_device(sampler.device)
     samples = read_samples(Path(source))
     samples.texts = samples.texts[: sampler.num_samples]
     samples.ids = None if samples.ids is None else samples.ids[: sampler.num_samples]
     judge = load_judge(options)
-    tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
+    tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer, argument="tokenizer")
     if samples.ids is None and tokenizer is not None:
         samples.ids = encode(tokenizer, samples.texts)
     if samples.ids is None and judge is None:
         raise ValueError(
             f"`judge` or `tokenizer` must be given for the samples of {source}, which have no `input_ids`."
         )
-    scores = score_texts(samples, load_references(options), tokenizer, judge, options, device(sampler))
+    scores = score_texts(samples, load_references(options), tokenizer, judge, options, device)
     print_scores(scores, TEXT_ROWS, f"{len(samples)} samples of {source}", options)
     return scores, {"samples": source, "samples_recipe": samples.recipe} | judge_recipe(judge)
 
@@ -348,7 +350,9 @@ def load_references(options: ScoreArguments) -> Dataset | None:
     """The documents of real text, None if there are none to compare with."""
     if options.references is None:
         return None
-    return load_documents(options.references, text_column=options.text_column, **options.reference_options())
+    return load_documents(
+        options.references, text_column=options.text_column, argument="references", **options.reference_options()
+    )
 
 
 def cut(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> TextSamples:
@@ -375,7 +379,7 @@ def score_images(source: str, pipeline, draw, options: ScoreArguments, image_arg
     features, class_logits = load_inception(on)  # before samples are drawn for nothing
     references = None
     if options.references is not None:
-        images = load_image_table(options.references, **options.reference_options())
+        images = load_image_table(options.references, argument="references", **options.reference_options())
         examples = encode_images(images, pipeline.image_processor, image_args)
         ids = [example["input_ids"] for example in examples.__getitems__(list(range(len(examples))))]
         references = as_pictures(ids, pipeline)
@@ -455,8 +459,3 @@ def judge_recipe(judge: Judge | None) -> dict[str, Any]:
 def commit(model: PreTrainedModel) -> str | None:
     """The commit of a model of the Hub."""
     return getattr(model.config, "_commit_hash", None)
-
-
-def device(sampler: SamplerArguments) -> torch.device | str:
-    """Where to compute."""
-    return sampler.device or torch.accelerator.current_accelerator() or "cpu"

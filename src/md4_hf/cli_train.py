@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from md4_hf import (
     adapter_base,
     add_adapter,
     check_can_be_written,
+    check_left_out,
     check_tokenizer_matches,
     checkpoint_to_resume,
     count_parameters,
@@ -49,6 +51,7 @@ from md4_hf import (
 
 from .cli_images import (
     check_no_images,
+    check_no_text,
     describe_size,
     make_image_model,
     measure_image_baselines,
@@ -59,7 +62,7 @@ from .cli_images import (
 
 MAX_SYMBOLS_FOR_BASELINES = 1000
 MAX_TOKENS_FOR_BASELINES = 10_000_000
-EXIT_INTERRUPTED = 130
+OPTIONS_OF_IMAGES = ("image_samples", "image_sample_steps")
 STAGING_FOLDER = ".model-in-progress"
 # Defaults of `md4 finetune` that differ from those of training from nothing.
 FINETUNE_DEFAULTS = {
@@ -92,6 +95,7 @@ def train(argv: list[str] | None = None):
         train_on_images(start, run, model_args, data_args, image_args, args)
     else:
         check_no_images(image_args)
+        check_left_out(args, OPTIONS_OF_IMAGES, "for a model of text")
         train_on_text(start, run, model_args, data_args, args)
 
 
@@ -103,7 +107,11 @@ def train_on_text(
     args: MD4TrainingArguments,
 ):
     """Train on blocks of text."""
-    tokenizer = load_tokenizer(start.tokenizer or start.model_name_or_path or "text8")
+    tokenizer = (
+        load_tokenizer(start.model_name_or_path or "text8", argument="model_name_or_path")
+        if start.tokenizer is None
+        else load_tokenizer(start.tokenizer, argument="tokenizer")
+    )
     model = make_model(start.model_name_or_path, model_args, tokenizer, data_args.block_size)
     with args.main_process_first(desc="preparing the data"):
         blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
@@ -124,8 +132,8 @@ def train_on_images(
     args: MD4TrainingArguments,
 ):
     """Train on images."""
-    if start.tokenizer is not None:
-        raise ValueError(f"`tokenizer` must be left out for a model of images, got {start.tokenizer!r}.")
+    check_left_out(start, ["tokenizer"], "for a model of images")
+    check_no_text(data_args)
     model = make_image_model(start.model_name_or_path, model_args, image_args)
     config = model.config
     with args.main_process_first(desc="preparing the data"):
@@ -154,6 +162,7 @@ def finetune(argv: list[str] | None = None):
         defaults=FINETUNE_DEFAULTS,
     )
     check_no_adapter(rest.model)
+    check_left_out(args, OPTIONS_OF_IMAGES, "for a model of text")
     prepare_run(run, args)
     model = load_model(rest.model, dtype=None if lora.quantization else torch.float32, **lora.loading_arguments())
     if model.config.is_image:
@@ -182,7 +191,8 @@ def choose_objective(objective: str, model_args: ModelArguments):
         return
     if model_args.masking_schedule not in (None, "linear", "poly"):
         raise ValueError(
-            f'`masking_schedule` must be left out (or "poly") with GenMD4, got {model_args.masking_schedule!r}.'
+            '`masking_schedule` must be left out, "poly" or "linear" (where it begins) with GenMD4, '
+            f"got {model_args.masking_schedule!r}."
         )
     model_args.learn_masking_schedule, model_args.masking_schedule = True, "poly"
 
@@ -230,7 +240,7 @@ def run_training(
             say(
                 trainer, f"Stopped at step {trainer.state.global_step}. To go on, add: --resume_from_checkpoint latest"
             )
-            sys.exit(EXIT_INTERRUPTED)
+            sys.exit(128 + signal.SIGINT)
         finish(trainer, run, data_args)
 
 

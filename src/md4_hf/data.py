@@ -39,8 +39,8 @@ class DataArguments:
     _argument_group_name = "data"
 
     data: str = option(
-        'Training text: "pydoc" (the reference manual that comes with Python), a text, .jsonl or .parquet '
-        "file, a folder, or the id of a data set on the Hub.",
+        'Text: "pydoc" (the reference manual that comes with Python), a text, .jsonl or .parquet file, a folder, or '
+        'the id of a data set on the Hub; or images: "digits", a folder of images, or an id.',
         default=PYDOC,
     )
     data_config: str | None = option("Configuration of the data set, where it has several.")
@@ -49,13 +49,15 @@ class DataArguments:
     )
     data_revision: str | None = option("Branch, tag or commit of the data set on the Hub.")
     text_column: str = option("Column of the data set that holds the text.", default="text")
-    validation_data: str | None = option("Validation text, in any of the forms of `data`.")
+    validation_data: str | None = option("Validation text or images, in any of the forms of `data`.")
     validation_config: str | None = option("Configuration of `validation_data`, where it has several.")
     validation_split: str | None = option("Split of `validation_data`, or else of `data`, for validation.")
     validation_fraction: float = option(
-        "Part of the characters, the last ones, held out when no validation data is named.", default=0.1
+        "Part held out when no validation data is named: of text the last characters, of pairs the last rows, of "
+        "images some drawn once and for all.",
+        default=0.1,
     )
-    block_size: int = option("Tokens per training example.", default=256)
+    block_size: int = option("Tokens of a block.", default=256)
     document_mask: bool = option(
         "Let tokens attend within their own document only, where positions start at 0.", default=False
     )
@@ -92,6 +94,7 @@ def load_documents(
     revision: str | None = None,
     text_column: str = "text",
     streaming: bool = False,
+    argument: str = "data",
 ) -> Dataset | IterableDataset:
     """Loads documents as a data set with the one column `text`.
 
@@ -108,6 +111,7 @@ def load_documents(
         revision: branch, tag or commit (data sets on the Hub).
         text_column: column that holds the text (all but text files).
         streaming: returns an `IterableDataset` that reads the data as it goes.
+        argument: the name of `data` in errors.
 
     Raises:
         FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
@@ -119,13 +123,13 @@ def load_documents(
         return documents.to_iterable_dataset() if streaming else documents
     path = Path(data).expanduser()
     if path.is_file() and path.suffix not in TABLE_FORMATS:
-        return _load_text_files([path], streaming)
+        return _load_text_files([path], streaming, argument)
     if path.is_dir() and not _files(path, *TABLE_FORMATS):
         text_files = _files(path, ".txt")
         if not text_files:
-            raise ValueError(f"`data` must be a folder with .txt, .jsonl or .parquet files, got {data!r}.")
-        return _load_text_files(text_files, streaming)
-    documents = load_table(data, config=config, split=split, revision=revision, streaming=streaming)
+            raise ValueError(f"`{argument}` must be a folder with .txt, .jsonl or .parquet files, got {data!r}.")
+        return _load_text_files(text_files, streaming, argument)
+    documents = load_table(data, config=config, split=split, revision=revision, streaming=streaming, argument=argument)
     return _select_text(documents, text_column)
 
 
@@ -136,37 +140,40 @@ def load_table(
     split: str = "train",
     revision: str | None = None,
     streaming: bool = False,
+    argument: str = "data",
 ) -> Dataset | IterableDataset:
     """Loads a data set with all its columns.
 
     Args:
         data: a .jsonl or .parquet file, a folder in the layout of the Hub, or the id of a data set on the Hub.
-        config, split, revision, streaming: as in `load_documents`.
+        config, split, revision, streaming, argument: as in `load_documents`.
 
     Raises:
         FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
         ValueError: it is a file of another kind, or one that is damaged.
     """
-    with reading("data", data):
-        return _load_table(data, config, split, revision, streaming)
+    with reading(argument, data):
+        return _load_table(data, config, split, revision, streaming, argument)
 
 
 def _load_table(
-    data: str, config: str | None, split: str, revision: str | None, streaming: bool
+    data: str, config: str | None, split: str, revision: str | None, streaming: bool, argument: str
 ) -> Dataset | IterableDataset:
     path = Path(data).expanduser()
     if path.is_file():
         if path.suffix not in TABLE_FORMATS:
-            raise ValueError(f"`data` must be a .jsonl or .parquet file, got {data!r}.")
+            raise ValueError(f"`{argument}` must be a .jsonl or .parquet file, got {data!r}.")
         try:
             return load_dataset(
                 TABLE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", streaming=streaming
             )
         except Exception as error:  # of many kinds, and seldom with the name of the file
-            raise ValueError(f"`data` must be a well-formed {path.suffix} file, got {data!r}: {error}") from error
+            raise ValueError(
+                f"`{argument}` must be a well-formed {path.suffix} file, got {data!r}: {error}"
+            ) from error
     if path.is_dir():
         return load_dataset(str(path), config, split=split, streaming=streaming)
-    not_found = f'`data` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
+    not_found = f'`{argument}` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
     if looks_like_path(data):
         raise FileNotFoundError(not_found)
     try:
@@ -207,13 +214,12 @@ def load_train_validation(
     """
     if load is None:
         load = partial(load_documents, text_column=args.text_column)
-    load_any = partial(load, streaming=args.streaming)
-    load_data = partial(load_any, args.data, config=args.data_config, revision=args.data_revision)
+    load_data = partial(
+        load, args.data, config=args.data_config, revision=args.data_revision, streaming=args.streaming
+    )
 
     if args.validation_data is not None:
-        validation = load_any(
-            args.validation_data, config=args.validation_config, split=args.validation_split or args.data_split
-        )
+        validation = load_validation(args, load_one=load)
     elif args.validation_split is not None:
         if args.data == PYDOC or Path(args.data).expanduser().is_file():
             raise ValueError(
@@ -235,6 +241,33 @@ def load_train_validation(
     if validation is not None:
         return train, validation
     return (divide or hold_out)(train, args.validation_fraction)
+
+
+def load_validation(
+    args: DataArguments,
+    load_both: Callable[[DataArguments], tuple[Dataset | IterableDataset, ...]] = load_train_validation,
+    load_one: Callable[..., Dataset | IterableDataset] | None = None,
+) -> Dataset | IterableDataset:
+    """Loads validation documents alone: `validation_data` where it is given, or else the held-out part of `data`.
+
+    Args:
+        args: where they come from.
+        load_both: function that loads training and validation data, such as `load_images` or `load_pairs`.
+        load_one: function that loads a data set, with the keywords of `load_table`; by default `load_documents`, for
+            the column `args.text_column`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_train_validation`.
+    """
+    if args.validation_data is None:
+        return load_both(args)[1]
+    return (load_one or partial(load_documents, text_column=args.text_column))(
+        args.validation_data,
+        config=args.validation_config,
+        split=args.validation_split or args.data_split,
+        streaming=args.streaming,
+        argument="validation_data",
+    )
 
 
 def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, Dataset]:
@@ -281,9 +314,9 @@ def num_heldout(count: int, validation_fraction: float, what: str) -> int:
     return min(max(round(validation_fraction * count), 1), count - 1)
 
 
-def _load_text_files(files: list[Path], streaming: bool) -> Dataset | IterableDataset:
+def _load_text_files(files: list[Path], streaming: bool, argument: str) -> Dataset | IterableDataset:
     for file in files:
-        _check_text_file(file)
+        _check_text_file(file, argument)
     return load_dataset(
         "text",
         data_files=[glob.escape(str(file)) for file in files],
@@ -293,14 +326,14 @@ def _load_text_files(files: list[Path], streaming: bool) -> Dataset | IterableDa
     )
 
 
-def _check_text_file(file: Path) -> None:
+def _check_text_file(file: Path, argument: str) -> None:
     num_bytes = file.stat().st_size
     if num_bytes == 0:
-        raise ValueError(f"`data` must contain text, got the empty file {str(file)!r}.")
+        raise ValueError(f"`{argument}` must contain text, got the empty file {str(file)!r}.")
     if num_bytes > MAX_TEXT_FILE_BYTES:
         raise ValueError(
-            f"`data` must be text files of at most {MAX_TEXT_FILE_BYTES} bytes, got {str(file)!r} with {num_bytes}: "
-            "divide it, or use .jsonl or .parquet."
+            f"`{argument}` must be text files of at most {MAX_TEXT_FILE_BYTES} bytes, got {str(file)!r} with "
+            f"{num_bytes}: divide it, or use .jsonl or .parquet."
         )
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
@@ -309,7 +342,7 @@ def _check_text_file(file: Path) -> None:
                 decoder.decode(chunk)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise ValueError(f"`data` must be UTF-8 text, got {str(file)!r}: {error}.") from error
+        raise ValueError(f"`{argument}` must be UTF-8 text, got {str(file)!r}: {error}.") from error
 
 
 def _select_text(documents: Dataset | IterableDataset, text_column: str) -> Dataset | IterableDataset:

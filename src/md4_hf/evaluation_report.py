@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from .provenance import versions
 
 
-# Metric -> its name, its unit in `nelbo_metrics`, and digits after the point.
+# Metric, as `nelbo_metrics` calls it -> its name, and digits after the point.
 METRICS = {
     "perplexity": ("perplexity", 3),
     "bits_per_character": ("bits per character", 4),

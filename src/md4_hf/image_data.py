@@ -132,7 +132,7 @@ def load_images(args: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
 
 
 def load_image_table(
-    data: str, *, split: str = "train", streaming: bool = False, **options
+    data: str, *, split: str = "train", streaming: bool = False, argument: str = "data", **options
 ) -> Dataset | IterableDataset:
     """Loads images with all their columns: "digits", or as `load_table`.
 
@@ -140,9 +140,11 @@ def load_image_table(
         FileNotFoundError, ValueError: As `load_table`; and for what is text.
     """
     if data == PYDOC:
-        raise ValueError(f'`data` must be "{DIGITS}", a folder of images or a data set on the Hub, got {data!r}.')
+        raise ValueError(
+            f'`{argument}` must be "{DIGITS}", a folder of images or a data set on the Hub, got {data!r}.'
+        )
     if data != DIGITS:
-        return load_table(data, split=split, streaming=streaming, **options)
+        return load_table(data, split=split, streaming=streaming, argument=argument, **options)
     if split != "train":
         raise ValueError(f'`data_split` and `validation_split` must be "train" for "{DIGITS}", got {split!r}.')
     images = digits()

@@ -32,7 +32,8 @@ from transformers import PreTrainedTokenizerBase
 from .collators import PaddingCollator
 from .diffusion import Diffusion
 from .evaluation import ANY_ORDER, TIME, check_estimator, example_nelbo
-from .loading import check_device, load_model, load_scheduler, make_pipeline
+from .hardware import choose_device
+from .loading import load_model, load_scheduler, make_pipeline
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import MD4ForMaskedDiffusion
 from .modeling_md4_causal import MD4ForCausalLM
@@ -195,8 +196,7 @@ class MD4LM(LM):
             self.batch_size = as_integer("max_batch_size", largest, 1, MAX_BATCH_SIZE)
         else:
             self.batch_size = as_integer("batch_size", batch_size, 1, MAX_BATCH_SIZE)
-        check_device(device)
-        self._join_processes(device)
+        self._join_processes(choose_device(device))
         revision = None if revision is None else str(revision)  # digits arrive as a number
         self.pretrained, self.revision = pretrained, revision
         self.model = open_model(pretrained, base, revision, dtype).to(self._device).eval()
@@ -373,9 +373,9 @@ class MD4LM(LM):
 
     # How it is answered ------------------------------------------------------------------------------------------
 
-    def _join_processes(self, device: str | torch.device | None):
+    def _join_processes(self, device: torch.device):
         """Set rank, world size and device; of several processes, the harness gives each a share of the documents."""
-        self._device = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
+        self._device = device
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return
         # A process that has finished waits for those with longer requests, however long they take.

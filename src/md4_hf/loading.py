@@ -16,6 +16,7 @@ from .adapters import load_adapter
 from .configuration_md4 import MD4Config
 from .errors import reading
 from .files import looks_like_path
+from .hardware import choose_device
 from .modeling_md4 import MD4ForMaskedDiffusion
 from .modeling_md4_causal import MD4ForCausalLM
 from .shards import has_shards
@@ -51,7 +52,7 @@ def load_model(
     adapter = adapter_base(name_or_path, revision=revision, token=token)
     if adapter is None:
         if base is not None:
-            raise ValueError(f"`base` must be left out where `name_or_path` is no adapter, got {base!r}.")
+            raise ValueError(f"`base` must be left out where `model` is no adapter, got {base!r}.")
         return _load_whole_model(name_or_path, revision=revision, token=token, **kwargs)
     if base is None and not Path(adapter).exists() and looks_like_path(adapter):
         raise FileNotFoundError(
@@ -126,7 +127,7 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
 
     config = model.config
     if config.is_causal:
-        raise ValueError("`model` must be a masked diffusion model to be sampled from, got an autoregressive one.")
+        raise ValueError("`model` must be a masked diffusion model to make a pipeline of, got an autoregressive one.")
     scheduler = scheduler or MaskedDiffusionScheduler(
         mask_token_id=config.mask_token_id,
         masking_schedule=config.masking_schedule,
@@ -172,7 +173,7 @@ def load_pipeline(
     """
     from .image_processing_md4 import MD4ImageProcessor
 
-    check_device(device)
+    device = choose_device(device)
     hub: dict[str, Any] = {"revision": revision, "token": token}
     model = load_model(name_or_path, base=base, dtype=dtype, **hub)
     # A model without a scheduler or image processor of its own gets the default one for it.
@@ -185,7 +186,7 @@ def load_pipeline(
     else:
         tokenizer = load_tokenizer(name_or_path, **hub)
     pipeline = make_pipeline(model, tokenizer, scheduler, image_processor)
-    return pipeline.to(device or torch.accelerator.current_accelerator() or "cpu")
+    return pipeline.to(device)
 
 
 def load_scheduler(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None):
@@ -203,11 +204,3 @@ def _load_if_there(component: type, name: str, file_name: str, name_or_path: str
         return None
     with reading(name, name_or_path):
         return component.from_pretrained(Path(file).parent)  # type: ignore[attr-defined]
-
-
-def check_device(device: str | torch.device | None):
-    """Raise a ValueError for a device that is not there; None is any."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one for each kind of device
-        raise ValueError(f"`device` must be a device of this machine, got {device!r}: {error}") from error

@@ -393,23 +393,28 @@ class TokenPolynomialSchedule(nn.Module):
         new[:kept] = old[:kept]
         self.free_exponents = nn.Parameter(new)
 
-    @property
-    def exponents(self) -> Tensor:
-        """w, `(num_tokens,)`, positive."""
+    def forward(self) -> Tensor:
+        """The exponents: as a call of the module, for hooks that bring weights from where they are offloaded to."""
         free = self.free_exponents
         return F.softplus(free if free.dtype == torch.float64 else free.float())
 
+    @property
+    def exponents(self) -> Tensor:
+        """w, `(num_tokens,)`, positive."""
+        return self()
+
     def alpha(self, t: Tensor) -> Tensor:
         """Probability that each token is unmasked at `t`: times of any shape in [0, 1] -> `(*t.shape, num_tokens)`."""
-        return 1.0 - (1.0 - self.eps) * t[..., None] ** self.exponents
+        return 1.0 - (1.0 - self.eps) * t[..., None] ** self.exponents.to(t.device)
 
     def alpha_prime(self, t: Tensor) -> Tensor:
         """Time derivative of `alpha`, same shape."""
-        return -(1.0 - self.eps) * self.exponents * t[..., None] ** (self.exponents - 1.0)
+        exponents = self.exponents.to(t.device)
+        return -(1.0 - self.eps) * exponents * t[..., None] ** (exponents - 1.0)
 
     def alpha_of(self, t: Tensor, tokens: Tensor) -> Tensor:
         """Probability that each of `tokens` `(batch, ...)` is unmasked at its example's time `(batch,)`."""
-        return 1.0 - (1.0 - self.eps) * _left_broadcast(t, tokens.dim()) ** self.exponents[tokens]
+        return 1.0 - (1.0 - self.eps) * _left_broadcast(t, tokens.dim()) ** self.exponents.to(t.device)[tokens]
 
     def unmask_probabilities(self, t: Tensor, s: Tensor) -> Tensor:
         """r_j = (alpha_s - alpha_t)_j / (1 - alpha_t)_j = 1 - (s/t)^{w_j}, in float64: `(*t.shape, num_tokens)`.
@@ -417,7 +422,7 @@ class TokenPolynomialSchedule(nn.Module):
         A masked position becomes token j with probability r_j mu_j between `t` and `s` <= `t`.
         """
         ratio = (s.double() / t.double())[..., None]
-        return 1.0 - ratio ** self.exponents.double()
+        return 1.0 - ratio ** self.exponents.to(ratio)
 
 
 def inverse_softplus(value: float) -> float:
@@ -475,7 +480,7 @@ def genmd4_reconstruction_nelbo(
         first_time: t_1, in (0, 1).
         mask_token_id: The mask id m, which is never guessed.
     """
-    log_survival = schedule.exponents * math.log(first_time)
+    log_survival = schedule.exponents.to(x0.device) * math.log(first_time)
     is_mask = torch.arange(len(log_survival), device=log_survival.device) == mask_token_id
     log_total = torch.logsumexp(log_survival.masked_fill(is_mask, -torch.inf), dim=0)
     scored = x0 != IGNORE_INDEX
@@ -490,7 +495,7 @@ def log_forward_probability(
     scored = x0 != IGNORE_INDEX
     x0 = torch.where(scored, x0, 0)
     t = _left_broadcast(t, x0.dim())
-    log_masked = math.log1p(-schedule.eps) + schedule.exponents[x0] * t.log()
+    log_masked = math.log1p(-schedule.eps) + schedule.exponents.to(x0.device)[x0] * t.log()
     log_q = torch.where(xt == mask_token_id, log_masked, torch.log1p(-log_masked.exp()))
     return torch.where(scored, log_q, 0.0)
 
@@ -683,7 +688,7 @@ def _add_gradients(
     if d_weight.numel() and row.dtype == d_weight.dtype:
         d_weight.addmm_(products.T, row_weight[:, None] * row)
     elif d_weight.numel():
-        largest = row_weight.max().clamp(min=1e-30)  # weights reach 1/eps, and 16-bit floats perhaps not
+        largest = row_weight.abs().max().clamp(min=1e-30)  # weights reach 1/eps, and 16-bit floats perhaps not
         product = products.T @ ((row_weight / largest)[:, None] * row).to(row.dtype)
         d_weight += largest * product.to(d_weight.dtype)
     if d_bias.numel():
@@ -857,7 +862,7 @@ def top_p_logits(logits: Tensor, top_p: float) -> Tensor:
     ordered = logits.sort(dim=-1, descending=True).values
     probabilities = ordered.softmax(dim=-1)
     mass_before = probabilities.cumsum(dim=-1) - probabilities
-    kept = (mass_before < top_p).sum(dim=-1, keepdim=True)
+    kept = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # 0 of logits that are not numbers
     return _below_to_min(logits, ordered.gather(-1, kept - 1))
 
 

@@ -997,17 +997,16 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         """x_t for a clean batch, of the shape of the noise; tokens that are not scored stay."""
         if mask_noise.dim() == self._copies_dim:
             x0, labels = (x[:, None].expand(mask_noise.shape) for x in (x0, labels))
-        schedule = self.masking_schedule
-        if isinstance(schedule, TokenPolynomialSchedule):
-            alpha_t = schedule.alpha_of(timesteps.float(), x0).detach()
+        if self.config.learn_masking_schedule:
+            alpha_t = self.token_schedule.alpha_of(timesteps.float(), x0).detach()
         else:
-            alpha_t = schedule.alpha(timesteps)
+            alpha_t = self.masking_schedule.alpha(timesteps)
         xt = corrupt(x0, alpha_t, self.config.mask_token_id, noise=mask_noise)
         return torch.where(labels != IGNORE_INDEX, xt, x0)
 
-    def _exponents(self) -> Tensor | None:
+    def _exponents(self, device: torch.device) -> Tensor | None:
         """GenMD4's learned exponents, `(vocab,)`."""
-        return self.token_schedule.exponents if self.config.learn_masking_schedule else None
+        return self.token_schedule.exponents.to(device) if self.config.learn_masking_schedule else None
 
     def _weight(self, t: Tensor) -> Tensor:
         """What a masked token's term is multiplied by at its example's time, `(rows,)` float32."""
@@ -1017,7 +1016,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     def _token_nelbo(self, logits: Tensor, xt: Tensor, x0: Tensor, timesteps: Tensor) -> Tensor:
         """Diffusion part of the NELBO of each token, of the shape of the ids, from all logits."""
-        mask_token_id, t, exponents = self.config.mask_token_id, timesteps.float(), self._exponents()
+        mask_token_id, t, exponents = self.config.mask_token_id, timesteps.float(), self._exponents(logits.device)
         if exponents is not None:
             return genmd4_token_nelbo(logits, x0, xt, exponents, t, mask_token_id)
         return token_nelbo(logits, x0, xt, self._weight(t), mask_token_id)
@@ -1041,7 +1040,13 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         target = torch.where(target < 0, any_token, target)
         picked = self._for_the_head(rows)
         total, values = nelbo_of_rows(
-            self.lm_head, hidden_states, target, weight, self.config.mask_token_id, self._exponents(), picked
+            self.lm_head,
+            hidden_states,
+            target,
+            weight,
+            self.config.mask_token_id,
+            self._exponents(hidden_states.device),
+            picked,
         )
         if torch.compiler.is_compiling():
             values = values.detach()  # as an output of the graph it would be given a gradient, of zeros, at a price

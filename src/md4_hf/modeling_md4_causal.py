@@ -38,6 +38,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         if not config.is_causal:
             raise ValueError("`config` must have `is_causal=True` for MD4ForCausalLM, got False.")
         super().__init__(config)
+        self.loss_type = None  # by the name of the class, `Trainer` would leave the first token out of the count
         self.model = MD4Model(config)
         self.lm_head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head.init_scale = 0.0

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from .hardware import has_fast_bf16
+
 
 def _reevaluated(closure: Callable[[], float] | None) -> float | None:
     """The loss, by a closure that also makes the gradients anew; None without one."""
@@ -65,7 +67,7 @@ def _orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], st
 def _emulates_bfloat16(parameters: list[nn.Parameter]) -> bool:
     """Whether the parameters are on a processor without instructions for bfloat16."""
     on_cpu = any(parameter.device.type == "cpu" for parameter in parameters)
-    return on_cpu and not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return on_cpu and not has_fast_bf16()
 
 
 class MuonWithAdamW(Optimizer):
@@ -120,10 +122,16 @@ class MuonWithAdamW(Optimizer):
 
 
 def muon_with_adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonWithAdamW:
-    """`MuonWithAdamW` for a transformer: the matrices of its `layers` go to Muon, all else to AdamW."""
+    """`MuonWithAdamW` for a transformer: the matrices of its `layers` go to Muon, all else to AdamW.
+
+    Raises:
+        ValueError: If it trains none, as a U-Net.
+    """
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_block_matrix = parameter.ndim == 2 and "layers." in name
             (matrices if is_block_matrix else others).append(parameter)
+    if not matrices:
+        raise ValueError("`use_muon` must be False for a model without trained matrices in `layers`, got True.")
     return MuonWithAdamW(matrices, others, lr, betas, weight_decay)

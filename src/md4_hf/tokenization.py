@@ -61,6 +61,7 @@ def load_tokenizer(
     token: str | bool | None = None,
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
+    argument: str = "name_or_path",
 ) -> PreTrainedTokenizerBase:
     """Opens a tokenizer by name and makes sure that it has a mask token (see `ensure_mask_token`).
 
@@ -70,6 +71,7 @@ def load_tokenizer(
         token: access token of the Hub; None uses the saved login.
         cache_dir: folder of downloaded files; None uses the default one.
         trust_remote_code: whether to run tokenizer code that lies in the repository.
+        argument: the name of `name_or_path` in errors.
 
     Raises:
         ValueError: there is no tokenizer under this name, or its files are damaged.
@@ -79,7 +81,7 @@ def load_tokenizer(
     if name_or_path == "bytes":
         return build_byte_tokenizer()
     try:
-        with reading("name_or_path", name_or_path):
+        with reading(argument, name_or_path):
             tokenizer = AutoTokenizer.from_pretrained(
                 name_or_path,
                 revision=revision or "main",
@@ -90,7 +92,7 @@ def load_tokenizer(
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
         raise ValueError(
-            '`name_or_path` must be "text8", "bytes", a folder with a tokenizer or the id of a Hub repository with '
+            f'`{argument}` must be "text8", "bytes", a folder with a tokenizer or the id of a Hub repository with '
             f"one, got {name_or_path!r}: {error}"
         ) from error
     return ensure_mask_token(tokenizer)

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -65,7 +66,7 @@ logger = logging.get_logger(__name__)
 
 EMA_FOLDER = "ema"
 MOST_MASKED_SHARE = 0.8  # of all tokens: a larger bound on the masked ones is not worth having
-EXPONENTS = "token_schedule.free_exponents"
+EXPONENTS = re.compile(r"\btoken_schedule\b.*\bfree_exponents$")
 TRAINING_ARGS_NAME = "training_args.bin"
 SAMPLES_NAME = "samples.png"
 SAMPLES_WIDTH = 512  # pixels of the picture, at least about
@@ -212,6 +213,7 @@ class MD4Trainer(Trainer):
         self.card_facts = CardFacts(license=args.license) if self.is_md4 else None
         self.run_lock = RunLock(args)
         self._step_sampler: StepSampler | None = None
+        self._order_generator: torch.Generator | None = None  # of another order than the step sampler's
         self._stream: EndlessStream | None = None
         self.interrupt = InterruptCallback()
         self.add_callback(self.interrupt)
@@ -251,8 +253,13 @@ class MD4Trainer(Trainer):
         for name in ("compute_metrics", "compute_loss_func"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
-        if args.batch_eval_metrics:
-            raise ValueError("`batch_eval_metrics` must be False for an MD4 model, got True.")
+        for name, rule in (
+            ("batch_eval_metrics", False),
+            ("eval_do_concat_batches", True),
+            ("average_tokens_across_devices", True),
+        ):
+            if getattr(args, name) != rule:
+                raise ValueError(f"`{name}` must be {rule} for an MD4 model, got {not rule}.")
 
     @property
     def interrupted(self) -> bool:
@@ -321,6 +328,8 @@ class MD4Trainer(Trainer):
             return
         if self._step_sampler is not None:  # accelerate does not reach it behind the batches that a resumption skips
             self._step_sampler.set_epoch(kwargs["epoch"])
+        if self._order_generator is not None:  # a resumed epoch has the order of the unbroken one
+            self._order_generator.manual_seed(self.args.data_seed + kwargs["epoch"])
         if self._stream is not None:  # begins at its own position: no batch is to be skipped
             begin = self.state.global_step / self.state.max_steps
             kwargs |= {"epoch": begin, "epochs_trained": begin, "steps_trained_in_current_epoch": 0}
@@ -369,7 +378,7 @@ class MD4Trainer(Trainer):
         if not self.is_md4 or not has_length(dataset) or strategy not in ("random", "sequential"):
             sampler = super()._get_train_sampler(train_dataset)
             if self.is_md4 and getattr(sampler, "generator", 0) is None:  # each rank has another global generator
-                sampler.generator = torch.Generator().manual_seed(args.data_seed)
+                sampler.generator = self._order_generator = torch.Generator().manual_seed(args.data_seed)
             return sampler
         self._step_sampler = StepSampler(
             len(dataset),
@@ -402,12 +411,12 @@ class MD4Trainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in `Trainer`, without GenMD4's exponents: decay would pull them to ln 2."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith(EXPONENTS)]
+        return [name for name in super().get_decay_parameter_names(model) if not EXPONENTS.search(name)]
 
     def _give_schedule_its_rate(self, model: nn.Module):
         if self.args.use_muon:
             raise ValueError("`schedule_lr_multiplier` must be 1 with `use_muon`, which has one learning rate.")
-        exponents = [parameter for name, parameter in model.named_parameters() if name.endswith(EXPONENTS)]
+        exponents = [parameter for name, parameter in model.named_parameters() if EXPONENTS.search(name)]
         for group in self.optimizer.param_groups:
             group["params"] = [p for p in group["params"] if not any(p is exponent for exponent in exponents)]
         if exponents:
@@ -428,8 +437,9 @@ class MD4Trainer(Trainer):
             batch["all_scored"] = batch.get("labels") is None and batch.get("attention_mask") is None
             batch["labels"] = scored_labels(batch)
         num_items = self._get_num_items_in_batch(batches, device)
-        if num_items is not None:
-            self._uncounted_tokens = self._uncounted_tokens + num_items
+        if num_items is not None:  # with DataParallel the number is repeated for each device
+            self._uncounted_tokens = self._uncounted_tokens + num_items.flatten()[0]
+            num_items = num_items.clamp(min=1)  # a step that scores nothing changes nothing
         return batches, num_items
 
     def compute_loss(
@@ -462,7 +472,7 @@ class MD4Trainer(Trainer):
         if self.is_md4 and self.diffusion.learns_schedule:
             if self._nelbo_logged_at is None:
                 self._nelbo_logged_at = self.state.global_step  # where a resumed training begins
-            self._nelbo = self._nelbo + outputs.nelbo.detach()
+            self._nelbo = self._nelbo + outputs.nelbo.detach().sum()  # with DataParallel, over the devices
         return (loss, outputs) if return_outputs else loss
 
     def _most_masked_tokens(self, ids: Tensor, total: int, all_scored: bool) -> int | None:

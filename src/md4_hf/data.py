@@ -271,7 +271,11 @@ def load_validation(
 
 
 def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, Dataset]:
-    """Divides documents into `(train, validation)` as `load_train_validation` describes."""
+    """Divides documents into `(train, validation)` as `load_train_validation` describes.
+
+    Raises:
+        ValueError: the fraction is not in (0, 1), or no document has text.
+    """
     check_fraction(validation_fraction)
     lengths = np.concatenate(
         [_num_characters(batch["text"]) for batch in documents.with_format("arrow").iter(1000)] or [np.empty(0, int)]

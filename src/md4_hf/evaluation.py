@@ -179,6 +179,9 @@ def nelbo_metrics(
         num_tokens: `(examples,)` scored tokens.
         num_characters: `(examples,)` characters that the tokens stand for.
         are_dimensions: Whether the tokens are those of images, one for each channel of each pixel.
+
+    Raises:
+        ValueError: If no token is scored.
     """
     nelbo, num_tokens = nelbo.double(), num_tokens.double()
     if num_tokens.sum() == 0:

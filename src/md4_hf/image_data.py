@@ -106,6 +106,9 @@ def digits() -> Dataset:
     """The handwritten digits that come with scikit-learn: 1,797 grey images of 8 × 8 pixels, 17 levels, 10 classes.
 
     They are the test part of Alpaydin and Kaynak's *Optical Recognition of Handwritten Digits* (UCI, 1998).
+
+    Raises:
+        ImportError: Without scikit-learn.
     """
     try:
         from sklearn.datasets import load_digits

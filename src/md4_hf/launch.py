@@ -94,7 +94,12 @@ def gather(value: Any, num_ranks: int) -> list[Any]:
 
 
 def on_first_process(args: TrainingArguments, action: Callable[[], Any]) -> Any:
-    """Do something on the first process; all return its result, or raise its error."""
+    """Do something on the first process; all return its result, or raise its error. All processes have to call it.
+
+    Raises:
+        ValueError, OSError: Of the action.
+        RuntimeError: For any other error of it, which it names.
+    """
     outcome: list[Any] = [None, None]
     if args.process_index == 0:
         try:

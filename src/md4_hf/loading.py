@@ -67,7 +67,11 @@ def load_model(
 
 
 def adapter_base(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
-    """The base model that an adapter's folder or Hub id names; None if it holds no adapter."""
+    """The base model that an adapter's folder or Hub id names; None if it holds no adapter.
+
+    Raises:
+        ValueError: If the adapter names none, or its configuration is damaged.
+    """
     if Path(name_or_path, CONFIG_NAME).is_file():
         return None
     config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
@@ -121,6 +125,9 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
     """A pipeline; the default scheduler has the model's masking schedule and the paper's choice of grid for it.
 
     The default image processor has the size, channels and levels of the model.
+
+    Raises:
+        ValueError: For an autoregressive model.
     """
     from .pipeline_masked_diffusion import MaskedDiffusionPipeline
     from .scheduling_masked_diffusion import MaskedDiffusionScheduler

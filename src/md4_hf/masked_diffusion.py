@@ -187,7 +187,10 @@ def stratified_times(offset: float | Tensor, index: Tensor, total: int) -> Tenso
 
 
 def discretize_times(t: Tensor, num_timesteps: int) -> Tensor:
-    """Map times of [0, 1) to the end of their cell of the grid {1/T, 2/T, ..., 1}, as discrete-time MD4 trains on."""
+    """Map times of [0, 1), of any shape, to the end of their cell of {1/T, 2/T, ..., 1}: discrete-time MD4's times.
+
+    `num_timesteps` is T >= 1.
+    """
     return (torch.floor(t * num_timesteps) + 1.0) / num_timesteps
 
 
@@ -491,7 +494,15 @@ def genmd4_reconstruction_nelbo(
 def log_forward_probability(
     schedule: TokenPolynomialSchedule, t: Tensor, x0: Tensor, xt: Tensor, mask_token_id: int
 ) -> Tensor:
-    """log q(x_t | x_0) per token, `(batch, ...)`; tokens whose `x0` is -100 are given, and count 0."""
+    """log q(x_t | x_0) of GenMD4 per token, `(batch, ...)` nats <= 0, with gradient in the exponents.
+
+    Args:
+        schedule: The schedules of the tokens.
+        t: `(batch,)` times in (0, 1].
+        x0: `(batch, ...)` clean ids; tokens whose id is -100 are given, and count 0.
+        xt: `(batch, ...)` noised ids.
+        mask_token_id: The mask id m.
+    """
     scored = x0 != IGNORE_INDEX
     x0 = torch.where(scored, x0, 0)
     t = _left_broadcast(t, x0.dim())
@@ -805,14 +816,20 @@ def score_from_mean(mean: Tensor, alpha_t: Tensor) -> Tensor:
 
 
 def mean_from_score(score: Tensor, alpha_t: Tensor) -> Tensor:
-    """The inverse of `score_from_mean`."""
+    """Denoiser probabilities from the concrete score of a masked position: the inverse of `score_from_mean`.
+
+    Args:
+        score: `(batch, ..., vocab)`, >= 0.
+        alpha_t: `(batch,)` or a scalar, in (0, 1).
+    """
     return _left_broadcast((1.0 - alpha_t) / alpha_t, score.dim()) * score
 
 
 def forward_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
     """beta(t) = -alpha'_t / alpha_t, the rate at which an unmasked token jumps to the mask.
 
-    The generator of the forward Markov chain is Q(t) = beta(t) (1 m^T - I).
+    The generator of the forward Markov chain is Q(t) = beta(t) (1 m^T - I). Times of any shape in [0, 1] give rates of
+    the same shape, >= 0; infinite where alpha_t is 0, as at t = 1 without eps.
     """
     return -schedule.alpha_prime(t) / schedule.alpha(t)
 
@@ -820,7 +837,8 @@ def forward_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
 def reverse_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
     """-alpha'_t / (1 - alpha_t), the rate at which a masked token is unmasked in reverse time.
 
-    It jumps to token j at this rate times mu_j. It is the weight of the continuous-time NELBO.
+    It jumps to token j at this rate times mu_j. It is the weight of the continuous-time NELBO. Times of any shape in
+    [0, 1] give rates of the same shape, >= 0; infinite where alpha_t is 1, as at t = 0 without eps.
     """
     return nelbo_weight(schedule, t)
 

@@ -425,7 +425,7 @@ def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
         (["torn.jsonl", "--tokenizer", "bytes"], "`samples` must be JSON lines, got line 1 of torn.jsonl"),
         (["list.jsonl", "--tokenizer", "bytes"], "`samples` must be JSON objects, got b'[1]' in line 1"),
         (["latin.txt", "--tokenizer", "bytes"], "`model_or_file` must be UTF-8 text, got latin.txt"),
-        (["text.txt", "--tokenizer", "bytes", "--references", "no.txt"], "`data` must be"),
+        (["text.txt", "--tokenizer", "bytes", "--references", "no.txt"], "`references` must be"),
         (["text.txt", "--tokenizer", "bytes", "--resize"], "options of images must be left out for a model of text"),
         (["MODEL", "--tokenizer", "bytes"], "`tokenizer` must be left out for a model, which has its own"),
         (["MODEL", "--num_samples", "-1"], "`num_samples` must be >= 1, got -1"),

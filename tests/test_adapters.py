@@ -133,7 +133,7 @@ def test_bad_arguments_are_named(base, tmp_path):
             LoraArguments(**kwargs)
     with pytest.raises(ValueError, match="Target modules"):
         add_adapter(load_model(str(base)), LoraArguments(target_modules="no_such_layer"))
-    with pytest.raises(ValueError, match="`base` must be left out where `name_or_path` is no adapter"):
+    with pytest.raises(ValueError, match="`base` must be left out where `model` is no adapter"):
         load_model(str(base), base=str(base))
     with pytest.raises(FileNotFoundError, match="`model` must be a model's or adapter's folder"):
         load_model(str(tmp_path))

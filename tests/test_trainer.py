@@ -549,8 +549,8 @@ def test_a_step_that_scores_nothing_changes_nothing(tmp_path, objective):
     assert torch.equal(weights(trainer.model), before)
 
 
-def test_tokens_and_bounds_of_several_devices_are_added(tmp_path):
-    """With DataParallel, transformers repeats the number of items for each device, and gathers what each returns."""
+def test_tokens_are_counted_once_where_several_devices_have_their_number(tmp_path):
+    """With DataParallel, transformers repeats the number of items for each device."""
     trainer = make_trainer(tmp_path)
     trainer.train()
     trainer.args._n_gpu = 2

@@ -59,6 +59,7 @@ _LAZY = {
     ],
     "example_order": ["data_sha256"],
     "files": ["check_can_be_written", "write_whole"],
+    "hardware": ["choose_device"],
     "image_data": [
         "ImageDataArguments",
         "ImageDataset",
@@ -71,7 +72,6 @@ _LAZY = {
     "image_metrics": ["image_sample_metrics", "load_inception"],
     "image_processing_md4": ["MD4ImageProcessor"],
     "launch": ["on_first_process"],
-    "hardware": ["choose_device"],
     "loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],
     "masked_diffusion": [
         "IGNORE_INDEX",

@@ -73,6 +73,7 @@ CHANGEABLE_FIELDS = {
     "schedule_eps",
     "num_train_timesteps",
 }
+SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule"}
 
 
 @dataclass
@@ -223,9 +224,6 @@ def read_config(path: str) -> dict[str, Any]:
             f"`config` must be a mapping of option names to values, got {type(options).__name__} in {path}."
         )
     return dict(options)
-
-
-SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule"}
 
 
 def parse_arguments(

@@ -71,11 +71,9 @@ class SampleArguments(SamplerArguments):
         if self.enlarge < 1:
             raise ValueError(f"`enlarge` must be >= 1, got {self.enlarge}.")
         pipeline = load_pipeline(model, base=self.base, revision=self.revision, device=self.device)
-        if pipeline.image_shape is None and self.output is not None:
-            raise ValueError(f"`output` must be left out for a model of text, got {self.output}.")
         if pipeline.image_shape is None:
-            check_left_out(self, ["enlarge"], "for a model of text")
-        if pipeline.image_shape is not None and self.output is None:
+            check_left_out(self, ["output", "enlarge"], "for a model of text")
+        elif self.output is None:
             raise ValueError("`output` must name a picture to write for a model of images.")
         return pipeline
 

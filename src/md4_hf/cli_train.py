@@ -107,11 +107,8 @@ def train_on_text(
     args: MD4TrainingArguments,
 ):
     """Train on blocks of text."""
-    tokenizer = (
-        load_tokenizer(start.model_name_or_path or "text8", argument="model_name_or_path")
-        if start.tokenizer is None
-        else load_tokenizer(start.tokenizer, argument="tokenizer")
-    )
+    named = "tokenizer" if start.tokenizer else "model_name_or_path"
+    tokenizer = load_tokenizer(getattr(start, named) or "text8", argument=named)
     model = make_model(start.model_name_or_path, model_args, tokenizer, data_args.block_size)
     with args.main_process_first(desc="preparing the data"):
         blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)

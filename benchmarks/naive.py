@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from md4_hf import MD4ForMaskedDiffusion, nelbo_weight, rloo_surrogate
-from md4_hf.masked_diffusion import log_forward_probability
+from md4_hf.core.masked_diffusion import log_forward_probability
 
 
 def md4_loss(model: MD4ForMaskedDiffusion, xt: Tensor, x0: Tensor, t: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from naive import genmd4_loss, md4_loss
 from tqdm import tqdm
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion
-from md4_hf.noise import most_masked_tokens
+from md4_hf.objective.noise import most_masked_tokens
 
 
 matplotlib.use("agg")

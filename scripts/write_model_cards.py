@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCardData
 
 from md4_hf import PRESETS, MD4Config, MD4ForMaskedDiffusion
-from md4_hf.model_card import IMAGE_TAGS, PAPER, TAGS, pipeline_tag
+from md4_hf.training.model_card import IMAGE_TAGS, PAPER, TAGS, pipeline_tag
 
 
 FOLDER = Path(__file__).parents[1] / "model_cards"

@@ -14,7 +14,7 @@ from datasets import Dataset
 from test_streams import LENGTH, TEXTS, heldout, logged, make_trainer, row_stream, text_stream, weights
 
 from md4_hf import build_byte_tokenizer, pack
-from md4_hf.streams import POSITION
+from md4_hf.training.streams import POSITION
 
 
 class Plain(torch.utils.data.IterableDataset):

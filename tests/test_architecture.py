@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Who may import whom, read from the sources: imports inside functions and under TYPE_CHECKING count too."""
+"""Which room may import which, read from the sources: imports inside functions and under TYPE_CHECKING count too."""
 
 import ast
 import importlib.util
@@ -13,45 +13,34 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "md4_hf"
-PATHS = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
-MODULES = frozenset(PATHS)
-
-# The files that are saved with a model (trust_remote_code): flat, without diffusers.
-REMOTE_CODE = ("masked_diffusion", "configuration_md4", "modeling_md4", "modeling_md4_unet", "image_processing_md4")
-REMOTE_PIPELINE = ("remote_pipeline", "pipeline_masked_diffusion", "scheduling_masked_diffusion")
-ALLOWED_LIBRARIES = {
+# Each room and the rooms that it may import: the one table of this house.
+ROOMS = {
+    "core": set(),
+    "utils": set(),
+    "objective": {"core", "utils"},
+    "data": {"core", "utils", "objective"},
+    "hub": {"core", "utils", "objective", "data"},
+    "training": {"core", "utils", "objective", "data", "hub"},
+    "evaluation": {"core", "utils", "objective", "data", "hub"},
+    "cli": {"core", "utils", "objective", "data", "hub", "training", "evaluation"},
+}
+# "room.module" -> its file.
+PATHS = {f"{room}.{path.stem}": path for room in ROOMS for path in sorted((PACKAGE / room).glob("*.py"))}
+MODULES = sorted(PATHS)
+# Files that are copied beside weights (trust_remote_code). Those of a model do without diffusers.
+PORTABLE = [module for module in MODULES if module.startswith("core.") and module != "core.__init__"]
+LIBRARIES = {
+    "schedules": {"torch"},
     "masked_diffusion": {"torch"},
-    "configuration_md4": {"torch", "transformers", "huggingface_hub"},
-    "modeling_md4": {"torch", "transformers", "huggingface_hub"},
-    "modeling_md4_unet": {"torch", "transformers", "huggingface_hub"},
+    "linear_nelbo": {"torch"},
+    "input_checks": {"torch", "transformers"},
     "image_processing_md4": {"torch", "transformers", "numpy", "PIL"},
+    "scheduling_masked_diffusion": {"torch", "diffusers"},
+    "pipeline_inputs": {"torch", "transformers", "diffusers", "numpy", "PIL"},
+    "pipeline_masked_diffusion": {"torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL"},
+    "remote_pipeline": {"transformers", "diffusers"},
 }
-ALLOWED = {
-    "masked_diffusion": set(),
-    "configuration_md4": set(),
-    "modeling_md4_unet": {"configuration_md4"},
-    "modeling_md4": {"configuration_md4", "masked_diffusion", "modeling_md4_unet"},
-    "scheduling_masked_diffusion": {"masked_diffusion"},
-    "pipeline_masked_diffusion": set(),
-    # Opens a saved pipeline without the package: names every file that it needs.
-    "remote_pipeline": {
-        "configuration_md4",
-        "image_processing_md4",
-        "masked_diffusion",
-        "modeling_md4",
-        "modeling_md4_unet",
-        "pipeline_masked_diffusion",
-        "scheduling_masked_diffusion",
-    },
-    "evaluation": {"masked_diffusion"},
-    "trainer": {"masked_diffusion", "evaluation"},
-    "cli": set(),
-}
-# The command, one module per group of subcommands: they use the public names of the package, and each other.
-CLI = {module for module in MODULES if module.split("_")[0] == "cli"}
-ALLOWED.update(dict.fromkeys(sorted(CLI), CLI))
-# Every other module is a helper (data, plots, model_card, ...): these two may use any, the rest of the table none.
-MAY_USE_HELPERS = ("evaluation", "trainer")
+LIBRARIES_OF_A_NETWORK = {"torch", "transformers", "huggingface_hub"}
 
 # How transformers finds the files that a remote-code file needs (dynamic_module_utils.get_relative_imports).
 REMOTE_FROM = re.compile(r"^\s*from\s+\.(\S+)\s+import", re.MULTILINE)
@@ -72,24 +61,32 @@ def imported(source, package=""):
             yield from ((module, alias.name) for alias in node.names)
 
 
-def siblings(source, modules=MODULES):
-    """The modules of the package that `source` imports; "" stands for the package itself."""
+def modules_imported(source, room, modules=MODULES):
+    """The "room.module" names that `source`, a file of this room, imports; "" stands for the package itself."""
     found = set()
-    for module, name in imported(source, "md4_hf"):
+    for module, name in imported(source, f"md4_hf.{room}"):
         top, _, rest = module.partition(".")
         if top == "md4_hf":
-            found.add(rest.split(".")[0] or (name if name in modules else ""))
+            inside = f"{rest}.{name}" if f"{rest}.{name}" in modules else rest
+            found.add(inside if "." in inside else f"{inside}.__init__" if inside else "")
     return found
 
 
 def libraries(source):
-    names = {module.partition(".")[0] for module, _ in imported(source, "md4_hf")}
+    names = {module.partition(".")[0] for module, _ in imported(source, "md4_hf.core")}
     return names - set(sys.stdlib_module_names) - {"md4_hf"}
 
 
-def allowed_siblings(module):
-    helpers = MODULES - set(ALLOWED)
-    return ALLOWED[module] | (helpers if module in MAY_USE_HELPERS else set())
+def read(module):
+    return PATHS[module].read_text(encoding="utf-8")
+
+
+def room_of(module):
+    return module.partition(".")[0]
+
+
+def imports_of(module):
+    return modules_imported(read(module), room_of(module))
 
 
 def remote_code_errors(source):
@@ -117,59 +114,42 @@ def cycle(graph):
     return None
 
 
-def read(module):
-    return PATHS[module].read_text(encoding="utf-8")
+def test_every_file_is_in_a_room():
+    outside = [path for path in PACKAGE.rglob("*.py") if path.parent not in {PACKAGE / room for room in ROOMS}]
+    assert {path.relative_to(PACKAGE).as_posix() for path in outside} == {"__init__.py", "__main__.py"}
+    assert all(f"{room}.__init__" in PATHS for room in ROOMS)
 
 
-def present(modules):
-    """The modules of the table that exist so far."""
-    return [module for module in modules if module in MODULES]
-
-
-def test_the_package_is_where_this_file_looks():
-    assert {"masked_diffusion", "configuration_md4", "modeling_md4"} <= MODULES
-    nested = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE]
-    assert not nested, f"the package is flat, found {nested}"
-
-
-@pytest.mark.parametrize("module", present(ALLOWED))
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_follow_the_arrows(module):
-    found = siblings(read(module))
-    if module in CLI:  # the public names of the package itself
-        found.discard("")
-    assert found <= allowed_siblings(module)
-
-
-@pytest.mark.parametrize("module", sorted(MODULES - CLI))
-def test_no_module_imports_the_package_or_the_cli(module):
-    assert not siblings(read(module)) & {"", *CLI}
-
-
-@pytest.mark.parametrize("module", sorted(CLI))
-def test_the_cli_uses_public_names_only(module):
-    import md4_hf
-
-    names = {name for library, name in imported(read(module), "md4_hf") if library == "md4_hf" and name}
-    assert names <= {*md4_hf.__all__, "__version__"}
-
-
-@pytest.mark.parametrize("module", present(REMOTE_CODE))
-def test_remote_code_needs_few_libraries(module):
-    assert libraries(read(module)) <= ALLOWED_LIBRARIES[module]
-
-
-@pytest.mark.parametrize("module", present(REMOTE_CODE + REMOTE_PIPELINE))
-def test_remote_code_finds_its_files(module):
-    assert remote_code_errors(read(module)) == []
-
-
-def test_remote_code_is_complete():
-    """Nothing the remote-code files import is left behind when they are copied to a repository."""
-    assert {sibling for module in present(REMOTE_CODE) for sibling in siblings(read(module))} <= set(REMOTE_CODE)
+    room = room_of(module)
+    may_import = {*ROOMS[room], room, *([""] if room == "cli" else [])}  # the command prints the package's version
+    assert {room_of(found) for found in imports_of(module)} <= may_import
 
 
 def test_imports_have_no_cycle():
-    assert cycle({module: siblings(read(module)) - {""} for module in MODULES}) is None
+    assert cycle({module: imports_of(module) - {""} for module in MODULES}) is None
+
+
+@pytest.mark.parametrize("module", PORTABLE)
+def test_portable_files_need_few_libraries(module):
+    assert libraries(read(module)) <= LIBRARIES.get(module.partition(".")[2], LIBRARIES_OF_A_NETWORK)
+
+
+@pytest.mark.parametrize("module", PORTABLE)
+def test_portable_files_find_each_other(module):
+    assert remote_code_errors(read(module)) == []
+
+
+def test_the_map_has_every_module_once_and_its_diagram_shows_the_imports():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)/` \| (`.+) \|$", page, re.MULTILINE)
+    listed = [f"{room}.{module}" for room, cell in rows for module in re.findall(r"`(\w+)`", cell)]
+    assert sorted(listed) == [module for module in MODULES if not module.endswith(".__init__")]
+    imports = {(room_of(module), room_of(found)) for module in MODULES for found in imports_of(module) - {""}}
+    imports = {(room, other) for room, other in imports if room != other}
+    arrows = set(re.findall(r"^ +(\w+) --> (\w+)$", page, re.MULTILINE))
+    assert arrows <= imports and transitive(arrows) == transitive(imports)
 
 
 def transitive(edges):
@@ -178,21 +158,6 @@ def transitive(edges):
     while more := {(a, d) for a, b in found for c, d in found if b == c} - found:
         found |= more
     return found
-
-
-def test_the_map_has_every_module_once_and_its_diagram_shows_the_imports():
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\w+) \| (`.+) \|$", page, re.MULTILINE)
-    listed = [(module, group) for group, cell in rows for module in re.findall(r"`(\w+)`", cell)]
-    group_of = dict(listed)
-    assert len(group_of) == len(listed) and set(group_of) == MODULES
-    imports = {
-        (group_of[module], group_of[sibling]) for module in MODULES for sibling in siblings(read(module)) - {""}
-    }
-    imports = {(group, other) for group, other in imports if group != other}
-    arrows = set(re.findall(r"^ +(\w+) --> (\w+)$", page, re.MULTILINE))
-    assert arrows <= imports and transitive(arrows) == transitive(imports)
-    assert not any(group == other for group, other in transitive(arrows))
 
 
 def scripts_and_tests():
@@ -216,19 +181,21 @@ def test_scripts_and_tests_use_public_names(path):
 @pytest.mark.parametrize(
     "source, expected",
     [
-        ("from .a import x", {"a"}),
-        ("from . import a", {"a"}),
-        ("from . import x", {""}),
+        ("from .a import x", {"r.a"}),
+        ("from . import a", {"r.a"}),
+        ("from ..s.b import x", {"s.b"}),
+        ("from ..s import b", {"s.b"}),
+        ("from ..s import x", {"s.__init__"}),
+        ("from .. import x", {""}),
         ("import md4_hf", {""}),
-        ("import md4_hf.a as z", {"a"}),
-        ("from md4_hf import a, x", {"a", ""}),
-        ("from md4_hf.a import x", {"a"}),
-        ("def f():\n    from .a import x", {"a"}),
+        ("import md4_hf.r.a as z", {"r.a"}),
+        ("from md4_hf.r.a import x", {"r.a"}),
+        ("def f():\n    from .a import x", {"r.a"}),
         ("import md4_hfx.a\nfrom a import x", set()),
     ],
 )
-def test_siblings_are_recognised(source, expected):
-    assert siblings(source, modules={"a"}) == expected
+def test_imported_modules_are_recognised(source, expected):
+    assert modules_imported(source, "r", modules={"r.a", "s.b"}) == expected
 
 
 @pytest.mark.parametrize(

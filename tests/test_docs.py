@@ -55,10 +55,10 @@ RUN = ("bash", "python")
 NOT_RUN = {
     "make": "makes an environment of its own; `make demo` and `make test` are run by hand and by CI",
     "pip": "installs packages",
-    "accelerate launch": "starts several processes, as tests/test_distributed.py does",
-    "torchrun": "starts several processes, as tests/test_distributed.py does",
-    "python -m md4_hf.convert_md4_checkpoint": "needs an official checkpoint; tests/test_convert.py makes one",
-    "python -m md4_hf.lm_eval_adapter": "reads the harness's thousands of tasks; tests/test_lm_eval.py runs it on one",
+    "accelerate launch": "starts several processes, as tests/training/test_distributed.py does",
+    "torchrun": "starts several processes, as tests/training/test_distributed.py does",
+    "python -m md4_hf.hub.convert_md4": "needs an official checkpoint; tests/hub/test_convert_md4.py makes one",
+    "python -m md4_hf.evaluation.harness": "reads thousands of tasks; tests/evaluation/test_harness.py runs it on one",
 }
 SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --bf16 false"
 SHORT = "--max_steps 2 --save_steps 1 --eval_strategy no --final_eval_draws 1 --card_samples 0"
@@ -218,7 +218,9 @@ def logged(path, function, *args):
 def run_in_process(log, function, *args):
     """Run a function in a new process, forked from one that has imported the libraries and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["md4_hf.trainer", "md4_hf.pipeline_masked_diffusion", "md4_hf.data", "peft"])
+    context.set_forkserver_preload(
+        ["md4_hf.training.trainer", "md4_hf.core.pipeline_masked_diffusion", "md4_hf.data.documents", "peft"]
+    )
     process = context.Process(target=logged, args=(str(log), function, *args))
     process.start()
     process.join(SECONDS_PER_PAGE)

@@ -60,10 +60,10 @@ from md4_hf import (
     repetition,
     token_entropy,
 )
-from md4_hf.adapters import fingerprint, save_base_record
 from md4_hf.cli import main
-from md4_hf.convert_md4_checkpoint import convert_checkpoint
-from md4_hf.packing import Separator
+from md4_hf.data.packing import Separator
+from md4_hf.hub.adapters import fingerprint, save_base_record
+from md4_hf.hub.convert_md4 import convert_checkpoint
 
 
 EXAMPLES = int(os.environ.get("MD4_FUZZ_EXAMPLES", "0"))

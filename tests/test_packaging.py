@@ -161,7 +161,7 @@ assert not hasattr(md4_hf, "no_such_name")
 
 
 def test_cli_runs_from_the_wheel(run_python):
-    result = run_python("-m", "md4_hf.cli", "--help")
+    result = run_python("-m", "md4_hf", "--help")
     assert result.returncode == 0, result.stderr
     assert "usage" in result.stdout.lower()
 

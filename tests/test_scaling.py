@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion
-from md4_hf.sharding import keep_float32
+from md4_hf.utils.sharding import keep_float32
 
 
 ROOT = Path(__file__).parents[1]

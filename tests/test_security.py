@@ -31,10 +31,10 @@ from md4_hf import (
     make_pipeline,
     parse_arguments,
 )
-from md4_hf.adapters import fingerprint, save_base_record
-from md4_hf.checkpoints import commit
 from md4_hf.cli import main
-from md4_hf.convert_md4_checkpoint import load_official_params
+from md4_hf.hub.adapters import fingerprint, save_base_record
+from md4_hf.hub.convert_md4 import load_official_params
+from md4_hf.training.checkpoints import commit
 
 
 PACKAGE = Path(__file__).parents[1] / "src" / "md4_hf"

@@ -6,8 +6,8 @@ import math
 import datasets
 import evaluate
 
-from md4_hf.evaluation import ratio_with_stderr
-from md4_hf.sample_metrics import checked_examples
+from md4_hf.evaluation.samples import checked_examples
+from md4_hf.objective.estimators import ratio_with_stderr
 
 
 _DESCRIPTION = """

@@ -6,7 +6,7 @@ import evaluate
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from md4_hf.sample_metrics import checked_token_ids, generative_perplexity
+from md4_hf.evaluation.samples import checked_token_ids, generative_perplexity
 
 
 _DESCRIPTION = """

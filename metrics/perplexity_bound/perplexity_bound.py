@@ -4,8 +4,8 @@
 import datasets
 import evaluate
 
-from md4_hf.evaluation import nelbo_metrics
-from md4_hf.sample_metrics import checked_examples
+from md4_hf.evaluation.samples import checked_examples
+from md4_hf.objective.estimators import nelbo_metrics
 
 
 _DESCRIPTION = """

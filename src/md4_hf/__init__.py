@@ -10,21 +10,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from .configuration_md4 import MD4Config
-from .registration import register_auto_classes, register_when_imported
+from .core.configuration_md4 import MD4Config
+from .hub.registration import register_auto_classes, register_when_imported
 
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "adapters": ["LoraArguments", "add_adapter", "load_adapter"],
-    "arguments": ["ModelArguments", "RunArguments", "StartArguments", "parse_arguments"],
-    "averaging": ["EmaCallback"],
-    "baselines": ["ngram_bits_per_character", "pixel_histogram_bits"],
-    "checkpoints": ["checkpoint_to_resume"],
-    "collators": ["DataCollatorForMaskedDiffusion", "PaddingCollator"],
-    "convert_md4_checkpoint": ["config_from_official", "convert_flax_params"],
-    "data": [
+    "hub.adapters": ["LoraArguments", "add_adapter", "load_adapter"],
+    "cli.arguments": ["ModelArguments", "RunArguments", "StartArguments", "parse_arguments"],
+    "training.ema": ["EmaCallback"],
+    "evaluation.baselines": ["ngram_bits_per_character", "pixel_histogram_bits"],
+    "training.checkpoints": ["checkpoint_to_resume"],
+    "data.collators": ["DataCollatorForMaskedDiffusion", "PaddingCollator"],
+    "hub.convert_md4": ["config_from_official", "convert_flax_params"],
+    "data.documents": [
         "DataArguments",
         "hold_out",
         "load_documents",
@@ -33,11 +33,11 @@ _LAZY = {
         "load_validation",
         "pydoc_documents",
     ],
-    "detokenizers": ["detokenize"],
-    "diffusion": ["Diffusion"],
-    "errors": ["reading"],
-    "evaluation": ["ANY_ORDER", "TIME", "example_nelbo", "nelbo_given_noise", "nelbo_metrics"],
-    "evaluation_report": [
+    "evaluation.detokenizers": ["detokenize"],
+    "objective.objectives": ["Diffusion"],
+    "utils.errors": ["reading"],
+    "objective.estimators": ["ANY_ORDER", "TIME", "example_nelbo", "nelbo_given_noise", "nelbo_metrics"],
+    "evaluation.report": [
         "TaskResult",
         "finite",
         "read_results",
@@ -45,8 +45,8 @@ _LAZY = {
         "results_markdown",
         "results_table",
     ],
-    "evaluation_rounds": ["Rounds", "Stopping", "evaluate_in_rounds"],
-    "evaluation_tasks": [
+    "evaluation.rounds": ["Rounds", "Stopping", "evaluate_in_rounds"],
+    "evaluation.tasks": [
         "PREPARATIONS",
         "SUITES",
         "TASKS",
@@ -57,10 +57,10 @@ _LAZY = {
         "make_recipe",
         "make_windows",
     ],
-    "example_order": ["data_sha256"],
-    "files": ["check_can_be_written", "write_whole"],
-    "hardware": ["choose_device"],
-    "image_data": [
+    "objective.example_order": ["data_sha256"],
+    "utils.files": ["check_can_be_written", "write_whole"],
+    "utils.hardware": ["choose_device"],
+    "data.images": [
         "ImageDataArguments",
         "ImageDataset",
         "digits",
@@ -68,12 +68,12 @@ _LAZY = {
         "load_image_table",
         "load_images",
     ],
-    "image_grid": ["picture_format", "save_image_grid"],
-    "image_metrics": ["image_sample_metrics", "load_inception"],
-    "image_processing_md4": ["MD4ImageProcessor"],
-    "launch": ["on_first_process"],
-    "loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],
-    "masked_diffusion": [
+    "utils.image_grid": ["picture_format", "save_image_grid"],
+    "evaluation.images": ["image_sample_metrics", "load_inception"],
+    "core.image_processing_md4": ["MD4ImageProcessor"],
+    "utils.processes": ["on_first_process"],
+    "hub.loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],
+    "core.masked_diffusion": [
         "IGNORE_INDEX",
         "MaskingSchedule",
         "TokenPolynomialSchedule",
@@ -98,35 +98,35 @@ _LAZY = {
         "token_nelbo",
         "unmask_probability",
     ],
-    "model_card": ["CardFacts", "make_model_card"],
-    "modeling_md4": ["MD4ForMaskedDiffusion", "MD4Model", "MaskedDiffusionOutput"],
-    "modeling_md4_causal": ["MD4ForCausalLM"],
-    "options": ["check_left_out", "option"],
-    "packing": ["PackingReport", "pack"],
-    "pipeline_masked_diffusion": ["MaskedDiffusionPipeline", "MaskedDiffusionPipelineOutput"],
-    "plots": ["plot_losses"],
-    "presets": ["PRESETS", "Preset"],
-    "prompt_response": ["PairArguments", "PairReport", "encode_pairs", "load_pairs"],
-    "provenance": ["environment", "versions", "weights_sha256"],
-    "sample_metrics": ["check_same_tokens", "generative_perplexity", "generative_perplexity_of_ids"],
-    "sample_statistics": ["distinct_n", "repetition", "token_entropy", "token_statistics"],
-    "schedule_plots": [
+    "training.model_card": ["CardFacts", "make_model_card"],
+    "core.modeling_md4": ["MD4ForMaskedDiffusion", "MD4Model", "MaskedDiffusionOutput"],
+    "core.modeling_md4_causal": ["MD4ForCausalLM"],
+    "utils.options": ["check_left_out", "option"],
+    "data.packing": ["PackingReport", "pack"],
+    "core.pipeline_masked_diffusion": ["MaskedDiffusionPipeline", "MaskedDiffusionPipelineOutput"],
+    "utils.plots": ["plot_losses"],
+    "training.presets": ["PRESETS", "Preset"],
+    "data.pairs": ["PairArguments", "PairReport", "encode_pairs", "load_pairs"],
+    "evaluation.provenance": ["environment", "versions", "weights_sha256"],
+    "evaluation.samples": ["check_same_tokens", "generative_perplexity", "generative_perplexity_of_ids"],
+    "evaluation.sample_statistics": ["distinct_n", "repetition", "token_entropy", "token_statistics"],
+    "evaluation.schedule_plots": [
         "plot_exponents",
         "plot_masking_schedules",
         "plot_token_schedules",
         "plot_unmasked_per_step",
     ],
-    "scheduling_masked_diffusion": ["MaskedDiffusionScheduler", "MaskedDiffusionSchedulerOutput"],
-    "sharding": ["count_parameters"],
-    "shards": ["has_shards", "load_shards"],
-    "tokenization": [
+    "core.scheduling_masked_diffusion": ["MaskedDiffusionScheduler", "MaskedDiffusionSchedulerOutput"],
+    "utils.sharding": ["count_parameters"],
+    "hub.shards": ["has_shards", "load_shards"],
+    "data.tokenizers": [
         "build_byte_tokenizer",
         "build_text8_tokenizer",
         "check_tokenizer_matches",
         "ensure_mask_token",
         "load_tokenizer",
     ],
-    "trainer": ["MD4Trainer", "MD4TrainingArguments"],
+    "training.trainer": ["MD4Trainer", "MD4TrainingArguments"],
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 
@@ -153,8 +153,8 @@ register_auto_classes()
 register_when_imported()
 
 if TYPE_CHECKING:
-    from .modeling_md4 import MaskedDiffusionOutput, MD4ForMaskedDiffusion, MD4Model
-    from .modeling_md4_causal import MD4ForCausalLM
-    from .pipeline_masked_diffusion import MaskedDiffusionPipeline
-    from .scheduling_masked_diffusion import MaskedDiffusionScheduler
-    from .trainer import MD4Trainer, MD4TrainingArguments
+    from .core.modeling_md4 import MaskedDiffusionOutput, MD4ForMaskedDiffusion, MD4Model
+    from .core.modeling_md4_causal import MD4ForCausalLM
+    from .core.pipeline_masked_diffusion import MaskedDiffusionPipeline
+    from .core.scheduling_masked_diffusion import MaskedDiffusionScheduler
+    from .training.trainer import MD4Trainer, MD4TrainingArguments

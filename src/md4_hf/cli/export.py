@@ -1,0 +1,79 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""`md4 export`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data.tokenizers import load_tokenizer
+from ..hub.loading import adapter_base, load_pipeline, make_pipeline
+from ..hub.shards import has_shards, load_shards
+from ..utils.options import check_left_out, option
+from .arguments import parse_arguments
+
+
+@dataclass
+class ExportArguments:
+    """How to write the folder."""
+
+    _argument_group_name = "export"
+
+    remote_code: bool = option("Add the code, so that the folder opens where md4_hf is not installed.", default=True)
+    dtype: str | None = option("Precision of the weights.", choices=["float32", "bfloat16", "float16"])
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    push_to_hub: str | None = option("Also upload the folder to this repository.")
+    private: bool = option("Make a new repository private.", default=False)
+
+
+def export(argv: list[str] | None = None):
+    """`md4 export`: one flat folder with model, tokenizer, scheduler and code; an adapter is merged into its base."""
+    options, rest = parse_arguments(
+        (ExportArguments,),
+        argv,
+        prog="md4 export",
+        description="Write a model with its tokenizer and scheduler as one folder that every loader opens, also where "
+        "md4_hf is not installed. An adapter is merged into its base; the shards of a checkpoint are put together.",
+        positional={
+            "model": "Folder or Hub id of a model or adapter, or a checkpoint.",
+            "folder": "New folder to write.",
+        },
+    )
+    folder = Path(rest.folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder` must be empty or absent, got {folder}.")
+    if options.push_to_hub is None:
+        check_left_out(options, ["private"], "without --push_to_hub")
+    if has_shards(rest.model) and adapter_base(rest.model) is None:  # an adapter is whole in every checkpoint
+        check_left_out(options, ["base", "revision"], "for the shards of a checkpoint")
+        model = load_shards(rest.model).to(getattr(torch, options.dtype or "float32"))
+        pipeline = make_pipeline(model, load_tokenizer(rest.model))
+    else:
+        pipeline = load_pipeline(
+            rest.model, base=options.base, revision=options.revision, dtype=options.dtype, device="cpu"
+        )
+    staging = folder.with_name(f".{folder.name}.in-progress")
+    shutil.rmtree(staging, ignore_errors=True)
+    pipeline.save_pretrained(staging, remote_code=options.remote_code)
+    card = Path(rest.model, "README.md")
+    if card.is_file() and adapter_base(rest.model) is None:
+        for path in (card, *card.parent.glob("*.png")):
+            shutil.copy2(path, staging)
+    if folder.is_dir():
+        folder.rmdir()
+    os.replace(staging, folder)
+    print(f"Model, tokenizer, scheduler{' and code' if options.remote_code else ''} are in {folder}")
+    if options.push_to_hub:
+        pipeline.save_pretrained(
+            folder,
+            remote_code=options.remote_code,
+            push_to_hub=True,
+            repo_id=options.push_to_hub,
+            private=options.private,
+        )
+        print(f"Uploaded to {options.push_to_hub}")

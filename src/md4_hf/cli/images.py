@@ -1,0 +1,104 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the commands do with models of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+
+from ..core.configuration_md4 import MD4Config
+from ..core.image_processing_md4 import MD4ImageProcessor
+from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from ..data.documents import DataArguments, load_validation
+from ..data.images import ImageDataArguments, ImageDataset, encode_images, load_image_table, load_images
+from ..evaluation.baselines import pixel_histogram_bits
+from ..utils.options import check_left_out
+from .arguments import ModelArguments
+
+
+MAX_VALUES_FOR_BASELINES = 10_000_000
+ALL_LEVELS = 256
+
+
+def trains_images(name_or_path: str | None, model_args: ModelArguments) -> bool:
+    """Whether a training is one of images: a new model of them, or one to go on with."""
+    if name_or_path is not None:
+        return MD4Config.from_pretrained(name_or_path).is_image
+    return model_args.backbone not in (None, "transformer")
+
+
+def make_image_model(
+    name_or_path: str | None, model_args: ModelArguments, image_args: ImageDataArguments
+) -> MD4ForMaskedDiffusion:
+    """A new model of images, or the one to go on with."""
+    if name_or_path is None:
+        return MD4ForMaskedDiffusion(model_args.image_config(image_args.num_levels or ALL_LEVELS))
+    config = MD4Config.from_pretrained(name_or_path)
+    check_levels(image_args, config)
+    model_args.change(config)  # before the layers are built, which take their dropout from it
+    return MD4ForMaskedDiffusion.from_pretrained(name_or_path, config=config, dtype=torch.float32)
+
+
+def check_levels(image_args: ImageDataArguments, config: MD4Config):
+    """Refuse a number of levels that is not the trained model's."""
+    if image_args.num_levels not in (None, config.vocab_size - 1):
+        raise ValueError(
+            f"`num_levels` must be the trained model's {config.vocab_size - 1}, got {image_args.num_levels}."
+        )
+
+
+def check_no_images(image_args: ImageDataArguments):
+    """Refuse options of images for a model of text."""
+    if image_args.given:
+        raise ValueError(f"The options of images must be left out for a model of text, got {image_args}.")
+
+
+def check_no_text(data_args: DataArguments):
+    """Refuse options of text for a model of images."""
+    block_size = data_args.block_size or DataArguments.block_size  # None where it is the model's by default
+    options = dataclasses.replace(data_args, block_size=block_size)
+    check_left_out(options, ["text_column", "block_size", "document_mask"], "for a model of images")
+
+
+def prepare_images(
+    data_args: DataArguments, image_args: ImageDataArguments, config: MD4Config, verbose: bool
+) -> list[ImageDataset]:
+    """Training and held-out images as ids; `verbose` prints how many they are."""
+    examples = []
+    for name, images in zip(("training", "held-out"), load_images(data_args), strict=True):
+        encoded = encode_images(images, MD4ImageProcessor.for_config(config), image_args, config.num_classes)
+        examples.append(encoded)
+        if verbose and hasattr(encoded, "__len__"):
+            print(f"{name} data: {len(encoded):,} images of {describe_size(config)}")
+    return examples
+
+
+def evaluation_images(data_args: DataArguments, image_args: ImageDataArguments, config: MD4Config) -> ImageDataset:
+    """The images named for validation, or the held-out part of the data, as ids."""
+    check_levels(image_args, config)
+    images = load_validation(data_args, load_images, load_image_table)
+    return encode_images(images, MD4ImageProcessor.for_config(config), image_args, config.num_classes)
+
+
+def describe_size(config: MD4Config) -> str:
+    """Height, width and channels."""
+    channels, height, width = config.sample_shape
+    return f"{height} × {width} × {channels}"
+
+
+def measure_image_baselines(train_images, heldout_images, config: MD4Config) -> dict[str, float]:
+    """Held-out bits per dimension of models without any network."""
+    if not all(hasattr(images, "__len__") for images in (train_images, heldout_images)):
+        return {}
+    num_levels = config.vocab_size - 1
+    bits = pixel_histogram_bits(_first_ids(train_images), _first_ids(heldout_images), num_levels)
+    return {"uniform": math.log2(num_levels), "pixel histogram": bits}
+
+
+def _first_ids(images: ImageDataset) -> np.ndarray:
+    """The ids of a data set, of a large one the first ten million."""
+    count = min(len(images), max(1, MAX_VALUES_FOR_BASELINES // images[0]["input_ids"].size))
+    return np.stack([image["input_ids"] for image in images.__getitems__(list(range(count)))])

@@ -1,0 +1,107 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""`md4 schedules`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..data.documents import DataArguments, load_train_validation
+from ..data.packing import pack
+from ..data.tokenizers import load_tokenizer
+from ..evaluation.schedule_plots import (
+    plot_exponents,
+    plot_masking_schedules,
+    plot_token_schedules,
+    plot_unmasked_per_step,
+)
+from ..hub.loading import load_model
+from ..utils.options import option
+from .arguments import parse_arguments
+
+
+@dataclass
+class ScheduleArguments:
+    """What to show."""
+
+    _argument_group_name = "schedules"
+
+    rows: int = option("Tokens in each half of the table: smallest and largest exponents.", default=10)
+    min_count: int = option("Leave out tokens that are rarer in --data.", default=1)
+    output_dir: str | None = option("Write the pictures to this folder.")
+    format: str = option("Kind of picture.", default="png", choices=["png", "svg"])
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+
+    def __post_init__(self):
+        if self.min_count < 0:
+            raise ValueError(f"`min_count` must be >= 0, got {self.min_count}.")
+        if self.rows < 1:
+            raise ValueError(f"`rows` must be >= 1, got {self.rows}.")
+
+
+def schedules(argv: list[str] | None = None):
+    """`md4 schedules`: the exponents of a GenMD4 model as a table and as pictures."""
+    options, data_args, rest = parse_arguments(
+        (ScheduleArguments, DataArguments),
+        argv,
+        prog="md4 schedules",
+        description="Show the masking schedules 1 - t^w that a GenMD4 model has learned: tokens with a large exponent "
+        "w are masked late and generated early. Counts are those of the training part of --data.",
+        positional={"model": "Folder or Hub id of a GenMD4 model."},
+    )
+    hub = {"revision": options.revision}
+    model, tokenizer = load_model(rest.model, **hub), load_tokenizer(rest.model, **hub)
+    if not model.config.learn_masking_schedule:
+        raise ValueError(f"`model` must be a GenMD4 model, got {rest.model}, whose schedule is not learned.")
+    exponents = model.token_schedule.exponents.detach()
+    counts = count_tokens(data_args, tokenizer)
+    counts[model.config.mask_token_id] = -1  # no token of the data
+    kept = np.flatnonzero(counts >= options.min_count)
+    if not len(kept):
+        raise ValueError(f"`min_count` must leave some tokens, got {options.min_count}; {data_args.data} has none.")
+    order = kept[exponents[kept].argsort(stable=True)]
+    print_table(order, exponents, counts, tokenizer, options.rows)
+    if options.output_dir is not None:
+        folder = Path(options.output_dir)
+        draw(folder, options.format, order, exponents, tokenizer)
+        print(f"Pictures are in {folder}")
+
+
+def count_tokens(data_args: DataArguments, tokenizer) -> np.ndarray:
+    """How often each token occurs in the training part of the data, `(vocab,)`."""
+    blocks, _ = pack(load_train_validation(data_args)[0], tokenizer, data_args.block_size, num_proc=data_args.num_proc)
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for batch in blocks.with_format("numpy").iter(1000):
+        counts += np.bincount(np.asarray(batch["input_ids"]).ravel(), minlength=len(tokenizer))
+    return counts
+
+
+def print_table(order: np.ndarray, exponents: Tensor, counts: np.ndarray, tokenizer, rows: int):
+    """The tokens with the smallest and the largest exponents."""
+    print(f"{len(order):,} tokens, exponents from {exponents[order].min():.3f} to {exponents[order].max():.3f}")
+    total = counts[order].sum()
+    for title, chosen in (("smallest", order[:rows]), ("largest", order[::-1][:rows])):
+        print(f"\n{title + ' exponents':<20} {'w':>7} {'frequency':>10}")
+        for token in chosen:
+            print(f"  {name_of(token, tokenizer):<18} {exponents[token]:7.3f} {counts[token] / total:10.4%}")
+
+
+def name_of(token: int, tokenizer) -> str:
+    """A token as it can be read in a table."""
+    return repr(tokenizer.decode([int(token)]))
+
+
+def draw(folder: Path, suffix: str, order: np.ndarray, exponents: Tensor, tokenizer):
+    """Write the pictures: exponents, some tokens' schedules, and the known schedules for comparison."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = sorted(
+        {0, 1, len(order) // 3, 2 * len(order) // 3, len(order) - 2, len(order) - 1} & set(range(len(order)))
+    )
+    named = {name_of(order[index], tokenizer): exponents[order[index]].item() for index in shown}
+    plot_exponents(exponents[order], folder / f"exponents.{suffix}")
+    plot_token_schedules(named, folder / f"token_schedules.{suffix}")
+    plot_masking_schedules(folder / f"masking_schedules.{suffix}")
+    plot_unmasked_per_step(folder / f"unmasked_per_step.{suffix}")

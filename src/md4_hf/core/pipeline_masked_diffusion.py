@@ -1,0 +1,844 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Sampling and infilling with a masked diffusion model as a diffusers pipeline: the one denoising loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import BaseOutput, logging
+from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
+from huggingface_hub import create_repo
+from torch import Tensor
+from transformers import BaseImageProcessor, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+logger = logging.get_logger(__name__)
+
+# The first is the default.
+TEXT_OUTPUT_TYPES = ("text", "ids")
+IMAGE_OUTPUT_TYPES = ("pil", "np", "pt", "ids")
+CALLBACK_TENSORS = ["sample", "logits"]
+# Of one call, far beyond what fits into memory: a slip of the keyboard is an error, and does not fill it.
+MAX_SAMPLES, MAX_LENGTH = 2**20, 2**24
+
+# What opens a saved pipeline without this package: the module to start from, and the files that it needs.
+REMOTE_MODULE = "remote_pipeline"
+REMOTE_CODE_FILES = (
+    f"{REMOTE_MODULE}.py",
+    "configuration_md4.py",
+    "image_processing_md4.py",
+    "masked_diffusion.py",
+    "modeling_md4.py",
+    "modeling_md4_unet.py",
+    "pipeline_masked_diffusion.py",
+    "scheduling_masked_diffusion.py",
+)
+# The libraries that the index names for our components: this package, or those that diffusers always knows.
+OWN_LIBRARY = "md4_hf"
+REMOTE_LIBRARIES = {
+    "MD4ForMaskedDiffusion": "transformers",
+    "MD4ImageProcessor": "transformers",
+    "MaskedDiffusionScheduler": "diffusers",
+}
+
+
+@dataclass
+class MaskedDiffusionPipelineOutput(BaseOutput):
+    """
+    Output of `MaskedDiffusionPipeline`.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(rows, length)`, or `list[torch.LongTensor]`):
+            The ids, on the CPU; a list of `(length of the row,)` where rows differ in length. Of images,
+            `(rows, channels, height, width)`.
+        texts (`list[str]`, *optional*): The decoded rows, with `output_type="text"`.
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
+            The images of a model of images: pictures with `output_type="pil"`, or numbers in [0, 1] of shape
+            `(rows, height, width, channels)` with `"np"`, `(rows, channels, height, width)` with `"pt"`.
+    """
+
+    sequences: torch.LongTensor | list[torch.LongTensor]
+    texts: list[str] | None = None
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
+
+
+class _DenoiserInputs:
+    """What the denoiser is given besides ids and times, a row each."""
+
+    def __init__(self, attention_mask: Tensor | None, class_labels: Tensor | None):
+        self.attention_mask, self.class_labels = attention_mask, class_labels
+
+    def of(self, rows: Tensor) -> dict[str, Any]:
+        """The keyword arguments for some rows."""
+        inputs = {"attention_mask": self.attention_mask, "class_labels": self.class_labels}
+        return {name: None if x is None else x[rows] for name, x in inputs.items()}
+
+
+class _BlockInputs(_DenoiserInputs):
+    """The same for the columns from `start` to `end`, with keys and values of the `window` columns before them."""
+
+    def __init__(
+        self, model: PreTrainedModel, attention_mask: Tensor | None, class_labels: Tensor | None, window: int
+    ):
+        super().__init__(attention_mask, class_labels)
+        self.model, self.window = model, window
+        self.start = self.end = 0
+        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # of each layer
+
+    def of(self, rows: Tensor) -> dict[str, Any]:
+        """The keyword arguments for some rows; the cache among them is theirs alone, and may be added to."""
+        inputs = super().of(rows)
+        past = [(key[rows.to(key.device)], value[rows.to(key.device)]) for key, value in self._keys_and_values]
+        inputs["past_key_values"] = DynamicCache(past)
+        seen = past[0][0].shape[2] if past else 0
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
+        inputs["position_ids"] = torch.arange(self.start, self.end, device=rows.device)[None]
+        return inputs
+
+    def take_in(self, sample: Tensor, start: int, end: int):
+        """Add the keys and values of these decided columns, and forget what is out of the window."""
+        if start == end:
+            return
+        self.start, self.end = start, end
+        inputs, ids = self.of(torch.arange(len(sample), device=sample.device)), sample[:, start:end]
+        self.model(input_ids=ids, position_mask=torch.zeros_like(ids, dtype=torch.bool), **inputs)
+        cache = inputs["past_key_values"]
+        self._keys_and_values = [
+            (layer.keys[:, :, -self.window :], layer.values[:, :, -self.window :]) for layer in cache.layers
+        ]
+
+
+class MaskedDiffusionPipeline(DiffusionPipeline):
+    r"""
+    Generation of text or images with a masked diffusion model: unconditional, of a class, from a prompt, and infilling
+    in any order.
+
+    Every mask token of the prompt or image is filled in, everything else of it is kept. The pipeline relies on the
+    forward contract of `MD4ForMaskedDiffusion` (`input_ids`, `timesteps`, `attention_mask`, `class_labels`,
+    `position_mask` in, logits of the selected positions out) and on its `config.mask_token_id`, and of text
+    `config.max_position_embeddings`.
+
+    It saves to one flat folder (config, weights, tokenizer or image processor, scheduler and `model_index.json` side by
+    side), so that the same folder opens with `AutoModel`, `AutoTokenizer` and `AutoImageProcessor`.
+
+    Args:
+        model (`PreTrainedModel`): The denoiser.
+        scheduler (`SchedulerMixin`): A `MaskedDiffusionScheduler`.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for text in and text out.
+        image_processor (`BaseImageProcessor`, *optional*): An `MD4ImageProcessor`, for images in and images out.
+    """
+
+    model_cpu_offload_seq = "model"
+    _optional_components = ["tokenizer", "image_processor"]
+    _callback_tensor_inputs = CALLBACK_TENSORS
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        scheduler: SchedulerMixin,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_processor: BaseImageProcessor | None = None,
+    ):
+        super().__init__()
+        self.register_modules(model=model, scheduler=scheduler, tokenizer=tokenizer, image_processor=image_processor)
+        self._check_components()
+
+    @property
+    def mask_token_id(self) -> int:
+        """The model's mask id."""
+        return self.model.config.mask_token_id
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """`(channels, height, width)` of the model's images; None for a model of text."""
+        config = self.model.config
+        return config.sample_shape if getattr(config, "is_image", False) else None
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of the last call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the last call asked the model twice: at scale 1 the label's answer is enough, at 0 that without."""
+        return self._guidance_scale not in (0.0, 1.0)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to stop; positions not yet opened stay masked."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        input_ids: torch.LongTensor | list[list[int]] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        num_samples: int = 1,
+        length: int | None = None,
+        block_length: int | None = None,
+        class_labels: int | list[int] | torch.LongTensor | None = None,
+        guidance_scale: float = 1.0,
+        num_inference_steps: int | None = None,
+        temperature: float = 1.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str | None = None,
+        skip_special_tokens: bool = True,
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> MaskedDiffusionPipelineOutput | tuple:
+        r"""
+        Sample.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*):
+                Text whose mask tokens (`tokenizer.mask_token`) are filled in. Without `prompt` and `input_ids`, the
+                samples are unconditional.
+            input_ids (`torch.LongTensor` of shape `(batch, length)` or `list[list[int]]`, *optional*):
+                Ids in place of `prompt`; rows may differ in length. Of images, `(batch, channels, height, width)`.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+                Images, as the image processor takes them, of which `mask_image` is filled in.
+            mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+                What to fill of `image` or of `input_ids`: white, true or at least 0.5. Arrays are boolean, floating
+                point in [0, 1] or 8-bit, of shape `(height, width)`, `(batch, height, width)` or `(batch, channels,
+                height, width)`. All else is kept to the bit.
+            num_samples (`int`, defaults to 1): Samples per prompt, per image, or per class label.
+            length (`int`, *optional*):
+                Tokens per row; masks are appended up to it. Without it, a prompt that holds masks keeps its own length,
+                and any other row is continued to the model's `max_position_embeddings`.
+            block_length (`int`, *optional*):
+                Generate block by block from the left, each by a reverse process of its own that sees what was decided
+                before through cached keys and values: text of any `length`, from a model without `time_conditioning`.
+                It sees the last `max_position_embeddings - block_length` tokens. This is exact for attention that is
+                block-causal, so that no token sees later blocks; for MD4's, which does, it is an approximation.
+                Blocks begin at the first mask of any row: rows with longer prompts see it in their blocks.
+            class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
+                Label of each prompt (or of all), for class-conditional models. A model with a label for no class
+                (`config.null_class`) samples without one if none is given.
+            guidance_scale (`float`, defaults to 1.0):
+                Classifier-free guidance, on logits: unconditional + scale * (conditional - unconditional), from one
+                call of the model with two copies of each row. Exactly conditional at 1 and unconditional at 0, with
+                one copy. Needs a model with a label for no class.
+            num_inference_steps (`int`, *optional*): Steps (of each block); the scheduler's own number by default.
+            temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
+            top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
+            top_k (`int`, *optional*): Keep the k most probable tokens.
+            generator (`torch.Generator` or `list`, *optional*):
+                One generator, from which each row's own is seeded, or a list of one per row, each of which seeds its
+                row's. Either way a row's draws do not depend on the rows beside it.
+            output_type (`str`, *optional*):
+                `"text"` (the default) or `"ids"`; of images `"pil"` (the default), `"np"`, `"pt"` or `"ids"`.
+            skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
+            return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
+            callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
+                Called as `callback(pipeline, step, timestep, tensors)`; the sample it returns replaces the pipeline's.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*):
+                Names among `"sample"` (the default) and `"logits"`; a callback object of diffusers brings its own.
+
+        Returns:
+            `MaskedDiffusionPipelineOutput`, or `(sequences, texts)`, of images `(sequences, images)`.
+
+        Raises:
+            ValueError: For arguments out of range or that contradict each other, before any computation.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if callback_on_step_end_tensor_inputs is None:
+            callback_on_step_end_tensor_inputs = ["sample"]
+        tensor_names = callback_on_step_end_tensor_inputs
+        output_type = self._output_type(output_type)
+        self._check_modality(prompt, image, mask_image, input_ids, length, block_length)
+        self._check_arguments(prompt, input_ids, num_samples, tensor_names)
+        # Not `self.device`: the weights of an offloaded model lie elsewhere than where it runs.
+        device = self._execution_device
+        labels = self._prepare_class_labels(class_labels)
+        self._check_guidance(guidance_scale, class_labels)
+        num_unprompted = 1 if labels is None else len(labels)
+        if self.image_shape is not None:
+            rows = self._prepare_images(image, mask_image, input_ids, num_unprompted)
+        else:
+            self._check_length(length, block_length, callback_on_step_end)
+            rows = self._prepare_rows(prompt, input_ids, length, num_unprompted, is_bounded=block_length is None)
+        if labels is not None:
+            if len(labels) not in (1, len(rows)):
+                raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")
+            labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(device)
+        rows = [row for row in rows for _ in range(num_samples)]
+        generators = _row_generators(generator, len(rows))
+        self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
+        if num_inference_steps is None:
+            num_inference_steps = self.scheduler.config.num_inference_steps
+        self.scheduler.set_token_schedule(getattr(self.model, "token_schedule", None))
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+
+        self._num_timesteps = len(self.scheduler.timesteps)
+        self._guidance_scale = float(guidance_scale)
+        self._interrupt = False
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            sample, attention_mask = self._batch(rows, device)
+            attention_mask, labels = self._with_guidance(attention_mask, labels)
+            step_arguments = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+            if block_length is not None:
+                sample = self._denoise_blocks(sample, attention_mask, labels, generators, step_arguments, block_length)
+            else:
+                inputs = _DenoiserInputs(attention_mask, labels)
+                sample = self._denoise(sample, inputs, generators, step_arguments, callback_on_step_end, tensor_names)
+        finally:
+            self.model.train(was_training)
+        self.maybe_free_model_hooks()
+        sequences = [ids[: len(row)] for ids, row in zip(sample.cpu(), rows, strict=True)]
+        texts = images = None
+        if output_type == "text":
+            texts = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
+        if len({len(ids) for ids in sequences}) == 1:
+            sequences = torch.stack(sequences)
+        if output_type in IMAGE_OUTPUT_TYPES[:-1]:
+            images = self.preview(sequences, output_type)
+        if not return_dict:
+            return sequences, texts if self.image_shape is None else images
+        return MaskedDiffusionPipelineOutput(sequences=sequences, texts=texts, images=images)
+
+    def preview(
+        self, sample: torch.LongTensor, output_type: str = "pil"
+    ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
+        """
+        Images of a sample that may hold masks, for instance of the one that a callback sees: masks are grey.
+
+        Args:
+            sample (`torch.LongTensor` of shape `(rows, channels, height, width)`): Ids; masks show the middle level.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as in a call.
+
+        Raises:
+            ValueError: Without an image processor, and for another output type.
+        """
+        output_type = self._output_type(output_type)
+        if output_type not in IMAGE_OUTPUT_TYPES[:-1]:
+            raise ValueError(f"`output_type` must be one of {IMAGE_OUTPUT_TYPES[:-1]}, got {output_type!r}.")
+        grey = self.image_processor.num_levels // 2
+        ids = sample.masked_fill(sample == self.mask_token_id, grey)
+        return self.image_processor.postprocess(ids.cpu(), output_type=output_type)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        remote_code: bool | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        **kwargs,
+    ):
+        """
+        Save all components and `model_index.json` side by side in one folder.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            remote_code (`bool`, *optional*):
+                Whether the folder carries the code of the pipeline too, so that it opens where md4_hf is not installed:
+                `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`. By default, whether this
+                pipeline was opened in that way. The code of the model is always there, for the Auto classes.
+            push_to_hub (`bool`, defaults to `False`):
+                Whether to upload the folder, with all that is in it, as one commit. A folder without a `README.md` gets
+                the repository's, or a draft.
+            repo_id (`str`, *optional*): Where to; by default, a repository with the name of the folder.
+            commit_message, private, token, create_pr: As in `push_to_hub`.
+            kwargs: Passed on to the model's `save_pretrained`.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.scheduler.save_pretrained(save_directory)
+        for processor in (self.tokenizer, self.image_processor):
+            if processor is not None:
+                processor.save_pretrained(save_directory)
+        self.save_config(save_directory)
+        remote_code = __package__.partition(".")[0] != OWN_LIBRARY if remote_code is None else remote_code
+        _name_classes(Path(save_directory, self.config_name), remote_code)
+        if remote_code:
+            for name in REMOTE_CODE_FILES:
+                shutil.copyfile(Path(__file__).with_name(name), Path(save_directory, name))
+        if not push_to_hub:
+            return
+        # Not by the components' own `push_to_hub`: a commit holds a whole pipeline.
+        folder = Path(save_directory).resolve()
+        repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
+        if not (folder / "README.md").exists():
+            populate_model_card(load_or_create_model_card(repo_id, token=token)).save(folder / "README.md")
+        self._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """The index of a folder; as this class is at hand, the copy of it that the folder may carry is not needed."""
+        index = super()._dict_from_json_file(json_file)
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        return index
+
+    def _denoise(
+        self,
+        sample: Tensor,
+        inputs: _DenoiserInputs,
+        generators: list[torch.Generator],
+        step_arguments: dict[str, Any],
+        callback: Callable[[Any, int, Tensor, dict], dict] | None,
+        tensor_names: list[str],
+    ) -> Tensor:
+        """`(rows, ...)` ids with masks -> the same without; `step_arguments` go to the scheduler."""
+        if callback is None and self.scheduler.token_schedule is None:
+            return self._denoise_by_openings(sample, inputs, generators, step_arguments)
+        plan, logits = None, None
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            for step, t in enumerate(self.scheduler.timesteps):
+                if self._interrupt:
+                    break
+                if (sample == self.mask_token_id).any():
+                    if self.scheduler.token_schedule is not None:
+                        step_plan = self.scheduler.plan_step(t, sample, _reseed_all(generators))
+                    else:
+                        plan = self._follow(plan, sample, step, generators)
+                        step_plan = plan.at(step)
+                    rows = step_plan.candidates.flatten(1).any(dim=1).nonzero().squeeze(1)
+                    if len(rows):
+                        logits = self._predict(sample, rows, t.expand(len(rows)), step_plan.candidates[rows], inputs)
+                        sample = self.scheduler.step(logits, t, sample, plan=step_plan, **step_arguments).prev_sample
+                if callback is not None:
+                    tensors = {"sample": sample, "logits": logits}
+                    returned = callback(self, step, t, {name: tensors[name] for name in tensor_names})
+                    sample = (returned or {}).get("sample", sample)
+                progress.update()
+        return sample
+
+    def _denoise_by_openings(
+        self,
+        sample: Tensor,
+        inputs: _DenoiserInputs,
+        generators: list[torch.Generator],
+        step_arguments: dict[str, Any],
+    ) -> Tensor:
+        """The same from opening to opening: each row goes at once to the next step that opens something in it.
+
+        So the denoiser runs as often as the busiest row has such steps, on rows that may be at different times.
+        """
+        plan = self.scheduler.plan_openings(sample, _reseed_all(generators))
+        pending, sample, times = plan.steps, sample.clone(), self.scheduler.timesteps.cpu()
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            while not self._interrupt:
+                steps = pending.flatten(1).amin(dim=1)
+                progress.update(steps.min().item() - progress.n)
+                rows = (steps < self._num_timesteps).nonzero().squeeze(1)
+                if not len(rows):
+                    break
+                steps = steps[rows]
+                step_plan = plan.at(steps, rows)
+                pending = pending.index_put(
+                    (rows,), pending[rows].masked_fill(step_plan.candidates, self._num_timesteps)
+                )
+                t, where = times[steps], rows.to(sample.device)
+                logits = self._predict(sample, where, t.to(sample.device), step_plan.candidates, inputs)
+                opened = self.scheduler.step(logits, t, sample[where], plan=step_plan, **step_arguments).prev_sample
+                sample[where] = opened
+        return sample
+
+    def _denoise_blocks(
+        self,
+        sample: Tensor,
+        attention_mask: Tensor | None,
+        class_labels: Tensor | None,
+        generators: list[torch.Generator],
+        step_arguments: dict[str, Any],
+        block_length: int,
+    ) -> Tensor:
+        """The same block by block: after what no row has a mask in, each sees what lies before it as it was decided."""
+        sample, length = sample.clone(), sample.shape[1]
+        has_mask = (sample == self.mask_token_id).any(dim=0)
+        start = int(has_mask.int().argmax()) if has_mask.any() else length
+        window = self.model.config.max_position_embeddings - block_length
+        inputs = _BlockInputs(self.model, attention_mask, class_labels, window)
+        inputs.take_in(self._in_copies(sample), max(start - window, 0), start)
+        while start < length and not self._interrupt:
+            end = min(start + block_length, length)
+            block = slice(start, end)
+            inputs.start, inputs.end = start, end
+            sample[:, block] = self._denoise(sample[:, block], inputs, generators, step_arguments, None, [])
+            generators = _reseed_all(generators)
+            if end < length:
+                inputs.take_in(self._in_copies(sample), start, end)
+            start = end
+        return sample
+
+    def _predict(self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: _DenoiserInputs) -> Tensor:
+        """The denoiser's logits at the candidates `(rows, ...)` of these rows at times `(rows,)`, guided."""
+        copies = torch.cat([rows, rows + len(sample)]) if self.do_classifier_free_guidance else rows
+        logits = self.model(
+            input_ids=self._in_copies(self.scheduler.scale_model_input(sample[rows], t)),
+            timesteps=self._in_copies(t),
+            position_mask=self._in_copies(candidates.to(sample.device)),
+            **inputs.of(copies),
+        ).logits
+        if not self.do_classifier_free_guidance:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return torch.lerp(unconditional, conditional, self._guidance_scale)
+
+    def _in_copies(self, rows: Tensor) -> Tensor:
+        """The rows as the denoiser gets them: with guidance once with and once without their class."""
+        return torch.cat([rows, rows]) if self.do_classifier_free_guidance else rows
+
+    def _with_guidance(
+        self, attention_mask: Tensor | None, class_labels: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What goes with the denoiser's rows: with guidance those with their class, then those without."""
+        if attention_mask is not None:
+            attention_mask = self._in_copies(attention_mask)
+        if class_labels is None or self._guidance_scale == 1.0:
+            return attention_mask, class_labels
+        no_class = torch.full_like(class_labels, self._null_class())
+        if self._guidance_scale == 0.0:
+            return attention_mask, no_class
+        return attention_mask, torch.cat([class_labels, no_class])
+
+    def _follow(self, plan, sample: Tensor, step: int, generators: list[torch.Generator]):
+        """The opening plan for this sample at this step: a callback may have filled positions, or masked them again."""
+        if plan is None:
+            return self.scheduler.plan_openings(sample, _reseed_all(generators), first_step=step)
+        masked = (sample == self.mask_token_id).cpu()
+        plan.steps = plan.steps.where(masked, self._num_timesteps)
+        is_late = masked & ((plan.steps < step) | (plan.steps == self._num_timesteps))
+        if is_late.any():
+            later = self.scheduler.plan_openings(sample, _reseed_all(generators), first_step=step)
+            plan.steps = torch.where(is_late, later.steps, plan.steps)
+            plan.noise = torch.where(is_late[..., None], later.noise, plan.noise)
+            plan.left_over = torch.where(is_late, later.left_over, plan.left_over)
+        return plan
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _check_components(self):
+        """One mask id everywhere, and no token that the model has no row for."""
+        if self.scheduler.config.mask_token_id is None:
+            self.scheduler.register_to_config(mask_token_id=self.mask_token_id)
+        elif self.scheduler.config.mask_token_id != self.mask_token_id:
+            raise ValueError(
+                f"`scheduler` must have the model's mask id {self.mask_token_id}, got "
+                f"{self.scheduler.config.mask_token_id}."
+            )
+        if self.image_processor is not None and self.image_processor.num_levels != self.model.config.vocab_size - 1:
+            raise ValueError(
+                f"`image_processor` must have as many levels as the model, {self.model.config.vocab_size - 1}, got "
+                f"{self.image_processor.num_levels}."
+            )
+        if self.tokenizer is None:
+            return
+        if len(self.tokenizer) != self.model.config.vocab_size:
+            raise ValueError(
+                f"`tokenizer` must have as many tokens as the model, {self.model.config.vocab_size}, got "
+                f"{len(self.tokenizer)}."
+            )
+        if self.tokenizer.mask_token_id != self.mask_token_id:
+            raise ValueError(
+                f"`tokenizer` must have the model's mask id {self.mask_token_id}, got {self.tokenizer.mask_token_id}."
+            )
+
+    def _check_length(self, length, block_length, callback):
+        config = self.model.config
+        max_length = config.max_position_embeddings
+        if block_length is None:
+            if length is not None and not (isinstance(length, int) and 1 <= length <= max_length):
+                raise ValueError(
+                    f"`length` must be in [1, {max_length}] (the model's length) without `block_length`, got "
+                    f"{length!r}."
+                )
+            return
+        if not (isinstance(block_length, int) and 1 <= block_length < max_length):
+            raise ValueError(f"`block_length` must be in [1, {max_length}), got {block_length!r}.")
+        if length is not None and not (isinstance(length, int) and length >= 1):
+            raise ValueError(f"`length` must be >= 1, got {length!r}.")
+        if length is not None and length > MAX_LENGTH:
+            raise ValueError(f"`length` must be at most {MAX_LENGTH}, got {length}.")
+        if getattr(config, "time_conditioning", True):
+            raise ValueError(
+                "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`): cached "
+                "keys would be of another time."
+            )
+        if callback is not None:
+            raise ValueError("`callback_on_step_end` must be None with `block_length`.")
+
+    def _output_type(self, output_type: str | None) -> str:
+        """The output type, or the default one; what it needs is there."""
+        choices = TEXT_OUTPUT_TYPES if self.image_shape is None else IMAGE_OUTPUT_TYPES
+        if output_type is None:
+            output_type = choices[0]
+        if not isinstance(output_type, str) or output_type not in choices:
+            raise ValueError(f"`output_type` must be one of {choices}, got {output_type!r}.")
+        component, name = self.tokenizer, "a tokenizer"
+        if self.image_shape is not None:
+            component, name = self.image_processor, "an image processor"
+        if output_type != "ids" and component is None:
+            raise ValueError(f'`output_type="{output_type}"` needs a pipeline with {name}; ask for "ids".')
+        return output_type
+
+    def _check_modality(self, prompt, image, mask_image, input_ids, length, block_length):
+        """Nothing that is meant for a model of the other kind; and a mask for an image, and the other way round."""
+        if self.image_shape is None:
+            others, kind = {"image": image, "mask_image": mask_image}, "images"
+        else:
+            others, kind = {"prompt": prompt, "length": length, "block_length": block_length}, "text"
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"`{name}` must be None: the model is not one of {kind}.")
+        if image is not None and input_ids is not None:
+            raise ValueError("Only one of `image` and `input_ids` may be given.")
+        if image is not None and self.image_processor is None:
+            raise ValueError("`image` needs a pipeline with an image processor; give `input_ids`.")
+        if image is not None and mask_image is None:
+            raise ValueError("`mask_image` must be given with `image`: it says what to fill.")
+        if mask_image is not None and image is None and input_ids is None:
+            raise ValueError("`mask_image` needs `image` or `input_ids`, whose rest is kept.")
+
+    def _check_guidance(self, guidance_scale: float, class_labels):
+        if not (isinstance(guidance_scale, Real) and 0.0 <= guidance_scale < math.inf):
+            raise ValueError(f"`guidance_scale` must be finite and >= 0, got {guidance_scale!r}.")
+        if guidance_scale == 1.0:
+            return
+        if self._null_class() is None:
+            raise ValueError(
+                f"`guidance_scale` must be 1 for a model without a label for no class, got {guidance_scale}."
+            )
+        if class_labels is None:
+            raise ValueError(f"`class_labels` must be given with a `guidance_scale`, got {guidance_scale} without.")
+
+    def _check_arguments(self, prompt, input_ids, num_samples, tensor_names):
+        if prompt is not None and input_ids is not None:
+            raise ValueError("Only one of `prompt` and `input_ids` may be given.")
+        if prompt is not None and self.tokenizer is None:
+            raise ValueError("`prompt` needs a pipeline with a tokenizer; give `input_ids`.")
+        if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
+            raise ValueError(f"`num_samples` must be >= 1, got {num_samples!r}.")
+        if num_samples > MAX_SAMPLES:
+            raise ValueError(f"`num_samples` must be at most {MAX_SAMPLES}, got {num_samples}.")
+        if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {tensor_names!r}."
+            )
+
+    def _prepare_rows(
+        self, prompt, input_ids, length: int | None, num_unprompted: int, is_bounded: bool
+    ) -> list[Tensor]:
+        """The ids of each prompt, with masks appended to their final length."""
+        if prompt is not None:
+            prompts = prompt if isinstance(prompt, list) else [prompt]
+            input_ids = [self._encode(text) for text in prompts]
+        if input_ids is None:
+            input_ids = [[]] * num_unprompted
+        if isinstance(input_ids, Tensor) and input_ids.dim() == 1:
+            input_ids = input_ids[None]
+        rows = _id_rows(input_ids)
+        if not rows:
+            raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
+        return [self._extend(row, length, is_bounded) for row in rows]
+
+    def _encode(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise ValueError(f"`prompt` must be a string or a list of strings, got {type(text).__name__}.")
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        decoded = self.tokenizer.decode(ids, skip_special_tokens=False)
+        if decoded != text:
+            logger.warning(f"The tokenizer rewrites the prompt: what is kept is {decoded!r}.")
+        return ids
+
+    def _extend(self, row: Tensor, length: int | None, is_bounded: bool) -> Tensor:
+        config = self.model.config
+        self._check_ids(row)
+        if is_bounded and len(row) > config.max_position_embeddings:
+            raise ValueError(
+                f"A prompt must not be longer than the model's {config.max_position_embeddings} tokens, got {len(row)}."
+            )
+        if length is None:
+            has_masks = (row == self.mask_token_id).any()
+            length = len(row) if has_masks else config.max_position_embeddings
+            if len(row) > length:
+                raise ValueError(f"`length` must be given to continue a prompt of {len(row)} tokens.")
+        if len(row) > length:
+            raise ValueError(f"`length` must be at least the prompt's {len(row)} tokens, got {length}.")
+        return torch.cat([row, row.new_full((length - len(row),), self.mask_token_id)])
+
+    def _check_ids(self, ids: Tensor):
+        vocab_size = self.model.config.vocab_size
+        if ids.numel() and not 0 <= ids.min() <= ids.max() < vocab_size:
+            raise ValueError(f"`input_ids` must be in [0, {vocab_size}), got values from {ids.min()} to {ids.max()}.")
+
+    def _prepare_images(self, image, mask_image, input_ids, num_unprompted: int) -> list[Tensor]:
+        """The ids `(channels, height, width)` of each image, with masks where to fill."""
+        if image is not None:
+            input_ids = self.image_processor(image, return_tensors="pt")["input_ids"]
+        if input_ids is None:
+            return list(torch.full((num_unprompted, *self.image_shape), self.mask_token_id))
+        ids = _integers("input_ids", input_ids).cpu()
+        ids = ids[None] if ids.dim() == 3 else ids
+        if ids.dim() != 4 or not ids.numel() or ids.shape[1] != self.image_shape[0]:
+            raise ValueError(
+                f"`input_ids` must have shape (batch, {self.image_shape[0]}, height, width), got {tuple(ids.shape)}."
+            )
+        self._check_ids(ids)
+        if mask_image is not None:
+            ids = torch.where(_fill_mask(mask_image, ids.shape), self.mask_token_id, ids)
+        return list(ids)
+
+    def _null_class(self) -> int | None:
+        """The label that stands for no class, None if the model has none."""
+        return getattr(self.model.config, "null_class", None)
+
+    def _prepare_class_labels(self, class_labels) -> Tensor | None:
+        num_classes, null_class = getattr(self.model.config, "num_classes", None), self._null_class()
+        if class_labels is None:
+            if num_classes is not None and null_class is None:
+                raise ValueError(f"`class_labels` must be given: the model has {num_classes} classes.")
+            return None if null_class is None else torch.tensor([null_class])
+        if num_classes is None:
+            raise ValueError("`class_labels` must be None: the model is not class-conditional.")
+        labels = _integers("class_labels", class_labels).reshape(-1)
+        if not (len(labels) and 0 <= labels.min() <= labels.max() < num_classes):
+            raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
+        return labels
+
+    def _batch(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The rows together; of text padded to the longest, with an attention mask, None if no row is padded.
+
+        Padding is any token but the mask.
+        """
+        if self.image_shape is not None:
+            return torch.stack(rows).to(device), None
+        padding = 0 if self.mask_token_id != 0 else 1
+        sample = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+        lengths = torch.tensor([len(row) for row in rows])
+        attention_mask = (torch.arange(sample.shape[1]) < lengths[:, None]).long()
+        return sample.to(device), None if attention_mask.all() else attention_mask.to(device)
+
+
+def _name_classes(path: Path, remote_code: bool):
+    """Say in an index where to find the pipeline and its components, wherever the ones at hand came from."""
+    index = json.loads(path.read_text(encoding="utf-8"))
+    class_name = MaskedDiffusionPipeline.__name__
+    index.pop("_name_or_path", None)  # of this machine
+    index["_class_name"] = [REMOTE_MODULE, class_name] if remote_code else class_name
+    for name, entry in index.items():
+        if name != "_class_name" and isinstance(entry, list) and entry[1] in REMOTE_LIBRARIES:
+            index[name] = [REMOTE_LIBRARIES[entry[1]] if remote_code else OWN_LIBRARY, entry[1]]
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _id_rows(input_ids) -> list[Tensor]:
+    """The rows of a tensor or list of lists of ids, `(length,)` each."""
+    is_rows = input_ids.dim() == 2 if isinstance(input_ids, Tensor) else isinstance(input_ids, (list, tuple))
+    rows = [_integers("input_ids", row).cpu() for row in input_ids] if is_rows else []
+    if not is_rows or any(row.dim() != 1 for row in rows):
+        raise ValueError(f"`input_ids` must have shape (batch, length) or be a list of lists, got {input_ids!r}.")
+    return rows
+
+
+def _fill_mask(mask_image, shape: torch.Size) -> Tensor:
+    """What of images of this shape to fill, as booleans that broadcast with them.
+
+    Raises:
+        ValueError: For masks of another kind, shape or range.
+    """
+    given = mask_image if isinstance(mask_image, (list, tuple)) else [mask_image]
+    masks = [_one_fill_mask(mask) for mask in given]
+    if not masks or len({mask.shape[1:] for mask in masks}) != 1:
+        raise ValueError(f"`mask_image` must hold masks of one size, got {[tuple(mask.shape) for mask in masks]}.")
+    mask = torch.cat(masks)
+    fits = mask.shape[2:] == shape[2:] and mask.shape[1] in (1, shape[1])
+    if not fits or (len(mask) != shape[0] and 1 not in (len(mask), shape[0])):
+        raise ValueError(
+            f"`mask_image` must have shape {tuple(shape[2:])}, (batch, height, width) or (batch, channels, height, "
+            f"width) for images of shape {tuple(shape)}, got {tuple(mask.shape)}."
+        )
+    return mask
+
+
+def _one_fill_mask(mask_image) -> Tensor:
+    """A picture, array or tensor as booleans `(batch, channels, height, width)`, batch and channels 1 if not given."""
+    if isinstance(mask_image, PIL.Image.Image):
+        mask_image = mask_image.convert("L")
+    elif not isinstance(mask_image, (np.ndarray, Tensor)):
+        raise ValueError(f"`mask_image` must be pictures, arrays or tensors, got {type(mask_image).__name__}.")
+    try:
+        mask = mask_image.cpu() if isinstance(mask_image, Tensor) else torch.from_numpy(np.array(mask_image))
+    except TypeError as error:
+        raise ValueError(f"`mask_image` must be boolean, 8-bit or numbers in [0, 1]: {error}") from error
+    if mask.dim() not in (2, 3, 4):
+        raise ValueError(f"`mask_image` must have 2 to 4 axes, got shape {tuple(mask.shape)}.")
+    if mask.dtype == torch.uint8:
+        if mask.numel() and mask.max() == 1:
+            raise ValueError("`mask_image` must have 255 for white where it is 8-bit, got 1 as the largest value.")
+        mask = mask / 255
+    if mask.dtype != torch.bool:
+        if not (mask.dtype.is_floating_point and ((mask >= 0.0) & (mask <= 1.0)).all()):
+            raise ValueError(f"`mask_image` must be boolean, 8-bit or numbers in [0, 1], got others of {mask.dtype}.")
+        mask = mask >= 0.5
+    return mask[None, None] if mask.dim() == 2 else mask[:, None] if mask.dim() == 3 else mask
+
+
+def _integers(name: str, values) -> Tensor:
+    """A number, list or tensor of integers as an int64 tensor; no others are rounded."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
+    if tensor.numel() and (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool):
+        raise ValueError(f"`{name}` must be integers, got {values!r}.")
+    return tensor.long()
+
+
+def _row_generators(generator: torch.Generator | list[torch.Generator] | None, num_rows: int) -> list[torch.Generator]:
+    """One generator per row, seeded by the row's given one, or in turn by the single one (or torch's own)."""
+    given = generator if isinstance(generator, list) else [generator]
+    if not all(x is None or isinstance(x, torch.Generator) for x in given):
+        raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {generator!r}.")
+    if isinstance(generator, list):
+        if len(generator) != num_rows:
+            raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
+        # Seeded too, so that a list of one gives what its generator gives alone.
+        return [_reseed(row_generator) for row_generator in generator]
+    return [_reseed(generator) for _ in range(num_rows)]
+
+
+def _reseed_all(generators: list[torch.Generator]) -> list[torch.Generator]:
+    """A fresh generator for each: a row uses its first numbers only, so that padding does not shift what comes next."""
+    return [_reseed(generator) for generator in generators]
+
+
+def _reseed(generator: torch.Generator | None) -> torch.Generator:
+    """A new generator, seeded by one draw from the given one (or from torch's own)."""
+    device = generator.device if generator is not None else "cpu"
+    return torch.Generator("cpu").manual_seed(torch.randint(2**62, (), generator=generator, device=device).item())

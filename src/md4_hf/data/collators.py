@@ -1,0 +1,143 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Examples to batches: clean ones for `MD4Trainer`, or noised ones for a plain `Trainer` or a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..core.configuration_md4 import MD4Config
+from ..core.masked_diffusion import IGNORE_INDEX, stratified_times
+from ..core.modeling_md4 import GENMD4_COPIES
+from ..objective.objectives import Diffusion
+
+
+@dataclass
+class PaddingCollator:
+    """Makes a batch of examples; sequences of different lengths are padded on the right.
+
+    `input_ids` are padded with `pad_token_id`, `labels` with -100, `document_ids` with -1, and an `attention_mask` of 0
+    tells the padding; if all are as long, none is added. Anything else in the examples is stacked, images too, whose
+    `input_ids` are `(channels, height, width)`.
+
+    Args:
+        pad_token_id: Id to pad with. Padding is never scored, so that any id but the mask's serves.
+    """
+
+    pad_token_id: int = 0
+
+    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
+        """Examples, each a dictionary with `input_ids`, to one dictionary of tensors `(batch, ...)`."""
+        check_features(features)
+        ids = [as_integers("input_ids", feature["input_ids"]) for feature in features]
+        if ids[0].dim() > 1:
+            return stack_images(features, ids)
+        lengths = [len(check_row("input_ids", row)) for row in ids]
+        if min(lengths) < max(lengths) and "attention_mask" not in features[0]:
+            features = [{**feature, "attention_mask": [1] * n} for feature, n in zip(features, lengths, strict=True)]
+        padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0, "document_ids": -1}
+        batch = {}
+        for name in features[0]:
+            if name == "input_ids":
+                rows = ids
+            elif name in padding:
+                rows = [
+                    check_row(name, as_integers(name, feature[name]), n)
+                    for feature, n in zip(features, lengths, strict=True)
+                ]
+            else:
+                batch[name] = torch.stack([torch.as_tensor(feature[name]) for feature in features])
+                continue
+            batch[name] = torch.nn.utils.rnn.pad_sequence(rows, True, padding[name])
+        return batch
+
+
+def check_features(features: list[dict]):
+    """Raise a ValueError unless these are examples with the same columns, and `input_ids` among them."""
+    names = [sorted(feature) if isinstance(feature, Mapping) else feature for feature in features]
+    if not names or any(others != names[0] or "input_ids" not in features[0] for others in names):
+        raise ValueError(f"`features` must be examples with `input_ids` and the same columns, got {names}.")
+
+
+def stack_images(features: list[dict], ids: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch of images, which have one shape; `ids` are their `input_ids`.
+
+    Raises:
+        ValueError: If they have several, or hold anything but integers.
+    """
+    shapes = {tuple(image.shape) for image in ids}
+    if len(shapes) > 1 or len(min(shapes)) != 3:
+        raise ValueError(f"`input_ids` of images must be (channels, height, width), all of one shape, got {shapes}.")
+    others = [name for name in features[0] if name != "input_ids"]
+    columns = {name: [as_integers(name, feature[name]) for feature in features] for name in others}
+    columns["input_ids"] = ids
+    return {name: torch.stack(rows) for name, rows in columns.items()}
+
+
+def check_row(name: str, row: torch.Tensor, length: int | None = None) -> torch.Tensor:
+    """The same column of an example, `(length,)`.
+
+    Raises:
+        ValueError: If it has another number of axes, holds nothing, or not as many as there should be.
+    """
+    if row.dim() != 1 or len(row) != (length or max(len(row), 1)):
+        raise ValueError(f"`{name}` must be a row of integers, as many as `input_ids`, got {row.tolist()!r}.")
+    return row
+
+
+def as_integers(name: str, values) -> torch.Tensor:
+    """A tensor of int64.
+
+    Raises:
+        ValueError: If these are no integers.
+    """
+    try:
+        integers = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
+    if integers.is_floating_point():
+        raise ValueError(f"`{name}` must be integers, got {values!r}.")
+    return integers.long()
+
+
+class DataCollatorForMaskedDiffusion(PaddingCollator):
+    """Makes batches with the noise of masked diffusion, for a plain `transformers.Trainer` or a loop of one's own.
+
+    A batch holds x_t (`input_ids`), its `timesteps`, stratified over the batch, and the clean `labels`: what
+    `MD4ForMaskedDiffusion` computes the NELBO from without drawing noise of its own. Tokens whose label is -100, and
+    padding, are neither masked nor scored.
+
+    `MD4Trainer` needs no such collator. Its noise is stratified over the whole optimizer step and the same on any
+    number of processes; here it is drawn batch by batch, in the workers of the data loader.
+
+    Args:
+        config: The configuration of the model: its mask id, masking schedule and training time.
+        pad_token_id: Id to pad with; any id but the mask's serves.
+        generator: Source of the draws; torch's global one by default, which data loaders seed in each worker.
+
+    Example:
+
+    ```python
+    collator = DataCollatorForMaskedDiffusion(model.config)
+    trainer = transformers.Trainer(model, args, train_dataset=blocks, data_collator=collator)
+    ```
+    """
+
+    def __init__(self, config: MD4Config, pad_token_id: int = 0, generator: torch.Generator | None = None):
+        super().__init__(pad_token_id)
+        self.diffusion = Diffusion.of_config(config)
+        self.generator = generator
+
+    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
+        """Examples, each a dictionary with `input_ids`, to one dictionary of tensors `(batch, ...)`."""
+        batch = super().__call__(features)
+        size, shape = len(features), batch["input_ids"].shape
+        offset = torch.rand((), generator=self.generator)
+        timesteps = stratified_times(offset, torch.arange(size), size)
+        if self.diffusion.learns_schedule:
+            shape = (size, GENMD4_COPIES, *shape[1:])
+        if self.diffusion.null_class is not None:
+            batch = self.diffusion.drop_classes(batch, torch.rand(size, generator=self.generator))
+        return self.diffusion.noised(batch, timesteps, torch.rand(shape, generator=self.generator))

@@ -1,0 +1,370 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Text for training and evaluation: load documents, and hold some out. `packing` makes blocks of them.
+
+    documents, held_out = load_train_validation(DataArguments(data="pydoc"))
+    blocks, report = pack(documents, tokenizer, block_size=256)
+
+In a distributed run, call these inside `TrainingArguments.main_process_first()`: the first process fills the cache
+of `datasets`, and the others read it.
+"""
+
+import codecs
+import glob
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, IterableDataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+
+from ..utils.errors import reading
+from ..utils.files import looks_like_path
+from ..utils.options import check_options, option
+
+
+PYDOC = "pydoc"
+TABLE_FORMATS = {".jsonl": "json", ".parquet": "parquet"}
+MAX_TEXT_FILE_BYTES = 2**31 - 1  # Arrow addresses the characters of a string column with 32 bits
+
+
+@dataclass
+class DataArguments:
+    """Where the text comes from and how it is cut, for `HfArgumentParser`."""
+
+    _argument_group_name = "data"
+
+    data: str = option(
+        'Text: "pydoc" (the reference manual that comes with Python), a text, .jsonl or .parquet file, a folder, or '
+        'the id of a data set on the Hub; or images: "digits", a folder of images, or an id.',
+        default=PYDOC,
+    )
+    data_config: str | None = option("Configuration of the data set, where it has several.")
+    data_split: str = option(
+        'Split of the data set for training; slices such as "train[:1%%]" work too.', default="train"
+    )
+    data_revision: str | None = option("Branch, tag or commit of the data set on the Hub.")
+    text_column: str = option("Column of the data set that holds the text.", default="text")
+    validation_data: str | None = option("Validation text or images, in any of the forms of `data`.")
+    validation_config: str | None = option("Configuration of `validation_data`, where it has several.")
+    validation_split: str | None = option("Split of `validation_data`, or else of `data`, for validation.")
+    validation_fraction: float = option(
+        "Part held out when no validation data is named: of text the last characters, of pairs the last rows, of "
+        "images some drawn once and for all.",
+        default=0.1,
+    )
+    block_size: int = option("Tokens of a block.", default=256)
+    document_mask: bool = option(
+        "Let tokens attend within their own document only, where positions start at 0.", default=False
+    )
+    streaming: bool = option("Read the data while training instead of preparing it on disk first.", default=False)
+    num_proc: int | None = option("Number of processes that tokenise.")
+
+    def __post_init__(self):
+        check_options(self, may_be_none=("block_size",))  # which commands replace by the length of the model
+        if self.num_proc is not None and self.num_proc < 1:
+            raise ValueError(f"`num_proc` must be >= 1, got {self.num_proc}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Documents
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pydoc_documents() -> list[str]:
+    """The built-in corpus: Python's language reference in English, sorted by topic (79 topics in Python 3.11).
+
+    It comes with every Python (`pydoc_data.topics`, the text behind `help("for")`), hence needs no download; the
+    text differs a little between Python versions.
+    """
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def load_documents(
+    data: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+    streaming: bool = False,
+    argument: str = "data",
+) -> Dataset | IterableDataset:
+    """Loads documents as a data set with the one column `text`.
+
+    Args:
+        data: one of
+            - "pydoc": see `pydoc_documents`;
+            - a .jsonl or .parquet file: one document per row;
+            - any other file: one document, UTF-8 (line ends become "\\n");
+            - a folder with .jsonl or .parquet files: a data set in the layout of the Hub;
+            - any other folder: one document per .txt file at any depth, sorted by path;
+            - the id of a data set on the Hub.
+        config: configuration of the data set (data sets in a folder or on the Hub).
+        split: split of the data set (likewise).
+        revision: branch, tag or commit (data sets on the Hub).
+        text_column: column that holds the text (all but text files).
+        streaming: returns an `IterableDataset` that reads the data as it goes.
+        argument: the name of `data` in errors.
+
+    Raises:
+        FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
+        ValueError: a text file is empty, too large or not UTF-8, a folder has nothing to load, or `text_column` is
+            missing or holds no strings.
+    """
+    if data == PYDOC:
+        documents = Dataset.from_dict({"text": pydoc_documents()})
+        return documents.to_iterable_dataset() if streaming else documents
+    path = Path(data).expanduser()
+    if path.is_file() and path.suffix not in TABLE_FORMATS:
+        return _load_text_files([path], streaming, argument)
+    if path.is_dir() and not _files(path, *TABLE_FORMATS):
+        text_files = _files(path, ".txt")
+        if not text_files:
+            raise ValueError(f"`{argument}` must be a folder with .txt, .jsonl or .parquet files, got {data!r}.")
+        return _load_text_files(text_files, streaming, argument)
+    documents = load_table(data, config=config, split=split, revision=revision, streaming=streaming, argument=argument)
+    return _select_text(documents, text_column)
+
+
+def load_table(
+    data: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+    argument: str = "data",
+) -> Dataset | IterableDataset:
+    """Loads a data set with all its columns.
+
+    Args:
+        data: a .jsonl or .parquet file, a folder in the layout of the Hub, or the id of a data set on the Hub.
+        config, split, revision, streaming, argument: as in `load_documents`.
+
+    Raises:
+        FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
+        ValueError: it is a file of another kind, or one that is damaged.
+    """
+    with reading(argument, data):
+        return _load_table(data, config, split, revision, streaming, argument)
+
+
+def _load_table(
+    data: str, config: str | None, split: str, revision: str | None, streaming: bool, argument: str
+) -> Dataset | IterableDataset:
+    path = Path(data).expanduser()
+    if path.is_file():
+        if path.suffix not in TABLE_FORMATS:
+            raise ValueError(f"`{argument}` must be a .jsonl or .parquet file, got {data!r}.")
+        try:
+            return load_dataset(
+                TABLE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", streaming=streaming
+            )
+        except Exception as error:  # of many kinds, and seldom with the name of the file
+            raise ValueError(
+                f"`{argument}` must be a well-formed {path.suffix} file, got {data!r}: {error}"
+            ) from error
+    if path.is_dir():
+        return load_dataset(str(path), config, split=split, streaming=streaming)
+    not_found = f'`{argument}` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
+    if looks_like_path(data):
+        raise FileNotFoundError(not_found)
+    try:
+        return load_dataset(data, config, split=split, revision=revision, streaming=streaming)
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(not_found) from error
+
+
+def _files(folder: Path, *suffixes: str) -> list[Path]:
+    """The files under a folder with one of the suffixes, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes)
+
+
+def load_train_validation(
+    args: DataArguments,
+    load: Callable[..., Dataset | IterableDataset] | None = None,
+    divide: Callable[[Dataset, float], tuple[Dataset, Dataset]] | None = None,
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset]:
+    """Loads training and validation documents.
+
+    Validation documents come from `validation_data` and `validation_split` where one of them is given. Otherwise
+    the last documents are held out, whole, as many as bring their share of the characters closest to
+    `validation_fraction` (at least one, not all). Only a corpus of a single document is cut, at that fraction of
+    its characters.
+
+    Args:
+        args: where they come from.
+        load: function that loads a data set, with the keywords of `load_table`; by default `load_documents`, for the
+            column `args.text_column`.
+        divide: function that divides a data set at a fraction; `hold_out` by default.
+
+    Returns:
+        `(train, validation)`, each with the one column `text` (or what `load` gives).
+
+    Raises:
+        ValueError: validation and training would read the same split, a stream has no validation data of its own,
+            `validation_fraction` is not between 0 and 1, or a corpus to be divided has no text.
+    """
+    if load is None:
+        load = partial(load_documents, text_column=args.text_column)
+    load_data = partial(
+        load, args.data, config=args.data_config, revision=args.data_revision, streaming=args.streaming
+    )
+
+    if args.validation_data is not None:
+        validation = load_validation(args, load_one=load)
+    elif args.validation_split is not None:
+        if args.data == PYDOC or Path(args.data).expanduser().is_file():
+            raise ValueError(
+                f"`validation_split` must be None where `data` ({args.data!r}) has no splits, "
+                f"got {args.validation_split!r}."
+            )
+        if args.validation_split == args.data_split:
+            raise ValueError(f"`validation_split` must differ from `data_split`, got {args.validation_split!r} twice.")
+        validation = load_data(split=args.validation_split)
+    elif args.streaming:
+        raise ValueError(
+            "`validation_data` or `validation_split` must be given with `streaming`, got None: the end of a stream "
+            "cannot be held out."
+        )
+    else:
+        validation = None
+
+    train = load_data(split=args.data_split)
+    if validation is not None:
+        return train, validation
+    return (divide or hold_out)(train, args.validation_fraction)
+
+
+def load_validation(
+    args: DataArguments,
+    load_both: Callable[[DataArguments], tuple[Dataset | IterableDataset, ...]] = load_train_validation,
+    load_one: Callable[..., Dataset | IterableDataset] | None = None,
+) -> Dataset | IterableDataset:
+    """Loads validation documents alone: `validation_data` where it is given, or else the held-out part of `data`.
+
+    Args:
+        args: where they come from.
+        load_both: function that loads training and validation data, such as `load_images` or `load_pairs`.
+        load_one: function that loads a data set, with the keywords of `load_table`; by default `load_documents`, for
+            the column `args.text_column`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_train_validation`.
+    """
+    if args.validation_data is None:
+        return load_both(args)[1]
+    return (load_one or partial(load_documents, text_column=args.text_column))(
+        args.validation_data,
+        config=args.validation_config,
+        split=args.validation_split or args.data_split,
+        streaming=args.streaming,
+        argument="validation_data",
+    )
+
+
+def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, Dataset]:
+    """Divides documents into `(train, validation)` as `load_train_validation` describes.
+
+    Raises:
+        ValueError: the fraction is not in (0, 1), or no document has text.
+    """
+    check_fraction(validation_fraction)
+    lengths = np.concatenate(
+        [_num_characters(batch["text"]) for batch in documents.with_format("arrow").iter(1000)] or [np.empty(0, int)]
+    )
+    if not lengths.any():
+        raise ValueError(f"`data` must contain text, got {len(lengths)} empty documents.")
+    if not lengths.all():
+        documents, lengths = documents.select(np.flatnonzero(lengths)), lengths[lengths > 0]
+
+    if len(documents) == 1:
+        cut = round((1 - validation_fraction) * int(lengths[0]))
+        train = documents.map(_slice_text, fn_kwargs={"start": 0, "stop": cut}, desc="Training text")
+        validation = documents.map(_slice_text, fn_kwargs={"start": cut, "stop": None}, desc="Validation text")
+        return train, validation
+    ends = np.cumsum(lengths)
+    num_train = 1 + int(np.abs(ends[:-1] - (1 - validation_fraction) * ends[-1]).argmin())
+    return documents.select(range(num_train)), documents.select(range(num_train, len(documents)))
+
+
+def check_fraction(validation_fraction: float):
+    """Raise a ValueError unless it is a number in (0, 1)."""
+    if not (isinstance(validation_fraction, Real) and 0 < validation_fraction < 1):
+        raise ValueError(f"`validation_fraction` must lie between 0 and 1, got {validation_fraction}.")
+
+
+def num_heldout(count: int, validation_fraction: float, what: str) -> int:
+    """How many of `count` rows to hold out: the fraction, rounded, and at least one on either side.
+
+    Args:
+        count: Rows in all.
+        validation_fraction: The part to hold out, in (0, 1).
+        what: The name of the rows in errors.
+
+    Raises:
+        ValueError: For another fraction, or less than two rows.
+    """
+    check_fraction(validation_fraction)
+    if count < 2:
+        raise ValueError(f"`data` must hold at least two {what} to hold some out, got {count}.")
+    return min(max(round(validation_fraction * count), 1), count - 1)
+
+
+def _load_text_files(files: list[Path], streaming: bool, argument: str) -> Dataset | IterableDataset:
+    for file in files:
+        _check_text_file(file, argument)
+    return load_dataset(
+        "text",
+        data_files=[glob.escape(str(file)) for file in files],
+        sample_by="document",
+        split="train",
+        streaming=streaming,
+    )
+
+
+def _check_text_file(file: Path, argument: str) -> None:
+    num_bytes = file.stat().st_size
+    if num_bytes == 0:
+        raise ValueError(f"`{argument}` must contain text, got the empty file {str(file)!r}.")
+    if num_bytes > MAX_TEXT_FILE_BYTES:
+        raise ValueError(
+            f"`{argument}` must be text files of at most {MAX_TEXT_FILE_BYTES} bytes, got {str(file)!r} with "
+            f"{num_bytes}: divide it, or use .jsonl or .parquet."
+        )
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{argument}` must be UTF-8 text, got {str(file)!r}: {error}.") from error
+
+
+def _select_text(documents: Dataset | IterableDataset, text_column: str) -> Dataset | IterableDataset:
+    features = documents.features or next(iter(documents), {})  # a stream may not know its columns before it is read
+    if text_column not in features:
+        raise ValueError(f"`text_column` must be one of the columns {sorted(features)}, got {text_column!r}.")
+    if isinstance(features, Features) and getattr(features[text_column], "dtype", None) not in (
+        "string",
+        "large_string",
+    ):
+        raise ValueError(f"`text_column` must hold strings, got {text_column!r} with {features[text_column]}.")
+    documents = documents.select_columns(text_column)
+    return documents if text_column == "text" else documents.rename_column(text_column, "text")
+
+
+def _num_characters(texts: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(pc.utf8_length(texts), 0).to_numpy()
+
+
+def _slice_text(document: dict[str, str], start: int, stop: int | None) -> dict[str, str]:
+    return {"text": document["text"][start:stop]}

@@ -1,0 +1,170 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Prompts and responses for fine-tuning: the prompt is given, only the response is masked and scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from ..core.masked_diffusion import IGNORE_INDEX
+from ..utils.options import check_options, option
+from .documents import DataArguments, load_table, load_train_validation, num_heldout
+
+
+MAX_BLOCK_SIZE = 2**20  # each pair is filled up to it
+RESPONSE_ENDS = ("fill", "eos", "none")
+
+
+@dataclass
+class PairArguments:
+    """Columns of a data set of prompts and responses, and how a response ends."""
+
+    _argument_group_name = "prompts and responses (without them, the text of --data is packed into blocks)"
+
+    prompt_column: str | None = option("Column with the prompts; they are given, never masked and not scored.")
+    response_column: str | None = option("Column with the responses; only they are scored.")
+    response_end: str = option(
+        'What follows a response: "fill" (EOS tokens up to --block_size, all scored: the model learns how long '
+        'responses are, and leaves the rest of its canvas empty), "eos" (one EOS, scored) or "none".',
+        default="fill",
+        choices=list(RESPONSE_ENDS),
+    )
+
+    def __post_init__(self):
+        check_options(self)
+        if (self.prompt_column is None) != (self.response_column is None):
+            given = {field.name: getattr(self, field.name) for field in fields(self)[:2]}
+            raise ValueError(f"`prompt_column` and `response_column` must be given together, got {given}.")
+        if self.response_end not in RESPONSE_ENDS:
+            raise ValueError(f"`response_end` must be one of {RESPONSE_ENDS}, got {self.response_end!r}.")
+
+    @property
+    def given(self) -> bool:
+        """Whether the data are prompts and responses."""
+        return self.prompt_column is not None
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What became of the pairs of a data set.
+
+    Attributes:
+        num_pairs: pairs in the data.
+        num_kept: pairs that became examples.
+        num_too_long: pairs that are left out because they do not fit into `block_size` tokens.
+        num_empty: pairs that are left out because their response is empty.
+        num_scored_tokens: tokens of the examples that are scored.
+    """
+
+    num_pairs: int
+    num_kept: int
+    num_too_long: int
+    num_empty: int
+    num_scored_tokens: int
+
+
+def encode_pairs(
+    pairs: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    arguments: PairArguments,
+    num_proc: int | None = None,
+) -> tuple[Dataset, PairReport]:
+    """Turns prompts and responses into examples for `MD4Trainer`.
+
+    The ids of an example are those of the prompt, those of the response, and what `response_end` puts after it; both
+    texts are taken to the letter, so that a space or line break between them has to be in one of them. `labels` are
+    -100 on the prompt. Nothing is cut: a pair that does not fit is left out, and counted.
+
+    Args:
+        pairs: data set with the two columns.
+        tokenizer: tokenizer of the model.
+        block_size: largest number of tokens of an example, and with `response_end="fill"` the number of all.
+        arguments: names of the columns and `response_end`.
+        num_proc: number of processes that tokenise.
+
+    Returns:
+        `(examples, report)`; the examples have `input_ids` and `labels`.
+
+    Raises:
+        ValueError: `block_size` is out of range, a column is missing or holds no strings, the tokenizer has no EOS
+            token where one is needed, or no pair is left.
+    """
+    if not (isinstance(block_size, Integral) and 1 <= block_size <= MAX_BLOCK_SIZE):
+        raise ValueError(f"`block_size` must be in [1, {MAX_BLOCK_SIZE}], got {block_size!r}.")
+    if not len(pairs):
+        raise ValueError("`pairs` must hold at least one pair, got none.")
+    for name in ("prompt_column", "response_column"):
+        column = getattr(arguments, name)
+        if column not in pairs.column_names:
+            raise ValueError(f"`{name}` must be one of the columns {sorted(pairs.column_names)}, got {column!r}.")
+        if getattr(pairs.features[column], "dtype", None) not in ("string", "large_string"):
+            raise ValueError(f"`{name}` must hold strings, got {column!r} with {pairs.features[column]}.")
+    if arguments.response_end != "none" and tokenizer.eos_token_id is None:
+        raise ValueError(
+            f'`response_end` must be "none" for a tokenizer without an EOS token, got {arguments.response_end!r}.'
+        )
+    ids = List(Value("int32"))
+    encoded = pairs.map(
+        partial(_encode, tokenizer=tokenizer, arguments=arguments, block_size=block_size),
+        batched=True,
+        remove_columns=pairs.column_names,
+        features=Features({"input_ids": ids, "labels": ids, "num_scored": Value("int64"), "fate": Value("string")}),
+        num_proc=num_proc,
+        desc="Encoding prompts and responses",
+    )
+    fates, num_scored = encoded["fate"][:], sum(encoded["num_scored"][:])
+    examples = encoded.select([index for index, fate in enumerate(fates) if fate == "kept"])
+    examples = examples.remove_columns(["fate", "num_scored"])
+    if not len(examples):
+        raise ValueError(
+            f"`block_size` must leave some of the {len(pairs)} pairs, got {block_size}: {fates.count('too long')} are "
+            f"longer, {fates.count('empty')} have an empty response."
+        )
+    report = PairReport(len(pairs), len(examples), fates.count("too long"), fates.count("empty"), num_scored)
+    return examples, report
+
+
+def load_pairs(data: DataArguments) -> tuple[Dataset, Dataset]:
+    """Loads training and validation pairs with all their columns; without validation data, the last rows are held out.
+
+    Raises:
+        ValueError: As `load_train_validation`; and for `streaming`.
+    """
+    if data.streaming:
+        raise ValueError("`streaming` must be False with prompts and responses, got True.")
+    return load_train_validation(data, load=load_table, divide=_hold_out_rows)
+
+
+def _hold_out_rows(pairs: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    num_train = len(pairs) - num_heldout(len(pairs), fraction, "pairs")
+    return pairs.select(range(num_train)), pairs.select(range(num_train, len(pairs)))
+
+
+def _encode(
+    batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase, arguments: PairArguments, block_size: int
+) -> dict[str, list[Any]]:
+    rows: dict[str, list[Any]] = {"input_ids": [], "labels": [], "num_scored": [], "fate": []}
+    encode = partial(tokenizer, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
+    prompts = encode([text or "" for text in batch[arguments.prompt_column]])["input_ids"]
+    responses = encode([text or "" for text in batch[arguments.response_column]])["input_ids"]
+    end = [] if arguments.response_end == "none" else [tokenizer.eos_token_id]
+    for prompt, response in zip(prompts, responses, strict=True):
+        fate = "kept"
+        if not response:
+            fate = "empty"
+        elif len(prompt) + len(response) + len(end) > block_size:
+            fate = "too long"
+        answer = response + end
+        if arguments.response_end == "fill":
+            answer = answer + end * (block_size - len(prompt) - len(answer))
+        rows["input_ids"].append(prompt + answer if fate == "kept" else [])
+        rows["labels"].append([IGNORE_INDEX] * len(prompt) + answer if fate == "kept" else [])
+        rows["num_scored"].append(len(answer) if fate == "kept" else 0)
+        rows["fate"].append(fate)
+    return rows

@@ -1,0 +1,157 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Tokenizers: characters of text8, raw bytes, or any tokenizer of the Hub with a mask token added.
+
+Both built-in tokenizers are plain `tokenizers` pipelines: what `save_pretrained` writes is opened by
+`AutoTokenizer.from_pretrained` without this package.
+"""
+
+import string
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..utils.errors import reading
+
+
+MASK_TOKEN = "[MASK]"
+END_OF_TEXT_TOKEN = "<|endoftext|>"
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def build_text8_tokenizer(model_max_length: int | None = None) -> PreTrainedTokenizerFast:
+    """Characters of text8: a..z are 0..25, the space is 26, `[MASK]` is 27; 28 ids and no other special token.
+
+    The normaliser is the recipe of text8 (Mahoney, *About the Test Data*, mattmahoney.net/dc/textdata.html): lower
+    case, digits spelled out, and every other run of characters becomes one space. Spaces at the ends are kept, so
+    decoding the ids of normalised text gives that text back. The mask token is recognised before normalisation.
+
+    Args:
+        model_max_length: length in tokens that the tokenizer records for its model; None for no limit.
+    """
+    tokenizer = Tokenizer(models.BPE(vocab=_ids_by_position(string.ascii_lowercase + " "), merges=[]))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            *(normalizers.Replace(str(digit), f" {name} ") for digit, name in enumerate(DIGIT_NAMES)),
+            normalizers.Replace(Regex("[^a-z]+"), " "),
+        ]
+    )
+    tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer, model_max_length)
+
+
+def build_byte_tokenizer(model_max_length: int | None = None) -> PreTrainedTokenizerFast:
+    """UTF-8 bytes: the id of a byte is its value, `<|endoftext|>` (eos) is 256, `[MASK]` is 257; 258 ids.
+
+    Every Unicode string is encoded without loss, and decoding gives it back exactly.
+
+    Args:
+        model_max_length: length in tokens that the tokenizer records for its model; None for no limit.
+    """
+    tokenizer = Tokenizer(models.BPE(vocab=_ids_by_position(_byte_symbols()), merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _wrap(tokenizer, model_max_length, eos_token=_special_token(END_OF_TEXT_TOKEN))
+
+
+def load_tokenizer(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    argument: str = "name_or_path",
+) -> PreTrainedTokenizerBase:
+    """Opens a tokenizer by name and makes sure that it has a mask token (see `ensure_mask_token`).
+
+    Args:
+        name_or_path: "text8", "bytes", a folder, or the id of a repository on the Hub.
+        revision: branch, tag or commit of the repository (Hub ids only, as are the arguments below).
+        token: access token of the Hub; None uses the saved login.
+        cache_dir: folder of downloaded files; None uses the default one.
+        trust_remote_code: whether to run tokenizer code that lies in the repository.
+        argument: the name of `name_or_path` in errors.
+
+    Raises:
+        ValueError: there is no tokenizer under this name, or its files are damaged.
+    """
+    if name_or_path == "text8":
+        return build_text8_tokenizer()
+    if name_or_path == "bytes":
+        return build_byte_tokenizer()
+    try:
+        with reading(argument, name_or_path):
+            tokenizer = AutoTokenizer.from_pretrained(
+                name_or_path,
+                revision=revision or "main",
+                token=token,
+                cache_dir=cache_dir,
+                trust_remote_code=trust_remote_code,
+            )
+            tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f'`{argument}` must be "text8", "bytes", a folder with a tokenizer or the id of a Hub repository with '
+            f"one, got {name_or_path!r}: {error}"
+        ) from error
+    return ensure_mask_token(tokenizer)
+
+
+def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Adds `[MASK]` as the mask token, with a new last id, to a tokenizer that has none. Changes it in place.
+
+    Returns:
+        The same tokenizer, so that calls can be chained.
+    """
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": _special_token(MASK_TOKEN)})
+    return tokenizer
+
+
+def check_tokenizer_matches(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mask_token_id: int) -> None:
+    """Checks that a model of `vocab_size` embedding rows and the tokenizer speak the same ids.
+
+    Raises:
+        ValueError: the tokenizer has another number of tokens than the model, or another mask token.
+    """
+    if len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"`tokenizer` must have as many tokens as the model has rows ({vocab_size}), got {len(tokenizer)}."
+        )
+    if tokenizer.mask_token_id != mask_token_id:
+        raise ValueError(
+            f"`tokenizer` must have the mask token of the model (id {mask_token_id}), "
+            f"got {tokenizer.mask_token!r} (id {tokenizer.mask_token_id})."
+        )
+
+
+def _wrap(
+    tokenizer: Tokenizer, model_max_length: int | None, eos_token: AddedToken | None = None
+) -> PreTrainedTokenizerFast:
+    mask_token = _special_token(MASK_TOKEN)
+    tokenizer.add_special_tokens([token for token in (eos_token, mask_token) if token is not None])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=eos_token,
+        mask_token=mask_token,
+        model_max_length=model_max_length,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _special_token(content: str) -> AddedToken:
+    # Not normalised: the normaliser of text8 would turn "[MASK]" into " mask " before it could be recognised.
+    return AddedToken(content, special=True, normalized=False)
+
+
+def _ids_by_position(symbols: str) -> dict[str, int]:
+    return {symbol: index for index, symbol in enumerate(symbols)}
+
+
+def _byte_symbols() -> str:
+    """The 256 printable characters by which byte-level tokenizers (GPT-2) write the bytes 0..255, in that order."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    replacements = iter(range(256, 512))
+    return "".join(chr(byte if byte in printable else next(replacements)) for byte in range(256))

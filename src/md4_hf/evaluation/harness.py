@@ -1,0 +1,628 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""MD4 models in the lm-evaluation-harness (`pip install 'md4_hf[eval]'`): the model type "md4_hf".
+
+The harness finds models outside its own package only once their module is imported. So run its command through this
+module, which takes the same arguments as `lm_eval`:
+
+    python -m md4_hf.lm_eval_adapter --model md4_hf --model_args pretrained=FOLDER,draws=32 --tasks TASK --batch_size 64
+
+or import this module before `lm_eval.simple_evaluate(model="md4_hf", ...)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..core.masked_diffusion import IGNORE_INDEX
+from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from ..core.modeling_md4_causal import MD4ForCausalLM
+from ..data.collators import PaddingCollator
+from ..data.tokenizers import check_tokenizer_matches, load_tokenizer
+from ..hub.loading import load_model, load_scheduler, make_pipeline
+from ..objective.estimators import ANY_ORDER, TIME, check_estimator, example_nelbo
+from ..objective.objectives import Diffusion
+from ..utils.hardware import choose_device
+
+
+try:
+    # Registers the harness's own models, which it does by itself only while no other is registered.
+    import lm_eval.models  # noqa: F401
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ImportError as error:
+    raise ImportError("The lm-evaluation-harness needs `pip install 'md4_hf[eval]'`.") from error
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Each is called as `example_nelbo` and gives `(batch,)` nats of the scored tokens first.
+ESTIMATORS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    name: functools.partial(example_nelbo, estimator=name) for name in (TIME, ANY_ORDER)
+}
+MAX_DRAWS, MAX_BATCH_SIZE = 2**20, 2**20
+LARGEST_AUTO_BATCH_SIZE = 512
+DEFAULT_MAX_GEN_TOKS = 256
+
+
+@dataclass(frozen=True)
+class ScoredSequence:
+    """Ids of a sequence whose last tokens are scored and whose others are given.
+
+    Args:
+        input_ids: All ids, not more than the model's length.
+        num_given: Number of ids at the beginning that are neither masked nor scored.
+        index: What the noise is keyed with, see `noise_index`.
+    """
+
+    input_ids: list[int]
+    num_given: int
+    index: int
+
+    @property
+    def features(self) -> dict[str, list[int]]:
+        """`input_ids`, and `labels` of -100 on what is given."""
+        labels = [IGNORE_INDEX] * self.num_given + self.input_ids[self.num_given :]
+        return {"input_ids": self.input_ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to continue a prompt: what is known of the harness's `gen_kwargs`.
+
+    Args:
+        until: Strings, before the first of which the continuation ends.
+        max_gen_toks: Tokens of the continuation.
+        temperature: 0 takes the most probable token wherever a position is opened.
+        top_p, top_k, num_inference_steps: As in `MaskedDiffusionPipeline`.
+    """
+
+    until: tuple[str, ...]
+    max_gen_toks: int
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    num_inference_steps: int | None = None
+
+    @classmethod
+    def of(cls, gen_kwargs: Mapping[str, Any], default_max_gen_toks: int) -> GenerationOptions:
+        """Options from `gen_kwargs`.
+
+        Without `do_sample` and `temperature`, and with `do_sample=False`, the temperature is 0; with `do_sample=True`
+        alone it is 1.
+
+        Raises:
+            ValueError: For names that are not known, and values that make no sense.
+        """
+        options = dict(gen_kwargs)
+        do_sample = options.pop("do_sample", None)
+        if do_sample not in (None, True, False):
+            raise ValueError(f"`do_sample` must be True or False, got {do_sample!r}.")
+        temperature = options.pop("temperature", float(do_sample or False))
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not temperature >= 0:
+            raise ValueError(f"`temperature` must be a number >= 0, got {temperature!r}.")
+        until = as_strings("until", options.pop("until", None))
+        lengths = [options.pop(name) for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in options]
+        max_gen_toks = as_integer("max_gen_toks", (lengths or [default_max_gen_toks])[0], 1, 2**24)
+        known = ("top_p", "top_k", "num_inference_steps")
+        if options.keys() - set(known):
+            names = ("do_sample", "temperature", "until", "max_gen_toks", *known)
+            raise ValueError(f"`gen_kwargs` must be among {names}, got {sorted(options.keys() - set(known))}.")
+        return cls(until, max_gen_toks, 0.0 if do_sample is False else float(temperature), **options)
+
+
+@register_model("md4_hf")
+class MD4LM(LM):
+    """An MD4 or GenMD4 model of text, or the autoregressive baseline, as the harness asks it.
+
+    A masked diffusion model has no likelihood in closed form: `loglikelihood` is a lower bound on log p(continuation |
+    context), the negative NELBO of the continuation's tokens in nats, while the context is visible and never masked.
+    It is estimated with `draws` draws of time and masks, stratified in time.
+
+    All noise is a function of (seed, task, document, draw, position), see `noise_index`: results depend neither on the
+    batch size, nor on the order or the number of documents and processes. The choices of one question are
+    masked at the same times and positions, so that most of the noise cancels where they are compared.
+
+    Of the autoregressive baseline, `loglikelihood` is exact and a single forward pass: nothing is drawn, and `draws`,
+    `seed` and `estimator` change nothing. It does not generate.
+
+    Args:
+        pretrained: Folder or Hub id of a model or of an adapter; or a model, an `MD4ForMaskedDiffusion` or
+            `MD4ForCausalLM`, together with `tokenizer`.
+        tokenizer: Tokenizer, or what `load_tokenizer` opens; that of `pretrained` by default.
+        revision: Branch, tag or commit of a model on the Hub.
+        base: Base model of an adapter, if not the one it names.
+        draws: Draws per request, each a forward pass of one row. The estimate for n tokens has a relative standard
+            error of about 3 / sqrt(n * draws): with the default a quarter for one token and 8 % for ten, of which the
+            choices of a question share most.
+        seed: Seed of the noise.
+        estimator: What a draw is, see `example_nelbo`: a "time", or the number of masked tokens in "any_order", which
+            varies less and is the default for models that do not see the time.
+        batch_size: Rows per forward pass, each one draw of one request or one generation; "auto" begins with
+            `max_batch_size` and halves it as often as memory is short.
+        max_batch_size: What "auto" begins with.
+        max_length: Tokens of context and continuation together; the model's length by default, which is the most.
+        max_gen_toks: Tokens of a generation whose task does not say; 256 by default, or half of `max_length`.
+        device: Where to; the accelerator if there is one by default. Of several processes, each has its own.
+        dtype: Precision of the weights, such as "bfloat16"; that of the files by default.
+
+    Raises:
+        ValueError: For arguments out of range, models of images, and models that need a class label.
+        FileNotFoundError: If the folder holds neither a model nor an adapter.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        *,
+        revision: str | None = None,
+        base: str | None = None,
+        draws: int = 128,
+        seed: int = 0,
+        estimator: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        max_length: int | None = None,
+        max_gen_toks: int | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.draws = as_integer("draws", draws, 1, MAX_DRAWS)
+        self.seed = as_integer("seed", seed, -(2**63), 2**63 - 1)
+        if estimator is not None and estimator not in ESTIMATORS:
+            raise ValueError(f"`estimator` must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
+        self.is_auto_batch = isinstance(batch_size, str) and batch_size.partition(":")[0] == "auto"
+        if self.is_auto_batch:
+            largest = LARGEST_AUTO_BATCH_SIZE if max_batch_size is None else max_batch_size
+            self.batch_size = as_integer("max_batch_size", largest, 1, MAX_BATCH_SIZE)
+        else:
+            self.batch_size = as_integer("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+        self._join_processes(choose_device(device))
+        revision = None if revision is None else str(revision)  # digits arrive as a number
+        self.pretrained, self.revision = pretrained, revision
+        self.model = open_model(pretrained, base, revision, dtype).to(self._device).eval()
+        config = self.model.config
+        self.tokenizer = open_tokenizer(tokenizer, pretrained, revision)
+        check_tokenizer_matches(self.tokenizer, config.vocab_size, config.mask_token_id)
+        self.diffusion = Diffusion.of(self.model)
+        self.is_exact = self.diffusion.is_exact
+        if self.is_exact:
+            check_estimator(estimator or TIME, self.diffusion)
+        any_order = not (self.is_exact or self.diffusion.sees_time or self.diffusion.learns_schedule)
+        self.estimator = estimator or (ANY_ORDER if any_order else TIME)
+        longest = config.max_position_embeddings
+        self.max_length = longest if max_length is None else as_integer("max_length", max_length, 1, longest)
+        default = min(DEFAULT_MAX_GEN_TOKS, max(self.max_length // 2, 1))
+        self.max_gen_toks = default if max_gen_toks is None else as_integer("max_gen_toks", max_gen_toks, 1, longest)
+        # Padding is neither seen nor scored; a tokenizer need not have a token for it.
+        self._collate = PaddingCollator(pad_token_id=int(config.mask_token_id == 0))
+        self._pipeline: Any = None
+
+    # What the harness asks ---------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Bounds on the log-likelihoods of continuations, given their contexts; of a causal model these themselves.
+
+        Both are tokenised together. The continuation's tokens are those after as many as the context has alone, without
+        the spaces at its end, which so belong to the continuation. Under an empty context, all tokens are masked and
+        scored: the bound is unconditional. A long context loses its beginning.
+
+        Args:
+            requests: With `args` of (context, continuation).
+            disable_tqdm: Whether to show no progress.
+
+        Returns:
+            For each request the bound in nats, and whether the continuation is greedy: whether the most probable token
+            at each of its positions, with all of them masked (t = 1), is its own. So it is what the sampler gives at
+            temperature 0 in one step. Of a causal model, it is the most probable one after the tokens before it.
+
+        Raises:
+            ValueError: For a continuation that has no tokens of its own, or more than `max_length`.
+        """
+        sequences = [self._scored_continuation(request) for request in requests]
+
+        def keep(position: int, score: tuple[float, bool]):
+            self.cache_hook.add_partial("loglikelihood", requests[position].args, score)
+
+        return self._score(sequences, keep, disable_tqdm, "Bounding likelihoods")
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Bounds on the log-likelihoods of whole texts, in nats; of a causal model these themselves.
+
+        A text longer than the model is cut into blocks of `max_length`, the last one shorter, and the bounds of the
+        blocks are added. The blocks are disjoint, each without the text before it: a block of full length has no room
+        for a context, each token counts once, and this is how `md4 evaluate` scores text.
+
+        Args:
+            requests: With `args` of (text,).
+            disable_tqdm: Whether to show no progress.
+        """
+        blocks, owners = [], []
+        for position, request in enumerate(requests):
+            ids = self._encode(request.args[0])
+            for start in range(0, len(ids), self.max_length):
+                block = ids[start : start + self.max_length]
+                blocks.append(ScoredSequence(block, 0, noise_index(request, start // self.max_length)))
+                owners.append(position)
+        totals, missing = [0.0] * len(requests), Counter(owners)
+
+        def add(number: int, score: tuple[float, bool]):
+            """Take in the score of a block, and pass on the sum of a text with its last one."""
+            owner = owners[number]
+            totals[owner] += score[0]
+            missing[owner] -= 1
+            if not missing[owner]:
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[owner].args, totals[owner])
+
+        self._score(blocks, add, disable_tqdm, "Bounding likelihoods of texts")
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations of prompts, by `MaskedDiffusionPipeline`.
+
+        The prompt is followed by `max_gen_toks` masks, all of which are filled; the text ends before the first of the
+        `until` strings, or at the tokenizer's EOS token. A long prompt loses its beginning. Even at temperature 0 the
+        positions are opened in random order: the noise is a function of (seed, task, document, repeat).
+
+        Args:
+            requests: With `args` of (prompt, gen_kwargs), see `GenerationOptions`.
+            disable_tqdm: Whether to show no progress.
+
+        Raises:
+            ValueError: For `gen_kwargs` that are not known, if `max_gen_toks` leaves no room for the prompt, and for a
+                causal model.
+        """
+        if self.is_exact:
+            raise ValueError(
+                "`pretrained` must be a masked diffusion model for tasks that generate, got an autoregressive one, "
+                "which is for likelihoods."
+            )
+        options = [GenerationOptions.of(request.args[1], self.max_gen_toks) for request in requests]
+        for option in options:
+            if option.max_gen_toks > self.max_length - 1:
+                raise ValueError(
+                    f"`max_gen_toks` must be in [1, {self.max_length - 1}], to leave room for the prompt, got "
+                    f"{option.max_gen_toks}."
+                )
+        prompts = [
+            self._encode(request.args[0])[option.max_gen_toks - self.max_length :]
+            for request, option in zip(requests, options, strict=True)
+        ]
+        repeats: Counter = Counter()
+        generators = []
+        for request in requests:
+            seed = noise_index(request, "generation", self.seed, repeats[id(request)])
+            repeats[id(request)] += 1
+            generators.append(torch.Generator().manual_seed(seed))
+        texts = [""] * len(requests)
+        progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm or self.rank != 0)
+        for option in dict.fromkeys(options):
+            members = [position for position, other in enumerate(options) if other == option]
+            members.sort(key=lambda position: -len(prompts[position]))
+
+            def generate(batch: Sequence[int], option: GenerationOptions = option) -> list[str]:
+                return self._generate([prompts[i] for i in batch], option, [generators[i] for i in batch])
+
+            for position, text in self._in_batches(members, generate):
+                texts[position] = text
+                self.cache_hook.add_partial("generate_until", requests[position].args, text)
+                progress.update()
+        progress.close()
+        return texts
+
+    # What it asks between processes ------------------------------------------------------------------------------
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, one after the other."""
+        return gather(tensor) if self.world_size > 1 else tensor
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """A list of the objects of all processes on process `dst`, None on the others."""
+        if self.world_size == 1:
+            return [obj]
+        objects = gather_object([obj])
+        return objects if self.rank == dst else None
+
+    def barrier(self):
+        """Wait for the other processes."""
+        if self.world_size > 1:
+            PartialState().wait_for_everyone()
+
+    # What it writes beside the results ---------------------------------------------------------------------------
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, under which the harness keeps requests."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """The tokenizer's EOS id, if it has one."""
+        return self.tokenizer.eos_token_id
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness records: the model's size and precision, and how the bounds are estimated."""
+        estimate = {"estimator": self.estimator, "draws": self.draws, "seed": self.seed}
+        if self.is_exact:
+            estimate = {"estimator": "exact"}
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.model.dtype),
+            "model_revision": self.revision,
+            **{f"bound_{name}": value for name, value in estimate.items()},
+        }
+
+    # How it is answered ------------------------------------------------------------------------------------------
+
+    def _join_processes(self, device: torch.device):
+        """Set rank, world size and device; of several processes, the harness gives each a share of the documents."""
+        self._device = device
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return
+        # A process that has finished waits for those with longer requests, however long they take.
+        state = PartialState(cpu=self._device.type == "cpu", timeout=timedelta(weeks=52))
+        self._rank, self._world_size, self._device = state.process_index, state.num_processes, state.device
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text as those of training: to the letter, nothing added, and no special token read from it."""
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return self.tokenizer(text, **options)["input_ids"]
+
+    def _scored_continuation(self, request: Instance) -> ScoredSequence:
+        context, continuation = request.args
+        ids = self._encode(context + continuation)
+        num_given = len(self._encode(context.rstrip()))
+        if not num_given < len(ids):
+            raise ValueError(f"`continuation` must add tokens to its context, got {continuation!r} after {context!r}.")
+        if len(ids) - num_given > self.max_length:
+            raise ValueError(
+                f"`continuation` must have at most {self.max_length} tokens, the model's length, got "
+                f"{len(ids) - num_given}: {continuation!r}."
+            )
+        num_cut = max(len(ids) - self.max_length, 0)
+        return ScoredSequence(ids[num_cut:], num_given - num_cut, noise_index(request))
+
+    def _score(
+        self,
+        sequences: list[ScoredSequence],
+        keep: Callable[[int, tuple[float, bool]], None],
+        disable_tqdm: bool,
+        description: str,
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood or its bound in nats, and greediness; `keep` hears of each, by its position, when known."""
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(sequences)
+        # Longest first: neighbours need little padding, and memory is short at once or not at all.
+        order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].input_ids))
+        progress = tqdm(total=len(order), desc=description, disable=disable_tqdm or self.rank != 0)
+
+        def score(batch: Sequence[int]) -> list[tuple[float, bool]]:
+            return self._score_batch([sequences[position] for position in batch])
+
+        for position, result in self._in_batches(order, score):
+            scores[position] = result
+            keep(position, result)
+            progress.update()
+        progress.close()
+        return scores
+
+    def _in_batches(
+        self, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]
+    ) -> Iterator[tuple[Item, Result]]:
+        """Pairs of items and what the function makes of them, batch by batch."""
+        start = 0
+        while start < len(items):
+            batch = items[start : start + self.batch_size]
+            try:
+                results = function(batch)
+            except Exception as error:
+                if not (self.is_auto_batch and self.batch_size > 1 and should_reduce_batch_size(error)):
+                    raise
+                self.batch_size = max(len(batch) // 2, 1)
+                clear_device_cache()
+                continue
+            yield from zip(batch, results, strict=True)
+            start += len(batch)
+
+    @torch.no_grad()
+    def _score_batch(self, batch: list[ScoredSequence]) -> list[tuple[float, bool]]:
+        inputs = self._collate([sequence.features for sequence in batch])
+        inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        if self.is_exact:
+            return self._score_exactly(inputs)
+        index = torch.tensor([sequence.index for sequence in batch], device=self._device)
+        # The one place where the likelihood is estimated.
+        nelbo, _ = ESTIMATORS[self.estimator](
+            self.model, self.diffusion, inputs, index, seed=self.seed, num_draws=self.draws
+        )
+        return list(zip((-nelbo).tolist(), self._is_greedy(inputs).tolist(), strict=True))
+
+    def _score_exactly(self, inputs: dict[str, Tensor]) -> list[tuple[float, bool]]:
+        """Log-likelihoods under a causal model, and whether each token is the most probable one after those before."""
+        labels = inputs["labels"]
+        is_scored = labels != IGNORE_INDEX
+        logits = self.model(
+            input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), position_mask=is_scored
+        ).logits.float()
+        log_p = logits.gather(1, labels[is_scored][:, None]).squeeze(1) - logits.logsumexp(dim=1)
+        totals = torch.zeros(labels.shape, device=labels.device).masked_scatter(is_scored, log_p).sum(dim=1)
+        return list(zip(totals.tolist(), all_most_probable(logits, labels).tolist(), strict=True))
+
+    def _is_greedy(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`(batch,)` whether the most probable tokens, with all scored ones masked, are the scored ones."""
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        is_scored = labels != IGNORE_INDEX
+        logits = self.model(
+            input_ids=ids.masked_fill(is_scored, self.model.config.mask_token_id),
+            timesteps=torch.ones(len(ids), device=ids.device),
+            attention_mask=inputs.get("attention_mask"),
+            position_mask=is_scored,
+        ).logits
+        return all_most_probable(logits, labels)
+
+    def _generate(
+        self, prompts: list[list[int]], options: GenerationOptions, generators: list[torch.Generator]
+    ) -> list[str]:
+        masks = [self.model.config.mask_token_id] * options.max_gen_toks
+        output = self._make_pipeline()(
+            input_ids=[prompt + masks for prompt in prompts],
+            num_inference_steps=options.num_inference_steps,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            generator=generators,
+            output_type="ids",
+        )
+        return [
+            self._decode(ids[len(prompt) :].tolist(), options.until)
+            for prompt, ids in zip(prompts, output.sequences, strict=True)
+        ]
+
+    def _make_pipeline(self):
+        """The pipeline, made when it is first needed: diffusers takes seconds to import."""
+        if self._pipeline is None:
+            scheduler = None
+            if isinstance(self.pretrained, str):
+                scheduler = load_scheduler(self.pretrained, revision=self.revision)
+            self._pipeline = make_pipeline(self.model, self.tokenizer, scheduler)
+            self._pipeline.set_progress_bar_config(disable=True)
+        return self._pipeline
+
+    def _decode(self, ids: list[int], until: tuple[str, ...]) -> str:
+        if self.tokenizer.eos_token_id in ids:
+            ids = ids[: ids.index(self.tokenizer.eos_token_id)]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text[: min((text.find(end) for end in until if end in text), default=None)]
+
+
+def all_most_probable(logits: Tensor, labels: Tensor) -> Tensor:
+    """`(batch,)` whether `(selected, vocab)` logits are highest at all `(batch, length)` labels that are scored."""
+    is_scored = labels != IGNORE_INDEX
+    is_same = torch.ones_like(is_scored).masked_scatter(is_scored, logits.argmax(dim=-1) == labels[is_scored])
+    return is_same.all(dim=1)
+
+
+def open_model(
+    pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
+    base: str | None,
+    revision: str | None,
+    dtype: str | torch.dtype | None,
+) -> MD4ForMaskedDiffusion | MD4ForCausalLM:
+    """A model of text that needs no class label, opened if it is not open.
+
+    Raises:
+        ValueError: For any other model, and for a `dtype` that is none of floating point.
+        FileNotFoundError: As `load_model`.
+    """
+    as_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype not in (None, "auto") and not (isinstance(as_dtype, torch.dtype) and as_dtype.is_floating_point):
+        raise ValueError(f'`dtype` must be "auto" or a floating point type of torch, got {dtype!r}.')
+    if isinstance(pretrained, str):
+        model = load_model(pretrained, base=base, revision=revision, dtype=dtype)
+    elif isinstance(pretrained, (MD4ForMaskedDiffusion, MD4ForCausalLM)):
+        model = pretrained if dtype in (None, "auto") else pretrained.to(as_dtype)
+    else:
+        raise ValueError(
+            "`pretrained` must be a folder, a Hub id, an MD4ForMaskedDiffusion or an MD4ForCausalLM, got "
+            f"{pretrained!r}."
+        )
+    if model.config.is_image:
+        raise ValueError(f"`pretrained` must be a model of text, got one of images: {pretrained}.")
+    if model.config.num_classes is not None and model.config.null_class is None:
+        raise ValueError(
+            f"`pretrained` must be a model that needs no class label, got one with {model.config.num_classes} classes."
+        )
+    return model
+
+
+def open_tokenizer(
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
+    revision: str | None,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that is given or named, or else that of a model's folder or Hub id, at the model's revision.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if isinstance(tokenizer, str):
+        return load_tokenizer(tokenizer)
+    if tokenizer is not None:
+        return tokenizer
+    if not isinstance(pretrained, str):
+        raise ValueError("`tokenizer` must be given with a model, got None.")
+    return load_tokenizer(pretrained, revision=revision)
+
+
+def noise_index(request: Instance, *parts: Any) -> int:
+    """What the noise of a request is keyed with, in [0, 2^31): its task and document, and any other `parts`.
+
+    All requests of a document meet the same times, and the same masks at the same places of the sequence: that is where
+    the choices of a question follow one context. A document is known by its content and not by its number, which the
+    harness gives anew to every choice and order of a task's documents. Requests without a document are keyed with their
+    first argument, the context.
+    """
+    if request.doc:
+        document = json.dumps(request.doc, sort_keys=True, default=str).encode("utf-8")
+        owner = [request.task_name, hashlib.sha256(document).hexdigest()]
+    else:
+        owner = [str(request.args[0])]
+    digest = hashlib.sha256(json.dumps([*owner, *parts]).encode("utf-8")).digest()
+    # So few bits: the fraction of its product with the golden ratio, in float64, is where the times begin.
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def as_integer(name: str, value: Any, lowest: int, highest: int) -> int:
+    """An integer, which may be written as a string.
+
+    Raises:
+        ValueError: If it is none, or not in [lowest, highest].
+    """
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int) or not lowest <= number <= highest:
+        raise ValueError(f"`{name}` must be an integer in [{lowest}, {highest}], got {value!r}.")
+    return number
+
+
+def as_strings(name: str, value: Any) -> tuple[str, ...]:
+    """Strings from one, several or None; empty ones are left out.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    strings = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) for string in strings):
+        raise ValueError(f"`{name}` must be a string or a list of strings, got {value!r}.")
+    return tuple(string for string in strings if string)
+
+
+def main():
+    """The harness's own command, with the model type "md4_hf" registered."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Evaluations in rounds: independent repetitions, which tell the Monte-Carlo error and may go on until it is small.
+
+A round is an evaluation of all examples with noise of its own. What has been done is kept in files, from which an
+interrupted evaluation goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from ..objective.estimators import nelbo_metrics
+from ..utils.files import whole_file, write_whole
+from ..utils.processes import on_first_process
+
+
+logger = logging.getLogger(__name__)
+
+SEED_STRIDE = 2**32  # between the seeds of rounds, so that the rounds of neighbouring seeds are not the same
+
+
+@dataclass
+class Rounds:
+    """What the rounds of an evaluation gave.
+
+    Args:
+        nelbo: `(rounds, examples)` nats, float64.
+        num_tokens: `(examples,)` scored tokens.
+        num_characters: `(examples,)` characters that they stand for; NaN if not known.
+    """
+
+    nelbo: np.ndarray
+    num_tokens: np.ndarray
+    num_characters: np.ndarray
+
+    @property
+    def monte_carlo_stderr(self) -> float:
+        """Standard error of the NELBO in nats per token that is due to the draws alone; NaN of a single round.
+
+        From the variance of each example over the rounds, as if the examples' noise were independent. Their times are
+        spread more evenly than that, which as a rule makes the true error smaller.
+        """
+        count = len(self.nelbo)
+        if count < 2:
+            return math.nan
+        variance = self.nelbo.var(axis=0, ddof=1).sum() / count
+        return math.sqrt(variance) / self.num_tokens.sum()
+
+    def metrics(self, are_images: bool = False) -> dict[str, float]:
+        """`nelbo_metrics` of the mean over the rounds, `num_rounds`, and of two and more `monte_carlo_stderr`."""
+        nelbo, num_tokens, num_characters = (
+            torch.from_numpy(values) for values in (self.nelbo.mean(axis=0), self.num_tokens, self.num_characters)
+        )
+        known = None if num_characters.isnan().any() else num_characters
+        metrics = {**nelbo_metrics(nelbo, num_tokens, known, are_images), "num_rounds": len(self.nelbo)}
+        if len(self.nelbo) > 1:
+            metrics["monte_carlo_stderr"] = self.monte_carlo_stderr
+        return metrics
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When the rounds end.
+
+    Args:
+        rounds: Rounds at least, >= 1; with a target two.
+        target_stderr: Go on until `Rounds.monte_carlo_stderr` is no larger, nats per token > 0.
+        max_rounds: Rounds at most.
+    """
+
+    rounds: int = 1
+    target_stderr: float | None = None
+    max_rounds: int = 1000
+
+    def __post_init__(self):
+        for name in ("rounds", "max_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
+        if self.target_stderr is not None and not self.target_stderr > 0:
+            raise ValueError(f"`target_stderr` must be > 0 nats per token, got {self.target_stderr}.")
+
+    def goes_on(self, rounds: Rounds | None) -> bool:
+        """Whether there is to be another round."""
+        done = 0 if rounds is None else len(rounds.nelbo)
+        if done < self.rounds:
+            return True
+        if self.target_stderr is None:
+            return False
+        if done >= max(self.rounds, self.max_rounds):
+            logger.warning(
+                "After %d rounds the Monte-Carlo error is %.2g nats per token, above the target.",
+                done,
+                rounds.monte_carlo_stderr,
+            )
+            return False
+        return not rounds.monte_carlo_stderr <= self.target_stderr
+
+
+def evaluate_in_rounds(
+    trainer,
+    examples,
+    stopping: Stopping | None = None,
+    *,
+    store: str | os.PathLike | None = None,
+    recipe: dict[str, Any] | None = None,
+    report: Callable[[Rounds], None] | None = None,
+) -> Rounds:
+    """Evaluate examples, round by round. Call it on all processes.
+
+    Round r is evaluated with the seed `args.eval_seed + r * 2**32`: one round is what `MD4Trainer.evaluate` does.
+
+    Args:
+        trainer: The `MD4Trainer`, whose arguments say how many draws a round has.
+        examples: What to evaluate.
+        stopping: When to end; after one round by default, and of a causal model always.
+        store: Folder that keeps the rounds done, one file each, and with which an evaluation goes on. There may be more
+            of them than `stopping` asks for: the result is that of an evaluation that was never interrupted.
+        recipe: What the rounds depend on, for JSON: those of another recipe are kept in another folder of the store.
+        report: Called after each round.
+    """
+    stopping = Stopping() if stopping is None or trainer.diffusion.is_exact else stopping
+    folder = None if store is None else Path(store) / _digest(recipe)
+    if folder is not None and trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "recipe.json", json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+    rounds = None
+    while stopping.goes_on(rounds):
+        number = 0 if rounds is None else len(rounds.nelbo)
+        path = None if folder is None else folder / f"round-{number}.safetensors"
+        done = None if path is None else on_first_process(trainer.args, functools.partial(_read, path))
+        if done is None:
+            done = _evaluate_round(trainer, examples, number)
+            if path is not None and trainer.is_world_process_zero():
+                _write(path, done)
+        rounds = _append(rounds, done)
+        if report is not None:
+            report(rounds)
+    return rounds
+
+
+def _evaluate_round(trainer, examples, number: int) -> Rounds:
+    seed = trainer.args.eval_seed
+    try:
+        trainer.args.eval_seed = seed + number * SEED_STRIDE
+        rows = np.asarray(trainer.predict(examples, metric_key_prefix="eval").predictions, dtype=np.float64)
+    finally:
+        trainer.args.eval_seed = seed
+    nelbo, num_tokens, num_characters = rows.T
+    return Rounds(nelbo[None], num_tokens, num_characters)
+
+
+def _append(rounds: Rounds | None, another: Rounds) -> Rounds:
+    if rounds is None:
+        return another
+    return replace(rounds, nelbo=np.concatenate([rounds.nelbo, another.nelbo]))
+
+
+def _digest(recipe: dict[str, Any] | None) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write(path: Path, round_done: Rounds):
+    arrays = {name: np.ascontiguousarray(values) for name, values in vars(round_done).items()}
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(save(arrays))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> Rounds | None:
+    """The round of a file; None if there is none, or it cannot be read."""
+    if not path.is_file():
+        return None
+    try:
+        return Rounds(**load_file(path))
+    except (OSError, TypeError, SafetensorError) as error:
+        logger.warning("Evaluating anew: the round in %s cannot be read (%s).", path, error)
+        return None

@@ -1,0 +1,285 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Measures of samples that need a model, their perplexity under a causal language model; and the checks of bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..core.masked_diffusion import IGNORE_INDEX
+from .sample_statistics import check_at_least, checked_sequences, token_entropy
+
+
+@torch.no_grad()
+def generative_perplexity(
+    texts: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    add_bos: bool = False,
+    progress: bool = False,
+) -> dict[str, float | int | list[float] | list[int]]:
+    """Perplexity of texts under a causal language model, and the entropy of their tokens.
+
+    With nats_i = −Σ_n log p(x_i^n | x_i^{<n}) over the n_i scored tokens of text i, `perplexity` is
+    exp(Σ_i nats_i / Σ_i n_i) (as in MDLM, arXiv:2406.07524) and `mean_perplexity` the mean over texts of
+    exp(nats_i / n_i) (as in SEDD, arXiv:2310.16834), which is never smaller where all texts have one length.
+
+    - First token: it is given and not scored, as SEDD and MDLM give their samples to GPT-2 without BOS. With
+      `add_bos=True`, the BOS token is put before each text and every token of the text is scored, unless the tokenizer
+      has none. No other special tokens are added.
+    - Long texts are truncated: their first tokens are scored, as many as `max_length` leaves room for.
+    - Padding is neither seen nor scored: the result depends on the batches by rounding only.
+
+    A low perplexity is no sign of quality where the entropy is low too: repeated words are easy to predict.
+
+    Args:
+        texts: The samples.
+        model: A causal language model, on whatever device it is. Its mode is restored.
+        tokenizer: The tokenizer of `model`.
+        batch_size: Texts per forward pass, >= 1.
+        max_length: Tokens per text, BOS included, >= 2; None for the longest that the model takes.
+        add_bos: See above.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `perplexity`; `mean_perplexity`; `nats_per_token`, the logarithm of the first; `token_entropy`, the mean of
+        `token_entropy` over the texts, in nats, of the tokens that were kept, without BOS; `num_texts`; `num_tokens`,
+        scored; `num_truncated` texts; and per text `text_nats` and `text_num_tokens`, which were scored.
+
+    Raises:
+        ValueError: Before the first forward pass: if there are no texts, one has fewer than two tokens, a number is
+            too small, `max_length` is more than the model takes, or the tokenizer has ids that the model lacks.
+    """
+    ids = checked_token_ids(texts, tokenizer, batch_size=batch_size, max_length=max_length)
+    return _perplexity_of_rows(ids, model, tokenizer, batch_size, max_length, add_bos, progress)
+
+
+@torch.no_grad()
+def generative_perplexity_of_ids(
+    sequences: Tensor | Sequence[Sequence[int] | Tensor],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sample_tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    add_bos: bool = False,
+    progress: bool = False,
+) -> dict[str, float | int | list[float] | list[int]]:
+    """`generative_perplexity` of samples as they were drawn, token by token, without a way over their texts.
+
+    A sample may split a text into other tokens than the tokenizer does. Scored as a text, it is split anew, and its
+    number of tokens changes; here the causal model sees the sample's own tokens, which it may find unlikely for the
+    split alone. SEDD does this, MDLM scores the texts: say which it is. The two tokenizers have to agree on every token
+    of the samples.
+
+    Args:
+        sequences: Token ids, `(samples, length)` or a list of >= 2 ids per sample, without padding.
+        model: A causal language model, on whatever device it is. Its mode is restored.
+        tokenizer: The tokenizer of `model`.
+        sample_tokenizer: The tokenizer whose ids `sequences` holds. It may have tokens that `tokenizer` lacks, such as
+            a mask token, as long as no sample has them.
+        batch_size, max_length, add_bos, progress: As in `generative_perplexity`.
+
+    Returns:
+        As `generative_perplexity`.
+
+    Raises:
+        ValueError: Before the first forward pass: as `generative_perplexity`, and if the tokenizers disagree on a token
+            of the samples.
+    """
+    _check_numbers(batch_size, max_length)
+    rows = [row.tolist() for row in checked_sequences(sequences)]
+    for index, row in enumerate(rows):
+        if len(row) < 2:
+            raise ValueError(f"`sequences` must have at least 2 tokens each, got {len(row)} at index {index}.")
+    check_same_tokens(rows, tokenizer, sample_tokenizer)
+    return _perplexity_of_rows(rows, model, tokenizer, batch_size, max_length, add_bos, progress)
+
+
+def check_same_tokens(
+    sequences: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, sample_tokenizer: PreTrainedTokenizerBase
+):
+    """Check that every id of some sequences is the same token in two tokenizers.
+
+    Args:
+        sequences: Lists of ids of `sample_tokenizer`.
+        tokenizer: The tokenizer that has to agree.
+        sample_tokenizer: The tokenizer that the ids come from.
+
+    Raises:
+        ValueError: If an id is another token in `tokenizer`, or none.
+    """
+    theirs, ours = ({i: token for token, i in x.get_vocab().items()} for x in (tokenizer, sample_tokenizer))
+    for i in sorted({i for row in sequences for i in row}):
+        if i not in ours or theirs.get(i) != ours[i]:
+            raise ValueError(
+                "`tokenizer` must have the tokens of the samples under the same ids, got "
+                f"{theirs.get(i)!r} for id {i}, which is {ours.get(i)!r} in the samples: score their texts instead."
+            )
+
+
+def _perplexity_of_rows(
+    ids: list[list[int]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    max_length: int | None,
+    add_bos: bool,
+    progress: bool,
+) -> dict[str, float | int | list[float] | list[int]]:
+    """The figures of `generative_perplexity` for ids of the model's tokenizer, >= 2 in each row."""
+    max_length = _max_length(model, tokenizer, max_length)
+    bos = [tokenizer.bos_token_id] if add_bos and tokenizer.bos_token_id is not None else []
+    kept = ids if max_length is None else [row[: max_length - len(bos)] for row in ids]
+    rows = [bos + row for row in kept]
+    _check_vocabulary(rows, model)
+
+    nats = _nats_of_rows(rows, model, batch_size, progress)
+    num_tokens = torch.tensor([len(row) - 1 for row in rows])
+    nats_per_token = nats.sum() / num_tokens.sum()
+    return {
+        "perplexity": nats_per_token.exp().item(),
+        "mean_perplexity": (nats / num_tokens).exp().mean().item(),
+        "nats_per_token": nats_per_token.item(),
+        "token_entropy": token_entropy(kept)["token_entropy"],
+        "num_texts": len(rows),
+        "num_tokens": int(num_tokens.sum()),
+        "num_truncated": sum(len(row) < len(full) for row, full in zip(kept, ids, strict=True)),
+        "text_nats": nats.tolist(),
+        "text_num_tokens": num_tokens.tolist(),
+    }
+
+
+def checked_token_ids(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 1,
+    max_length: int | None = None,
+) -> list[list[int]]:
+    """Token ids of each text, without special tokens, and the checks of `generative_perplexity` that need no model.
+
+    Raises:
+        ValueError: See `generative_perplexity`.
+    """
+    _check_numbers(batch_size, max_length)
+    if isinstance(texts, str):
+        raise ValueError(f"`texts` must be a list of texts, got one text: {texts[:40]!r}.")
+    if len(texts) == 0:
+        raise ValueError("`texts` must hold at least one text, got none.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"`texts` must hold texts, got {type(text).__name__} at index {index}.")
+    ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    for index, row in enumerate(ids):
+        if len(row) < 2:
+            text = texts[index][:40]
+            raise ValueError(f"`texts` must have at least 2 tokens each, got {len(row)} at index {index}: {text!r}.")
+    return ids
+
+
+def checked_examples(predictions: Iterable[float], references: Iterable[float], unit: str) -> tuple[Tensor, Tensor]:
+    """NELBO and size of each example, checked: what a bound on the likelihood is computed from.
+
+    Args:
+        predictions: NELBO of each example in nats, finite and >= 0.
+        references: Number of tokens, characters or dimensions of each example, whole and >= 0, not all 0.
+        unit: Name of what `references` counts, in the plural, for the messages.
+
+    Returns:
+        Two float64 tensors `(examples,)`.
+
+    Raises:
+        ValueError: If one of these rules is broken, or the lengths differ.
+    """
+    nelbo, counts = _numbers("predictions", predictions), _numbers("references", references)
+    if len(nelbo) == 0:
+        raise ValueError("`predictions` must hold the NELBO of at least one example, got none.")
+    if len(counts) != len(nelbo):
+        raise ValueError(
+            f"`references` must have one number of {unit} for each of the {len(nelbo)} predictions, got {len(counts)}."
+        )
+    _check_all("predictions", nelbo, nelbo.isfinite() & (nelbo >= 0), "finite and >= 0 nats")
+    _check_all("references", counts, counts.isfinite() & (counts >= 0) & (counts == counts.round()), "whole and >= 0")
+    if counts.sum() == 0:
+        raise ValueError(f"`references` must count at least one of the {unit}, got 0 in all.")
+    return nelbo, counts
+
+
+def _check_numbers(batch_size: int, max_length: int | None):
+    check_at_least("batch_size", batch_size, 1)
+    if max_length is not None:
+        check_at_least("max_length", max_length, 2)
+
+
+def _numbers(name: str, values: Iterable[float]) -> Tensor:
+    try:
+        values = values.detach().cpu() if isinstance(values, Tensor) else values
+        numbers = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"`{name}` must be a list of numbers, got {values!r:.60}.") from None
+    if numbers.ndim != 1:
+        raise ValueError(f"`{name}` must be a list of numbers, got shape {tuple(numbers.shape)}.")
+    return numbers
+
+
+def _check_all(name: str, values: Tensor, is_good: Tensor, rule: str):
+    if not is_good.all():
+        index = int((~is_good).nonzero()[0])
+        raise ValueError(f"`{name}` must be {rule}, got {values[index].item()} at index {index}.")
+
+
+def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
+    """Tokens that are scored at most; None if neither the caller nor the model sets a limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None and tokenizer.model_max_length < 1e9:  # a tokenizer without a limit says 1e30
+        limit = tokenizer.model_max_length
+    if max_length is not None and limit is not None and max_length > limit:
+        raise ValueError(f"`max_length` must be <= {limit}, the length of the model, got {max_length}.")
+    return limit if max_length is None else max_length
+
+
+def _check_vocabulary(rows: list[list[int]], model: PreTrainedModel):
+    largest, size = max(map(max, rows)), model.get_input_embeddings().num_embeddings
+    if largest >= size:
+        raise ValueError(f"`tokenizer` must give ids below {size}, the vocabulary of the model, got {largest}.")
+
+
+def _nats_of_rows(rows: list[list[int]], model: PreTrainedModel, batch_size: int, progress: bool) -> Tensor:
+    """−log p of all tokens of each row but its first, `(rows,)` float64 nats."""
+    from tqdm.auto import tqdm
+
+    nats = torch.zeros(len(rows), dtype=torch.float64)
+    # Rows of like length together need little padding; with the longest first, a lack of memory shows at once.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in tqdm(range(0, len(rows), batch_size), desc="generative perplexity", disable=not progress):
+            batch = order[start : start + batch_size]
+            nats[batch] = _nats_of_batch([torch.tensor(rows[index]) for index in batch], model)
+    finally:
+        model.train(was_training)
+    return nats
+
+
+def _nats_of_batch(rows: list[Tensor], model: PreTrainedModel) -> Tensor:
+    input_ids = pad_sequence(rows, batch_first=True).to(model.device)
+    attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
+    labels = input_ids.masked_fill(attention_mask == 0, IGNORE_INDEX)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    # Logits at n are for the token at n + 1. One row at a time: in float32 the logits of a batch take gigabytes.
+    token_nats = [
+        F.cross_entropy(row[:-1].float(), label[1:], ignore_index=IGNORE_INDEX, reduction="none")
+        for row, label in zip(logits, labels.to(logits.device), strict=True)
+    ]
+    return torch.stack(token_nats).cpu().double().sum(dim=1)

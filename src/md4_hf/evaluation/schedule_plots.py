@@ -1,0 +1,80 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of masking schedules: the known ones, and the ones that GenMD4 has learned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..core.masked_diffusion import MaskingSchedule, make_schedule, nelbo_weight
+from ..core.scheduling_masked_diffusion import GRIDS
+from ..utils.plots import new_figure, save_figure
+
+
+KNOWN_SCHEDULES: dict[str, MaskingSchedule] = {
+    "linear": make_schedule("linear", eps=0.0),
+    "cosine": make_schedule("cosine", eps=0.0),
+    "polynomial, power 2": make_schedule("poly", power=2.0, eps=0.0),
+    "polynomial, power 3": make_schedule("poly", power=3.0, eps=0.0),
+    "geometric": make_schedule("geometric", eps=0.0),
+}
+LARGEST_WEIGHT = 20.0  # the axis of the weights, which go to infinity at t=0, ends there
+
+
+def plot_masking_schedules(path: str | os.PathLike):
+    """Draw alpha_t of the known schedules, and the weight -alpha'_t / (1 - alpha_t) of their loss, over time."""
+    t = torch.linspace(1e-3, 1.0, 500, dtype=torch.float64)
+    with _axes(path, columns=2) as (left, right):
+        for name, schedule in KNOWN_SCHEDULES.items():
+            left.plot(t, schedule.alpha(t), label=name)
+            right.plot(t, nelbo_weight(schedule, t), label=name)
+        _label(left, "t", "αₜ, probability of being unmasked")
+        _label(right, "t", "−αₜ′ / (1 − αₜ), weight of the loss")
+        right.set_ylim(0.0, LARGEST_WEIGHT)
+
+
+def plot_unmasked_per_step(path: str | os.PathLike, num_tokens: int = 1024, num_steps: int = 128):
+    """Draw how many of `num_tokens` a sampler unmasks per step on average, for schedules and time grids."""
+    with _axes(path, columns=2) as panels:
+        for axes, (grid_name, make_grid) in zip(panels, GRIDS.items(), strict=True):
+            alpha = {name: KNOWN_SCHEDULES[name].alpha(make_grid(num_steps)) for name in ("linear", "cosine")}
+            for name, values in alpha.items():
+                axes.plot(range(1, num_steps + 1), num_tokens * values.diff(), label=f"{name} schedule")
+            axes.set_title(f"{grid_name} grid")
+            _label(axes, f"step, of {num_steps}", f"tokens unmasked, of {num_tokens:,}")
+
+
+def plot_exponents(exponents: Tensor, path: str | os.PathLike):
+    """Draw a histogram of learned exponents `(tokens,)`."""
+    with _axes(path) as (axes,):
+        axes.hist(exponents.tolist(), bins=min(60, max(5, len(exponents) // 3)), color="tab:blue")
+        axes.axvline(1.0, color="tab:gray", linestyle="--", linewidth=1.0, label="linear schedule, w = 1")
+        _label(axes, "exponent w: a larger one is masked later, and generated earlier", "tokens")
+
+
+def plot_token_schedules(exponents: Mapping[str, float], path: str | os.PathLike):
+    """Draw the learned schedules 1 - t^w of some tokens, by name."""
+    t = torch.linspace(0.0, 1.0, 300, dtype=torch.float64)
+    with _axes(path) as (axes,):
+        for name, w in exponents.items():
+            axes.plot(t, 1.0 - t**w, label=f"{name}  w = {w:.2f}")
+        axes.plot(t, 1.0 - t, color="tab:gray", linestyle="--", linewidth=1.0, label="linear, w = 1")
+        _label(axes, "t", "αₜ, probability of being unmasked")
+
+
+@contextmanager
+def _axes(path: str | os.PathLike, columns: int = 1) -> Iterator[Sequence]:
+    figure, panels = new_figure(columns)
+    yield panels
+    save_figure(figure, path)
+
+
+def _label(axes, x: str, y: str):
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend()

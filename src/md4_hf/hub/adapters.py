@@ -1,0 +1,209 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""LoRA adapters (PEFT) on masked diffusion models: adding, saving with a record of their base, and loading safely."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..utils.errors import reading
+from ..utils.options import check_options, option
+from ..utils.sharding import parameter_names, whole_parameter
+
+
+BASE_RECORD = "base_model.json"
+MAX_RANK = 2**14  # wider than any layer
+FINGERPRINT_ROWS, FINGERPRINT_COLUMNS = 64, 16
+
+
+@dataclass
+class LoraArguments:
+    """Fields of `peft.LoraConfig` (Hu et al., arXiv:2106.09685), and how the base model is loaded."""
+
+    _argument_group_name = "adapter"
+
+    lora_r: int = option("Rank of the adapter.", default=16)
+    lora_alpha: int = option("Scale: the update is multiplied by alpha / r (alpha / sqrt(r) with rsLoRA).", default=32)
+    lora_dropout: float = option("Dropout before the adapter.", default=0.0)
+    target_modules: str = option(
+        'Layers that get an adapter: "all-linear" (all but the head), or names, such as "qkv_proj,o_proj".',
+        default="all-linear",
+    )
+    modules_to_save: str | None = option('Layers trained in full and saved with the adapter, such as "lm_head".')
+    use_dora: bool = option("Train magnitude and direction apart (DoRA, arXiv:2402.09353).", default=False)
+    use_rslora: bool = option("Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).", default=False)
+    quantization: str | None = option(
+        "Load the base in 8 or 4 bits; needs bitsandbytes and what it runs on.", choices=["8bit", "4bit"]
+    )
+
+    def __post_init__(self):
+        check_options(self)
+        if self.lora_r < 1:
+            raise ValueError(f"`lora_r` must be >= 1, got {self.lora_r}.")
+        if self.lora_r > MAX_RANK:
+            raise ValueError(f"`lora_r` must be at most {MAX_RANK}, got {self.lora_r}.")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"`lora_alpha` must be > 0, got {self.lora_alpha}.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
+
+    def config(self):
+        """The `peft.LoraConfig`.
+
+        Raises:
+            ImportError: Without peft.
+        """
+        names = self.target_modules.split(",")
+        return _peft().LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules if len(names) == 1 and names[0] == "all-linear" else names,
+            modules_to_save=self.modules_to_save.split(",") if self.modules_to_save else None,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+        )
+
+    def loading_arguments(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` for the base.
+
+        Raises:
+            ValueError: With `quantization`, where bitsandbytes is not installed.
+        """
+        if self.quantization is None:
+            return {}
+        from transformers import BitsAndBytesConfig
+        from transformers.utils import is_bitsandbytes_available
+
+        if not is_bitsandbytes_available():
+            raise ValueError(
+                f"`quantization` must be left out where bitsandbytes is not installed, got {self.quantization!r}."
+            )
+        is_4bit = self.quantization == "4bit"
+        config = BitsAndBytesConfig(
+            load_in_4bit=is_4bit,
+            load_in_8bit=not is_4bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["lm_head"],
+        )
+        return {"quantization_config": config}
+
+
+def _peft():
+    """The module `peft`."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("LoRA adapters need peft: pip install 'md4_hf[lora]'.") from error
+    return peft
+
+
+def is_adapted(model) -> bool:
+    """Whether a model is a `PeftModel`."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def add_adapter(model, arguments: LoraArguments):
+    """A `PeftModel` whose adapter is all that trains; an adapter that has not been trained changes nothing.
+
+    Raises:
+        ImportError: Without peft.
+        ValueError: If the model has no layer of the given names.
+    """
+    peft = _peft()
+    if getattr(model, "is_quantized", False):
+        model = peft.prepare_model_for_kbit_training(model)
+    return peft.get_peft_model(model, arguments.config())
+
+
+def save_base_record(base_fingerprint: str, folder: str | os.PathLike):
+    """Note beside an adapter which weights it belongs to."""
+    record = {"fingerprint": base_fingerprint}
+    Path(folder, BASE_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def fingerprint(model) -> str:
+    """A short name of the weights of a model: a hash of a sample of its token embedding.
+
+    The embedding is sampled in bfloat16, so that the precision a model is loaded in does not change it. Where the model
+    is sharded this is a collective: call it on all ranks.
+    """
+    embedding = model.get_input_embeddings()
+    weight = whole_parameter(getattr(embedding, "original_module", embedding).weight)  # not a trained copy
+    rows = torch.linspace(0, len(weight) - 1, FINGERPRINT_ROWS).long()
+    sample = weight[rows.to(weight.device), :FINGERPRINT_COLUMNS].to("cpu", torch.bfloat16).view(torch.int16)
+    shape = (tuple(weight.shape), model.config.num_hidden_layers, model.config.hidden_size)
+    return hashlib.sha256(f"{shape}".encode() + sample.numpy().tobytes()).hexdigest()[:16]
+
+
+def load_adapter(base, folder: str, *, revision: str | None = None, token: str | bool | None = None):
+    """Put a saved adapter on its base.
+
+    Args:
+        base: The base model.
+        folder: The adapter's folder or Hub id.
+        revision, token: Of the Hub.
+
+    Returns:
+        A `PeftModel` in evaluation mode.
+
+    Raises:
+        ImportError: Without peft.
+        OSError: If its weights are not in safetensors format.
+        ValueError: If the adapter was trained on other weights, does not fit the base, or has damaged files.
+    """
+    from transformers.utils import cached_file
+
+    peft = _peft()
+    record = cached_file(
+        folder,
+        BASE_RECORD,
+        revision=revision,
+        token=token,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if record is not None:
+        with reading("adapter", folder):
+            expected = json.loads(Path(record).read_text(encoding="utf-8"))["fingerprint"]
+        found = fingerprint(base)
+        if expected != found:
+            raise ValueError(
+                f"`adapter` must belong to the base model, got {folder}, which was trained on other weights "
+                f"({expected}, the base has {found})."
+            )
+    _check_files(folder, revision=revision, token=token)
+    with reading("adapter", folder):
+        try:
+            return peft.PeftModel.from_pretrained(base, folder, revision=revision, token=token).eval()
+        except RuntimeError as error:
+            raise ValueError(f"`adapter` must fit the base model, got {folder}: {error}") from error
+
+
+def _check_files(folder: str, **hub):
+    """Refuse what peft would open or run: pickled weights, and a Python module that the configuration names."""
+    from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+    from transformers.utils import cached_file
+
+    if cached_file(folder, SAFETENSORS_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False) is None:
+        raise OSError(f"`adapter` must have weights in {SAFETENSORS_WEIGHTS_NAME}, got {folder} without.")
+    with reading("adapter", folder):
+        config = json.loads(Path(cached_file(folder, CONFIG_NAME, **hub)).read_text(encoding="utf-8"))
+        if config.get("megatron_config") is not None:
+            raise ValueError(f"`megatron_config` must be null in an adapter, got {config['megatron_config']!r}.")
+
+
+def stored_names(model) -> list[str]:
+    """The names that the trainable parameters of a `PeftModel` have in a file of its adapter, in order."""
+    from peft import get_peft_model_state_dict
+
+    markers = {name: torch.tensor(number) for number, name in enumerate(parameter_names(model))}
+    stored = get_peft_model_state_dict(model, state_dict=markers, save_embedding_layers=False)
+    return [name for name, _ in sorted(stored.items(), key=lambda item: item[1].item())]

@@ -1,0 +1,213 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Opens trained models by folder or Hub id: whole models, adapters with their base, and pipelines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from ..core.configuration_md4 import MD4Config
+from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from ..core.modeling_md4_causal import MD4ForCausalLM
+from ..data.tokenizers import load_tokenizer
+from ..utils.errors import reading
+from ..utils.files import looks_like_path
+from ..utils.hardware import choose_device
+from .adapters import load_adapter
+from .shards import has_shards
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    base: str | None = None,
+    merge_adapter: bool = True,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
+):
+    """Open a model, or an adapter together with the base model that it was trained on.
+
+    Args:
+        name_or_path: Folder or Hub id of an MD4 model or of a PEFT adapter for one.
+        base: Base model in place of the one that the adapter names, for instance if that has moved.
+        merge_adapter: Whether to add the adapter to the base's weights, which gives an ordinary model.
+        revision, token: Of the Hub.
+        kwargs: Passed on to `from_pretrained` of the (base) model.
+
+    Returns:
+        An `MD4ForMaskedDiffusion`, or with `merge_adapter=False` the `PeftModel` of an adapter; in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If the folder holds neither a model nor an adapter.
+        ValueError: If it is a model of another type, or an adapter for another base; and for damaged files.
+    """
+    _check_folder(name_or_path)
+    adapter = adapter_base(name_or_path, revision=revision, token=token)
+    if adapter is None:
+        if base is not None:
+            raise ValueError(f"`base` must be left out where `model` is no adapter, got {base!r}.")
+        return _load_whole_model(name_or_path, revision=revision, token=token, **kwargs)
+    if base is None and not Path(adapter).exists() and looks_like_path(adapter):
+        raise FileNotFoundError(
+            f"`base` must be given: the adapter {name_or_path} names its base model {adapter}, which is not there."
+        )
+    model = _load_whole_model(base or adapter, token=token, **kwargs)
+    model = load_adapter(model, name_or_path, revision=revision, token=token)
+    if not merge_adapter:
+        return model
+    with reading("adapter", name_or_path):
+        return model.merge_and_unload()
+
+
+def adapter_base(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
+    """The base model that an adapter's folder or Hub id names; None if it holds no adapter.
+
+    Raises:
+        ValueError: If the adapter names none, or its configuration is damaged.
+    """
+    if Path(name_or_path, CONFIG_NAME).is_file():
+        return None
+    config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
+    if config_file is None:
+        return None
+    with reading("adapter", name_or_path):
+        base = json.loads(Path(config_file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if not isinstance(base, str):
+        raise ValueError(f"`adapter` must name its base model, got {base!r} in {name_or_path}.")
+    return base
+
+
+def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
+    _check_folder(name_or_path)
+    if has_shards(name_or_path) and not any(Path(name_or_path).glob("*.safetensors")):
+        raise ValueError(
+            f"`model` must be whole, got the shards of a checkpoint in {name_or_path}: write it whole with "
+            f"`md4 export {name_or_path} FOLDER`."
+        )
+    hub = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
+    try:
+        with reading("model", name_or_path):
+            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
+    except OSError as error:
+        if name_or_path in str(error):
+            raise
+        raise OSError(
+            f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}, which is no folder here."
+        ) from error
+    if not isinstance(config, MD4Config):
+        raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
+    if isinstance(config.architectures, list) and "MD4Model" in config.architectures:
+        raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
+    model_class = MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion
+    with reading("model", name_or_path):
+        return model_class.from_pretrained(name_or_path, **kwargs)
+
+
+def _check_folder(name_or_path: str):
+    """A clear error for what can only have been meant as a folder and is no model's; Hub ids pass."""
+    folder = Path(name_or_path)
+    is_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
+    if is_path and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+        raise FileNotFoundError(
+            f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}: no config.json and no "
+            "adapter_config.json there."
+        )
+
+
+def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, image_processor=None):
+    """A pipeline; the default scheduler has the model's masking schedule and the paper's choice of grid for it.
+
+    The default image processor has the size, channels and levels of the model.
+
+    Raises:
+        ValueError: For an autoregressive model.
+    """
+    from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
+    from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+    config = model.config
+    if config.is_causal:
+        raise ValueError("`model` must be a masked diffusion model to make a pipeline of, got an autoregressive one.")
+    scheduler = scheduler or MaskedDiffusionScheduler(
+        mask_token_id=config.mask_token_id,
+        masking_schedule=config.masking_schedule,
+        schedule_power=config.schedule_power,
+        schedule_eps=config.schedule_eps,
+        timestep_grid="cosine" if config.masking_schedule == "linear" else "uniform",
+    )
+    if config.is_image and image_processor is None:
+        image_processor = _default_image_processor(config)
+    return MaskedDiffusionPipeline(model, scheduler, tokenizer, image_processor)
+
+
+def _default_image_processor(config: MD4Config):
+    """The image processor for a model; None if there are no pictures of so many channels or levels."""
+    from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
+
+    channels, *size = config.sample_shape
+    num_levels = config.vocab_size - 1
+    if channels not in MODES or num_levels > WHITE + 1:
+        return None
+    return MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
+
+
+def load_pipeline(
+    name_or_path: str,
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+):
+    """The pipeline of a folder or Hub id: of a pipeline, of a model with its tokenizer or image processor, or of an
+    adapter.
+
+    Args:
+        name_or_path, base, revision, token: As in `load_model`.
+        dtype: Precision of the weights; that of the files by default.
+        device: Where to; the accelerator if there is one by default.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_model`; and for a device that is not there.
+    """
+    from ..core.image_processing_md4 import MD4ImageProcessor
+
+    device = choose_device(device)
+    hub: dict[str, Any] = {"revision": revision, "token": token}
+    model = load_model(name_or_path, base=base, dtype=dtype, **hub)
+    # A model without a scheduler or image processor of its own gets the default one for it.
+    scheduler = load_scheduler(name_or_path, revision=revision, token=token)
+    tokenizer = image_processor = None
+    if model.config.is_image:
+        image_processor = _load_if_there(
+            MD4ImageProcessor, "image_processor", "preprocessor_config.json", name_or_path, hub
+        )
+    else:
+        tokenizer = load_tokenizer(name_or_path, **hub)
+    pipeline = make_pipeline(model, tokenizer, scheduler, image_processor)
+    return pipeline.to(device)
+
+
+def load_scheduler(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None):
+    """The scheduler that is saved with a model, or None where there is none; arguments as in `load_model`."""
+    from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+    hub = {"revision": revision, "token": token}
+    return _load_if_there(MaskedDiffusionScheduler, "scheduler", "scheduler_config.json", name_or_path, hub)
+
+
+def _load_if_there(component: type, name: str, file_name: str, name_or_path: str, hub: dict[str, Any]):
+    """A component of a folder or Hub id, opened from this file of it; None where there is no such file."""
+    file = cached_file(name_or_path, file_name, **hub, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return None
+    with reading(name, name_or_path):
+        return component.from_pretrained(Path(file).parent)  # type: ignore[attr-defined]

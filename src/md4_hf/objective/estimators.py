@@ -1,0 +1,213 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Likelihood evaluation: Monte-Carlo estimates of the NELBO per example, and the figures made of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..core.masked_diffusion import (
+    IGNORE_INDEX,
+    MaskingSchedule,
+    discretize_times,
+    mask_lowest,
+    masked_count_weights,
+    nelbo_weight,
+)
+from .noise import evaluation_mask_noise, evaluation_times
+from .objectives import Diffusion, scored_labels
+
+
+TIME, ANY_ORDER = "time", "any_order"
+
+
+def example_nelbo(
+    model: Callable,
+    diffusion: Diffusion,
+    inputs: Mapping[str, Tensor],
+    index: Tensor,
+    *,
+    seed: int,
+    num_draws: int,
+    estimator: str = TIME,
+) -> tuple[Tensor, Tensor]:
+    """NELBO of each example, reconstruction included, averaged over stratified draws of noise.
+
+    The noise is a pure function of (seed, index of the example, draw): the result does not depend on the batch. There
+    are two estimators of one and the same bound:
+
+    - `"time"`: a draw is a time, and each token is masked with its probability;
+    - `"any_order"`: a draw is a number n of masked tokens, uniform in 1 ... N, and which they are; its term has the
+      weight N·w_n (`masked_count_weights`). The number of masked tokens does not vary at a given weight, so that the
+      variance is smaller. It needs a model that does not see the time and has a fixed schedule.
+
+    Of a causal model it is -log p, and nothing is drawn.
+
+    Args:
+        model: The denoiser, called as `MD4ForMaskedDiffusion`.
+        diffusion: Its diffusion.
+        inputs: A clean batch, see `Diffusion.noised`.
+        index: `(batch,)` indices of the examples in their data set; best on the CPU, where the times are made.
+        seed: Seed of the evaluation noise.
+        num_draws: Number of draws per example, >= 1.
+        estimator: `"time"` or `"any_order"`.
+
+    Returns:
+        `(batch,)` nats and `(batch,)` numbers of scored tokens, both float32.
+
+    Raises:
+        ValueError: For an estimator that is unknown, or not one for this model.
+    """
+    check_estimator(estimator, diffusion)
+    inputs = {**inputs, "labels": scored_labels(inputs)}
+    shape, device = inputs["input_ids"].shape, inputs["input_ids"].device
+    num_draws = 1 if diffusion.is_exact else num_draws
+    total = torch.zeros(shape[0], device=device)
+    for draw in range(num_draws):
+        uniform = evaluation_times(seed, index, draw, num_draws).to(device)
+        noise = evaluation_mask_noise(seed, index.to(device), draw, shape)
+        nelbo, reconstruction = _ESTIMATORS[estimator](model, diffusion, inputs, uniform, noise)
+        total += nelbo.to(total.dtype)
+    num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
+    return total / num_draws + reconstruction.to(total), num_tokens.float()
+
+
+def nelbo_given_noise(
+    model: Callable,
+    diffusion: Diffusion,
+    inputs: Mapping[str, Tensor],
+    uniform: Tensor,
+    noise: Tensor,
+    estimator: str = TIME,
+) -> tuple[Tensor, Tensor]:
+    """One draw of the NELBO, a deterministic function of its noise.
+
+    Args:
+        model: The denoiser, called as `MD4ForMaskedDiffusion`.
+        diffusion: Its diffusion.
+        inputs: A clean batch, see `Diffusion.noised`.
+        uniform: `(batch,)` in [0, 1): the times, or as `"any_order"` the shares of the scored tokens that are masked.
+        noise: In [0, 1), of the shape of `input_ids`: at a time t a token is masked if its number is at least alpha_t;
+            as `"any_order"` those with the lowest numbers are.
+        estimator: `"time"` or `"any_order"`.
+
+    Returns:
+        The diffusion part and the reconstruction, each `(batch,)` nats; their sum estimates the bound without bias.
+
+    Raises:
+        ValueError: For an estimator that is unknown, or not one for this model.
+    """
+    check_estimator(estimator, diffusion)
+    return _ESTIMATORS[estimator](model, diffusion, {**inputs, "labels": scored_labels(inputs)}, uniform, noise)
+
+
+def check_estimator(estimator: str, diffusion: Diffusion | None = None):
+    """Raise a ValueError for a name that no estimator has, and for one that is not for this diffusion."""
+    if estimator not in _ESTIMATORS:
+        raise ValueError(f"`estimator` must be one of {sorted(_ESTIMATORS)}, got {estimator!r}.")
+    if estimator != ANY_ORDER or diffusion is None:
+        return
+    if diffusion.is_exact:
+        raise ValueError(f"`estimator` must be {TIME!r} for a causal model, which needs none, got {estimator!r}.")
+    if diffusion.sees_time or diffusion.learns_schedule:
+        raise ValueError(
+            f"`estimator` must be {TIME!r} for a model that sees the time or learns its schedule, got {estimator!r}: "
+            "there the bound is no sum over the number of masked tokens."
+        )
+
+
+def _draw_by_time(
+    model: Callable, diffusion: Diffusion, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One draw of the diffusion part, and the reconstruction, `(batch,)` nats."""
+    output = model(**diffusion.noised(inputs, uniform, noise), output_logits=False)
+    return output.token_nelbo.flatten(1).sum(dim=1), output.reconstruction_nelbo
+
+
+def _draw_by_count(
+    model: Callable, diffusion: Diffusion, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same from a number of masked tokens, the uniform share of all that are scored."""
+    is_scored = inputs["labels"] != IGNORE_INDEX
+    num_tokens = is_scored.flatten(1).sum(dim=1)
+    num_masked = 1 + (uniform.double() * num_tokens).long().clamp(max=num_tokens - 1)
+    weight = torch.stack(
+        [
+            count * masked_count_weights(diffusion.schedule, count, diffusion.num_train_timesteps)[masked]
+            for count, masked in zip(num_tokens.clamp(min=1).tolist(), num_masked.tolist(), strict=True)
+        ]
+    )
+    xt = mask_lowest(inputs["input_ids"], is_scored, num_masked, diffusion.mask_token_id, noise)
+    # The model, which does not see the time, gives weight(t)·(-log mu): that weight is taken out again.
+    t, given = _time_of_moderate_weight(diffusion.schedule, diffusion.num_train_timesteps)
+    output = model(**{**inputs, "input_ids": xt, "timesteps": torch.full_like(uniform, t)}, output_logits=False)
+    nats = output.token_nelbo.flatten(1).sum(dim=1).double() / given
+    return weight.to(nats.device) * nats, output.reconstruction_nelbo
+
+
+@functools.lru_cache(maxsize=16)
+def _time_of_moderate_weight(schedule: MaskingSchedule, num_timesteps: int | None) -> tuple[float, float]:
+    """A time whose weight in the NELBO is neither 0 nor infinite, as near to 1 as may be, and that weight."""
+    times = torch.arange(1, 129) / 128.0
+    if num_timesteps is not None:
+        times = discretize_times(times, num_timesteps).clamp(max=1.0)
+    weights = nelbo_weight(schedule, times, num_timesteps)
+    distance = weights.double().log().abs().nan_to_num(nan=math.inf)
+    best = int(distance.argmin())
+    return times[best].item(), weights[best].item()
+
+
+_ESTIMATORS = {TIME: _draw_by_time, ANY_ORDER: _draw_by_count}
+
+
+def nelbo_metrics(
+    nelbo: Tensor, num_tokens: Tensor, num_characters: Tensor | None = None, are_dimensions: bool = False
+) -> dict[str, float]:
+    """Figures of a data set from its examples.
+
+    `loss` is the NELBO in nats per token (a ratio of sums over the examples, so that each token counts once),
+    `perplexity` = exp(loss), `bits_per_token` = loss / ln 2, `bits_per_character` where the number of characters is
+    known, and `bits_per_dimension` of images. `*_stderr` is the standard error of the ratio over examples: it holds
+    both the spread between examples and the Monte-Carlo noise of the draws.
+
+    Args:
+        nelbo: `(examples,)` nats.
+        num_tokens: `(examples,)` scored tokens.
+        num_characters: `(examples,)` characters that the tokens stand for.
+        are_dimensions: Whether the tokens are those of images, one for each channel of each pixel.
+
+    Raises:
+        ValueError: If no token is scored.
+    """
+    nelbo, num_tokens = nelbo.double(), num_tokens.double()
+    if num_tokens.sum() == 0:
+        raise ValueError("The evaluation data must hold at least one scored token, got none.")
+    loss, stderr = ratio_with_stderr(nelbo, num_tokens)
+    metrics = {
+        "loss": loss,
+        "loss_stderr": stderr,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "bits_per_token": loss / math.log(2),
+    }
+    if num_characters is not None:
+        nats, stderr = ratio_with_stderr(nelbo, num_characters.double())
+        metrics["bits_per_character"] = nats / math.log(2)
+        metrics["bits_per_character_stderr"] = stderr / math.log(2)
+    if are_dimensions:
+        metrics["bits_per_dimension"] = loss / math.log(2)
+        metrics["bits_per_dimension_stderr"] = metrics["loss_stderr"] / math.log(2)
+    metrics["num_tokens"] = int(num_tokens.sum())
+    return metrics
+
+
+def ratio_with_stderr(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
+    """sum(numerator) / sum(denominator) over examples, and its standard error by linearisation (nan if alone)."""
+    count = len(numerator)
+    ratio = (numerator.sum() / denominator.sum()).item()
+    residual = numerator - ratio * denominator
+    variance = (residual.square().sum() * count / (count - 1)).item() if count > 1 else math.nan
+    return ratio, math.sqrt(variance) / denominator.sum().item()

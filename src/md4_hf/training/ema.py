@@ -1,0 +1,77 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The moving average of the weights while they train, whole or sharded (see `sharding`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..utils.sharding import local_part, refresh_gathered, trainable, trained_parameters
+
+
+class EmaCallback(TrainerCallback):
+    """Keeps an exponential moving average of the weights with diffusers' `EMAModel`.
+
+    The decay is warmed up as (1 + step) / (10 + step) until it reaches `decay`.
+    """
+
+    def __init__(self, decay: float):
+        self.decay = decay
+        self.average: Any = None
+        self._initial: Iterable[torch.Tensor] | None = None
+
+    @property
+    def values(self) -> list[torch.Tensor] | None:
+        """What this rank holds of the averaged weights, in the order of the trained parameters; None before."""
+        return None if self.average is None else self.average.shadow_params
+
+    def resume_from(self, parameters: Iterable[torch.Tensor]):
+        """Start the next training from these averaged weights, in the order of the trainable parameters."""
+        self._initial = parameters
+
+    @torch.no_grad()
+    def set_average(self, model: torch.nn.Module, parameters: Iterable[torch.Tensor]):
+        """Replace the averaged weights by these, whole or sharded as the model is, in the order of its parameters."""
+        for shadow, value, own in zip(self.average.shadow_params, parameters, trained_parameters(model), strict=True):
+            shadow.copy_(local_part(value, own))
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Start the average at the weights, or where it was."""
+        from diffusers.training_utils import EMAModel
+
+        model = kwargs["model"]
+        parameters = trainable(model)
+        whole = all(type(parameter.data) is torch.Tensor for parameter in parameters)  # sharded ones have no foreach
+        self.average = EMAModel(parameters, decay=self.decay, foreach=whole)
+        # In 16 bits the average would stand still: what a step adds to it is below their precision.
+        self.average.shadow_params = [
+            shadow.float() if shadow.element_size() < 4 else shadow for shadow in self.average.shadow_params
+        ]
+        if self._initial is not None:
+            self.set_average(model, self._initial)
+            self.average.optimization_step = state.global_step
+            self._initial = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Move the average towards the new weights."""
+        self.average.step(trainable(kwargs["model"]))
+
+    @contextlib.contextmanager
+    def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
+        """Within the context the model has the averaged weights."""
+        if self.average is None or self.average.temp_stored_params is not None:  # nothing to apply, or applied already
+            yield
+            return
+        parameters = trainable(model)
+        self.average.store(parameters)
+        self.average.copy_to(parameters)
+        refresh_gathered(model)
+        try:
+            yield
+        finally:
+            self.average.restore(trainable(model))
+            refresh_gathered(model)

@@ -1,0 +1,248 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Training on streams: every process reads a share of its own, again and again, and its position can be saved."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+from datasets.iterable_dataset import BufferShuffledExamplesIterable
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from ..data.packing import DOCUMENTS_PER_BATCH, PackedStream, StreamPacker
+from ..utils.processes import gather
+from .callbacks import serve_on
+
+
+POSITION, ERROR = "stream_position", "stream_error"  # what a batch says beside its tensors
+FILE_NAMES = "stream-rank-*.json"
+
+
+class EndlessStream(torch.utils.data.IterableDataset):
+    """One process's share of a stream as full batches without end; each batch carries the position after it.
+
+    The share is every `num_ranks`-th shard, where the number of shards is a multiple of it, or else every
+    `num_ranks`-th row: documents of a `PackedStream`, examples of any other stream. At the end of the share its next
+    epoch begins (`set_epoch`: with another order of the shards, and of the rows if they are shuffled); what does not
+    fill a block or a batch by then is continued with it. Shares therefore need not have the same size.
+
+    A position is the epoch, the state of the data set before the batch of rows last read, what the packer had left over
+    from earlier ones, and the number of examples taken since. To go on, only these rows are read again. A stream with a
+    shuffle buffer, which `datasets` does not save, is read again from the beginning of the epoch.
+
+    Args:
+        stream: The whole stream, the same on all processes.
+        rank: This process.
+        num_ranks: Number of processes.
+        batch_size: Examples of a batch.
+        collate: Makes a batch, a dictionary, of a list of examples.
+
+    Attributes:
+        position: Where the next iteration begins, for JSON; `take_positions` moves it.
+
+    Raises:
+        ValueError: If the stream has been divided already, or is not the same on all processes.
+    """
+
+    def __init__(
+        self, stream: IterableDataset, rank: int, num_ranks: int, batch_size: int, collate: Callable[[list], dict]
+    ):
+        self.rank, self.num_ranks, self.batch_size, self.collate = rank, num_ranks, batch_size, collate
+        self.fingerprint = _check_whole(stream, num_ranks)
+        self.packer: StreamPacker | _NoPacker
+        if isinstance(stream, PackedStream):
+            self.source, self.packer = stream.share_of_documents(rank, num_ranks), stream.make_packer()
+            self.rows_per_read = DOCUMENTS_PER_BATCH
+        else:
+            self.source, self.packer = split_dataset_by_node(stream, rank, num_ranks), _NoPacker()
+            self.rows_per_read = 1
+        self.reads_anew = _has_shuffle_buffer(self.source)
+        begin = {"epoch": 0, "reads": 0, "source": None, "packer": self.packer.state_dict(), "taken": 0}
+        self.position: dict[str, Any] = begin
+        self._has_begun = False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            examples = self._examples(**self.position)
+            while True:
+                taken = list(itertools.islice(examples, self.batch_size))
+                batch = self.collate([example for example, _ in taken])
+                batch[POSITION] = taken[-1][1]
+                yield batch
+        except _NothingToReadError as error:  # given on as a value, for all processes to hear of it
+            yield {ERROR: str(error)}
+
+    def _examples(self, epoch: int, reads: int, source: dict | None, packer: dict, taken: int):
+        """Examples, each with the position after it."""
+        self.packer.load_state_dict(packer)
+        found = reads > 0 or epoch > 0
+        while True:
+            self.source.set_epoch(epoch)
+            if source is not None and not self.reads_anew:
+                self.source.load_state_dict(source)
+            batches = self.source.iter(self.rows_per_read)
+            for rows in itertools.islice(batches, reads if self.reads_anew else 0, None):
+                packer = self.packer.state_dict()
+                for number, example in enumerate(self.packer.examples(rows), start=1):
+                    found = True
+                    if number > taken:
+                        position = {"reads": reads, "source": source, "packer": packer, "taken": number}
+                        yield example, {"epoch": epoch, **position}
+                reads, source, taken = reads + 1, self.source.state_dict(), 0
+            if not found:
+                raise _NothingToReadError(
+                    f"`train_dataset` must have an example for each of the {self.num_ranks} process(es) in a pass, got "
+                    f"none for process {self.rank}: take fewer processes, more or smaller shards, or a map-style data "
+                    "set (without `--streaming`)."
+                )
+            epoch, reads, source, taken = epoch + 1, 0, None, 0
+
+    def loader(self, args: TrainingArguments) -> DataLoader:
+        """A loader of these batches, with one worker at most: two would each read the share."""
+        num_workers = min(1, args.dataloader_num_workers)
+        return DataLoader(
+            self,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            multiprocessing_context=args.dataloader_multiprocessing_context if num_workers else None,
+            prefetch_factor=args.dataloader_prefetch_factor if num_workers else None,
+            worker_init_fn=partial(serve_on, None),
+            generator=torch.Generator(),  # the loader draws a seed, which must not come from the training's generator
+        )
+
+    def take_positions(self, batches: list[dict[str, Any]]):
+        """Take the positions out of the batches of an optimizer step, and move to the last.
+
+        Raises:
+            ValueError: On all processes, if one has nothing to read. That shows in the first batches.
+        """
+        errors = [batch[ERROR] for batch in batches if ERROR in batch]
+        if not self._has_begun:
+            errors = [error for of_rank in gather(errors, self.num_ranks) for error in of_rank]
+            self._has_begun = True
+        if errors:
+            raise ValueError(errors[0])
+        for batch in batches:
+            self.position = batch.pop(POSITION)
+
+    def save(self, folder: str | Path):
+        """Write the position into a checkpoint; every process has a file of its own."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        record = {"num_processes": self.num_ranks, "fingerprint": self.fingerprint, "position": self.position}
+        text = json.dumps(record, default=lambda value: value.item())  # numpy's numbers
+        (Path(folder) / _file_name(self.rank)).write_text(text + "\n", encoding="utf-8")
+
+    def load(self, folder: str | Path):
+        """Go on from the position in a checkpoint. Call it on all processes.
+
+        Raises:
+            ValueError: On all processes, if the checkpoint has no position, or one of another stream or number of
+                processes.
+        """
+        record, problem = None, None
+        try:
+            record = json.loads((Path(folder) / _file_name(self.rank)).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            problem = f"there is no {_file_name(self.rank)} in it"
+        if record is not None and record["num_processes"] != self.num_ranks:
+            problem = f"it was written by {record['num_processes']} process(es), each with a share of its own"
+        elif record is not None and record["fingerprint"] != self.fingerprint:
+            problem = "its stream had another first row or order (a `shuffle` needs a fixed `seed`)"
+        problems = [problem for problem in gather(problem, self.num_ranks) if problem is not None]
+        if problems:
+            raise ValueError(
+                f"`resume_from_checkpoint` must have the position of this stream for {self.num_ranks} process(es), got "
+                f"{folder}: {problems[0]}. Resume as it was written, or with `ignore_data_skip` to begin the stream "
+                "anew; map-style data resume on any number of processes."
+            )
+        self.position = record["position"]
+
+
+def check_torch_stream(dataset: Any, args: TrainingArguments):
+    """Refuse a stream that is not of `datasets` on several processes, unless the first reads it for all.
+
+    Raises:
+        ValueError: Without `dispatch_batches`; such a stream may be divided already, or unevenly, or not at all.
+    """
+    is_stream = isinstance(dataset, torch.utils.data.IterableDataset) and not isinstance(dataset, IterableDataset)
+    if is_stream and args.world_size > 1 and not args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            f"`train_dataset` must be map-style or a stream of `datasets` on {args.world_size} processes, got "
+            f"{type(dataset).__name__}, which may be uneven. If the first process may read it for all, say so: "
+            '`accelerator_config={"dispatch_batches": True}`.'
+        )
+
+
+def _check_whole(stream: IterableDataset, num_ranks: int) -> str:
+    """Refuse a stream that has been divided; its fingerprint."""
+    source = stream.documents if isinstance(stream, PackedStream) else stream
+    split = source._distributed or stream._distributed
+    if split is not None:
+        raise ValueError(
+            "`train_dataset` must be the whole stream, which MD4Trainer divides among the processes itself, got part "
+            f"{split.rank} of {split.world_size}: leave out `split_dataset_by_node`."
+        )
+    fingerprint = _fingerprint(source)
+    if len(set(gather(fingerprint, num_ranks))) > 1:
+        raise ValueError(
+            "`train_dataset` must be the same whole stream on all processes, which MD4Trainer divides itself, got "
+            "streams with different first rows or orders: do not divide it, and give `shuffle` a fixed `seed`."
+        )
+    return fingerprint
+
+
+class _NothingToReadError(ValueError):
+    """A process has not found an example in a whole pass."""
+
+
+class _NoPacker:
+    """For streams of examples: a batch of one row is an example."""
+
+    def examples(self, rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {name: values[0] for name, values in rows.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]):
+        """Does nothing: no part of an example is ever left over."""
+
+
+def _layers(stream: IterableDataset) -> Iterator[Any]:
+    """What a stream is made of, from the outside to its sources."""
+    layers = [stream._ex_iterable]
+    while layers:
+        layer = layers.pop()
+        yield layer
+        layers += [layer.ex_iterable] if hasattr(layer, "ex_iterable") else getattr(layer, "ex_iterables", [])
+
+
+def _has_shuffle_buffer(stream: IterableDataset) -> bool:
+    shuffles = (layer for layer in _layers(stream) if isinstance(layer, BufferShuffledExamplesIterable))
+    return any(layer.buffer_size > 1 for layer in shuffles)
+
+
+def _fingerprint(stream: IterableDataset) -> str:
+    """Of the first row and the generators of the shuffles: tells other data, a part of them, and another order."""
+    generators = [layer.generator.bit_generator.state for layer in _layers(stream) if hasattr(layer, "generator")]
+    text = repr((next(iter(stream), None), generators))
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _file_name(rank: int) -> str:
+    return FILE_NAMES.replace("*", str(rank))
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch

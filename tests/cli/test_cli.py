@@ -1,0 +1,452 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The command line, run as a user runs it."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import failure
+from datasets import Dataset
+from transformers import AutoModel, AutoTokenizer
+
+import md4_hf
+from md4_hf import (
+    PRESETS,
+    MaskedDiffusionPipeline,
+    MD4Config,
+    MD4TrainingArguments,
+    ModelArguments,
+    RunArguments,
+    StartArguments,
+    build_byte_tokenizer,
+    load_model,
+    pack,
+    parse_arguments,
+)
+from md4_hf.cli import main
+from md4_hf.cli.sample import expand_gaps
+from md4_hf.cli.train import measure_baselines, set_batch_size
+
+
+SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
+QUICK = ["--preset", "tiny", *SMALL, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    main(["train", *QUICK, "--total_batch_size", "8", "--output_dir", str(folder)])
+    return folder
+
+
+def test_training_leaves_a_folder_that_every_loader_opens(run):
+    names = {path.name for path in run.iterdir()}
+    expected = {"model.safetensors", "config.json", "tokenizer.json", "scheduler_config.json", "model_index.json"}
+    assert expected | {"README.md", "loss.png", "eval_results.json", "checkpoint-4"} <= names
+    assert AutoModel.from_pretrained(run).config.hidden_size == 32
+    assert len(AutoTokenizer.from_pretrained(run)) == 28
+    pipeline = MaskedDiffusionPipeline.from_pretrained(run)
+    assert len(pipeline(num_inference_steps=2).texts[0]) == 32
+
+
+def test_the_saved_model_is_the_one_that_was_evaluated(run, capsys):
+    recorded = json.loads((run / "eval_results.json").read_text())
+    main(["evaluate", str(run), "--draws", "8"])
+    assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out
+    card = (run / "README.md").read_text()
+    assert f"{recorded['eval_bits_per_character']:.4f}" in card and "bigram model" in card
+
+
+def test_the_loss_plot_is_a_picture(run):
+    assert (run / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not list(run.glob(".loss*"))
+
+
+def test_evaluation_writes_its_recipe(run, tmp_path, capsys):
+    text = tmp_path / "held-out.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 20)
+    output = tmp_path / "result.json"
+    main(["evaluate", str(run), "--validation_data", str(text), "--output_file", str(output)])
+    result = json.loads(output.read_text())
+    assert result["metrics"]["eval_num_tokens"] == 864 and result["recipe"]["draws"] == 8
+    assert result["estimate"] | {"estimator": "time", "draws": 8, "seed": 0} == result["estimate"]
+    assert len(result["model"]["weights"]) == len(result["data_sha256"]) == 64
+    assert result["environment"]["versions"].keys() >= {"md4_hf", "torch"} and result["environment"]["device"]
+    assert result["command"].startswith("md4 evaluate ") and str(text) in result["command"]
+    assert "bits per character" in capsys.readouterr().out
+
+
+def test_sampling_is_repeatable_with_a_seed_and_begins_with_the_prompt(run, capsys):
+    command = ["sample", str(run), "--prompt", "the ", "--num_samples", "2", "--seed", "3"]
+    main(command)
+    first = capsys.readouterr().out
+    main(command)
+    assert capsys.readouterr().out == first
+    texts = [line for line in first.splitlines() if not line.startswith("---")]
+    assert len(texts) == 2 and all(text.startswith("the ") for text in texts)
+
+
+def test_infilling_keeps_the_text_around_the_gaps(run, capsys):
+    main(["infill", str(run), "ab <mask:3> cd<mask:2>", "--num_inference_steps", "4"])
+    text = capsys.readouterr().out.splitlines()[-1]
+    assert len(text) == 11 and text.startswith("ab ") and text[6:9] == " cd"
+
+
+def test_documents_are_kept_apart_on_request(tmp_path, capsys):
+    folder = tmp_path / "apart"
+    options = ["--document_mask", "true", "--final_eval_draws", "1", "--total_batch_size", "8"]
+    main(["train", *QUICK, *options, "--output_dir", str(folder)])
+    capsys.readouterr()
+    results = [tmp_path / f"{value}.json" for value in ("true", "false")]
+    for result in results:
+        main(["evaluate", str(folder), "--document_mask", result.stem, "--draws", "1", "--output_file", str(result)])
+    apart, together = (json.loads(result.read_text())["metrics"]["eval_loss"] for result in results)
+    assert apart != together and math.isfinite(apart)
+
+
+def test_training_goes_on_from_a_model(run, tmp_path, capsys):
+    folder = tmp_path / "more"
+    main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", "--output_dir", str(folder)])
+    assert AutoModel.from_pretrained(folder).config.hidden_size == 32
+    changed = ["--residual_dropout", "0.25", "--output_dir", str(tmp_path / "dropout")]
+    main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", *changed])
+    assert AutoModel.from_pretrained(tmp_path / "dropout").model.layers[0].residual_dropout.p == 0.25
+    assert "`hidden_size` must be the trained model's 32, got 64" in failure(
+        capsys,
+        ["train", "--model_name_or_path", str(run), "--hidden_size", "64", "--output_dir", str(folder / "x")],
+    )
+    too_long = ["--block_size", "64", "--output_dir", str(folder / "x")]
+    message = failure(capsys, ["train", "--model_name_or_path", str(run), *QUICK, *too_long])
+    assert "`block_size` must be at most the model's 32 tokens, got 64" in message
+
+
+def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
+    """A real process is interrupted in the middle of a long training, and goes on."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "md4_hf", "train", "--preset", "tiny", *SMALL, "--total_batch_size", "4"]
+    command += ["--output_dir", str(folder), "--save_steps", "100000", "--eval_strategy", "no", "--max_steps"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([*command, "100000"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started = b""
+    while b"/100000" not in started:
+        started += process.stderr.read(1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"To go on, add: --resume_from_checkpoint latest" in output and b"Stopping after this step" in errors
+    assert b"Traceback" not in errors
+    (checkpoint,) = folder.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    main([*command[3:], str(step + 2), "--resume_from_checkpoint", "latest"])
+    assert (folder / "model.safetensors").exists() and (folder / f"checkpoint-{step + 2}").exists()
+
+
+@pytest.fixture(scope="module")
+def adapter(run, tmp_path_factory):
+    """An adapter for `run`, fine-tuned on prompts and responses."""
+    folder = tmp_path_factory.mktemp("finetune")
+    rows = [{"prompt": f"say {word} ", "response": word[::-1]} for word in ("abcd", "bcde", "cdef", "defg") * 8]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
+    options = ["--max_steps", "6", "--save_steps", "3", "--learning_rate", "0.01", "--final_eval_draws", "2"]
+    main(
+        [
+            "finetune",
+            str(run),
+            "--data",
+            str(folder / "pairs.jsonl"),
+            *columns,
+            *options,
+            "--output_dir",
+            str(folder / "out"),
+        ]
+    )
+    return folder / "out"
+
+
+def test_fine_tuning_leaves_an_adapter_that_every_command_opens(run, adapter, capsys):
+    names = {path.name for path in adapter.iterdir()}
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "base_model.json",
+        "tokenizer.json",
+        "README.md",
+    } <= names
+    card = (adapter / "README.md").read_text()
+    assert "pairs.jsonl" in card and "say bcde " in card, "its sample answers a held-out prompt"
+    main(["sample", str(adapter), "--prompt", "say ", "--seed", "0"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("say ")
+    recorded = json.loads((adapter / "eval_results.json").read_text())
+    columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
+    pairs = ["--data", str(adapter.parent / "pairs.jsonl"), *columns, "--draws", "2"]
+    main(["evaluate", str(adapter), *pairs])
+    assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out, (
+        "the adapter is evaluated, on its held-out pairs"
+    )
+    main(["evaluate", str(run), *pairs])
+    assert f"{recorded['eval_loss']:9.4f}" not in capsys.readouterr().out, "its base does worse"
+    assert recorded["eval_num_draws"] == 2
+
+
+def test_a_fine_tuning_is_resumed(run, adapter, tmp_path, capsys):
+    shutil.copytree(adapter, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 60)
+    options = ["--data", str(text), "--max_steps", "6", "--save_steps", "3", "--resume_from_checkpoint", "latest"]
+    main(["finetune", str(run), *options, "--output_dir", str(tmp_path / "run"), "--card_samples", "0"])
+    assert "Model, tokenizer, loss.png and model card are in" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/checkpoint-6/trainer_state.json").read_text())["global_step"] == 6
+
+
+def test_an_export_merges_the_adapter_and_carries_the_code(adapter, tmp_path, capsys):
+    main(["export", str(adapter), str(tmp_path / "merged"), "--dtype", "float32"])
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "model_index.json", "remote_pipeline.py"} <= names
+    ids = torch.arange(28)[None]
+    expected, merged = load_model(str(adapter), merge_adapter=False), AutoModel.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        difference = (expected(ids).logits - merged(ids).logits)[..., :27].abs().max()
+    assert difference < 1e-5
+    message = failure(capsys, ["export", str(adapter), str(tmp_path / "merged")])
+    assert "`folder` must be empty or absent" in message
+    assert not list(tmp_path.glob(".merged*")), "nothing half-written is left"
+
+
+def test_an_export_of_a_model_keeps_its_card(run, tmp_path):
+    main(["export", str(run), str(tmp_path / "plain"), "--no_remote_code"])
+    names = {path.name for path in (tmp_path / "plain").iterdir()}
+    assert {"README.md", "loss.png"} <= names and "remote_pipeline.py" not in names and "modeling_md4.py" in names
+
+
+def test_an_adapter_is_no_base(adapter, tmp_path, capsys):
+    message = failure(capsys, ["finetune", str(adapter), "--output_dir", str(tmp_path / "x")])
+    assert "`model` must be a base model, got the adapter" in message and "md4 export" in message
+    assert not (tmp_path / "x").exists()
+
+
+def test_baselines_are_per_character_and_need_the_mask_last(tmp_path):
+    tokenizer = build_byte_tokenizer()
+    documents = Dataset.from_dict({"text": ["äöü" * 4000, "ßéà" * 4000]})  # two bytes a character
+    blocks, _ = pack(documents, tokenizer, 16)
+    baselines = measure_baselines(blocks, blocks, tokenizer)
+    assert baselines["uniform"] == pytest.approx(2 * math.log2(257), rel=0.02)
+    assert 0 < baselines["bigram"] < baselines["unigram"] < baselines["uniform"]
+    tokenizer.add_tokens("another")
+    assert measure_baselines(blocks, blocks, tokenizer) == {}
+
+
+def test_gaps_become_mask_tokens():
+    assert expand_gaps("a<mask:2>b<mask:1>", "[MASK]") == "a[MASK][MASK]b[MASK]"
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def parse(argv):
+    _, run, model, args, _ = parse_arguments(
+        (StartArguments, RunArguments, ModelArguments, MD4TrainingArguments),
+        argv,
+        prog="x",
+        description="y",
+        with_presets=True,
+    )
+    return run, model, args
+
+
+def test_the_command_line_goes_before_the_file_and_the_file_before_the_preset(tmp_path):
+    config = tmp_path / "options.yaml"
+    config.write_text("preset: text8\nlearning_rate: 0.1\nhidden_size: 96\n")
+    _, model, args = parse(["--config", str(config), "--hidden_size", "192", "--output_dir", str(tmp_path)])
+    assert (args.learning_rate, model.hidden_size, model.embedding_size) == (0.1, 192, 64)
+    assert args.max_steps == 1_000_000 and args.adam_beta2 == 0.999
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_of_a_preset_is_left_out_on_processors_that_emulate_it(fast, tmp_path, monkeypatch):
+    monkeypatch.setattr("md4_hf.cli.arguments.has_fast_bf16", lambda: fast)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    options = ["--preset", "tiny", "--output_dir", str(tmp_path)]
+    assert parse(options)[2].bf16 is fast
+    assert parse([*options, "--bf16"])[2].bf16 is True, "unless it is asked for"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_valid_configuration(name, tmp_path):
+    preset = PRESETS[name]
+    config = MD4Config(vocab_size=28, **{k: v for k, v in preset.model.items() if k != "attn_implementation"})
+    assert config.is_image == preset.is_image
+    assert config.is_image or config.hidden_size % config.num_attention_heads == 0
+    run, model, args = parse(["--preset", name, "--output_dir", str(tmp_path)])
+    assert run.total_batch_size == preset.batch_size and args.learning_rate == preset.training["learning_rate"]
+    made = model.image_config(27) if preset.is_image else model.config(28, 27, 64)
+    assert (made.hidden_size, made.vocab_size) == (config.hidden_size, 28)
+
+
+def test_the_papers_presets_carry_the_official_values():
+    small, medium, text8 = (PRESETS[name] for name in ("openwebtext-small", "openwebtext-medium", "text8"))
+    for preset in (small, medium, text8):
+        training = preset.training
+        assert preset.batch_size == 512 and training["max_steps"] == 1_000_000 and training["warmup_steps"] == 2000
+        assert training["weight_decay"] == 0.03 and training["ema_decay"] == 0.9999 and training["adam_beta2"] == 0.999
+        assert preset.paper
+    assert (text8.training["learning_rate"], small.training["learning_rate"]) == (5e-4, 3e-4)
+    assert (text8.data["block_size"], small.data["block_size"]) == (256, 1024)
+    assert medium.model["num_hidden_layers"] == 24 and medium.model["num_attention_heads"] == 16
+    assert text8.model["residual_dropout"] == 0.05 and small.model["residual_dropout"] == 0.02
+    assert medium.model["residual_dropout"] == 0.0
+
+
+def test_accumulation_is_computed_from_the_batch(tmp_path):
+    args = MD4TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=16, use_cpu=True)
+    set_batch_size(RunArguments(total_batch_size=64), args)
+    assert args.gradient_accumulation_steps == 4
+    with pytest.raises(ValueError, match="`total_batch_size` must be a multiple of 1 devices x"):
+        set_batch_size(RunArguments(total_batch_size=24), args)
+    set_batch_size(RunArguments(total_batch_size=8), args)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 1)
+
+
+def test_help_is_short_unless_all_is_asked_for(capsys):
+    for option, expected in (("--help", False), ("--help_all", True)):
+        with pytest.raises(SystemExit) as exit_info:
+            main(["train", option])
+        assert exit_info.value.code == 0
+        text = capsys.readouterr().out
+        assert "--masking_schedule" in text and "--output_dir" in text
+        assert ("--torchdynamo" in text or "--fsdp_config" in text) == expected
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"md4_hf {md4_hf.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("train", "--time_conditioning {true,false}"),
+        ("train", "--channel_multipliers VALUE ..."),
+        ("finetune", "saved; 0 turns it off. (default: 0.0)"),
+        ("evaluate", "Seed of the evaluation noise. (default: 0)"),
+        ("export", "--no_remote_code Switches --remote_code off."),
+    ],
+)
+def test_help_tells_values_and_defaults(command, shown, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert shown in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["sample", "RUN", "--enlarge", "8"], "`enlarge` must be left out for a model of text, got 8"),
+        (["export", "RUN", "new", "--private"], "`private` must be left out without --push_to_hub, got True"),
+        (["export", "RUN", "new", "--base", "x"], "`base` must be left out where `model` is no adapter, got 'x'"),
+        (["evaluate", "RUN", "--validation_data", "./no.txt"], "`validation_data` must be"),
+        (["score", "RUN", "--references", "./no.txt"], "`references` must be"),
+        (["score", "RUN", "--device", "nowhere"], "`device` must be a device of this machine, got 'nowhere'"),
+        (["finetune", "RUN", "--image_samples", "3"], "`image_samples` must be left out for a model of text"),
+        (
+            ["train", "--preset", "tiny", "--model_name_or_path", "RUN", "--objective", "ar", "--output_dir", "new"],
+            "`is_causal`, which `objective` sets, must be the trained model's False, got True",
+        ),
+    ],
+)
+def test_what_a_model_cannot_use_is_refused(run, options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in failure(capsys, [str(run) if option == "RUN" else option for option in options])
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--preset", "huge"], "`preset` must be one of ['cifar10'"),
+        (["train", "--no_such_option", "1"], "unknown options: --no_such_option 1"),
+        (["train", *QUICK, "--data", "no/such/file.txt"], "`data` must be"),
+        (["train", *QUICK, "--max_steps", "0"], "`max_steps` must be >= 1"),
+        (["train", *QUICK, "--total_batch_size", "0"], "`total_batch_size` must be >= 1, got 0"),
+        (["train", *QUICK, "--tokenizer", "./no-such-tokenizer"], '`tokenizer` must be "text8"'),
+        (["train", *QUICK, "--validation_data", "./no.txt"], "`validation_data` must be"),
+        (["train", *QUICK, "--image_samples", "3"], "`image_samples` must be left out for a model of text, got 3"),
+        (["train", *QUICK, "--objective", "genmd4", "--masking_schedule", "cosine"], '"poly" or "linear"'),
+        (["train", *QUICK, "--hidden_size", "33"], "`hidden_size` must be a multiple of twice"),
+        (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
+        (["train", *QUICK, "--config", "no.yaml"], "`config` must be a YAML file, got 'no.yaml'"),
+        (["sample", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such"),
+        (
+            ["infill", "./no-such-model", "no gap"],
+            '`text` must have a gap such as <mask:12>, got "no gap"',
+        ),
+        (["evaluate", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id"),
+        (["evaluate", "./no-such-model", "--draws", "0"], "`draws` must be >= 1, got 0"),
+        (["dance"], "unknown command 'dance'"),
+    ],
+)
+def test_bad_input_is_one_clear_message(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if argv[0] == "train":
+        argv = [*argv, "--output_dir", "out"]
+    errors = failure(capsys, argv)
+    assert message in errors and "Traceback" not in errors
+    assert not list(tmp_path.glob("out/*")), "nothing was written"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_prepared(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    errors = failure(capsys, ["train", *QUICK, "--output_dir", str(tmp_path / "file" / "out")])
+    assert "`output_dir` must be a folder that can be written, got" in errors and "Traceback" not in errors
+
+
+def test_a_folder_with_other_content_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    errors = failure(capsys, ["train", *QUICK, "--output_dir", str(tmp_path)])
+    assert "`output_dir` must be empty or absent" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_data_file_is_refused(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    options = ["--data", str(tmp_path / "empty.txt"), "--output_dir", str(tmp_path / "o")]
+    errors = failure(capsys, ["train", *QUICK, *options])
+    assert "empty" in errors and not (tmp_path / "o").exists()
+
+
+def test_a_yaml_file_with_an_unknown_option_is_refused(tmp_path, capsys):
+    config = tmp_path / "options.yaml"
+    config.write_text("learning_rat: 1\n")
+    assert "learning_rat" in failure(capsys, ["train", "--config", str(config), "--output_dir", str(tmp_path / "o")])
+
+
+def test_the_demo_runs_from_start_to_end(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "demo.py"
+    command = [
+        sys.executable,
+        str(script),
+        *SMALL,
+        "--block_size",
+        "64",
+        "--max_steps",
+        "2",
+        "--total_batch_size",
+        "4",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "bigram model" in result.stdout and "--- 3" in result.stdout and "md4 infill runs/tiny" in result.stdout

@@ -1,0 +1,450 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What transformers asks of every model: the contracts that its own test suite checks, for ours."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import compute_module_sizes
+from tiny import random_model
+from torch import nn
+from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments, pipeline
+from transformers.pipelines.base import PipelineException
+
+from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4Model, build_byte_tokenizer, build_text8_tokenizer
+from md4_hf.core.modeling_md4 import MD4Layer
+
+
+VOCAB, LENGTH, WIDTH, HEADS, LAYERS = 28, 32, 32, 2, 2
+MASK = VOCAB - 1
+VARIANTS = {
+    "time": {},
+    "time-agnostic": {"time_conditioning": False},
+    "class": {"num_classes": 3, "modulation": "adaln"},
+    "tied": {"tie_word_embeddings": True},
+    "outside embedding": {"embedding_size": 16},
+}
+every_variant = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
+both_classes = pytest.mark.parametrize("model_class", [MD4Model, MD4ForMaskedDiffusion])
+
+
+def make_model(model_class=MD4ForMaskedDiffusion, seed=0, **overrides):
+    model = random_model(VOCAB, LENGTH, std=0.2, seed=seed, **overrides).eval()
+    return model if model_class is MD4ForMaskedDiffusion else model.model
+
+
+def make_inputs(config, batch=3, length=7, seed=1):
+    """Ids of which some are masked, a padded row, and what else the model needs."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(MASK, (batch, length), generator=generator)
+    input_ids[:, 1::2] = config.mask_token_id
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones(batch, length, dtype=torch.long)}
+    inputs["attention_mask"][-1, -2:] = 0
+    if config.time_conditioning:
+        inputs["timesteps"] = torch.linspace(0.1, 0.9, batch)
+    if config.num_classes is not None:
+        inputs["class_labels"] = torch.arange(batch) % config.num_classes
+    return inputs
+
+
+def assert_same_output(actual, expected, inputs, atol=1e-5):
+    """The first output of two models is the same."""
+    with torch.no_grad():
+        torch.testing.assert_close(actual(**inputs)[0], expected(**inputs)[0], atol=atol, rtol=0.0)
+
+
+# Outputs --------------------------------------------------------------------------------------------------------------
+
+
+@both_classes
+@every_variant
+def test_hidden_states_and_attentions_are_asked_for_in_the_call_or_in_the_configuration(model_class, overrides):
+    model = make_model(model_class, **overrides)
+    model.set_attn_implementation("eager")
+    inputs = make_inputs(model.config)
+    asked = model(**inputs, output_hidden_states=True, output_attentions=True)
+    model.config.output_hidden_states = model.config.output_attentions = True
+    configured = model(**inputs)
+    assert list(asked) == list(configured), "hidden states come before attentions, and both last"
+    assert list(asked)[-2:] == ["hidden_states", "attentions"]
+    assert {x.shape for x in asked.hidden_states} == {(3, 7, WIDTH)} and len(asked.hidden_states) == LAYERS + 1
+    assert {x.shape for x in asked.attentions} == {(3, HEADS, 7, 7)} and len(asked.attentions) == LAYERS
+    for name in ("hidden_states", "attentions"):
+        for a, b in zip(asked[name], configured[name], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_last_hidden_state_is_the_last_of_the_hidden_states():
+    model = make_model(MD4Model)
+    output = model(**make_inputs(model.config), output_hidden_states=True)
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+
+
+@both_classes
+@pytest.mark.parametrize("hidden, attentions", list(itertools.product([False, True], repeat=2)))
+def test_a_tuple_holds_what_the_output_object_holds(model_class, hidden, attentions):
+    model = make_model(model_class)
+    model.set_attn_implementation("eager")
+    inputs = {**make_inputs(model.config), "output_hidden_states": hidden, "output_attentions": attentions}
+    as_tuple, as_dict = model(**inputs, return_dict=False), model(**inputs)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == len(as_dict)
+    torch.testing.assert_close(as_tuple, as_dict.to_tuple(), atol=0.0, rtol=0.0)
+    model.config.return_dict = False
+    assert isinstance(model(**inputs), tuple)
+
+
+@both_classes
+def test_gradients_of_inner_states_can_be_kept(model_class):
+    model = make_model(model_class)
+    model.set_attn_implementation("eager")
+    output = model(**make_inputs(model.config), output_hidden_states=True, output_attentions=True)
+    states = (output.hidden_states[0], output.attentions[0])
+    for state in states:
+        state.retain_grad()
+    output[0].flatten()[0].backward()
+    assert all(state.grad is not None for state in states)
+
+
+@both_classes
+def test_the_signature_tells_tools_which_options_of_transformers_it_takes(model_class):
+    """transformers skips checks of models whose `**kwargs` are not annotated, as it cannot know what they take."""
+    (options,) = model_class.forward.__annotations__["kwargs"].__args__
+    assert {"output_attentions", "output_hidden_states"} <= set(options.__annotations__)
+
+
+# Attention backends and positions -------------------------------------------------------------------------------------
+
+
+@both_classes
+@every_variant
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
+def test_eager_and_sdpa_agree_in_every_precision(model_class, overrides, dtype, atol):
+    """Relative to the largest output; the tolerance is a few units in the last place of each precision."""
+    model = make_model(model_class, **overrides).to(dtype)
+    inputs = make_inputs(model.config)
+    results = []
+    for backend in ("eager", "sdpa"):
+        model.set_attn_implementation(backend)
+        assert model.config._attn_implementation == backend
+        output = model(**inputs)[0][..., :MASK].float()[inputs["attention_mask"].bool()]
+        results.append(output.detach())
+    assert (results[0] - results[1]).abs().max() <= atol * results[0].abs().max()
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn"])
+def test_scaled_rotary_embeddings_change_long_inputs_and_dynamic_ones_no_others(rope_type):
+    models = [
+        make_model(
+            MD4Model,
+            time_conditioning=False,
+            rope_parameters={
+                "rope_type": kind,
+                "rope_theta": 10_000.0,
+                **({} if kind == "default" else {"factor": 10.0}),
+            },
+        )
+        for kind in ("default", rope_type)
+    ]
+    short, long = torch.randint(VOCAB, (1, 10)), torch.randint(VOCAB, (1, LENGTH + 16))
+    changes = [(models[0](x)[0] - models[1](x)[0]).abs().max().item() for x in (short, long)]
+    assert changes[1] > 1e-3
+    assert changes[0] < 1e-5 if rope_type == "dynamic" else changes[0] > 1e-3
+
+
+# Saving and loading ---------------------------------------------------------------------------------------------------
+
+
+@every_variant
+def test_a_configuration_survives_json_subfolders_and_options_of_transformers(overrides, tmp_path):
+    options = {"output_hidden_states": True, "output_attentions": True, "return_dict": False, "num_labels": 5}
+    config = MD4Config(vocab_size=VOCAB, **overrides, **options, dtype="float16")
+    config.save_pretrained(tmp_path / "sub")
+    loaded = MD4Config.from_pretrained(tmp_path, subfolder="sub")
+    assert loaded.to_dict() == config.to_dict()
+    by_type = AutoConfig.from_pretrained(tmp_path / "sub")
+    assert type(by_type) is MD4Config and by_type.to_diff_dict().items() >= config.to_diff_dict().items()
+    assert json.loads(config.to_json_string())["vocab_size"] == VOCAB
+    assert len(loaded.id2label) == 5 and loaded.dtype == torch.float16
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("overrides", [VARIANTS["class"], VARIANTS["time-agnostic"]], ids=["class", "time-agnostic"])
+def test_half_precision_is_kept_loaded_on_request_and_runs(dtype, overrides, tmp_path):
+    model = make_model(**overrides)
+    inputs = make_inputs(model.config)
+    model.save_pretrained(tmp_path / "float32")
+    model.to(dtype).save_pretrained(tmp_path / "half")
+    for loaded in (
+        MD4ForMaskedDiffusion.from_pretrained(tmp_path / "half"),
+        MD4ForMaskedDiffusion.from_pretrained(tmp_path / "half", dtype="auto"),
+        AutoModel.from_pretrained(tmp_path / "float32", dtype=dtype),
+    ):
+        assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+        assert loaded.config.dtype == dtype
+        assert_same_output(loaded, model, inputs, atol=0.0)
+    assert MD4Model.from_pretrained(tmp_path / "half", dtype=torch.float32).dtype == torch.float32
+
+
+@every_variant
+def test_a_model_comes_back_from_shards_onto_any_device_map(overrides, tmp_path):
+    model = make_model(**overrides)
+    inputs = make_inputs(model.config)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    for device_map in ("auto", "sequential", "cpu", {"": "cpu"}):
+        loaded = MD4ForMaskedDiffusion.from_pretrained(tmp_path, device_map=device_map)
+        assert_same_output(loaded, model, inputs)
+
+
+@both_classes
+@every_variant
+def test_parts_that_do_not_fit_in_memory_are_run_from_disk(model_class, overrides, tmp_path):
+    model = make_model(model_class, **overrides)
+    model.save_pretrained(tmp_path / "model")
+    size = compute_module_sizes(model)[""]
+    loaded = model_class.from_pretrained(
+        tmp_path / "model", device_map="auto", max_memory={"cpu": size * 7 // 10}, offload_folder=tmp_path / "offload"
+    )
+    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
+    assert_same_output(loaded, model, make_inputs(model.config))
+
+
+@pytest.mark.filterwarnings("ignore:Current model requires")  # no offloading is done here
+def test_a_device_map_does_not_split_what_adds_up_the_outputs_of_its_parts():
+    model = make_model(num_classes=3)
+    size = compute_module_sizes(model)[""]
+    whole = [name for name, module in model.named_modules() if isinstance(module, MD4Layer)] + ["model.conditioning"]
+    first_devices = set()
+    for memory in range(0, size, size // 50):
+        device_map = infer_auto_device_map(
+            model, {0: memory, "cpu": size}, no_split_module_classes=model._no_split_modules
+        )
+        assert not [part for part in device_map if any(part.startswith(f"{name}.") for name in whole)]
+        first_devices.add(device_map.get("model.conditioning"))
+    assert first_devices >= {0, "cpu"}, "the border has passed over it"
+
+
+@both_classes
+@every_variant
+def test_weights_that_a_checkpoint_lacks_are_initialised_as_in_a_new_model(model_class, overrides):
+    config = MD4Config(
+        vocab_size=VOCAB, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, **overrides
+    )
+    torch.manual_seed(0)
+    new = model_class(config)
+    torch.manual_seed(0)
+    loaded = model_class.from_pretrained(None, config=config, state_dict={})
+    assert [name for name, _ in new.named_parameters()] == [name for name, _ in loaded.named_parameters()]
+    for (name, expected), actual in zip(new.named_parameters(), loaded.parameters(), strict=True):
+        # The order of the draws may differ, the distributions may not: zero, or 6 standard errors of both moments.
+        assert bool(expected.any()) == bool(actual.any()), name
+        if expected.any():
+            error = 6.0 * expected.std() / expected.numel() ** 0.5
+            assert abs(expected.mean() - actual.mean()) <= 1.5 * error, name
+            assert abs(expected.std() - actual.std()) <= error, name
+    for (name, expected), actual in zip(new.named_buffers(), loaded.buffers(), strict=True):
+        assert torch.equal(expected, actual), name
+
+
+def test_another_vocabulary_loads_only_when_mismatches_are_ignored(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        MD4ForMaskedDiffusion.from_pretrained(tmp_path, vocab_size=40, mask_token_id=39)
+    loaded = MD4ForMaskedDiffusion.from_pretrained(
+        tmp_path, vocab_size=40, mask_token_id=39, ignore_mismatched_sizes=True
+    )
+    assert loaded.get_input_embeddings().num_embeddings == loaded.get_output_embeddings().out_features == 40
+    assert torch.equal(loaded.model.layers[0].mlp.down_proj.weight, make_model().model.layers[0].mlp.down_proj.weight)
+    assert loaded(**make_inputs(loaded.config)).logits.isfinite().all()
+
+
+def test_a_tied_head_is_not_saved_and_can_be_untied_later(tmp_path):
+    model = make_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "tied")
+    untied = make_model()
+    untied.save_pretrained(tmp_path / "untied")
+    loaded, info = MD4ForMaskedDiffusion.from_pretrained(tmp_path / "tied", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_same_output(loaded, model, make_inputs(model.config), atol=0.0)
+    loaded, info = MD4ForMaskedDiffusion.from_pretrained(tmp_path / "untied", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert loaded.lm_head.weight is not loaded.model.embed_tokens.weight
+    assert_same_output(loaded, untied, make_inputs(untied.config), atol=0.0)
+
+
+@both_classes
+def test_pickling_and_copying_keep_the_function(model_class, tmp_path):
+    model = make_model(model_class)
+    torch.save(model, tmp_path / "model.pt")
+    for other in (torch.load(tmp_path / "model.pt", weights_only=False), copy.deepcopy(model)):
+        assert_same_output(other, model, make_inputs(model.config), atol=0.0)
+
+
+def test_the_time_embedding_is_not_cast_to_the_integers_of_a_quantised_layer():
+    class Int8Linear(nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.scale = linear.weight.abs().max() / 127
+            self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+            self.bias = linear.bias
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+    model = make_model()
+    quantised = copy.deepcopy(model)
+    quantised.model.conditioning.dense_in = Int8Linear(model.model.conditioning.dense_in)
+    inputs = make_inputs(model.config)
+    # Rounding to 1 part in 127 of the largest weight moves the logits by a few percent of their spread.
+    difference = (quantised(**inputs).logits - model(**inputs).logits)[..., :MASK]
+    assert 0 < difference.abs().max() < 0.1 * model(**inputs).logits[..., :MASK].std()
+
+
+# Resizing -------------------------------------------------------------------------------------------------------------
+
+
+@every_variant
+def test_a_resized_vocabulary_is_saved_with_the_model(overrides, tmp_path):
+    model = make_model(**overrides)
+    model.resize_token_embeddings(VOCAB + 3, pad_to_multiple_of=16)
+    assert (model.config.vocab_size, model.config.mask_token_id) == (32, MASK)
+    model.save_pretrained(tmp_path)
+    loaded = MD4ForMaskedDiffusion.from_pretrained(tmp_path)
+    assert (loaded.config.vocab_size, loaded.config.mask_token_id) == (32, MASK)
+    assert_same_output(loaded, model, make_inputs(model.config), atol=0.0)
+
+
+def test_new_rows_are_near_the_mean_of_the_old_ones_and_survive_a_second_initialisation():
+    model = make_model()
+    old = model.get_input_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(VOCAB + 10)
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert torch.equal(embeddings[:VOCAB], old)
+    # The new rows are drawn with a billionth of the old rows' covariance.
+    torch.testing.assert_close(embeddings[VOCAB:].mean(0), old.mean(0), atol=1e-3, rtol=0.0)
+    before = head.detach().clone()
+    model.post_init()
+    assert torch.equal(head, before)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # newer transformers prefer another name
+def test_checkpointing_is_switched_on_and_off_for_every_layer():
+    model = make_model()
+    layers = [module for module in model.modules() if isinstance(module, MD4Layer)]
+    for switch, expected in (
+        (model.gradient_checkpointing_enable, True),
+        (model.gradient_checkpointing_disable, False),
+    ):
+        switch()
+        assert {layer.gradient_checkpointing for layer in layers} == {expected}
+        assert model.is_gradient_checkpointing == expected
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_checkpointed_layers_train_above_frozen_embeddings():
+    """What parameter-efficient training relies on."""
+    model = make_model().train()
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable()
+    model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)
+    inputs = make_inputs(model.config)
+    labels = inputs["input_ids"].clamp(max=MASK - 1)
+    model(**inputs, labels=labels).loss.backward()
+    assert model.model.layers[0].mlp.down_proj.weight.grad.any()
+
+
+def test_a_plain_trainer_evaluates_once_it_is_told_which_labels_are_the_targets(tmp_path):
+    """`Trainer` takes every argument with "label" in its name for a target, `class_labels` too, unless it is told."""
+    model = make_model()
+    examples = [{"input_ids": row, "labels": row.clone()} for row in torch.randint(MASK, (6, 8))]
+    arguments = TrainingArguments(
+        output_dir=tmp_path, report_to="none", use_cpu=True, disable_tqdm=True, label_names=["labels"]
+    )
+    metrics = Trainer(model=model, args=arguments, eval_dataset=examples).evaluate()
+    assert 0 < metrics["eval_loss"] < 100
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
+
+
+@both_classes
+@pytest.mark.parametrize("overrides", [VARIANTS["class"], VARIANTS["time-agnostic"]], ids=["class", "time-agnostic"])
+def test_both_classes_export_with_padding_and_classes(model_class, overrides):
+    model = make_model(model_class, **overrides)
+    inputs = make_inputs(model.config)
+    exported = torch.export.export(model, (), inputs).module()
+    assert_same_output(exported, model, make_inputs(model.config, seed=2))
+
+
+# Pipelines of transformers --------------------------------------------------------------------------------------------
+
+TOKENIZERS = {"text8": build_text8_tokenizer, "bytes": build_byte_tokenizer}
+
+
+def filler(tokenizer, **overrides):
+    tokenizer = TOKENIZERS[tokenizer]()
+    model = random_model(len(tokenizer), LENGTH, std=0.2, time_conditioning=False, **overrides).eval()
+    return pipeline("fill-mask", model=model, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_fill_mask_ranks_the_tokens_of_one_mask_by_the_models_probability(tokenizer):
+    fill = filler(tokenizer)
+    answers = fill("the c[MASK]t", top_k=3)
+    ids = fill.tokenizer("the c[MASK]t", return_tensors="pt")["input_ids"]
+    probability = fill.model(ids).logits[0, 5].softmax(-1)
+    values, tokens = probability.topk(3)
+    assert [answer["token"] for answer in answers] == tokens.tolist()
+    assert [answer["score"] for answer in answers] == pytest.approx(values.tolist(), rel=1e-4)
+    for answer in answers:
+        ids[0, 5] = answer["token"]
+        assert answer["token_str"] == fill.tokenizer.decode([answer["token"]])
+        assert answer["sequence"] == fill.tokenizer.decode(ids[0])
+    everything = fill("the c[MASK]t", top_k=len(fill.tokenizer))
+    assert sum(answer["score"] for answer in everything) == pytest.approx(1.0, abs=1e-5)
+    assert everything[-1]["token_str"] == "[MASK]" and everything[-1]["score"] == 0.0
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_fill_mask_takes_targets_several_masks_and_several_texts(tokenizer):
+    fill = filler(tokenizer)
+    answers = fill("the c[MASK]t", targets=["a", "u"])
+    assert {answer["sequence"] for answer in answers} == {"the cat", "the cut"}
+    assert answers[0]["score"] >= answers[1]["score"]
+    first, second = fill("t[MASK]e c[MASK]t", top_k=2)
+    assert all(answer["sequence"].endswith("e c[MASK]t") for answer in first)
+    assert all(answer["sequence"].startswith("t[MASK]e c") for answer in second)
+    texts = ["the c[MASK]t", "a d[MASK]g s"]
+    assert fill(texts, top_k=1) == [fill(text, top_k=1) for text in texts]
+    with pytest.raises(PipelineException, match="No mask_token"):
+        fill("nothing to fill")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({}, "`timesteps` must be given: the model is time-conditioned"),
+        ({"time_conditioning": False, "num_classes": 2}, "`class_labels` must be given: the model is class-cond"),
+    ],
+    ids=["time", "class"],
+)
+def test_fill_mask_says_what_a_conditional_model_needs(overrides, message):
+    fill = pipeline("fill-mask", model=make_model(**overrides), tokenizer=build_text8_tokenizer())
+    with pytest.raises(ValueError, match=message):
+        fill("the c[MASK]t")
+
+
+def test_feature_extraction_gives_the_hidden_states_of_the_bare_model():
+    model = make_model(MD4Model, time_conditioning=False)
+    tokenizer = build_text8_tokenizer()
+    features = torch.tensor(pipeline("feature-extraction", model=model, tokenizer=tokenizer)("a cat"))
+    expected = model(tokenizer("a cat", return_tensors="pt")["input_ids"]).last_hidden_state
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0.0)

@@ -1,0 +1,133 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The same numbers on two processes as on one: DDP, FSDP2 and DeepSpeed's ZeRO, whole, cut up, and resumed."""
+
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+from distributed_runs import run
+from launching import HERE, TORCHRUN
+from launching import run as launch
+from safetensors.torch import load_file
+
+from md4_hf import load_model
+from md4_hf.cli import main
+from md4_hf.hub.adapters import BASE_RECORD
+
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """`single(objective)`: the folder of the training in one process, 1 x 8."""
+    folders = {}
+
+    def train(objective):
+        if objective not in folders:
+            folders[objective] = tmp_path_factory.mktemp(objective)
+            run(folders[objective], objective)
+        return folders[objective]
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def extensions(tmp_path_factory):
+    """Where DeepSpeed compiles: a build that was killed locks a folder that others share."""
+    return str(tmp_path_factory.mktemp("extensions"))
+
+
+def weights(folder):
+    (path,) = (folder / "model").glob("*.safetensors")
+    return load_file(path)
+
+
+def assert_same_run(folder, expected, steps):
+    """Losses of the last steps, evaluation and averaged weights."""
+    result, reference = (torch.load(place / "result.pt") for place in (folder, expected))
+    assert [entry["step"] for entry in result["logs"]][-steps:] == list(range(7 - steps, 7))
+    for name in {"loss", "nelbo", "grad_norm", "epoch"} & set(reference["logs"][0]):
+        values, wanted = ([entry[name] for entry in logs["logs"][-steps:]] for logs in (result, reference))
+        assert values == pytest.approx(wanted, abs=TOLERANCE, rel=TOLERANCE), name
+    assert result["metrics"]["eval_num_tokens"] == reference["metrics"]["eval_num_tokens"] == 21 * 8
+    for name in ("eval_loss", "eval_loss_stderr"):
+        assert result["metrics"][name] == pytest.approx(reference["metrics"][name], rel=1e-6), name
+    torch.testing.assert_close(weights(folder), weights(expected), atol=TOLERANCE, rtol=0)
+    assert_same_repository(folder / "repository", expected / "repository")
+
+
+def assert_same_repository(folder, expected):
+    """The same files; the base of an adapter and the number of parameters, which a rank alone does not know."""
+    assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
+    cards = [re.search(r"Parameters.*", (place / "README.md").read_text()).group() for place in (folder, expected)]
+    assert cards[0] == cards[1]
+    if (expected / BASE_RECORD).exists():
+        assert (folder / BASE_RECORD).read_text() == (expected / BASE_RECORD).read_text()
+
+
+def launch_runs(folder, kind, objectives, **options):
+    launcher = [sys.executable] if kind == "ddp" else TORCHRUN
+    status, output = launch([*launcher, HERE / "distributed_runs.py", folder, kind, *objectives], **options)
+    assert status == 0, output
+    assert "find_unused_parameters" not in output and "returned a view" not in output, output
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
+@pytest.mark.parametrize("objective", ["md4", "genmd4", "lora"])
+def test_accumulation_changes_nothing(tmp_path, single, objective, batch, accumulation):
+    run(tmp_path, objective, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+    assert_same_run(tmp_path, single(objective), steps=6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "objectives"),
+    [
+        ("ddp", ["md4", "genmd4", "lora"]),
+        ("fsdp2-sharded", ["genmd4"]),
+        pytest.param("fsdp2-sharded", ["md4", "lora"], marks=pytest.mark.slow),
+        *(
+            pytest.param(kind, ["md4", "genmd4", "lora"], marks=pytest.mark.slow)
+            for kind in ("fsdp2", "zero1", "zero2", "zero3")
+        ),
+    ],
+)
+def test_two_processes_train_as_one(tmp_path, single, extensions, kind, objectives):
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`, and a C++ compiler")
+    launch_runs(tmp_path, kind, objectives, timeout=900, TORCH_EXTENSIONS_DIR=extensions)
+    for objective in objectives:
+        expected = single(objective)
+        for name, steps in (("whole", 6), ("parts", 6), ("resumed", 2)):
+            assert_same_run(tmp_path / objective / name, expected, steps)
+            if kind not in ("ddp", "fsdp2") and objective != "lora":
+                assert_shards_export(tmp_path / objective / "whole", expected)
+
+
+@pytest.mark.slow
+def test_fsdp2_computes_in_bf16_as_one_process_does(tmp_path):
+    """Times, noise and the loss stay in float32; accelerate's own policy would round them, and cannot run at all."""
+    launch_runs(tmp_path, "fsdp2-bf16", ["md4", "genmd4"])
+    for objective in ("md4", "genmd4"):
+        run(tmp_path / "single" / objective, objective, bf16=True)
+        results = [
+            torch.load(tmp_path / place / "result.pt") for place in (f"{objective}/whole", f"single/{objective}")
+        ]
+        values, wanted = ([entry["loss"] for entry in result["logs"]] for result in results)
+        assert values == pytest.approx(wanted, rel=1e-2)
+
+
+def assert_shards_export(folder, expected):
+    """`md4 export` makes one folder of a checkpoint's shards, with the weights as one process has them there."""
+    checkpoint, exported = folder / "run" / "checkpoint-4", folder / "exported"
+    if not list(checkpoint.glob("*.safetensors")):
+        with pytest.raises(ValueError, match="`model` must be whole, got the shards of a checkpoint"):
+            load_model(str(checkpoint))
+    main(["export", str(checkpoint), str(exported)])
+    weights = load_file(exported / "model.safetensors")
+    torch.testing.assert_close(
+        weights, load_file(expected / "run" / "checkpoint-4" / "model.safetensors"), atol=TOLERANCE, rtol=0
+    )
+    shutil.rmtree(exported)

@@ -1,0 +1,120 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Runs that die end where the unbroken run does: killed at any moment, restarted by torchrun, asked to stop."""
+
+import random
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+from launching import HERE, TORCHRUN, kill, run, start
+
+from md4_hf.training.checkpoints import what_is_wrong
+
+
+STORM = HERE / "storm.py"
+LAUNCHERS = {1: [sys.executable], 2: TORCHRUN}
+KILLS = 12
+# torchrun's agents otherwise share their store with the workers, which is gone for the restarted ones.
+ELASTIC = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def final(folder):
+    return (folder / "final" / "model.safetensors").read_bytes()
+
+
+def checkpoints(folder):
+    return list((folder / "run").glob("checkpoint-*"))
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_storm_of_kills_ends_where_the_unbroken_run_does(tmp_path, processes):
+    """SIGKILL to all at random moments; as a checkpoint is written at every step, most fall into the writing of one."""
+    command = [*LAUNCHERS[processes], STORM]
+    status, output = run([*command, tmp_path / "unbroken"], timeout=300)
+    assert status == 0, output
+    moments, kills, half_written = random.Random(0), 0, 0
+    storm = tmp_path / "storm"
+    while kills < KILLS:
+        before = len(checkpoints(storm))
+        process = start([*command, storm])
+        # A third is killed before it gets anywhere, as while it resumes.
+        wanted = min(before + (0 if kills % 3 == 2 else 1), 19)
+        wait_for(lambda wanted=wanted: len(checkpoints(storm)) >= wanted, process)
+        time.sleep(moments.uniform(0.0, 0.5))
+        assert process.poll() is None, process.communicate()[0]
+        kill(process)
+        kills += 1
+        half_written += (storm / "run" / ".checkpoint-in-progress").exists()
+        assert all(what_is_wrong(folder) is None for folder in checkpoints(storm))
+    assert half_written > 0
+    status, output = run([*command, storm], timeout=300)
+    assert status == 0, output
+    assert final(storm) == final(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_whose_rank_died(tmp_path):
+    status, output = run([*TORCHRUN, STORM, tmp_path / "unbroken"], timeout=300)
+    assert status == 0, output
+    elastic = [*TORCHRUN, "--max-restarts", "2", STORM, tmp_path / "restarted", "1", "7"]
+    status, output = run(elastic, timeout=300, **ELASTIC)
+    assert status == 0, output
+    assert (tmp_path / "restarted" / "died").exists()
+    assert final(tmp_path / "restarted") == final(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_run_and_the_workers_of_its_loader_leaves_a_checkpoint(tmp_path, number):
+    """As a terminal and schedulers send it: the workers serve until the step is done."""
+    process = start([sys.executable, STORM, tmp_path], STORM_WORKERS="2")
+    wait_for(lambda: checkpoints(tmp_path), process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    for member in [*family, psutil.Process(process.pid)]:
+        member.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Stopping after this step" in output, output
+    assert 0 < max(int(folder.name.split("-")[1]) for folder in checkpoints(tmp_path)) < 60
+    assert not any(psutil.pid_exists(member.pid) for member in family)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_and_again_to_the_ranks_leaves_a_checkpoint(tmp_path):
+    """As schedulers send it: to all processes, and the launcher passes it on; the ranks have loader workers too."""
+    process = start([*TORCHRUN, STORM, tmp_path], STORM_WORKERS="1", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="100")
+    wait_for(lambda: len(checkpoints(tmp_path)) >= 2, process)
+    for member in psutil.Process(process.pid).children(recursive=True):
+        member.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert "Stopping after this step" in output
+    assert "killed by signal" not in output, output
+    steps = sorted(int(folder.name.split("-")[1]) for folder in checkpoints(tmp_path))
+    assert 2 <= steps[-1] < 60
+    assert what_is_wrong(tmp_path / "run" / f"checkpoint-{steps[-1]}") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_rank_stops_all_at_one_step_with_a_checkpoint(tmp_path, number):
+    process = start([*TORCHRUN, STORM, tmp_path])
+    wait_for(lambda: len(checkpoints(tmp_path)) >= 2, process)
+    workers = [child for child in psutil.Process(process.pid).children() if str(STORM) in child.cmdline()]
+    assert len(workers) == 2
+    workers[1].send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "Stopping after this step" in output
+    steps = sorted(int(folder.name.split("-")[1]) for folder in checkpoints(tmp_path))
+    assert 2 <= steps[-1] < 60
+    assert what_is_wrong(tmp_path / "run" / f"checkpoint-{steps[-1]}") is None
+    assert not any(psutil.pid_exists(worker.pid) for worker in workers)

@@ -1,0 +1,629 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Training: the same numbers however a step is cut up, averaged weights, honest evaluation, safe checkpoints."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from tiny import random_model, training_arguments
+from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
+
+from md4_hf import (
+    MD4Config,
+    MD4ForMaskedDiffusion,
+    MD4Trainer,
+    PaddingCollator,
+    build_byte_tokenizer,
+    nelbo_metrics,
+)
+from md4_hf.objective.example_order import OrderedExamples
+from md4_hf.objective.noise import evaluation_mask_noise, evaluation_times
+
+
+LENGTH, VOCAB = 8, 5
+EVALUATE_EVERY_STEP = {
+    "save_strategy": "steps",
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "metric_for_best_model": "eval_loss",
+}
+
+
+def tiny_model(seed=0, **kwargs):
+    return random_model(VOCAB + 1, LENGTH, std=0.1, seed=seed, **kwargs)
+
+
+def sequences(count=64, seed=0):
+    ids = np.random.default_rng(seed).integers(VOCAB, size=(count, LENGTH))
+    ids[:, 1::2] = ids[:, ::2]  # something to learn: every second token repeats the one before
+    return ids
+
+
+def dataset(count=64, seed=0, **columns):
+    return Dataset.from_dict({"input_ids": sequences(count, seed).tolist(), **columns})
+
+
+def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None, data_collator=None, **kwargs):
+    return MD4Trainer(
+        model=model or tiny_model(),
+        data_collator=data_collator,
+        args=training_arguments(folder, **kwargs),
+        train_dataset=train if train is not None else dataset(),
+        eval_dataset=evaluation,
+        callbacks=callbacks,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+# The same numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4), (1, 8)])
+def test_accumulation_changes_neither_losses_nor_weights(tmp_path, batch, accumulation):
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    parts = make_trainer(
+        tmp_path / "parts", per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
+    )
+    parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    torch.testing.assert_close(weights(parts.model), weights(whole.model), atol=1e-5, rtol=0)
+
+
+def test_accumulation_weighs_each_token_of_ragged_sequences_alike(tmp_path):
+    """Neither the padding that a batch adds nor the number of tokens in a micro-batch changes a step."""
+    ragged = Dataset.from_dict({"input_ids": [row[: 1 + i % LENGTH] for i, row in enumerate(sequences().tolist())]})
+    whole = make_trainer(tmp_path / "whole", train=ragged)
+    whole.train()
+    parts = make_trainer(
+        tmp_path / "parts", train=ragged, per_device_train_batch_size=1, gradient_accumulation_steps=8
+    )
+    parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    torch.testing.assert_close(weights(parts.model), weights(whole.model), atol=1e-5, rtol=0)
+
+
+def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
+    unbroken = make_trainer(tmp_path / "a", max_steps=6, ema_decay=0.9)
+    unbroken.train()
+    make_trainer(tmp_path / "b", max_steps=6, ema_decay=0.9, save_strategy="steps", save_steps=3).train()
+    resumed = make_trainer(tmp_path / "b", model=tiny_model(seed=9), max_steps=6, ema_decay=0.9)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+    with resumed.ema_weights(), unbroken.ema_weights():
+        assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_resuming_in_the_middle_of_a_later_epoch_goes_on_with_its_order(tmp_path, strategy):
+    options = {"train": dataset(24), "max_steps": 6, "train_sampling_strategy": strategy}  # epochs of three steps
+    unbroken = make_trainer(tmp_path / "a", **options)
+    unbroken.train()
+    make_trainer(tmp_path / "b", save_strategy="steps", save_steps=4, **options).train()
+    resumed = make_trainer(tmp_path / "b", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    assert torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+def test_the_global_generator_does_not_reach_the_noise(tmp_path):
+    first = make_trainer(tmp_path / "a")
+    first.train()
+
+    class Draws(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            torch.rand(7)
+
+    second = make_trainer(tmp_path / "b", callbacks=[Draws()])
+    second.train()
+    assert losses(first) == losses(second)
+
+
+def test_every_step_has_noise_of_its_own(tmp_path):
+    same = Dataset.from_dict({"input_ids": sequences(1).repeat(8, axis=0).tolist()})
+    trainer = make_trainer(tmp_path, train=same, learning_rate=0.0)
+    trainer.train()
+    assert len(set(losses(trainer))) == 4
+
+
+def test_another_seed_is_another_run(tmp_path):
+    runs = [make_trainer(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    for run in runs:
+        run.train()
+    assert losses(runs[0]) != losses(runs[1])
+    assert [run.args.data_seed for run in runs] == [0, 1]
+
+
+def test_a_stream_trains_as_a_map_style_data_set_in_the_same_order(tmp_path):
+    blocks = dataset(32)
+    stream = IterableDataset.from_generator(lambda: iter(blocks))
+    mapped = make_trainer(tmp_path / "a", train=blocks, train_sampling_strategy="sequential")
+    streamed = make_trainer(tmp_path / "b", train=stream)
+    for trainer in (mapped, streamed):
+        trainer.train()
+    assert losses(streamed) == pytest.approx(losses(mapped), abs=1e-6)
+
+
+# Learning -------------------------------------------------------------------------------------------------------------
+
+
+def markov_chain(count, length, seed):
+    """Sequences of a known Markov chain and its entropy in nats per token."""
+    transition = np.array([[0.9, 0.05, 0.05], [0.1, 0.1, 0.8], [0.45, 0.45, 0.1]])
+    start = np.linalg.matrix_power(transition, 200)[0]
+    rng = np.random.default_rng(seed)
+    ids = np.empty((count, length), dtype=np.int64)
+    ids[:, 0] = rng.choice(3, size=count, p=start)
+    for n in range(1, length):
+        ids[:, n] = (rng.random(count)[:, None] > transition[ids[:, n - 1]].cumsum(-1)).sum(-1)
+    per_step = -(transition * np.log(transition)).sum(-1)
+    return ids, (-(start * np.log(start)).sum() + (length - 1) * start @ per_step) / length
+
+
+@pytest.mark.parametrize(
+    "use_muon", [pytest.param(True, id="muon"), pytest.param(False, id="adamw", marks=pytest.mark.slow)]
+)
+def test_a_trained_model_comes_near_the_entropy_of_its_source_from_above(tmp_path, use_muon):
+    length = 8
+    train, entropy = markov_chain(8192, length, seed=0)
+    heldout, _ = markov_chain(1024, length, seed=1)
+    torch.manual_seed(0)
+    config = MD4Config(
+        vocab_size=4,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        time_conditioning=False,
+        attn_implementation="eager",  # the fastest on a processor for sequences as short as these
+    )
+    trainer = make_trainer(
+        tmp_path,
+        model=MD4ForMaskedDiffusion(config),
+        train=Dataset.from_dict({"input_ids": train}),
+        evaluation=Dataset.from_dict({"input_ids": heldout}),
+        max_steps=250,
+        per_device_train_batch_size=128,
+        per_device_eval_batch_size=512,
+        learning_rate=1e-2 if use_muon else 5e-3,
+        lr_scheduler_type="cosine",
+        eval_draws=16,
+        logging_steps=50,
+        ema_decay=0.95,
+        use_muon=use_muon,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] > entropy - 3 * metrics["eval_loss_stderr"], "a bound cannot beat the entropy"
+    assert metrics["eval_loss"] < entropy + 0.06, f"{metrics['eval_loss']} against {entropy}"
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_order(tmp_path, strategy):
+    evaluation, options = dataset(21, seed=1), {"eval_draws": 2, "train_sampling_strategy": strategy}
+    results = [
+        make_trainer(tmp_path, evaluation=examples, per_device_eval_batch_size=batch, **options).evaluate()
+        for batch in (1, 4, 21, 64)
+        for examples in (evaluation, evaluation.shuffle(seed=batch))
+    ]
+    for result in results:
+        assert result["eval_num_tokens"] == 21 * LENGTH
+        assert result["eval_loss"] == pytest.approx(results[0]["eval_loss"], abs=1e-6)
+
+
+def test_an_evaluation_has_every_example_also_where_training_leaves_some_out(tmp_path):
+    options = {"evaluation": dataset(21, seed=1), "per_device_eval_batch_size": 4}
+    trainer = make_trainer(tmp_path, dataloader_drop_last=True, **options)
+    metrics = trainer.evaluate()
+    assert metrics["eval_num_tokens"] == 21 * LENGTH
+    assert metrics["eval_loss"] == make_trainer(tmp_path, **options).evaluate()["eval_loss"]
+    assert len(trainer.predict(dataset(21, seed=1)).predictions) == 21
+
+
+def test_evaluation_is_what_the_formula_says(tmp_path):
+    model, ids, draws = tiny_model().eval(), torch.from_numpy(sequences(10, seed=1)), 3
+    metrics = make_trainer(tmp_path, model=model, evaluation=dataset(10, seed=1), eval_draws=draws).evaluate()
+    schedule, total = model.masking_schedule, 0.0
+    index = torch.tensor([example["noise_index"] for example in OrderedExamples(dataset(10, seed=1))])
+    for draw in range(draws):
+        t = evaluation_times(0, index, draw, draws)
+        noise = evaluation_mask_noise(0, index, draw, ids.shape)
+        xt = torch.where(noise < schedule.alpha(t)[:, None], ids, VOCAB)
+        with torch.no_grad():
+            total += model(xt, timesteps=t, labels=ids).loss.item() / draws
+    assert metrics["eval_loss"] == pytest.approx(total, rel=1e-5)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(total), rel=1e-5)
+    assert metrics["eval_bits_per_token"] == pytest.approx(total / math.log(2), rel=1e-5)
+
+
+def test_more_draws_bring_the_estimate_nearer_and_the_error_is_honest(tmp_path):
+    """The estimates of 1 draw scatter about the value of 200 draws by no more than their standard errors say."""
+    evaluation, model = dataset(128, seed=1), tiny_model()
+
+    def evaluate(draws, seed):
+        return make_trainer(
+            tmp_path,
+            model=model,
+            evaluation=evaluation,
+            eval_draws=draws,
+            eval_seed=seed,
+            per_device_eval_batch_size=128,
+        ).evaluate()
+
+    exact = evaluate(200, 99)["eval_loss"]
+    singles = [evaluate(1, seed) for seed in range(12)]
+    scaled = [(single["eval_loss"] - exact) / single["eval_loss_stderr"] for single in singles]
+    assert max(map(abs, scaled)) < 3.5
+    errors = np.array([single["eval_loss"] - exact for single in singles])
+    assert abs(evaluate(32, 0)["eval_loss"] - exact) < np.abs(errors).max()
+
+
+def test_characters_give_bits_per_character(tmp_path):
+    evaluation = dataset(6, seed=1, num_characters=[2.0 * LENGTH] * 6)
+    metrics = make_trainer(tmp_path, evaluation=evaluation).evaluate()
+    assert metrics["eval_bits_per_character"] == pytest.approx(metrics["eval_bits_per_token"] / 2)
+    assert metrics["eval_bits_per_character_stderr"] > 0
+    assert "eval_bits_per_character" not in make_trainer(tmp_path, evaluation=dataset(6)).evaluate()
+
+
+def test_evaluating_leaves_the_random_state_and_the_weights_alone(tmp_path):
+    trainer = make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.5)
+    trainer.train()
+    before, state = weights(trainer.model), torch.get_rng_state()
+    trainer.evaluate()
+    assert torch.equal(weights(trainer.model), before) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_ragged_sequences_are_scored_without_their_padding(tmp_path):
+    rows = [sequence[: 3 + index % 5].tolist() for index, sequence in enumerate(sequences(20, seed=1))]
+    evaluation = Dataset.from_dict({"input_ids": rows})
+    together, alone = (
+        make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=batch).evaluate() for batch in (20, 1)
+    )
+    assert together["eval_num_tokens"] == sum(map(len, rows))
+    assert together["eval_num_tokens"] == alone["eval_num_tokens"]
+
+
+def test_figures_weigh_examples_by_their_tokens():
+    metrics = nelbo_metrics(torch.tensor([10.0, 60.0]), torch.tensor([10.0, 30.0]), torch.tensor([5.0, 15.0]))
+    assert metrics["loss"] == pytest.approx(70 / 40)
+    assert metrics["bits_per_character"] == pytest.approx(70 / 20 / math.log(2))
+    with pytest.raises(ValueError, match="at least one scored token"):
+        nelbo_metrics(torch.zeros(1), torch.zeros(1))
+
+
+def test_the_standard_error_is_that_of_a_ratio_over_examples():
+    metrics = nelbo_metrics(torch.tensor([10.0, 60.0]), torch.tensor([10.0, 30.0]), torch.tensor([20.0, 60.0]))
+    # Residuals 10 - 7/4 * 10 and 60 - 7/4 * 30 are -7.5 and 7.5; sqrt(2 / (2 - 1) * 112.5) = 15, over 40 tokens.
+    assert metrics["loss_stderr"] == pytest.approx(15 / 40)
+    assert metrics["bits_per_character_stderr"] == pytest.approx(15 / 80 / math.log(2))
+
+
+# Weights and checkpoints ----------------------------------------------------------------------------------------------
+
+
+def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_raw_ones(tmp_path):
+    trainer = make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.9, save_strategy="steps", save_steps=4)
+    trainer.train()
+    raw = weights(trainer.model)
+    with trainer.ema_weights():
+        averaged = weights(trainer.model)
+        of_average = trainer.evaluate()["eval_loss"]
+    assert not torch.equal(raw, averaged) and torch.equal(weights(trainer.model), raw)
+    assert trainer.evaluate()["eval_loss"] == of_average
+    trainer.save_model()
+    checkpoint = tmp_path / "checkpoint-4"
+    for folder, expected in ((tmp_path, averaged), (checkpoint / "ema", averaged), (checkpoint, raw)):
+        assert torch.equal(weights(AutoModel.from_pretrained(folder)), expected), folder
+
+
+def test_the_samples_of_the_card_are_of_the_averaged_weights(tmp_path):
+    def share(name, model, **kwargs):
+        args = training_arguments(tmp_path / "run", max_steps=1, card_samples=2, **kwargs)
+        trainer = MD4Trainer(model, args, train_dataset=dataset(8), processing_class=tokenizer)
+        trainer.train()
+        for parameter in trainer.model.parameters() if args.ema_decay else ():  # far from the average
+            torch.nn.init.normal_(parameter, std=0.3)
+        trainer.save_repository(tmp_path / name)
+        return (tmp_path / name / "README.md").read_text().split("## Samples")[1].split("## Licence")[0]
+
+    tokenizer = build_byte_tokenizer()
+    card = share("averaged", random_model(len(tokenizer), LENGTH, std=0.3), ema_decay=0.999)
+    averaged = AutoModel.from_pretrained(tmp_path / "averaged")
+    assert card == share("plain", averaged, learning_rate=0.0)
+
+
+def test_the_average_follows_its_formula(tmp_path):
+    history = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            history.append(weights(model))
+
+    trainer = make_trainer(tmp_path, ema_decay=0.3, callbacks=[Record()])
+    average = weights(trainer.model)
+    trainer.train()
+    for step, new in enumerate(history, start=1):
+        decay = 0.0 if step == 1 else min(0.3, step / (9 + step))
+        average = decay * average + (1 - decay) * new
+    with trainer.ema_weights():
+        torch.testing.assert_close(weights(trainer.model), average, atol=1e-6, rtol=0)
+
+
+def test_a_checkpoint_appears_only_when_it_is_complete(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=4, ema_decay=0.5)
+
+    def disk_full(self, output_dir):
+        if self.state.global_step == 4:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(MD4Trainer, "_save_scaler", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = make_trainer(tmp_path, max_steps=4, ema_decay=0.5)
+    monkeypatch.undo()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4 and not list(tmp_path.glob(".checkpoint*"))
+
+
+def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        evaluation=dataset(8),
+        save_steps=1,
+        max_steps=5,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        **EVALUATE_EVERY_STEP,
+    )
+    trainer.train()
+    names = {path.name for path in tmp_path.glob("checkpoint-*")}
+    best = f"checkpoint-{trainer.state.best_global_step}"
+    assert len(names) == 2 and {best, "checkpoint-5"} <= names | {best}
+    assert Path(trainer.state.best_model_checkpoint) == tmp_path / best
+    recorded = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+    assert recorded["best_model_checkpoint"] == str(tmp_path / best)
+
+
+def test_the_best_model_is_loaded_with_its_average(tmp_path):
+    """A learning rate that ruins the model after the first step: the best is the first checkpoint."""
+    trainer = make_trainer(
+        tmp_path,
+        evaluation=dataset(16),
+        learning_rate=0.3,
+        ema_decay=0.5,
+        save_steps=1,
+        load_best_model_at_end=True,
+        **EVALUATE_EVERY_STEP,
+    )
+    trainer.train()
+    evaluations = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_metric == min(evaluations) < evaluations[-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
+def test_a_best_evaluation_without_a_checkpoint_does_not_end_the_run(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        evaluation=dataset(8),
+        save_steps=2,
+        max_steps=5,
+        save_total_limit=1,
+        **EVALUATE_EVERY_STEP,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 5 and list(tmp_path.glob("checkpoint-*"))
+
+
+def test_resuming_without_the_averaged_weights_is_an_error(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
+    trainer = make_trainer(tmp_path, max_steps=6, ema_decay=0.9)
+    with pytest.raises(FileNotFoundError, match="must hold the averaged weights in 'ema'"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path):
+    class PressCtrlC(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(tmp_path, max_steps=6, callbacks=[PressCtrlC()])
+    trainer.train()
+    assert trainer.interrupted and trainer.state.global_step == 3
+    assert signal.getsignal(signal.SIGINT) is handler
+    unbroken = make_trainer(tmp_path / "unbroken", max_steps=6)
+    unbroken.train()
+    resumed = make_trainer(tmp_path, max_steps=6)
+    resumed.train(resume_from_checkpoint=True)
+    assert not resumed.interrupted and torch.equal(weights(resumed.model), weights(unbroken.model))
+
+
+# The contract ---------------------------------------------------------------------------------------------------------
+
+
+def test_norms_and_biases_do_not_decay(tmp_path):
+    trainer = make_trainer(tmp_path, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
+    kept = {id(p) for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert id(parameter) in (decayed if parameter.ndim > 1 else kept), name
+
+
+def test_models_that_are_not_md4_are_left_to_trainer(tmp_path):
+    config = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    train = Dataset.from_dict({"input_ids": sequences(8).tolist(), "labels": sequences(8).tolist()})
+    trainer = MD4Trainer(
+        model=BertForMaskedLM(config),
+        args=training_arguments(tmp_path, max_steps=2),
+        train_dataset=train,
+        eval_dataset=train,
+    )
+    trainer.train()
+    assert "eval_loss" in trainer.evaluate() and "eval_bits_per_token" not in trainer.state.log_history[-1]
+
+
+def test_the_last_batch_of_an_epoch_may_be_short(tmp_path):
+    trainer = make_trainer(tmp_path, train=dataset(13), max_steps=-1, num_train_epochs=2)
+    trainer.train()
+    assert trainer.state.global_step == 4 and all(map(math.isfinite, losses(trainer)))
+
+
+def test_bf16_autocast_trains(tmp_path):
+    half, full = make_trainer(tmp_path / "a", bf16=True), make_trainer(tmp_path / "b")
+    half.train()
+    full.train()
+    assert losses(half) == pytest.approx(losses(full), rel=0.03)
+
+
+def test_the_model_card_tells_the_run(tmp_path):
+    trainer = make_trainer(tmp_path, evaluation=dataset(8), eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    trainer.create_model_card(data="eight sequences", samples=["abc"])
+    card = (tmp_path / "README.md").read_text()
+    last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    assert f"{last['eval_loss']:.4f}" in card and "eight sequences" in card and "abc" in card
+    assert "library_name: transformers" in card
+    for row in ("Optimizer steps | 4", "Sequences per step | 8", "Optimizer | adamw_torch_fused"):
+        assert f"| {row} |" in card
+
+
+@pytest.mark.parametrize("use_muon", [False, True])
+def test_the_card_names_the_optimizer_that_ran(tmp_path, use_muon):
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 1}
+    trainer = make_trainer(tmp_path, use_muon=use_muon, optim="sgd", **options)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert ("| Optimizer | Muon, AdamW " in card, "| Optimizer | sgd |" in card) == (use_muon, not use_muon)
+    assert "| Sequences per step | 6 |" in card
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
+        ({"eval_draws": 0}, "`eval_draws` must be >= 1, got 0"),
+        ({"card_samples": -1}, "`card_samples` must be >= 0, got -1"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0"),
+        ({"max_steps": 0}, "`max_steps` must be >= 1, or `num_train_epochs` > 0"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        training_arguments(tmp_path, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["eval_do_concat_batches", "average_tokens_across_devices"])
+def test_arguments_that_would_change_the_figures_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be True for an MD4 model, got False"):
+        make_trainer(tmp_path, **{name: False})
+
+
+@pytest.mark.parametrize("objective", ["md4", "genmd4"])
+def test_a_step_that_scores_nothing_changes_nothing(tmp_path, objective):
+    learned = {"masking_schedule": "poly", "learn_masking_schedule": True} if objective == "genmd4" else {}
+    rows = [{"input_ids": row.tolist(), "labels": [-100] * LENGTH} for row in sequences(16)]
+    model = random_model(VOCAB + 1, LENGTH, std=0.2, **learned)
+    before = weights(model)
+    trainer = make_trainer(tmp_path, model=model, train=Dataset.from_list(rows), weight_decay=0.0)
+    trainer.train()
+    assert trainer.state.global_step == 4 and trainer.state.num_input_tokens_seen == 0
+    assert torch.equal(weights(trainer.model), before)
+
+
+def test_tokens_are_counted_once_where_several_devices_have_their_number(tmp_path):
+    """With DataParallel, transformers repeats the number of items for each device."""
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.args._n_gpu = 2
+    trainer._uncounted_tokens, seen = 0, trainer.state.num_input_tokens_seen
+    batches, num_items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
+    assert num_items.shape == (2, 1)
+    trainer._count_tokens()
+    assert trainer.state.num_input_tokens_seen - seen == batches[0]["input_ids"].numel() == num_items[0]
+
+
+def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`compute_metrics` must be None for an MD4 model"):
+        MD4Trainer(model=tiny_model(), args=training_arguments(tmp_path), compute_metrics=len)
+    with pytest.raises(ValueError, match="`model_init` must be None for an MD4 model"):
+        MD4Trainer(args=training_arguments(tmp_path), model_init=tiny_model)
+    with pytest.raises(ValueError, match="as many tokens as the model has rows"):
+        MD4Trainer(model=tiny_model(), args=training_arguments(tmp_path), processing_class=build_byte_tokenizer())
+    with pytest.raises(ValueError, match="`args` must be MD4TrainingArguments, got NoneType"):
+        MD4Trainer(model=tiny_model())
+
+
+def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
+    documents = [[0] * 3 + [1] * (LENGTH - 3)] * 16
+    trainer = make_trainer(
+        tmp_path,
+        train=dataset(16, document_ids=documents),
+        evaluation=dataset(8, document_ids=documents[:8]),
+        max_steps=2,
+    )
+    seen = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((module.training, kwargs["document_ids"][0].tolist())),
+        with_kwargs=True,
+    )
+    trainer.train()
+    trainer.evaluate()
+    assert {training for training, _ in seen} == {True, False}
+    assert all(ids == documents[0] for _, ids in seen)
+
+
+def test_a_compiled_training_has_the_same_losses(tmp_path):
+    plain = make_trainer(tmp_path / "plain")
+    compiled = make_trainer(tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
+    bounds = []
+    compiled.model.register_forward_pre_hook(
+        lambda module, args, kwargs: bounds.append(kwargs.get("max_masked")), with_kwargs=True
+    )
+    for trainer in (plain, compiled):
+        trainer.train()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+    assert set(bounds) <= {8 * LENGTH} and bounds, "a bound that is the same at every step"
+
+
+def test_workers_of_a_preset_may_be_switched_off(tmp_path):
+    args = training_arguments(tmp_path, dataloader_num_workers=0, dataloader_persistent_workers=True)
+    assert not args.dataloader_persistent_workers
+
+
+@pytest.mark.parametrize("lengths", [[LENGTH] * 6, [3, 8, 1, 5, 8, 2]])
+def test_rows_reach_the_collator_as_tensors_and_give_the_batches_of_lists(tmp_path, lengths):
+    rows = [ids[:n].tolist() for ids, n in zip(sequences(6), lengths, strict=True)]
+    data = Dataset.from_dict({"input_ids": rows, "labels": rows, "num_characters": [1.5] * 6})
+    seen = []
+
+    class Recording(PaddingCollator):
+        def __call__(self, features):
+            seen.extend(features)
+            return super().__call__(features)
+
+    trainer = make_trainer(tmp_path, train=data, data_collator=Recording())
+    (batch,) = trainer.get_test_dataloader(data)
+    assert all(isinstance(row["input_ids"], torch.Tensor) for row in seen)
+    expected = PaddingCollator()(data.to_list())
+    assert sorted(batch.pop("noise_index").tolist()) == [*range(6)]
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], x) and batch[name].dtype == x.dtype for name, x in expected.items())

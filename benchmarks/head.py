@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from measuring import DEVICE, interleaved, machine, paired_ratio, publish
 from torch.nn.functional import linear_cross_entropy
 
-from md4_hf.core.masked_diffusion import linear_nelbo
+from md4_hf.core.linear_nelbo import linear_nelbo
 
 
 def variants(rows: int, hidden: int, vocab: int):

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from md4_hf import PRESETS, MD4Config, MD4ForMaskedDiffusion
-from md4_hf.core.masked_diffusion import LOGITS_AT_A_TIME_ELSEWHERE
+from md4_hf.core.linear_nelbo import LOGITS_AT_A_TIME_ELSEWHERE
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"

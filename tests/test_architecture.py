@@ -33,11 +33,12 @@ LIBRARIES = {
     "schedules": {"torch"},
     "masked_diffusion": {"torch"},
     "linear_nelbo": {"torch"},
-    "input_checks": {"torch", "transformers"},
+    "input_checks": {"torch"},
     "image_processing_md4": {"torch", "transformers", "numpy", "PIL"},
     "scheduling_masked_diffusion": {"torch", "diffusers"},
     "pipeline_inputs": {"torch", "transformers", "diffusers", "numpy", "PIL"},
     "pipeline_masked_diffusion": {"torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL"},
+    "remote_code": {"transformers"},
     "remote_pipeline": {"transformers", "diffusers"},
 }
 LIBRARIES_OF_A_NETWORK = {"torch", "transformers", "huggingface_hub"}
@@ -139,6 +140,12 @@ def test_portable_files_need_few_libraries(module):
 @pytest.mark.parametrize("module", PORTABLE)
 def test_portable_files_find_each_other(module):
     assert remote_code_errors(read(module)) == []
+
+
+def test_the_pipeline_that_is_saved_names_every_portable_file():
+    """diffusers copies only the files that the first one names; a causal model opens with the package alone."""
+    named = imports_of("core.remote_pipeline") | {"core.remote_pipeline", "core.modeling_md4_causal"}
+    assert named == set(PORTABLE)
 
 
 def test_the_map_has_every_module_once_and_its_diagram_shows_the_imports():

@@ -4,7 +4,7 @@
 import datasets
 import evaluate
 
-from md4_hf.evaluation.samples import token_entropy
+from md4_hf.evaluation.sample_statistics import token_entropy
 
 
 _DESCRIPTION = """

@@ -24,7 +24,7 @@ from md4_hf import (
 )
 from md4_hf.core.configuration_md4 import default_intermediate_size
 from md4_hf.core.masked_diffusion import top_p_logits
-from md4_hf.core.modeling_md4 import ACTIVATIONS, MD4RotaryEmbedding, apply_rotary, make_norm, time_embedding
+from md4_hf.core.modeling_md4_layers import ACTIVATIONS, MD4RotaryEmbedding, apply_rotary, make_norm, time_embedding
 from md4_hf.core.modeling_md4_unet import MD4DiT, MD4DiTLayer, MD4GroupNorm, position_table
 from md4_hf.hub.convert_md4 import FlaxParams, convert_dit, convert_dit_layer
 

@@ -11,9 +11,10 @@ from tiny import random_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-import md4_hf.core.masked_diffusion as masked_diffusion
-from md4_hf.core.masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats, linear_nelbo
-from md4_hf.core.modeling_md4 import MD4Head
+import md4_hf.core.linear_nelbo as linear_nelbo_module
+from md4_hf.core.linear_nelbo import linear_nelbo
+from md4_hf.core.masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats
+from md4_hf.core.modeling_md4_layers import MD4Head
 
 
 LENGTH, VOCAB = 16, 40
@@ -85,7 +86,7 @@ def lean_values(learned, target, weight):
 @pytest.mark.parametrize("rows", [0, 1, 7, 23])
 @pytest.mark.parametrize("rows_at_a_time", [1, 7, 1000])
 def test_values_and_gradients_are_those_of_the_logits(monkeypatch, genmd4, rows, rows_at_a_time):
-    monkeypatch.setitem(masked_diffusion.LOGITS_AT_A_TIME, "cpu", rows_at_a_time * VOCAB)
+    monkeypatch.setitem(linear_nelbo_module.LOGITS_AT_A_TIME, "cpu", rows_at_a_time * VOCAB)
     learned, target, weight = head_inputs(rows, genmd4=genmd4)
     differentiable = [x for x in learned if x is not None]
     expected = plain_values(learned, target, weight)
@@ -182,7 +183,7 @@ def test_ligers_kernel_gives_the_same():
     logits, target = torch.randn(5, VOCAB, device=device), torch.randint(MASK, (5,), device=device)
     logits[:, MASK] = -torch.inf
     log_mu = logits.log_softmax(-1)
-    nll, gradient = masked_diffusion.liger_nll_and_gradient(logits, target)
+    nll, gradient = linear_nelbo_module.liger_nll_and_gradient(logits, target)
     torch.testing.assert_close(nll, F.nll_loss(log_mu, target, reduction="none"))
     torch.testing.assert_close(gradient, log_mu.exp() - F.one_hot(target, VOCAB), atol=1e-6, rtol=1e-5)
 
@@ -242,7 +243,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["time", "genmd4"])
 def test_no_tensor_of_masked_tokens_times_vocabulary_exists(monkeypatch, kind):
     vocab, batch = 3000, 8
-    monkeypatch.setitem(masked_diffusion.LOGITS_AT_A_TIME, "cpu", 4 * vocab)
+    monkeypatch.setitem(linear_nelbo_module.LOGITS_AT_A_TIME, "cpu", 4 * vocab)
     model = random_model(vocab, LENGTH, std=0.02, **KINDS[kind]).train()
     x0 = torch.randint(vocab - 1, (batch, LENGTH))
     noise = (

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments, pipe
 from transformers.pipelines.base import PipelineException
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4Model, build_byte_tokenizer, build_text8_tokenizer
-from md4_hf.core.modeling_md4 import MD4Layer
+from md4_hf.core.modeling_md4_layers import MD4Layer
 
 
 VOCAB, LENGTH, WIDTH, HEADS, LAYERS = 28, 32, 32, 2, 2

@@ -27,7 +27,7 @@ from md4_hf import (
     nelbo_weight,
     reconstruction_nelbo,
 )
-from md4_hf.core.modeling_md4 import MD4Layer, MD4RotaryEmbedding, eager_attention_forward
+from md4_hf.core.modeling_md4_layers import MD4Layer, MD4RotaryEmbedding, eager_attention_forward
 
 
 SMALL = {

@@ -5,6 +5,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from clean_environment import link_packages, run_isolated
 from tiny import random_model
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
+import md4_hf
 from md4_hf import (
     MaskedDiffusionPipeline,
     MaskedDiffusionScheduler,
@@ -23,13 +25,18 @@ from md4_hf import (
 )
 
 
-MODEL_CODE = {"configuration_md4.py", "masked_diffusion.py", "modeling_md4.py", "modeling_md4_unet.py"}
-PIPELINE_CODE = {
-    "image_processing_md4.py",
-    "pipeline_masked_diffusion.py",
-    "remote_pipeline.py",
-    "scheduling_masked_diffusion.py",
-    *MODEL_CODE,
+CORE = Path(md4_hf.__file__).parent / "core"
+PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {"__init__.py", "modeling_md4_causal.py"}
+MODEL_CODE = {
+    "configuration_md4.py",
+    "input_checks.py",
+    "linear_nelbo.py",
+    "masked_diffusion.py",
+    "modeling_md4.py",
+    "modeling_md4_layers.py",
+    "modeling_md4_unet.py",
+    "remote_code.py",
+    "schedules.py",
 }
 
 

@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from md4_hf.evaluation.samples import checked_examples, generative_perplexity, token_entropy
+from md4_hf.evaluation.sample_statistics import token_entropy
+from md4_hf.evaluation.samples import checked_examples, generative_perplexity
 from md4_hf.objective.estimators import nelbo_metrics, ratio_with_stderr
 
 

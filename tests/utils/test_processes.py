@@ -19,7 +19,7 @@ from launching import run as launch
 
 from md4_hf import MD4TrainingArguments
 from md4_hf.cli import main
-from md4_hf.core.modeling_md4 import MD4Layer
+from md4_hf.core.modeling_md4_layers import MD4Layer
 from md4_hf.training.checkpoints import MANIFEST, commit, what_is_wrong
 from md4_hf.training.step_sampler import StepSampler
 from md4_hf.utils.processes import LOCK, RunLock, check_launch

@@ -10,160 +10,17 @@ likelihoods are in nats.
 from __future__ import annotations
 
 import functools
-import importlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast
 
 
 IGNORE_INDEX = -100
-MAX_POWER = 1e6  # of a schedule: far beyond, the weight of the loss is no float32
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Masking schedules (paper, section 2 and appendix on schedules)
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MaskingSchedule:
-    """A masking schedule `alpha_t = (1 - 2 eps) a_t + eps`, where `a_t` falls from 1 at t=0 to 0 at t=1.
-
-    Args:
-        eps: Distance that `alpha` keeps from 0 and 1, in [0, 0.5). It bounds the weight of the loss near t=0; 0 is the
-            exact schedule.
-    """
-
-    name: ClassVar[str] = ""
-    eps: float = 1e-4
-
-    def __post_init__(self):
-        _check_eps(self.eps)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """Probability that a token is unmasked at time `t`; `t` of any shape in [0, 1], result of the same shape."""
-        return (1.0 - 2.0 * self.eps) * self._a(t) + self.eps
-
-    def alpha_prime(self, t: Tensor) -> Tensor:
-        """Time derivative of `alpha`, at most 0; same shape as `t`."""
-        return (1.0 - 2.0 * self.eps) * self._a_prime(t)
-
-    def _a(self, t: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must define `_a`.")
-
-    def _a_prime(self, t: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must define `_a_prime`.")
-
-
-@dataclass(frozen=True)
-class LinearSchedule(MaskingSchedule):
-    """a_t = 1 - t."""
-
-    name: ClassVar[str] = "linear"
-
-    def _a(self, t: Tensor) -> Tensor:
-        return 1.0 - t
-
-    def _a_prime(self, t: Tensor) -> Tensor:
-        return -torch.ones_like(t)
-
-
-@dataclass(frozen=True)
-class CosineSchedule(MaskingSchedule):
-    """a_t = 1 - cos(pi/2 (1 - t))."""
-
-    name: ClassVar[str] = "cosine"
-
-    def _a(self, t: Tensor) -> Tensor:
-        return 1.0 - torch.cos(math.pi / 2.0 * (1.0 - t))
-
-    def _a_prime(self, t: Tensor) -> Tensor:
-        return -math.pi / 2.0 * torch.sin(math.pi / 2.0 * (1.0 - t))
-
-
-@dataclass(frozen=True)
-class PolynomialSchedule(MaskingSchedule):
-    """a_t = 1 - t^power, power in (0, 1e6]."""
-
-    name: ClassVar[str] = "poly"
-    power: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_power(self.power)
-
-    def _a(self, t: Tensor) -> Tensor:
-        return 1.0 - t**self.power
-
-    def _a_prime(self, t: Tensor) -> Tensor:
-        return -self.power * t ** (self.power - 1.0)
-
-
-@dataclass(frozen=True)
-class GeometricSchedule(MaskingSchedule):
-    """a_t = exp(-beta_min^(1-t) beta_max^t), the geometric schedule of the paper's appendix.
-
-    It meets its ends only nearly: a_0 = exp(-beta_min) and a_1 = exp(-beta_max).
-    """
-
-    name: ClassVar[str] = "geometric"
-    beta_min: float = 1e-5
-    beta_max: float = 20.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0.0 < self.beta_min < self.beta_max:
-            raise ValueError(f"`beta_min` and `beta_max` must be 0 < min < max, got {self.beta_min}, {self.beta_max}.")
-
-    def _beta_bar(self, t: Tensor) -> Tensor:
-        return self.beta_min ** (1.0 - t) * self.beta_max**t
-
-    def _a(self, t: Tensor) -> Tensor:
-        return torch.exp(-self._beta_bar(t))
-
-    def _a_prime(self, t: Tensor) -> Tensor:
-        beta_bar = self._beta_bar(t)
-        return -torch.exp(-beta_bar) * beta_bar * math.log(self.beta_max / self.beta_min)
-
-
-SCHEDULES: dict[str, type[MaskingSchedule]] = {
-    cls.name: cls for cls in (LinearSchedule, CosineSchedule, PolynomialSchedule, GeometricSchedule)
-}
-
-
-def make_schedule(name: str, *, power: float = 1.0, eps: float = 1e-4) -> MaskingSchedule:
-    """Turn the name of a masking schedule into the schedule.
-
-    Args:
-        name: "linear", "cosine", "poly" or "geometric".
-        power: Exponent of "poly"; the others do not use it.
-        eps: See `MaskingSchedule`.
-
-    Raises:
-        ValueError: For an unknown name, a power outside (0, 1e6] or an eps outside [0, 0.5).
-    """
-    if not (isinstance(name, str) and name in SCHEDULES):
-        raise ValueError(f"`masking_schedule` must be one of {sorted(SCHEDULES)}, got {name!r}.")
-    if name == PolynomialSchedule.name:
-        return PolynomialSchedule(eps=eps, power=power)
-    return SCHEDULES[name](eps=eps)
-
-
-def _check_eps(eps: float):
-    if not (isinstance(eps, Real) and 0.0 <= eps < 0.5):
-        raise ValueError(f"`eps` must be in [0, 0.5), got {eps!r}.")
-
-
-def _check_power(power: float):
-    if not (isinstance(power, Real) and power > 0.0):
-        raise ValueError(f"`power` must be > 0, got {power!r}.")
-    if power > MAX_POWER:
-        raise ValueError(f"`power` must be at most {MAX_POWER:g}, got {power}.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -199,19 +56,6 @@ def rescale_times(t: Tensor, first_time: float) -> Tensor:
     return (1.0 - first_time) * t + first_time
 
 
-def check_tensor(name: str, x: Any, kind: str):
-    """Raise a ValueError unless `x` is a tensor of this kind: "integers", "booleans" or "floating-point numbers"."""
-    found = "integers"
-    if not isinstance(x, Tensor):
-        found = type(x).__name__
-    elif x.dtype == torch.bool:
-        found = "booleans"
-    elif x.dtype.is_floating_point or x.dtype.is_complex:
-        found = "floating-point numbers"
-    if found != kind:
-        raise ValueError(f"`{name}` must be a tensor of {kind}, got {found}.")
-
-
 def corrupt(
     x0: Tensor,
     alpha_t: Tensor,
@@ -236,12 +80,7 @@ def corrupt(
         noise = torch.rand(x0.shape, generator=generator, device=device).to(x0.device)
     elif noise.shape != x0.shape:
         raise ValueError(f"`noise` must have the shape of `x0` {tuple(x0.shape)}, got {tuple(noise.shape)}.")
-    return torch.where(noise < _left_broadcast(alpha_t, x0.dim()), x0, mask_token_id)
-
-
-def _left_broadcast(value: Tensor, dim: int) -> Tensor:
-    """Append axes of length 1 until `value` has `dim` axes."""
-    return value.reshape(value.shape + (1,) * (dim - value.dim()))
+    return torch.where(noise < left_broadcast(alpha_t, x0.dim()), x0, mask_token_id)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -341,7 +180,7 @@ def token_nelbo(logits: Tensor, x0: Tensor, xt: Tensor, weight: Tensor, mask_tok
     target = torch.where(xt == mask_token_id, x0, IGNORE_INDEX)
     nll = cross_entropy_nats(logits.flatten(0, -2), target.flatten()).view_as(x0)
     # `where`, not a product: the weight is infinite at t=0 when eps=0.
-    return torch.where(target != IGNORE_INDEX, _left_broadcast(weight, x0.dim()) * nll, 0.0)
+    return torch.where(target != IGNORE_INDEX, left_broadcast(weight, x0.dim()) * nll, 0.0)
 
 
 def cross_entropy_nats(logits: Tensor, target: Tensor) -> Tensor:
@@ -365,72 +204,6 @@ def reconstruction_nelbo(schedule: MaskingSchedule, num_tokens: int | Tensor, vo
 # ----------------------------------------------------------------------------------------------------------------------
 # GenMD4: a masking schedule for each token, learned with the denoiser (paper, section on state-dependent schedules)
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-class TokenPolynomialSchedule(nn.Module):
-    """The masking schedules of GenMD4: (alpha_t)_i = 1 - (1 - eps) t^{w_i} for each token i, w = softplus(parameter).
-
-    A token with a large exponent w stays long and is generated early. alpha is 1 at t=0 and eps at t=1. Exponents and
-    probabilities are computed at least in float32.
-
-    Args:
-        num_tokens: Number of ids, the mask's included; its exponent is not used.
-        power: Initial exponent of every token, in (0, 1e6].
-        eps: Probability that a token is left at t=1, in [0, 0.5).
-    """
-
-    def __init__(self, num_tokens: int, power: float = 1.0, eps: float = 1e-4):
-        super().__init__()
-        if not (isinstance(num_tokens, Integral) and num_tokens >= 1):
-            raise ValueError(f"`num_tokens` must be an integer >= 1, got {num_tokens!r}.")
-        _check_power(power)
-        _check_eps(eps)
-        self.eps = eps
-        self.free_exponents = nn.Parameter(torch.full((num_tokens,), inverse_softplus(power)))
-
-    def resize(self, num_tokens: int, power: float):
-        """Keep the exponents of the first `num_tokens` ids; new ids start with the exponent `power`."""
-        old = self.free_exponents.data
-        new = old.new_full((num_tokens,), inverse_softplus(power))
-        kept = min(num_tokens, len(old))
-        new[:kept] = old[:kept]
-        self.free_exponents = nn.Parameter(new)
-
-    def forward(self) -> Tensor:
-        """The exponents: as a call of the module, for hooks that bring weights from where they are offloaded to."""
-        free = self.free_exponents
-        return F.softplus(free if free.dtype == torch.float64 else free.float())
-
-    @property
-    def exponents(self) -> Tensor:
-        """w, `(num_tokens,)`, positive."""
-        return self()
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """Probability that each token is unmasked at `t`: times of any shape in [0, 1] -> `(*t.shape, num_tokens)`."""
-        return 1.0 - (1.0 - self.eps) * t[..., None] ** self.exponents.to(t.device)
-
-    def alpha_prime(self, t: Tensor) -> Tensor:
-        """Time derivative of `alpha`, same shape."""
-        exponents = self.exponents.to(t.device)
-        return -(1.0 - self.eps) * exponents * t[..., None] ** (exponents - 1.0)
-
-    def alpha_of(self, t: Tensor, tokens: Tensor) -> Tensor:
-        """Probability that each of `tokens` `(batch, ...)` is unmasked at its example's time `(batch,)`."""
-        return 1.0 - (1.0 - self.eps) * _left_broadcast(t, tokens.dim()) ** self.exponents.to(t.device)[tokens]
-
-    def unmask_probabilities(self, t: Tensor, s: Tensor) -> Tensor:
-        """r_j = (alpha_s - alpha_t)_j / (1 - alpha_t)_j = 1 - (s/t)^{w_j}, in float64: `(*t.shape, num_tokens)`.
-
-        A masked position becomes token j with probability r_j mu_j between `t` and `s` <= `t`.
-        """
-        ratio = (s.double() / t.double())[..., None]
-        return 1.0 - ratio ** self.exponents.to(ratio)
-
-
-def inverse_softplus(value: float) -> float:
-    """x with log(1 + exp(x)) = value, for value > 0."""
-    return value + math.log(-math.expm1(-value))
 
 
 def genmd4_cross_entropy_nats(logits: Tensor, target: Tensor, exponents: Tensor) -> Tensor:
@@ -467,7 +240,7 @@ def genmd4_token_nelbo(
     """
     target = torch.where(xt == mask_token_id, x0, IGNORE_INDEX)
     value = genmd4_cross_entropy_nats(logits.flatten(0, -2), target.flatten(), exponents).view_as(x0)
-    return value / _left_broadcast(t, x0.dim())
+    return value / left_broadcast(t, x0.dim())
 
 
 def genmd4_reconstruction_nelbo(
@@ -505,7 +278,7 @@ def log_forward_probability(
     """
     scored = x0 != IGNORE_INDEX
     x0 = torch.where(scored, x0, 0)
-    t = _left_broadcast(t, x0.dim())
+    t = left_broadcast(t, x0.dim())
     log_masked = math.log1p(-schedule.eps) + schedule.exponents.to(x0.device)[x0] * t.log()
     log_q = torch.where(xt == mask_token_id, log_masked, torch.log1p(-log_masked.exp()))
     return torch.where(scored, log_q, 0.0)
@@ -535,229 +308,6 @@ def rloo_surrogate(losses: Tensor, log_probabilities: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The loss from the hidden states, by pieces of the logits that live only for a moment
-# ----------------------------------------------------------------------------------------------------------------------
-
-# Logits that exist at a time: on the CPU what its caches and memory bandwidth like, elsewhere what keeps it busy.
-LOGITS_AT_A_TIME = {"cpu": 2**24}
-LOGITS_AT_A_TIME_ELSEWHERE = 2**26
-
-
-def linear_nelbo(
-    hidden_states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_weight: Tensor,
-    mask_token_id: int,
-    exponents: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Diffusion part of the NELBO of masked positions from their hidden states, without all their logits in memory.
-
-    The value of a row is `row_weight` times `cross_entropy_nats` (with `exponents`, `genmd4_cross_entropy_nats`) of the
-    logits `hidden_states weight^T + bias`, the mask's column left out. The logits are made for a few rows at a time and
-    turned into gradients on the spot; under autocast the products are in its precision, all else is in float32.
-
-    The gradient of the sum costs nothing more; that of single values runs the head once more. There is no second
-    derivative.
-
-    Args:
-        hidden_states: `(rows, hidden)`.
-        weight: `(vocab, hidden)`, the head's.
-        bias: `(vocab,)`, or None.
-        target: `(rows,)` clean ids.
-        row_weight: `(rows,)` weights; carries no gradient.
-        mask_token_id: The mask id m.
-        exponents: `(vocab,)` w of GenMD4.
-
-    Returns:
-        The sum of the values `()`, and the values `(rows,)`, at least float32.
-    """
-    device_type = hidden_states.device.type
-    dtype = hidden_states.dtype
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-    needs_gradient = [
-        torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_states, weight, bias, exponents)
-    ]
-    total, values, *_ = torch.ops.md4_hf.linear_nelbo(
-        hidden_states, weight, bias, target, row_weight.detach(), exponents, mask_token_id, dtype, needs_gradient
-    )
-    return total, values
-
-
-def _linear_nelbo(
-    hidden_states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_weight: Tensor,
-    exponents: Tensor | None,
-    mask_token_id: int,
-    dtype: torch.dtype,
-    needs_gradient: list[bool],
-) -> tuple[Tensor, ...]:
-    """What `linear_nelbo` gives, and the gradients of the sum in its four parameters (empty where not needed)."""
-    outputs = _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
-    _, values, *gradients = outputs
-    at_a_time = LOGITS_AT_A_TIME.get(hidden_states.device.type, LOGITS_AT_A_TIME_ELSEWHERE)
-    with torch.autocast(hidden_states.device.type, enabled=False), torch.no_grad():
-        head, head_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        size = max(at_a_time // len(weight), 1)
-        for start in range(0, len(target), size):
-            part = slice(start, start + size)
-            row = hidden_states[part].to(dtype)
-            logits = F.linear(row, head, head_bias).to(values.dtype)
-            logits[:, mask_token_id] = -torch.inf
-            scale = row_weight[part].to(values.dtype)
-            value, d_logits, d_exponents = _value_and_gradients(
-                logits, target[part], exponents, scale, any(needs_gradient)
-            )
-            values[part] = scale * value
-            if d_logits is not None:
-                _add_gradients(gradients, part, row, head, d_logits, d_exponents, scale)
-    return values.sum(), *outputs[1:]
-
-
-def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[bool]) -> tuple[Tensor, ...]:
-    """Sum, values and gradients, in the precision of the logits: at least float32, like sums over many rows."""
-    precision = torch.promote_types(hidden_states.dtype, torch.float32)
-    values = hidden_states.new_zeros(hidden_states.shape[0], dtype=precision)
-    parameters = (hidden_states, weight, bias, exponents)
-    shapes = [x.shape if needed else (0,) for x, needed in zip(parameters, needs_gradient, strict=True)]
-    gradients = [hidden_states.new_zeros(shape, dtype=precision) for shape in shapes]
-    return hidden_states.new_empty((), dtype=precision), values, *gradients
-
-
-def _value_and_gradients(
-    logits: Tensor, target: Tensor, exponents: Tensor | None, row_weight: Tensor, needs_gradient: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Values of rows, their gradients in the logits, and that of their weighted sum in the exponents.
-
-    The logits are overwritten.
-    """
-    if exponents is None:
-        if needs_gradient:
-            return *nll_and_gradient(logits, target), None
-        return F.cross_entropy(logits, target, reduction="none"), None, None
-    log_mu = F.log_softmax(logits, dim=-1)
-    nll = -log_mu.gather(-1, target[:, None]).squeeze(-1)
-    mu, w = log_mu.exp_(), exponents.to(log_mu.dtype)
-    mean_exponent, own = mu @ w, w[target]
-    value = own * (nll - 1.0) + mean_exponent
-    if not needs_gradient:
-        return value, None, None
-    d_exponents = (row_weight @ mu).index_add_(0, target, row_weight * (nll - 1.0))
-    # d value / d logit_j = w_x (mu_j - [j = x]) + mu_j (w_j - sum_v w_v mu_v)
-    d_logits = mu.mul_(w + (own - mean_exponent)[:, None]).scatter_add_(-1, target[:, None], -own[:, None])
-    return value, d_logits, d_exponents
-
-
-def nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """-log mu of the target, `(rows,)`, and its gradient mu - [j = target] in the logits, which are overwritten.
-
-    This is the place where it is chosen how: by Liger's fused kernel on a GPU where that is installed, else by torch.
-    """
-    if logits.device.type == "cuda" and liger_cross_entropy() is not None:
-        return liger_nll_and_gradient(logits, target)
-    log_mu = F.log_softmax(logits, dim=-1)
-    nll = -log_mu.gather(-1, target[:, None]).squeeze(-1)
-    return nll, log_mu.exp_().scatter_add_(-1, target[:, None], -torch.ones_like(nll)[:, None])
-
-
-@functools.cache
-def liger_cross_entropy() -> Callable | None:
-    """The kernel of liger-kernel, if that is installed."""
-    try:  # by name: tools that read this file for what it needs would ask for an optional library
-        return importlib.import_module("liger_kernel.ops.cross_entropy").cross_entropy_forward
-    except ImportError:
-        return None
-
-
-def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """`nll_and_gradient` by Liger's kernel, which leaves the gradient in the place of the logits."""
-    options: dict[str, Any] = {"weight": None, "ignore_index": IGNORE_INDEX, "reduction": "none", "softcap": None}
-    options |= {"lse_square_scale": 0.0, "label_smoothing": 0.0, "return_z_loss": False}
-    nll, *_ = liger_cross_entropy()(logits.requires_grad_(), target, **options)
-    return nll, logits.detach()
-
-
-def _add_gradients(
-    gradients: list[Tensor],
-    part: slice,
-    row: Tensor,
-    head: Tensor,
-    d_logits: Tensor,
-    d_exponents: Tensor | None,
-    row_weight: Tensor,
-):
-    """Add what some rows give to the gradients in hidden states, weight, bias and exponents."""
-    d_hidden, d_weight, d_bias, d_schedule = gradients
-    products = d_logits.to(row.dtype)
-    if d_hidden.numel():
-        d_hidden[part] = row_weight[:, None] * (products @ head)
-    if d_weight.numel() and row.dtype == d_weight.dtype:
-        d_weight.addmm_(products.T, row_weight[:, None] * row)
-    elif d_weight.numel():
-        largest = row_weight.abs().max().clamp(min=1e-30)  # weights reach 1/eps, and 16-bit floats perhaps not
-        product = products.T @ ((row_weight / largest)[:, None] * row).to(row.dtype)
-        d_weight += largest * product.to(d_weight.dtype)
-    if d_bias.numel():
-        d_bias += row_weight @ d_logits
-    if d_schedule.numel():
-        d_schedule += d_exponents
-
-
-def _fake_linear_nelbo(
-    hidden_states, weight, bias, target, row_weight, exponents, mask_token_id, dtype, needs_gradient
-) -> tuple[Tensor, ...]:
-    """The shapes of `_linear_nelbo`, for tracing."""
-    return _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
-
-
-def _save_for_backward(ctx, inputs, output):
-    hidden_states, weight, bias, target, row_weight, exponents, *ctx.options = inputs
-    _, _, *gradients = output
-    ctx.save_for_backward(hidden_states, weight, bias, target, row_weight, exponents, *gradients)
-    ctx.set_materialize_grads(False)
-
-
-def _linear_nelbo_backward(ctx, d_sum: Tensor | None, d_values: Tensor | None, *of_gradients: Tensor | None):
-    """Gradients in the inputs of `_linear_nelbo`. Those of the sum are there already."""
-    if any(x is not None for x in of_gradients):
-        raise NotImplementedError("`linear_nelbo` has no second derivative: use logits (`output_logits=True`).")
-    *inputs, d_hidden, d_weight, d_bias, d_schedule = ctx.saved_tensors
-    gradients, scale = (d_hidden, d_weight, d_bias, d_schedule), d_sum
-    if d_values is not None:
-        hidden_states, weight, bias, target, row_weight, exponents = inputs
-        row_weight = row_weight * (d_values if d_sum is None else d_values + d_sum)
-        _, _, *gradients = torch.ops.md4_hf.linear_nelbo(
-            hidden_states, weight, bias, target, row_weight, exponents, *ctx.options
-        )
-        scale = 1.0
-    parameters = (inputs[0], inputs[1], inputs[2], inputs[5])
-    d_hidden, d_weight, d_bias, d_schedule = (
-        (scale * gradient).to(x.dtype) if needed else None
-        for x, gradient, needed in zip(parameters, gradients, ctx.options[-1], strict=True)
-    )
-    return d_hidden, d_weight, d_bias, None, None, d_schedule, None, None, None
-
-
-# This file may be there twice, as a module of the package and as the code that a model carries: the first one counts.
-if not hasattr(torch.ops.md4_hf, "linear_nelbo"):
-    _operator = torch.library.custom_op(
-        "md4_hf::linear_nelbo",
-        _linear_nelbo,
-        mutates_args=(),
-        schema="(Tensor hidden_states, Tensor weight, Tensor? bias, Tensor target, Tensor row_weight, "
-        "Tensor? exponents, int mask_token_id, ScalarType dtype, bool[] needs_gradient) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    )
-    _operator.register_fake(_fake_linear_nelbo)
-    _operator.register_autograd(_linear_nelbo_backward, setup_context=_save_for_backward)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # The reverse process, and its score and Markov chain views
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -781,7 +331,7 @@ def reverse_probabilities(logits: Tensor, unmask_probability: Tensor, mask_token
         mask_token_id: The mask id; its column of the table is the probability of staying masked.
     """
     mu = denoiser_probabilities(logits, mask_token_id)
-    r = _left_broadcast(unmask_probability.double(), mu.dim())
+    r = left_broadcast(unmask_probability.double(), mu.dim())
     stay = F.one_hot(torch.tensor(mask_token_id, device=mu.device), mu.shape[-1]).to(mu.dtype)
     return r * mu + (1.0 - r) * stay
 
@@ -812,7 +362,7 @@ def score_from_mean(mean: Tensor, alpha_t: Tensor) -> Tensor:
         mean: `(batch, ..., vocab)` denoiser probabilities mu.
         alpha_t: `(batch,)` or a scalar.
     """
-    return _left_broadcast(alpha_t / (1.0 - alpha_t), mean.dim()) * mean
+    return left_broadcast(alpha_t / (1.0 - alpha_t), mean.dim()) * mean
 
 
 def mean_from_score(score: Tensor, alpha_t: Tensor) -> Tensor:
@@ -822,7 +372,7 @@ def mean_from_score(score: Tensor, alpha_t: Tensor) -> Tensor:
         score: `(batch, ..., vocab)`, >= 0.
         alpha_t: `(batch,)` or a scalar, in (0, 1).
     """
-    return _left_broadcast((1.0 - alpha_t) / alpha_t, score.dim()) * score
+    return left_broadcast((1.0 - alpha_t) / alpha_t, score.dim()) * score
 
 
 def forward_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:

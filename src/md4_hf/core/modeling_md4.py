@@ -7,10 +7,8 @@ Source: Shi et al., arXiv:2406.04329, and the official implementation's network,
 import json
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -23,10 +21,7 @@ from transformers.masking_utils import (
     create_causal_mask,
     packed_sequence_mask_function,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import (
     CONFIG_NAME,
@@ -42,21 +37,26 @@ from transformers.utils.hub import resolve_revision
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_md4 import MD4Config
+from .input_checks import (
+    can_check_values,
+    check_image,
+    check_left_out,
+    check_num_items,
+    check_per_example,
+    check_range,
+    check_shape,
+    check_tensor,
+    check_tokens,
+)
 from .masked_diffusion import (
     IGNORE_INDEX,
-    MaskingSchedule,
-    TokenPolynomialSchedule,
-    check_tensor,
     corrupt,
     cross_entropy_nats,
     discretize_times,
     genmd4_cross_entropy_nats,
     genmd4_reconstruction_nelbo,
     genmd4_token_nelbo,
-    inverse_softplus,
-    linear_nelbo,
     log_forward_probability,
-    make_schedule,
     nelbo_weight,
     reconstruction_nelbo,
     rescale_times,
@@ -64,29 +64,33 @@ from .masked_diffusion import (
     stratified_times,
     token_nelbo,
 )
-from .modeling_md4_unet import MD4DiT, MD4ImageHead, MD4ResnetBlock, MD4UNet, make_norm, modulate, position_table
+from .modeling_md4_layers import (
+    ACTIVATIONS,
+    MD4Attention,
+    MD4Conditioning,
+    MD4Head,
+    MD4Layer,
+    MD4Modulation,
+    MD4RotaryEmbedding,
+    at_rows,
+    make_norm,
+    modulate,
+    of_examples,
+)
+from .modeling_md4_unet import MD4DiT, MD4ImageHead, MD4ResnetBlock, MD4UNet, position_table
+from .remote_code import copy_code
+from .schedules import MaskingSchedule, TokenPolynomialSchedule, inverse_softplus, make_schedule
 
 
 logger = logging.get_logger(__name__)
 
 # Standard deviation of a standard normal cut at +-2: what a truncated normal has to be divided by (as in JAX).
 TRUNCATED_NORMAL_STD = 0.87962566103423978
-TIME_SCALE = 1000.0
-MAX_PERIOD = 10000.0
-FLEX_CPU_HEAD_DIM = 24  # of narrower heads, flex attention on a CPU may read keys past the last (torch 2.13)
 GENMD4_COPIES = 2  # noised copies of an example that a training step of GenMD4 draws by itself
 
-# What is saved beside a model, to open it where this package is not installed.
-REMOTE_CODE_FILES = ("configuration_md4.py", "masked_diffusion.py", "modeling_md4.py", "modeling_md4_unet.py")
 # Arguments of the forward that images do not have.
 TEXT_ARGUMENTS = ("attention_mask", "position_ids", "inputs_embeds", "document_ids", "past_key_values")
 HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr", "tags")
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "glu": torch.sigmoid,
-    "swiglu": F.silu,
-    "geglu": lambda x: F.gelu(x, approximate="tanh"),
-}
 
 
 @dataclass
@@ -117,319 +121,6 @@ class MaskedDiffusionOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     nelbo: torch.FloatTensor | None = None
     reconstruction_nelbo: torch.FloatTensor | None = None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Conditioning
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def time_embedding(t: Tensor, size: int) -> Tensor:
-    """Sinusoidal embedding of 1000 t, sines first: `(batch,)` -> `(batch, size)` in float32.
-
-    The frequencies run from 1 to 1/10000 over `size // 2` steps; an odd size gets one zero at the end.
-    """
-    half = size // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
-    phase = TIME_SCALE * t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
-    embedding = torch.cat([phase.sin(), phase.cos()], dim=-1)
-    return F.pad(embedding, (0, size % 2))
-
-
-class MD4Conditioning(nn.Module):
-    """Conditioning vector of an example: an MLP of its time (and class) embedding, or its class embedding alone."""
-
-    def __init__(self, config: MD4Config):
-        super().__init__()
-        self.config = config
-        size = config.conditioning_size
-        if config.num_classes is not None:
-            num_rows = config.num_classes + (config.null_class is not None)
-            self.class_embedding = nn.Embedding(num_rows, size)
-        if config.time_conditioning:
-            in_features = size if config.num_classes is None else 2 * size
-            self.dense_in = nn.Linear(in_features, 4 * size)
-            self.dense_out = nn.Linear(4 * size, size)
-
-    def forward(self, timesteps: Tensor | None, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """`(batch,)` times and class labels, each if the model uses it -> `(batch, conditioning_size)` of `dtype`."""
-        features = []
-        if self.config.time_conditioning:
-            # Not the weight's dtype: that of a quantised layer is an integer's.
-            features.append(time_embedding(timesteps, self.config.conditioning_size).to(dtype))
-        if self.config.num_classes is not None:
-            features.append(self.class_embedding(class_labels))
-        features = torch.cat(features, dim=-1)
-        if self.config.time_conditioning:
-            features = self.dense_out(F.silu(self.dense_in(features)))
-        return features
-
-
-class MD4Modulation(nn.Module):
-    """What all blocks and the output are shifted, scaled and gated with, in one product with the conditioning."""
-
-    def __init__(self, config: MD4Config):
-        super().__init__()
-        # Shift, scale and gate before attention and before the feed-forward of each block; at the output no gate.
-        self.widths = [6 * config.hidden_size] * config.num_hidden_layers + [2 * config.hidden_size]
-        self.dense = nn.Linear(config.conditioning_size, sum(self.widths))
-        self.dense.init_scale = 0.0 if config.modulation == "adaln_zero" else 1.0
-
-    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
-        """Activated `(batch, conditioning_size)` -> `(batch, 1, 6 hidden)` per block, last `(batch, 1, 2 hidden)`."""
-        return self.dense(conditioning)[:, None].split(self.widths, dim=-1)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Attention and feed-forward
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class MD4RotaryEmbedding(nn.Module):
-    """Angles of the rotary embedding, in float32."""
-
-    def __init__(self, config: MD4Config):
-        super().__init__()
-        self.config = config
-        self.max_seq_len_cached = config.max_position_embeddings
-        self.original_max_seq_len = config.max_position_embeddings
-        self.rope_type = config.rope_parameters["rope_type"]
-        rope_init = self.compute_default_rope_parameters
-        try:
-            if self.rope_type != "default":
-                rope_init = ROPE_INIT_FUNCTIONS[self.rope_type]
-            inv_freq, self.attention_scaling = rope_init(config)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"`rope_parameters` must be those of a rotary embedding, got {config.rope_parameters}: {error!r}."
-            ) from error
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        """Follow the model to its device, but stay in float32: a rounded frequency turns far positions wrongly."""
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            after = getattr(self, name)
-            if after.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(after.device))
-        return self
-
-    @staticmethod
-    def compute_default_rope_parameters(config: MD4Config, device=None, seq_len=None) -> tuple[Tensor, float]:
-        """Inverse frequencies theta^(-2k / head_dim), k = 0 .. head_dim/2 - 1, and the (unused) scaling 1."""
-        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
-        return 1.0 / config.rope_parameters["rope_theta"] ** exponent, 1.0
-
-    @torch.no_grad()
-    @dynamic_rope_update
-    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
-        """Cosines and sines `(batch, length, head_dim / 2, 2)` for the positions `(batch, length)`."""
-        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float32)
-        return torch.stack([angles.cos(), angles.sin()], dim=-1) * self.attention_scaling
-
-
-def apply_rotary(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the pairs (2k, 2k+1) of queries or keys by their position's angles, in float32.
-
-    Args:
-        x: `(batch, length, ..., head_dim)`.
-        rotation: What `MD4RotaryEmbedding` gives, `(batch, length, head_dim / 2, 2)`.
-    """
-    pairs = x.float().unflatten(-1, (-1, 2))
-    rotation = rotation.reshape(*rotation.shape[:2], *(1,) * (x.dim() - 3), *rotation.shape[2:])
-    if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    else:  # the compiler writes no kernels for complex numbers
-        (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
-        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """Plain attention, with its probabilities; the signature is that of transformers' attention functions."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
-    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
-
-
-def for_flex_attention_on_a_cpu(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What torch's kernel for CPUs does not get wrong: the same attention, from wide enough heads and from no views.
-
-    In a compiled model, the kernel reads a view from where its storage begins; of a single position, `contiguous` would
-    leave the view as it is.
-    """
-    query, key, value = (x.clone(memory_format=torch.contiguous_format) for x in (query, key, value))
-    missing = FLEX_CPU_HEAD_DIM - query.shape[-1]
-    if missing > 0:
-        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))  # zeros add nothing to the scores
-    return query, key, value
-
-
-class MD4Attention(nn.Module):
-    """Self-attention with rotary positions and no biases; bidirectional unless the configuration is causal."""
-
-    def __init__(self, config: MD4Config, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.scaling = config.head_dim**-0.5
-        self.is_causal = config.is_causal
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        rotation: Tensor,
-        rows: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`(batch, length, hidden)` -> the same, and the attention probabilities where the backend has them.
-
-        With flat indices `rows`, the output is of these positions only, `(rows, hidden)`.
-        """
-        batch, length, _ = hidden_states.shape
-        qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)
-        to_rotate, value = qkv.split((2, 1), dim=2)
-        query, key = apply_rotary(to_rotate, rotation).permute(2, 0, 3, 1, 4).unbind(0)
-        value = value.squeeze(2).transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        implementation = self.config._attn_implementation
-        if implementation == "flex_attention" and query.device.type == "cpu":
-            query, key, value = for_flex_attention_on_a_cpu(query, key, value)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        output, probabilities = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        output = output.reshape(batch, length, -1)
-        return self.o_proj(at_rows(output, rows)), probabilities
-
-
-class MD4MLP(nn.Module):
-    """Gated feed-forward: down(activation(gate(x)) * up(x))."""
-
-    def __init__(self, config: MD4Config):
-        super().__init__()
-        self.activation = ACTIVATIONS[config.mlp_type]
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        for linear in (self.gate_up_proj, self.down_proj):
-            linear.init_scale = 2.0 / config.num_hidden_layers if config.depth_scaled_init else 1.0
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(batch, length, hidden)` -> the same."""
-        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-        return self.down_proj(self.activation(gate) * up)
-
-
-class MD4Layer(GradientCheckpointingLayer):
-    """Transformer block, modulated by a conditioning vector if the model has one.
-
-    With conditioning: x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward. Without:
-    x + f(RMSNorm(x)).
-    """
-
-    def __init__(self, config: MD4Config, layer_idx: int):
-        super().__init__()
-        self.attention_norm = make_norm(config)
-        self.attention = MD4Attention(config, layer_idx)
-        self.mlp_norm = make_norm(config)
-        self.mlp = MD4MLP(config)
-        # One draw per (example, channel), shared by all positions: Dropout1d over (batch, channels, length).
-        self.residual_dropout = nn.Dropout1d(config.residual_dropout)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        modulation: Tensor | None,
-        attention_mask: Tensor | None = None,
-        rotation: Tensor | None = None,
-        rows: Tensor | None = None,
-        **kwargs,
-    ) -> Tensor:
-        """`(batch, length, hidden)`, and the block's modulation `(batch, 1, 6 hidden)` -> the former's shape.
-
-        With flat indices `rows`, only these positions are gone on with after the attention: `(rows, hidden)`.
-        `attention_mask`, `rotation` and `kwargs` go to the attention.
-        """
-        whole = hidden_states
-
-        def attend(x: Tensor) -> Tensor:
-            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0], whole, rows)
-
-        def feed(x: Tensor) -> Tensor:
-            return self._drop(self.mlp(x), whole, rows)
-
-        if modulation is None:
-            attended = attend(self.attention_norm(hidden_states))
-            hidden_states = at_rows(hidden_states, rows) + attended
-            return hidden_states + feed(self.mlp_norm(hidden_states))
-        shift, scale = modulation[..., : 2 * hidden_states.shape[-1]].chunk(2, dim=-1)
-        attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
-        others = of_examples(modulation[..., 2 * hidden_states.shape[-1] :], hidden_states, rows)
-        gate_a, shift_m, scale_m, gate_m = others.chunk(4, dim=-1)
-        hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
-        fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
-        return torch.addcmul(hidden_states, gate_m, fed)
-
-    def _drop(self, x: Tensor, whole: Tensor, rows: Tensor | None) -> Tensor:
-        if self.residual_dropout.p == 0.0 or not self.training:
-            return x
-        batch, _, channels = whole.shape
-        kept = self.residual_dropout(x.new_ones(batch, channels, 1)).transpose(1, 2)
-        return x * of_examples(kept, whole, rows)
-
-
-def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """`(batch, length, ...)` at flat indices `(rows,)`: `(rows, ...)`; without indices as it is."""
-    return x if rows is None else x.flatten(0, 1).index_select(0, rows.to(x.device))
-
-
-def of_examples(x: Tensor, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-    """`(batch, 1, width)` at the examples that the flat indices `rows` of positions belong to, `(rows, width)`."""
-    return x if rows is None else x.squeeze(1).index_select(0, (rows // hidden_states.shape[1]).to(x.device))
-
-
-class MD4Head(nn.Linear):
-    """Hidden states to logits, or at once to the loss, without the logits of all positions in memory."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        target: Tensor | None = None,
-        row_weight: Tensor | None = None,
-        mask_token_id: int | None = None,
-        exponents: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits `(..., vocab)`; with a target, what `linear_nelbo` gives for rows `(rows, hidden)`."""
-        if target is None:
-            return super().forward(hidden_states)
-        return linear_nelbo(hidden_states, self.weight, self.bias, target, row_weight, mask_token_id, exponents)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -469,8 +160,7 @@ class MD4PreTrainedModel(PreTrainedModel):
             return
         # An adapter has neither configuration nor code; a causal model opens with this package alone.
         if self._auto_map and Path(save_directory, CONFIG_NAME).is_file():
-            for name in REMOTE_CODE_FILES:
-                shutil.copyfile(Path(__file__).with_name(name), Path(save_directory, name))
+            copy_code(__file__, save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id, **hub)
 
@@ -1205,79 +895,3 @@ def indices_of(is_chosen: Tensor, at_most: int | None) -> Tensor | None:
 def fold_copies(x: Tensor, copies: int | None) -> Tensor:
     """`(batch * copies, ...)` -> `(batch, copies, ...)`; as it is without copies."""
     return x if copies is None else x.unflatten(0, (-1, copies))
-
-
-def can_check_values(x: Tensor) -> bool:
-    """Whether reading the values of `x` is free: on the CPU, and not while a graph is traced."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-
-
-def check_range(name: str, x: Tensor, largest: int):
-    """Raise a ValueError unless all values of `x` lie in [0, largest]."""
-    if not can_check_values(x) or x.numel() == 0:
-        return
-    low, high = (value.item() for value in x.aminmax())
-    if not (low >= 0 and high <= largest):
-        raise ValueError(f"`{name}` must be in [0, {largest}], got values from {low} to {high}.")
-
-
-def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None):
-    """Raise a ValueError unless exactly one is given, and as a tensor of the right kind."""
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-    if input_ids is not None:
-        name, x, kind = "input_ids", input_ids, "integers"
-    else:
-        name, x, kind = "inputs_embeds", inputs_embeds, "floating-point numbers"
-    check_tensor(name, x, kind)
-    if not x.numel():
-        raise ValueError(f"`{name}` must hold at least one token, got shape {tuple(x.shape)}.")
-
-
-def check_shape(name: str, x: Tensor, *allowed: Iterable[int | None]):
-    """Raise a ValueError unless `x` is a tensor of one of these shapes, in which None stands for any length."""
-    shapes = [tuple(shape) for shape in allowed]
-    found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-    if not isinstance(x, Tensor) or not any(
-        len(shape) == x.dim() and all(n in (None, m) for n, m in zip(shape, found, strict=True)) for shape in shapes
-    ):
-        raise ValueError(f"`{name}` must have shape {' or '.join(map(str, shapes))}, got {found}.")
-
-
-def check_image(input_ids: Tensor, config: MD4Config):
-    """Raise a ValueError unless the network can take images of this shape."""
-    channels = config.num_channels
-    if config.backbone == "uvit":  # it has a position embedding
-        check_shape("input_ids", input_ids, (None, *config.sample_shape))
-    check_shape("input_ids", input_ids, (None, channels, None, None))
-    multiple = 2 ** (len(config.channel_multipliers) - 1)
-    if any(size % multiple for size in input_ids.shape[2:]):
-        raise ValueError(
-            f"`input_ids` must have a height and width that are multiples of {multiple}, got {tuple(input_ids.shape)}."
-        )
-
-
-def check_left_out(names: Iterable[str], values: Iterable[object]):
-    """Raise a ValueError if one of these arguments is given."""
-    for name, value in zip(names, values, strict=True):
-        if value is not None:
-            raise ValueError(f"`{name}` must be None for images, got {type(value).__name__}.")
-
-
-def check_num_items(num_items: Tensor | int | None):
-    """Raise a ValueError unless it is None or a positive number, of which a tensor's sign is seen on the CPU only."""
-    if num_items is None:
-        return
-    is_number = num_items.numel() == 1 if isinstance(num_items, Tensor) else isinstance(num_items, Real)
-    is_seen = not isinstance(num_items, Tensor) or can_check_values(num_items)
-    if not is_number or (is_seen and not 0 < num_items < math.inf):
-        raise ValueError(f"`num_items_in_batch` must be a number > 0, got {num_items!r}.")
-
-
-def check_per_example(name: str, x: Tensor | None, batch: int, reason: str):
-    """Raise a ValueError unless `x` is given and has shape `(batch,)`."""
-    if x is None:
-        raise ValueError(f"`{name}` must be given: {reason}.")
-    if not isinstance(x, Tensor) or x.shape != (batch,):
-        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"`{name}` must have shape ({batch},), one per example, got {found}.")

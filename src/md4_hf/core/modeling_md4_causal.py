@@ -9,18 +9,17 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_md4 import MD4Config
+from .input_checks import check_num_items, check_shape
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import (
     MaskedDiffusionOutput,
-    MD4Head,
     MD4Model,
     MD4PreTrainedModel,
-    check_num_items,
-    check_shape,
     logits_of,
     nelbo_of_rows,
     number_of_items,
 )
+from .modeling_md4_layers import MD4Head
 
 
 class MD4ForCausalLM(MD4PreTrainedModel):

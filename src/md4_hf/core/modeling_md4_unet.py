@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_md4 import NUM_NORM_GROUPS, MD4Config
+from .modeling_md4_layers import make_norm, modulate, zero_linear
 
 
 PATCH_SIZE = 2
@@ -21,26 +22,6 @@ MAX_PERIOD = 10000.0
 # ----------------------------------------------------------------------------------------------------------------------
 # Norms
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def make_norm(config: MD4Config, width: int | None = None) -> nn.Module:
-    """LayerNorm without parameters where a modulation follows, RMSNorm otherwise; of `hidden_size` by default."""
-    width = config.hidden_size if width is None else width
-    if config.is_conditional:
-        return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=False)
-    return nn.RMSNorm(width, eps=config.norm_eps)
-
-
-def modulate(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift."""
-    return torch.addcmul(shift, hidden_states, 1.0 + scale)
-
-
-def zero_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """A linear layer that starts from zero."""
-    linear = nn.Linear(in_features, out_features, bias=bias)
-    linear.init_scale = 0.0
-    return linear
 
 
 class MD4GroupNorm(nn.Module):

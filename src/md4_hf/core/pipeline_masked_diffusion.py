@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -24,6 +23,8 @@ from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import BaseImageProcessor, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from .remote_code import copy_code
+
 
 logger = logging.get_logger(__name__)
 
@@ -34,18 +35,7 @@ CALLBACK_TENSORS = ["sample", "logits"]
 # Of one call, far beyond what fits into memory: a slip of the keyboard is an error, and does not fill it.
 MAX_SAMPLES, MAX_LENGTH = 2**20, 2**24
 
-# What opens a saved pipeline without this package: the module to start from, and the files that it needs.
-REMOTE_MODULE = "remote_pipeline"
-REMOTE_CODE_FILES = (
-    f"{REMOTE_MODULE}.py",
-    "configuration_md4.py",
-    "image_processing_md4.py",
-    "masked_diffusion.py",
-    "modeling_md4.py",
-    "modeling_md4_unet.py",
-    "pipeline_masked_diffusion.py",
-    "scheduling_masked_diffusion.py",
-)
+REMOTE_MODULE = "remote_pipeline"  # opens a saved pipeline where this package is not installed
 # The libraries that the index names for our components: this package, or those that diffusers always knows.
 OWN_LIBRARY = "md4_hf"
 REMOTE_LIBRARIES = {
@@ -385,8 +375,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         remote_code = __package__.partition(".")[0] != OWN_LIBRARY if remote_code is None else remote_code
         _name_classes(Path(save_directory, self.config_name), remote_code)
         if remote_code:
-            for name in REMOTE_CODE_FILES:
-                shutil.copyfile(Path(__file__).with_name(name), Path(save_directory, name))
+            copy_code(Path(__file__).with_name(f"{REMOTE_MODULE}.py"), save_directory)
         if not push_to_hub:
             return
         # Not by the components' own `push_to_hub`: a commit holds a whole pipeline.

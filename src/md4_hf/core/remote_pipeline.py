@@ -11,10 +11,15 @@ import transformers
 
 from .configuration_md4 import MD4Config  # noqa: F401
 from .image_processing_md4 import MD4ImageProcessor
-from .masked_diffusion import MaskingSchedule  # noqa: F401
+from .input_checks import check_tensor  # noqa: F401
+from .linear_nelbo import linear_nelbo  # noqa: F401
+from .masked_diffusion import corrupt  # noqa: F401
 from .modeling_md4 import MD4ForMaskedDiffusion
+from .modeling_md4_layers import MD4Layer  # noqa: F401
 from .modeling_md4_unet import MD4UNet  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
+from .remote_code import copy_code  # noqa: F401
+from .schedules import MaskingSchedule  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 

@@ -15,20 +15,18 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from .input_checks import check_tensor
 from .masked_diffusion import (
-    MaskingSchedule,
-    TokenPolynomialSchedule,
-    check_tensor,
     check_top_k,
     check_top_p,
     corrupt,
     denoiser_probabilities,
     draw_categorical,
-    make_schedule,
     top_k_logits,
     top_p_logits,
     unmask_probability,
 )
+from .schedules import MaskingSchedule, TokenPolynomialSchedule, make_schedule
 
 
 # Probabilities, in float64, that exist at a time while tokens are drawn.

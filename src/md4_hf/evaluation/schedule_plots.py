@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..core.masked_diffusion import MaskingSchedule, make_schedule, nelbo_weight
+from ..core.masked_diffusion import nelbo_weight
+from ..core.schedules import MaskingSchedule, make_schedule
 from ..core.scheduling_masked_diffusion import GRIDS
 from ..utils.plots import new_figure, save_figure
 

@@ -10,14 +10,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..core.masked_diffusion import (
-    IGNORE_INDEX,
-    MaskingSchedule,
-    discretize_times,
-    mask_lowest,
-    masked_count_weights,
-    nelbo_weight,
-)
+from ..core.masked_diffusion import IGNORE_INDEX, discretize_times, mask_lowest, masked_count_weights, nelbo_weight
+from ..core.schedules import MaskingSchedule
 from .noise import evaluation_mask_noise, evaluation_times
 from .objectives import Diffusion, scored_labels
 

@@ -17,7 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.masked_diffusion import MaskingSchedule, discretize_times, stratified_times
+from ..core.masked_diffusion import discretize_times, stratified_times
+from ..core.schedules import MaskingSchedule
 
 
 # One number per use, so that the same (seed, step, example) gives unrelated numbers for unrelated things.

@@ -9,14 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.masked_diffusion import (
-    IGNORE_INDEX,
-    MaskingSchedule,
-    corrupt,
-    discretize_times,
-    make_schedule,
-    rescale_times,
-)
+from ..core.masked_diffusion import IGNORE_INDEX, corrupt, discretize_times, rescale_times
+from ..core.schedules import MaskingSchedule, make_schedule
 
 
 @dataclass(frozen=True)

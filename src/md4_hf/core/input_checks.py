@@ -1,0 +1,104 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Checks of what a user gives to a model: each raises a ValueError that names argument, rule and value.
+
+Values on an accelerator are not read: the check would wait for the device at every call.
+"""
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .configuration_md4 import MD4Config
+
+
+def check_tensor(name: str, x: Any, kind: str):
+    """Raise a ValueError unless `x` is a tensor of this kind: "integers", "booleans" or "floating-point numbers"."""
+    found = "integers"
+    if not isinstance(x, Tensor):
+        found = type(x).__name__
+    elif x.dtype == torch.bool:
+        found = "booleans"
+    elif x.dtype.is_floating_point or x.dtype.is_complex:
+        found = "floating-point numbers"
+    if found != kind:
+        raise ValueError(f"`{name}` must be a tensor of {kind}, got {found}.")
+
+
+def can_check_values(x: Tensor) -> bool:
+    """Whether reading the values of `x` is free: on the CPU, and not while a graph is traced."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def check_range(name: str, x: Tensor, largest: int):
+    """Raise a ValueError unless all values of `x` lie in [0, largest]."""
+    if not can_check_values(x) or x.numel() == 0:
+        return
+    low, high = (value.item() for value in x.aminmax())
+    if not (low >= 0 and high <= largest):
+        raise ValueError(f"`{name}` must be in [0, {largest}], got values from {low} to {high}.")
+
+
+def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None):
+    """Raise a ValueError unless exactly one is given, and as a tensor of the right kind."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+    if input_ids is not None:
+        name, x, kind = "input_ids", input_ids, "integers"
+    else:
+        name, x, kind = "inputs_embeds", inputs_embeds, "floating-point numbers"
+    check_tensor(name, x, kind)
+    if not x.numel():
+        raise ValueError(f"`{name}` must hold at least one token, got shape {tuple(x.shape)}.")
+
+
+def check_shape(name: str, x: Tensor, *allowed: Iterable[int | None]):
+    """Raise a ValueError unless `x` is a tensor of one of these shapes, in which None stands for any length."""
+    shapes = [tuple(shape) for shape in allowed]
+    found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor) or not any(
+        len(shape) == x.dim() and all(n in (None, m) for n, m in zip(shape, found, strict=True)) for shape in shapes
+    ):
+        raise ValueError(f"`{name}` must have shape {' or '.join(map(str, shapes))}, got {found}.")
+
+
+def check_image(input_ids: Tensor, config: MD4Config):
+    """Raise a ValueError unless the network can take images of this shape."""
+    channels = config.num_channels
+    if config.backbone == "uvit":  # it has a position embedding
+        check_shape("input_ids", input_ids, (None, *config.sample_shape))
+    check_shape("input_ids", input_ids, (None, channels, None, None))
+    multiple = 2 ** (len(config.channel_multipliers) - 1)
+    if any(size % multiple for size in input_ids.shape[2:]):
+        raise ValueError(
+            f"`input_ids` must have a height and width that are multiples of {multiple}, got {tuple(input_ids.shape)}."
+        )
+
+
+def check_left_out(names: Iterable[str], values: Iterable[object]):
+    """Raise a ValueError if one of these arguments is given."""
+    for name, value in zip(names, values, strict=True):
+        if value is not None:
+            raise ValueError(f"`{name}` must be None for images, got {type(value).__name__}.")
+
+
+def check_num_items(num_items: Tensor | int | None):
+    """Raise a ValueError unless it is None or a positive number, of which a tensor's sign is seen on the CPU only."""
+    if num_items is None:
+        return
+    is_number = num_items.numel() == 1 if isinstance(num_items, Tensor) else isinstance(num_items, Real)
+    is_seen = not isinstance(num_items, Tensor) or can_check_values(num_items)
+    if not is_number or (is_seen and not 0 < num_items < math.inf):
+        raise ValueError(f"`num_items_in_batch` must be a number > 0, got {num_items!r}.")
+
+
+def check_per_example(name: str, x: Tensor | None, batch: int, reason: str):
+    """Raise a ValueError unless `x` is given and has shape `(batch,)`."""
+    if x is None:
+        raise ValueError(f"`{name}` must be given: {reason}.")
+    if not isinstance(x, Tensor) or x.shape != (batch,):
+        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"`{name}` must have shape ({batch},), one per example, got {found}.")

@@ -1,0 +1,358 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Layers of the MD4 transformer: norms, conditioning and modulation, rotary attention, feed-forward, head.
+
+Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_md4 import MD4Config
+from .linear_nelbo import linear_nelbo
+
+
+TIME_SCALE = 1000.0
+
+
+MAX_PERIOD = 10000.0
+
+
+FLEX_CPU_HEAD_DIM = 24  # of narrower heads, flex attention on a CPU may read keys past the last (torch 2.13)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": torch.sigmoid,
+    "swiglu": F.silu,
+    "geglu": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def make_norm(config: MD4Config, width: int | None = None) -> nn.Module:
+    """LayerNorm without parameters where a modulation follows, RMSNorm otherwise; of `hidden_size` by default."""
+    width = config.hidden_size if width is None else width
+    if config.is_conditional:
+        return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=False)
+    return nn.RMSNorm(width, eps=config.norm_eps)
+
+
+def modulate(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift."""
+    return torch.addcmul(shift, hidden_states, 1.0 + scale)
+
+
+def zero_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """A linear layer that starts from zero."""
+    linear = nn.Linear(in_features, out_features, bias=bias)
+    linear.init_scale = 0.0
+    return linear
+
+
+def time_embedding(t: Tensor, size: int) -> Tensor:
+    """Sinusoidal embedding of 1000 t, sines first: `(batch,)` -> `(batch, size)` in float32.
+
+    The frequencies run from 1 to 1/10000 over `size // 2` steps; an odd size gets one zero at the end.
+    """
+    half = size // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
+    phase = TIME_SCALE * t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    embedding = torch.cat([phase.sin(), phase.cos()], dim=-1)
+    return F.pad(embedding, (0, size % 2))
+
+
+class MD4Conditioning(nn.Module):
+    """Conditioning vector of an example: an MLP of its time (and class) embedding, or its class embedding alone."""
+
+    def __init__(self, config: MD4Config):
+        super().__init__()
+        self.config = config
+        size = config.conditioning_size
+        if config.num_classes is not None:
+            num_rows = config.num_classes + (config.null_class is not None)
+            self.class_embedding = nn.Embedding(num_rows, size)
+        if config.time_conditioning:
+            in_features = size if config.num_classes is None else 2 * size
+            self.dense_in = nn.Linear(in_features, 4 * size)
+            self.dense_out = nn.Linear(4 * size, size)
+
+    def forward(self, timesteps: Tensor | None, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """`(batch,)` times and class labels, each if the model uses it -> `(batch, conditioning_size)` of `dtype`."""
+        features = []
+        if self.config.time_conditioning:
+            # Not the weight's dtype: that of a quantised layer is an integer's.
+            features.append(time_embedding(timesteps, self.config.conditioning_size).to(dtype))
+        if self.config.num_classes is not None:
+            features.append(self.class_embedding(class_labels))
+        features = torch.cat(features, dim=-1)
+        if self.config.time_conditioning:
+            features = self.dense_out(F.silu(self.dense_in(features)))
+        return features
+
+
+class MD4Modulation(nn.Module):
+    """What all blocks and the output are shifted, scaled and gated with, in one product with the conditioning."""
+
+    def __init__(self, config: MD4Config):
+        super().__init__()
+        # Shift, scale and gate before attention and before the feed-forward of each block; at the output no gate.
+        self.widths = [6 * config.hidden_size] * config.num_hidden_layers + [2 * config.hidden_size]
+        self.dense = nn.Linear(config.conditioning_size, sum(self.widths))
+        self.dense.init_scale = 0.0 if config.modulation == "adaln_zero" else 1.0
+
+    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
+        """Activated `(batch, conditioning_size)` -> `(batch, 1, 6 hidden)` per block, last `(batch, 1, 2 hidden)`."""
+        return self.dense(conditioning)[:, None].split(self.widths, dim=-1)
+
+
+class MD4RotaryEmbedding(nn.Module):
+    """Angles of the rotary embedding, in float32."""
+
+    def __init__(self, config: MD4Config):
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = config.rope_parameters["rope_type"]
+        rope_init = self.compute_default_rope_parameters
+        try:
+            if self.rope_type != "default":
+                rope_init = ROPE_INIT_FUNCTIONS[self.rope_type]
+            inv_freq, self.attention_scaling = rope_init(config)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"`rope_parameters` must be those of a rotary embedding, got {config.rope_parameters}: {error!r}."
+            ) from error
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        """Follow the model to its device, but stay in float32: a rounded frequency turns far positions wrongly."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = getattr(self, name)
+            if after.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(after.device))
+        return self
+
+    @staticmethod
+    def compute_default_rope_parameters(config: MD4Config, device=None, seq_len=None) -> tuple[Tensor, float]:
+        """Inverse frequencies theta^(-2k / head_dim), k = 0 .. head_dim/2 - 1, and the (unused) scaling 1."""
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+        return 1.0 / config.rope_parameters["rope_theta"] ** exponent, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """Cosines and sines `(batch, length, head_dim / 2, 2)` for the positions `(batch, length)`."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float32)
+        return torch.stack([angles.cos(), angles.sin()], dim=-1) * self.attention_scaling
+
+
+def apply_rotary(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the pairs (2k, 2k+1) of queries or keys by their position's angles, in float32.
+
+    Args:
+        x: `(batch, length, ..., head_dim)`.
+        rotation: What `MD4RotaryEmbedding` gives, `(batch, length, head_dim / 2, 2)`.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))
+    rotation = rotation.reshape(*rotation.shape[:2], *(1,) * (x.dim() - 3), *rotation.shape[2:])
+    if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    else:  # the compiler writes no kernels for complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention, with its probabilities; the signature is that of transformers' attention functions."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
+
+
+def for_flex_attention_on_a_cpu(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What torch's kernel for CPUs does not get wrong: the same attention, from wide enough heads and from no views.
+
+    In a compiled model, the kernel reads a view from where its storage begins; of a single position, `contiguous` would
+    leave the view as it is.
+    """
+    query, key, value = (x.clone(memory_format=torch.contiguous_format) for x in (query, key, value))
+    missing = FLEX_CPU_HEAD_DIM - query.shape[-1]
+    if missing > 0:
+        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))  # zeros add nothing to the scores
+    return query, key, value
+
+
+class MD4Attention(nn.Module):
+    """Self-attention with rotary positions and no biases; bidirectional unless the configuration is causal."""
+
+    def __init__(self, config: MD4Config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.is_causal = config.is_causal
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotation: Tensor,
+        rows: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(batch, length, hidden)` -> the same, and the attention probabilities where the backend has them.
+
+        With flat indices `rows`, the output is of these positions only, `(rows, hidden)`.
+        """
+        batch, length, _ = hidden_states.shape
+        qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)
+        to_rotate, value = qkv.split((2, 1), dim=2)
+        query, key = apply_rotary(to_rotate, rotation).permute(2, 0, 3, 1, 4).unbind(0)
+        value = value.squeeze(2).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        implementation = self.config._attn_implementation
+        if implementation == "flex_attention" and query.device.type == "cpu":
+            query, key, value = for_flex_attention_on_a_cpu(query, key, value)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, probabilities = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = output.reshape(batch, length, -1)
+        return self.o_proj(at_rows(output, rows)), probabilities
+
+
+class MD4MLP(nn.Module):
+    """Gated feed-forward: down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, config: MD4Config):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.mlp_type]
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        for linear in (self.gate_up_proj, self.down_proj):
+            linear.init_scale = 2.0 / config.num_hidden_layers if config.depth_scaled_init else 1.0
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(batch, length, hidden)` -> the same."""
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        return self.down_proj(self.activation(gate) * up)
+
+
+class MD4Layer(GradientCheckpointingLayer):
+    """Transformer block, modulated by a conditioning vector if the model has one.
+
+    With conditioning: x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward. Without:
+    x + f(RMSNorm(x)).
+    """
+
+    def __init__(self, config: MD4Config, layer_idx: int):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = MD4Attention(config, layer_idx)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MD4MLP(config)
+        # One draw per (example, channel), shared by all positions: Dropout1d over (batch, channels, length).
+        self.residual_dropout = nn.Dropout1d(config.residual_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        modulation: Tensor | None,
+        attention_mask: Tensor | None = None,
+        rotation: Tensor | None = None,
+        rows: Tensor | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """`(batch, length, hidden)`, and the block's modulation `(batch, 1, 6 hidden)` -> the former's shape.
+
+        With flat indices `rows`, only these positions are gone on with after the attention: `(rows, hidden)`.
+        `attention_mask`, `rotation` and `kwargs` go to the attention.
+        """
+        whole = hidden_states
+
+        def attend(x: Tensor) -> Tensor:
+            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0], whole, rows)
+
+        def feed(x: Tensor) -> Tensor:
+            return self._drop(self.mlp(x), whole, rows)
+
+        if modulation is None:
+            attended = attend(self.attention_norm(hidden_states))
+            hidden_states = at_rows(hidden_states, rows) + attended
+            return hidden_states + feed(self.mlp_norm(hidden_states))
+        shift, scale = modulation[..., : 2 * hidden_states.shape[-1]].chunk(2, dim=-1)
+        attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
+        others = of_examples(modulation[..., 2 * hidden_states.shape[-1] :], hidden_states, rows)
+        gate_a, shift_m, scale_m, gate_m = others.chunk(4, dim=-1)
+        hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
+        fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
+        return torch.addcmul(hidden_states, gate_m, fed)
+
+    def _drop(self, x: Tensor, whole: Tensor, rows: Tensor | None) -> Tensor:
+        if self.residual_dropout.p == 0.0 or not self.training:
+            return x
+        batch, _, channels = whole.shape
+        kept = self.residual_dropout(x.new_ones(batch, channels, 1)).transpose(1, 2)
+        return x * of_examples(kept, whole, rows)
+
+
+def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    """`(batch, length, ...)` at flat indices `(rows,)`: `(rows, ...)`; without indices as it is."""
+    return x if rows is None else x.flatten(0, 1).index_select(0, rows.to(x.device))
+
+
+def of_examples(x: Tensor, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
+    """`(batch, 1, width)` at the examples that the flat indices `rows` of positions belong to, `(rows, width)`."""
+    return x if rows is None else x.squeeze(1).index_select(0, (rows // hidden_states.shape[1]).to(x.device))
+
+
+class MD4Head(nn.Linear):
+    """Hidden states to logits, or at once to the loss, without the logits of all positions in memory."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        target: Tensor | None = None,
+        row_weight: Tensor | None = None,
+        mask_token_id: int | None = None,
+        exponents: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits `(..., vocab)`; with a target, what `linear_nelbo` gives for rows `(rows, hidden)`."""
+        if target is None:
+            return super().forward(hidden_states)
+        return linear_nelbo(hidden_states, self.weight, self.bias, target, row_weight, mask_token_id, exponents)

@@ -27,12 +27,12 @@ from md4_hf import (
     PaddingCollator,
     digits,
     encode_images,
-    image_data,
     load_images,
     nelbo_metrics,
     pixel_histogram_bits,
 )
 from md4_hf.cli import main
+from md4_hf.data import images
 
 
 LEVELS, CLASSES = 5, 3
@@ -133,7 +133,7 @@ def test_a_folder_of_images_with_a_folder_for_each_class(folder):
 
 def test_images_are_the_same_kept_or_read_when_asked_for_or_streamed(monkeypatch):
     kept = examples()
-    monkeypatch.setattr(image_data, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(images, "MAX_BYTES_IN_MEMORY", 0)
     read = examples()
     streamed = [*encode_images(table().to_iterable_dataset(), processor(), num_classes=CLASSES)]
     for others in (read, streamed):

@@ -6,22 +6,12 @@ import evaluate
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from md4_hf.evaluation.samples import checked_token_ids, generative_perplexity
+from md4_hf.evaluation.samples import CITATION, checked_token_ids, generative_perplexity
 
 
 _DESCRIPTION = """
 Perplexity of generated texts under a causal language model such as GPT-2, in both definitions that are in use, and the
 entropy of their tokens beside it: texts that repeat themselves have a low generative perplexity and a low entropy.
-"""
-
-_CITATION = """
-@inproceedings{shi2024simplified,
-  title = {Simplified and Generalized Masked Diffusion for Discrete Data},
-  author = {Shi, Jiaxin and Han, Kehang and Wang, Zhe and Doucet, Arnaud and Titsias, Michalis K.},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2024},
-  url = {https://arxiv.org/abs/2406.04329}
-}
 """
 
 _KWARGS_DESCRIPTION = """
@@ -59,7 +49,7 @@ class GenerativePerplexity(evaluate.Metric):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({"predictions": datasets.Value("string")}),
             reference_urls=[

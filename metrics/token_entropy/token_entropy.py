@@ -5,22 +5,13 @@ import datasets
 import evaluate
 
 from md4_hf.evaluation.sample_statistics import token_entropy
+from md4_hf.evaluation.samples import CITATION
 
 
 _DESCRIPTION = """
 Shannon entropy, in nats, of the distribution of tokens within each sequence (how often each token occurs in it),
 averaged over the sequences. It tells samples that repeat themselves from varied ones, and belongs beside a generative
 perplexity, which repetition lowers.
-"""
-
-_CITATION = """
-@inproceedings{shi2024simplified,
-  title = {Simplified and Generalized Masked Diffusion for Discrete Data},
-  author = {Shi, Jiaxin and Han, Kehang and Wang, Zhe and Doucet, Arnaud and Titsias, Michalis K.},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2024},
-  url = {https://arxiv.org/abs/2406.04329}
-}
 """
 
 _KWARGS_DESCRIPTION = """
@@ -47,7 +38,7 @@ class TokenEntropy(evaluate.Metric):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({"predictions": datasets.List(datasets.Value("int64"))}),
             reference_urls=["https://arxiv.org/abs/2406.04329", "https://arxiv.org/abs/2409.02908"],

@@ -17,19 +17,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from md4_hf.evaluation.sample_statistics import token_entropy
-from md4_hf.evaluation.samples import checked_examples, generative_perplexity
+from md4_hf.evaluation.samples import CITATION, checked_examples, generative_perplexity
 from md4_hf.objective.estimators import nelbo_metrics, ratio_with_stderr
 
 
 ROOT = Path(__file__).parents[2]
 METRICS = ROOT / "metrics"
 NAMES = sorted(path.parent.name for path in METRICS.glob("*/*.py"))
-BOUNDS = {"perplexity_bound": "tokens", "bits_per_character": "characters", "bits_per_dimension": "dimensions"}
+LIKELIHOOD = "masked_diffusion_likelihood"
 
 WORDS = "the a value of an object list strings is used".split()
 TEXTS = ["the value of an object", "a list", "the the the the the the", "strings of the list of a value is used"]
 NELBO_NATS = [180.2, 171.9, 190.4, 12.7]  # none of them a float32
 SIZES = [64, 60, 70, 5]
+CHARACTERS = [128, 120, 131, 9]
 
 
 def load(name, **kwargs):
@@ -88,8 +89,8 @@ def entropy_by_hand(ids):
 # Loading --------------------------------------------------------------------------------------------------------------
 
 
-def test_every_metric_of_the_issue_is_there():
-    assert {*BOUNDS, "generative_perplexity", "token_entropy"} == set(NAMES)
+def test_the_metrics_are_three():
+    assert {LIKELIHOOD, "generative_perplexity", "token_entropy"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,9 +103,8 @@ def test_a_metric_says_what_it_is(name):
     assert card.startswith(f"# {name}\n") and "Limits:" in card
 
 
-@pytest.mark.parametrize("name", sorted(BOUNDS))
-def test_a_bound_is_called_a_monte_carlo_upper_bound(name):
-    for text in (load(name).description, (METRICS / name / "README.md").read_text(encoding="utf-8")):
+def test_a_bound_is_called_a_monte_carlo_upper_bound():
+    for text in (load(LIKELIHOOD).description, (METRICS / LIKELIHOOD / "README.md").read_text(encoding="utf-8")):
         assert "upper bound" in text.lower() and "Monte Carlo" in text
 
 
@@ -129,12 +129,17 @@ def test_the_card_names_every_output_and_its_example_runs(name, folder, monkeypa
         assert set(names["results"]) <= set(re.findall(r"\w+", described))
 
 
+def test_the_citation_stands_in_one_place():
+    assert {load(name).citation for name in NAMES} == {CITATION}
+    assert not any("@inproceedings" in path.read_text(encoding="utf-8") for path in METRICS.glob("*/*.py"))
+
+
 def test_the_metrics_load_offline_from_another_folder_with_caches_of_their_own(tmp_path, folder):
     """And nothing is written but caches."""
     code = f"""
 import evaluate
 
-print(evaluate.load({str(METRICS / "perplexity_bound")!r}).compute(predictions=[2.0, 4.0], references=[1, 2]))
+print(evaluate.load({str(METRICS / LIKELIHOOD)!r}).compute(predictions=[2.0, 4.0], references=[1, 2]))
 print(evaluate.load({str(METRICS / "token_entropy")!r}).compute(predictions=[[1, 2]])["token_entropy"])
 metric = evaluate.load({str(METRICS / "generative_perplexity")!r})
 print(metric.compute(predictions=["the value"], model_id={str(folder)!r}, device="cpu")["num_tokens"])
@@ -151,23 +156,23 @@ print(metric.compute(predictions=["the value"], model_id={str(folder)!r}, device
     perplexity, entropy, num_tokens = result.stdout.splitlines()
     assert "'num_tokens': 3" in perplexity and float(entropy) == pytest.approx(math.log(2)) and num_tokens == "1"
     assert list(elsewhere.iterdir()) == [] and sorted(METRICS.rglob("*")) == before
-    assert (cache / "modules" / "evaluate_modules" / "metrics" / "perplexity_bound").is_dir()
+    assert (cache / "modules" / "evaluate_modules" / "metrics" / LIKELIHOOD).is_dir()
 
 
 @pytest.mark.parametrize("keep_in_memory", [False, True])
 def test_batches_added_one_by_one_count_as_one(keep_in_memory):
-    metric = load("bits_per_character", keep_in_memory=keep_in_memory)
-    expected = metric.compute(predictions=NELBO_NATS, references=SIZES)
+    metric = load(LIKELIHOOD, keep_in_memory=keep_in_memory)
+    expected = metric.compute(predictions=NELBO_NATS, references=SIZES, num_characters=CHARACTERS)
     metric.add_batch(predictions=NELBO_NATS[:3], references=SIZES[:3])
     metric.add(prediction=NELBO_NATS[3], reference=SIZES[3])
-    assert metric.compute() == expected
+    assert metric.compute(num_characters=CHARACTERS) == expected
 
 
-# Bounds ---------------------------------------------------------------------------------------------------------------
+# Likelihood -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_perplexity_bound_is_that_of_nelbo_metrics():
-    results = load("perplexity_bound").compute(predictions=NELBO_NATS, references=SIZES)
+    results = load(LIKELIHOOD).compute(predictions=NELBO_NATS, references=SIZES)
     expected = nelbo_metrics(torch.tensor(NELBO_NATS, dtype=torch.float64), torch.tensor(SIZES))
     assert {key: results[key] for key in expected} == expected
     assert results["perplexity"] == pytest.approx(math.exp(sum(NELBO_NATS) / sum(SIZES)), rel=1e-12)
@@ -175,47 +180,47 @@ def test_the_perplexity_bound_is_that_of_nelbo_metrics():
     assert (results["num_tokens"], results["num_examples"]) == (sum(SIZES), len(SIZES))
 
 
-@pytest.mark.parametrize("name", ["bits_per_character", "bits_per_dimension"])
-def test_the_bits_are_those_of_the_evaluation(name):
-    results = load(name).compute(predictions=NELBO_NATS, references=SIZES)
-    nelbo, sizes = torch.tensor(NELBO_NATS, dtype=torch.float64), torch.tensor(SIZES).double()
-    assert results == {
-        name: pytest.approx(sum(NELBO_NATS) / sum(SIZES) / math.log(2), rel=1e-12),
-        f"{name}_stderr": pytest.approx(ratio_with_stderr(nelbo, sizes)[1] / math.log(2), rel=1e-12),
-        f"num_{BOUNDS[name]}": sum(SIZES),
-        "num_examples": len(SIZES),
-    }
-    expected = nelbo_metrics(nelbo, num_tokens=torch.ones(4), num_characters=sizes)
-    assert results[name] == pytest.approx(expected["bits_per_character"], rel=1e-12)
-    assert results[f"{name}_stderr"] == pytest.approx(expected["bits_per_character_stderr"], rel=1e-12)
+def test_the_bits_are_those_of_the_evaluation():
+    options = {"num_characters": CHARACTERS, "are_dimensions": True}
+    results = load(LIKELIHOOD).compute(predictions=NELBO_NATS, references=SIZES, **options)
+    nelbo = torch.tensor(NELBO_NATS, dtype=torch.float64)
+    for unit, sizes in (("character", CHARACTERS), ("dimension", SIZES)):
+        stderr = ratio_with_stderr(nelbo, torch.tensor(sizes).double())[1]
+        expected = sum(NELBO_NATS) / sum(sizes) / math.log(2)
+        assert results[f"bits_per_{unit}"] == pytest.approx(expected, rel=1e-12)
+        assert results[f"bits_per_{unit}_stderr"] == pytest.approx(stderr / math.log(2), rel=1e-12)
+    assert results["bits_per_token"] == results["bits_per_dimension"]
+    expected = nelbo_metrics(nelbo, torch.tensor(SIZES), torch.tensor(CHARACTERS), are_dimensions=True)
+    assert {key: results[key] for key in expected} == expected
 
 
 def test_a_uniform_model_of_bytes_has_eight_bits_per_dimension():
-    results = load("bits_per_dimension").compute(predictions=[12 * math.log(256)] * 2, references=[12, 12])
+    nelbo = [12 * math.log(256)] * 2
+    results = load(LIKELIHOOD).compute(predictions=nelbo, references=[12, 12], are_dimensions=True)
     assert results["bits_per_dimension"] == pytest.approx(8.0, rel=1e-12)
     assert results["bits_per_dimension_stderr"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_one_example_has_no_standard_error():
-    results = load("perplexity_bound").compute(predictions=[3.0], references=[2])
+    results = load(LIKELIHOOD).compute(predictions=[3.0], references=[2])
     assert results["perplexity"] == pytest.approx(math.exp(1.5)) and math.isnan(results["perplexity_stderr"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tensors_do_as_well_as_lists(dtype):
     nelbo = torch.tensor([2.0, 4.0], dtype=dtype, requires_grad=True)
-    results = load("bits_per_character").compute(predictions=nelbo, references=torch.tensor([1.0, 2.0]))
+    sizes = torch.tensor([1.0, 2.0])
+    results = load(LIKELIHOOD).compute(predictions=nelbo, references=2 * sizes, num_characters=sizes)
     assert results["bits_per_character"] == pytest.approx(2 / math.log(2))
 
 
 def test_after_an_error_a_metric_that_keeps_files_starts_afresh():
-    metric = load("bits_per_character")
+    metric = load(LIKELIHOOD)
     with pytest.raises(ValueError, match="got -1.0 at index 1"):
         metric.compute(predictions=[1.0, -1.0], references=[1, 1])
     assert metric.compute(predictions=[1.0], references=[1])["num_examples"] == 1
 
 
-@pytest.mark.parametrize("name", sorted(BOUNDS))
 @pytest.mark.parametrize(
     "predictions, references, message",
     [
@@ -225,23 +230,25 @@ def test_after_an_error_a_metric_that_keeps_files_starts_afresh():
         ([2.0, 1.0], [1, -3], "`references` must be whole and >= 0, got -3.0 at index 1"),
         ([2.0, 1.0], [1, 2.5], "`references` must be whole and >= 0, got 2.5 at index 1"),
         ([2.0, None], [1, 2], r"`predictions` must be a list of numbers, got \[2.0, None\]"),
-        ([0.0, 0.0], [0, 0], "`references` must count at least one of the {unit}, got 0 in all"),
+        ([0.0, 0.0], [0, 0], "`references` must not be 0 in all, got 2 times 0"),
         ([2.0, 1.0], [1, 2, 3], r"number of predictions \(2\) and references \(3\)"),
     ],
 )
-def test_a_bound_refuses_what_it_cannot_be(name, predictions, references, message):
+def test_a_bound_refuses_what_it_cannot_be(predictions, references, message):
     # In a file, what was refused stays locked, and the next file takes a second.
-    metric = load(name, keep_in_memory=True)
-    with pytest.raises(ValueError, match=message.format(unit=BOUNDS[name])):
+    metric = load(LIKELIHOOD, keep_in_memory=True)
+    with pytest.raises(ValueError, match=message):
         metric.compute(predictions=predictions, references=references)
     assert metric.compute(predictions=[1.0], references=[1])["num_examples"] == 1, "the metric can be used again"
 
 
 def test_every_nelbo_needs_its_size():
-    with pytest.raises(ValueError, match=r"`references` must have one number of tokens for each of the 2 .* got 1"):
-        checked_examples([1.0, 2.0], [3], "tokens")
+    with pytest.raises(ValueError, match=r"`references` must have one number for each of 2 predictions, got 1"):
+        checked_examples([1.0, 2.0], [3])
     with pytest.raises(ValueError, match=r"`predictions` must be a list of numbers, got shape \(1, 2\)"):
-        checked_examples([[1.0, 2.0]], [3], "tokens")
+        checked_examples([[1.0, 2.0]], [3])
+    with pytest.raises(ValueError, match=r"`num_characters` must be whole and >= 0, got 2.5 at index 1"):
+        checked_examples([1.0, 2.0], [3, 4], [1, 2.5])
 
 
 # Token entropy --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,17 @@ from ..core.masked_diffusion import IGNORE_INDEX
 from .sample_statistics import check_at_least, checked_sequences, token_entropy
 
 
+CITATION = """
+@inproceedings{shi2024simplified,
+  title = {Simplified and Generalized Masked Diffusion for Discrete Data},
+  author = {Shi, Jiaxin and Han, Kehang and Wang, Zhe and Doucet, Arnaud and Titsias, Michalis K.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2024},
+  url = {https://arxiv.org/abs/2406.04329}
+}
+"""
+
+
 @torch.no_grad()
 def generative_perplexity(
     texts: Sequence[str],
@@ -187,32 +198,39 @@ def checked_token_ids(
     return ids
 
 
-def checked_examples(predictions: Iterable[float], references: Iterable[float], unit: str) -> tuple[Tensor, Tensor]:
-    """NELBO and size of each example, checked: what a bound on the likelihood is computed from.
+def checked_examples(
+    predictions: Iterable[float], references: Iterable[float], num_characters: Iterable[float] | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """NELBO and sizes of each example, checked, from which a bound on the likelihood is computed.
 
     Args:
         predictions: NELBO of each example in nats, finite and >= 0.
-        references: Number of tokens, characters or dimensions of each example, whole and >= 0, not all 0.
-        unit: Name of what `references` counts, in the plural, for the messages.
+        references: Number of tokens of each example, whole and >= 0, not all 0.
+        num_characters: Number of characters of each example, likewise; None if not known.
 
     Returns:
-        Two float64 tensors `(examples,)`.
+        Three float64 tensors `(examples,)`, the last None without `num_characters`.
 
     Raises:
         ValueError: If one of these rules is broken, or the lengths differ.
     """
-    nelbo, counts = _numbers("predictions", predictions), _numbers("references", references)
+    nelbo = _numbers("predictions", predictions)
     if len(nelbo) == 0:
         raise ValueError("`predictions` must hold the NELBO of at least one example, got none.")
-    if len(counts) != len(nelbo):
-        raise ValueError(
-            f"`references` must have one number of {unit} for each of the {len(nelbo)} predictions, got {len(counts)}."
-        )
     _check_all("predictions", nelbo, nelbo.isfinite() & (nelbo >= 0), "finite and >= 0 nats")
-    _check_all("references", counts, counts.isfinite() & (counts >= 0) & (counts == counts.round()), "whole and >= 0")
+    num_tokens = _counts("references", references, len(nelbo))
+    return nelbo, num_tokens, None if num_characters is None else _counts("num_characters", num_characters, len(nelbo))
+
+
+def _counts(name: str, values: Iterable[float], num_examples: int) -> Tensor:
+    """Whole numbers, one for each example, as float64."""
+    counts = _numbers(name, values)
+    if len(counts) != num_examples:
+        raise ValueError(f"`{name}` must have one number for each of {num_examples} predictions, got {len(counts)}.")
+    _check_all(name, counts, counts.isfinite() & (counts >= 0) & (counts == counts.round()), "whole and >= 0")
     if counts.sum() == 0:
-        raise ValueError(f"`references` must count at least one of the {unit}, got 0 in all.")
-    return nelbo, counts
+        raise ValueError(f"`{name}` must not be 0 in all, got {num_examples} times 0.")
+    return counts
 
 
 def _check_numbers(batch_size: int, max_length: int | None):

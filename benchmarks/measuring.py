@@ -26,21 +26,23 @@ def synchronize():
         torch.cuda.synchronize()
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
+def seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of one call, wall time by default."""
     synchronize()
-    start = time.perf_counter()
+    start = clock()
     function()
     synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def interleaved(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    variants: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each variant, which take turns: what disturbs the machine disturbs all. The first turn is warm-up."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + 1):
         for name, function in variants.items():
-            elapsed = seconds(function)
+            elapsed = seconds(function, clock)
             if repeat > 0:
                 times[name].append(elapsed)
     return times

@@ -1,10 +1,13 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Write the model card of every preset, from `PRESETS` and the measured results in `model_cards/results.json`.
+"""Write `model_cards/`: a table of all presets, and a card of each that was trained here.
 
 python scripts/write_model_cards.py
+
+The recipes come from `PRESETS`, the measured results from `model_cards/results.json`.
 """
 
 import json
+import math
 import textwrap
 from pathlib import Path
 
@@ -19,44 +22,25 @@ FOLDER = Path(__file__).parents[1] / "model_cards"
 VOCABULARY = {"text8": 28, "gpt2": 50258}  # tokens of the presets' tokenizers, the mask included
 DATA = {
     "pydoc": "the reference manual that comes with every Python",
-    "afmck/text8": "English Wikipedia, as a to z and the space",
-    "Skylion007/openwebtext": "English web pages",
     "digits": "the handwritten digits that come with scikit-learn",
-    "uoft-cs/cifar10": "50,000 photographs of ten kinds of things, 32 × 32",
-    "benjamin-paine/imagenet-1k-64x64": "1.28 million photographs of a thousand kinds of things, 64 × 64",
 }
 LIMITS = {
     "pydoc": "The text is a single manual in lower case and without punctuation: a model of it shows that training "
     "works, and is of no other use.",
-    "afmck/text8": "The alphabet is a to z and the space: no capitals, digits or punctuation. The preset evaluates on "
-    "the validation split, and the paper's number is of the test split.",
-    "Skylion007/openwebtext": "The preset holds out the last documents of the data set, which need not be the text "
-    "that the paper's number is of. A model of web pages repeats what they hold, mistakes and prejudices included.",
     "digits": "The images are small, grey and few: a model of them shows that training works, and is of no other use.",
-    "uoft-cs/cifar10": "A model of photographs from the web shows what was chosen for the data and what was left out.",
-    "benjamin-paine/imagenet-1k-64x64": "A model of photographs from the web shows what was chosen for the data and "
-    "what was left out. The images were scaled to 64 × 64 in another way than those that the paper's number is of.",
 }
-IMAGENET64 = (
-    "The network, batch, learning rate, weight decay and steps are the paper's. The masking schedule is a choice; the "
-    "other options of the training are those of `cifar10`, without its dropout. The drop-out of classes, for guidance, "
-    "is not the paper's. Of the recipe, the code has been run, on stand-ins, and the training has not."
+BOUNDS = "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo."
+TEXT_BOUNDS = f"{BOUNDS} Nothing is done to make a model's text true or safe."
+BEGIN, END = "<!-- written by scripts/write_model_cards.py -->", "<!-- end -->"
+NETWORKS = {
+    "transformer": "{config.num_hidden_layers} × {config.hidden_size}",
+    "unet": "U-Net, {config.num_hidden_layers} × {config.hidden_size}",
+    "uvit": "U-ViT, {config.dit_num_hidden_layers} × {config.dit_hidden_size} in its middle",
+}
+COLUMNS = (
+    *("preset", "network", "parameters", "masking schedule", "dropout", "data", "batch", "steps", "learning rate"),
+    *("warm-up", "weight decay", "result of the paper", "here"),
 )
-NOT_RUN = (
-    "The data set could not be reached from where this was written: of the recipe, the code has been run, on "
-    "stand-ins, and the training has not."
-)
-WEIGHT_DECAY = "`Trainer` leaves biases and norms out of the weight decay"
-OFFICIAL = f"The options are the official configuration, with one difference: {WEIGHT_DECAY}. {NOT_RUN}"
-CIFAR10 = (
-    f"The options are the official configuration, with two differences: {WEIGHT_DECAY}, and the masking schedule is a "
-    f"choice, as the official one is not known here. {NOT_RUN}"
-)
-BOUNDS = (
-    "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo. Nothing is done to make a model's text true or "
-    "safe."
-)
-IMAGE_BOUNDS = "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo."
 
 _TEMPLATE = """---
 {metadata}
@@ -91,7 +75,7 @@ What is not named has the default of `MD4Config`, `MD4TrainingArguments` or `{da
 
 | | |
 | --- | --- |
-| paper | {paper_result} |
+| paper | has no such model |
 | here | {our_result} |
 
 ## Train
@@ -146,6 +130,7 @@ IMAGES = {
     "kind": "image",
     "examples": "images",
     "data_class": "ImageDataArguments",
+    "sample": 'pipe(class_labels=0).images[0].save("sample.png")',
     "auto_classes": "AutoImageProcessor, AutoModel",
     "auto_model": "AutoModel",
     "auto_processor": "AutoImageProcessor",
@@ -153,21 +138,45 @@ IMAGES = {
 }
 
 
-def write_cards():
-    """Write all cards beside the results."""
-    for name, text in make_cards().items():
+def write_pages():
+    """Write the table into its page, and the cards beside the results."""
+    for name, text in make_pages().items():
         (FOLDER / f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def make_cards() -> dict[str, str]:
-    """The text of each card, by preset."""
+def make_pages() -> dict[str, str]:
+    """Texts by name: "README" with the table of all presets, and a card of each that was trained."""
     results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    return {name: make_card(name, preset, results.get(name)) for name, preset in PRESETS.items()}
+    rows = [make_row(name, preset, results.get(name)) for name, preset in PRESETS.items()]
+    head, rest = (FOLDER / "README.md").read_text(encoding="utf-8").split(BEGIN)
+    page = "\n\n".join([head + BEGIN, table([COLUMNS, ["---"] * len(COLUMNS), *rows]), END + rest.split(END)[1]])
+    return {"README": page, **{name: make_card(name, PRESETS[name], result) for name, result in results.items()}}
+
+
+def make_row(name, preset, result) -> list[str]:
+    """Recipe and results of a preset, a cell for each of `COLUMNS`."""
+    config, training = make_config(preset), preset.training
+    size = math.prod(config.sample_shape) if preset.is_image else config.max_position_embeddings
+    return [
+        f"`{name}`" if result is None else f"[`{name}`]({name}.md)",
+        NETWORKS[config.backbone].format(config=config),
+        f"{count_parameters(preset):,}",
+        f"{config.masking_schedule}{', learned for each token' if config.learn_masking_schedule else ''}",
+        f"{config.residual_dropout:g}",
+        f"`{preset.data['data']}`" + (f", {config.num_classes} classes" if config.num_classes else ""),
+        f"{preset.batch_size} × {size}",
+        f"{training['max_steps']:,}",
+        f"{training['learning_rate']:g}",
+        f"{training['warmup_steps']:,}",
+        f"{training['weight_decay']:g}",
+        preset.paper or "–",
+        "not trained here" if result is None else describe_result(result),
+    ]
 
 
 def make_card(name, preset, result) -> str:
     return _TEMPLATE.format(
-        **describe_kind(preset),
+        **(IMAGES if preset.is_image else TEXT),
         metadata=make_metadata(preset).to_yaml(),
         name=name,
         paper=PAPER,
@@ -175,35 +184,24 @@ def make_card(name, preset, result) -> str:
         model=options_table(preset.model),
         training=options_table(preset.training),
         data=options_table(preset.data),
-        paper_result=preset.paper or "has no such model",
         our_result=describe_result(result),
         batch_size=preset.batch_size,
         limits=make_limits(preset),
     )
 
 
-def describe_kind(preset) -> dict[str, str]:
-    """What a card calls things, for text or for images."""
-    if not preset.is_image:
-        return TEXT
-    label = "class_labels=0" if "num_classes" in preset.model else ""
-    return {**IMAGES, "sample": f'pipe({label}).images[0].save("sample.png")'}
-
-
 def make_metadata(preset) -> ModelCardData:
-    """What the Hub reads; a licence is for weights, of which there are none."""
-    data = preset.data["data"]
+    """Metadata for the Hub, without a licence, which is for weights."""
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=pipeline_tag(preset.is_image, preset.model.get("time_conditioning", True)),
         language=None if preset.is_image else ["en"],
-        datasets=[data] if "/" in data else None,
         tags=IMAGE_TAGS if preset.is_image else TAGS,
     )
 
 
 def make_recipe(preset) -> list[tuple[str, str]]:
-    """What follows from the options."""
+    """Sizes that follow from the options."""
     steps = preset.training["max_steps"]
     if preset.is_image:
         config = make_config(preset)
@@ -227,7 +225,7 @@ def make_recipe(preset) -> list[tuple[str, str]]:
 
 
 def make_config(preset) -> MD4Config:
-    """Of the preset's model."""
+    """Configuration of the preset's model."""
     if preset.is_image:
         return MD4Config(vocab_size=preset.data.get("num_levels", 256) + 1, **preset.model)
     sizes = {"vocab_size": VOCABULARY[preset.tokenizer], "max_position_embeddings": preset.data["block_size"]}
@@ -235,27 +233,19 @@ def make_config(preset) -> MD4Config:
 
 
 def count_parameters(preset) -> int:
-    """Of the preset's model, which is not built for that."""
+    """Number of parameters of the preset's model, which is made on the meta device."""
     with torch.device("meta"):
         model = MD4ForMaskedDiffusion(make_config(preset))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def describe_result(result) -> str:
-    if result is None:
-        return "not trained here"
     return f"{result['result']} (`{result['command']}`, {result['date']}, {result['machine']})"
 
 
 def make_limits(preset) -> str:
-    data = preset.data["data"]
-    origin = [OFFICIAL] if preset.paper is not None else []
-    if "imagenet" in data:
-        origin = [IMAGENET64]
-    elif "cifar10" in data:
-        origin = [CIFAR10]
-    bounds = IMAGE_BOUNDS if preset.is_image else BOUNDS
-    return "\n\n".join(textwrap.fill(text, 119) for text in (LIMITS[data], *origin, bounds))
+    texts = LIMITS[preset.data["data"]], BOUNDS if preset.is_image else TEXT_BOUNDS
+    return "\n\n".join(textwrap.fill(text, 119) for text in texts)
 
 
 def options_table(options) -> str:
@@ -263,8 +253,8 @@ def options_table(options) -> str:
 
 
 def table(rows) -> str:
-    return "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":
-    write_cards()
+    write_pages()

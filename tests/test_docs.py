@@ -276,7 +276,7 @@ def test_most_fences_run_and_the_others_have_a_reason():
         assert len(skipped[page]) <= 0.5 * len(runnable[page]), page
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", *(f"model_cards/{name}.md" for name in PRESETS)])
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "model_cards/README.md", "model_cards/digits.md"])
 def test_relative_links_lead_to_files_and_headings(page):
     text = FENCE.sub("", read(page))
     for target, heading in LINK.findall(text):
@@ -348,36 +348,50 @@ def test_comments_change_how_a_fence_is_run(tmp_path):
     assert (skipped.skip, pip.skip) == ("needs a GPU", NOT_RUN["pip"])
 
 
-# The cards of the presets ---------------------------------------------------------------------------------------------
+# The presets and their cards ------------------------------------------------------------------------------------------
+
+CARDS = sorted(json.loads(read("model_cards/results.json")))
 
 
 @pytest.fixture(scope="module")
-def cards():
-    return runpy.run_path(str(ROOT / "scripts" / "write_model_cards.py"))["make_cards"]()
+def pages():
+    return runpy.run_path(str(ROOT / "scripts" / "write_model_cards.py"))["make_pages"]()
 
 
-def test_the_cards_are_what_the_script_writes(cards):
-    assert {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("model_cards/*.md")} == cards
+def test_the_pages_are_what_the_script_writes(pages):
+    assert {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("model_cards/*.md")} == pages
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_card_has_what_the_hub_reads_and_a_reader_needs(cards, name):
-    card = ModelCard(cards[name])
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_has_what_the_hub_reads_and_a_reader_needs(pages, name):
+    card = ModelCard(pages[name])
     assert card.data.library_name == "transformers" and {"md4", "masked-diffusion"} <= set(card.data.tags)
     assert (card.data.pipeline_tag == "unconditional-image-generation") == PRESETS[name].is_image
     assert PRESETS[name].is_image or card.data.pipeline_tag in ("fill-mask", "text-generation")
     assert card.data.license is None, "there are no weights to license"
-    for value in (*PRESETS[name].model.values(), *PRESETS[name].training.values(), PRESETS[name].paper or name):
+    for value in (*PRESETS[name].model.values(), *PRESETS[name].training.values()):
         assert str(value) in card.text
     for section in ("Recipe", "Result", "Train", "Load", "Limits"):
         assert f"## {section}" in card.text
 
 
-def test_a_result_is_told_with_its_command_and_the_readme_agrees(cards):
+def test_each_preset_has_a_row_with_its_recipe_and_the_published_result(pages):
+    rows = {re.search(r"`(.+?)`", line).group(1): line for line in pages["README"].splitlines() if "| 0.0" in line}
+    published = json.loads(read("scripts/published_results.json")).values()
+    figures = {figure for table in published for row in table["rows"] if "MD4" in row[1] for figure in row[2:]}
+    assert list(rows) == list(PRESETS)
+    for name, preset in PRESETS.items():
+        assert f"| {preset.batch_size} × " in rows[name] and f"| {preset.training['max_steps']:,} |" in rows[name]
+        assert f"| {preset.training['learning_rate']:g} |" in rows[name]
+        assert preset.data["data"] in rows[name] and (preset.paper or "| – |") in rows[name]
+        assert set(re.findall(r"\d+\.\d+", preset.paper or "")) <= figures
+
+
+def test_a_result_is_told_with_its_command_and_the_readme_agrees(pages):
     results = json.loads(read("model_cards/results.json"))
-    for name in PRESETS:
-        assert ("not trained here" in cards[name]) == (name not in results)
+    assert pages["README"].count("not trained here") == len(PRESETS) - len(results) + 1, "once in the text"
     for name, result in results.items():
-        assert result["result"] in cards[name] and result["command"] in cards[name] and result["date"] in cards[name]
+        for page in (pages[name], pages["README"]):
+            assert result["result"] in page and result["command"] in page and result["date"] in page
         number = re.match(r"[\d.]+ ± [\d.]+ \w+ per \w+", result["result"]).group()
         assert number in read("README.md")

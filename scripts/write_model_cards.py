@@ -75,7 +75,7 @@ What is not named has the default of `MD4Config`, `MD4TrainingArguments` or `{da
 
 | | |
 | --- | --- |
-| paper | has no such model |
+| paper | {paper_result} |
 | here | {our_result} |
 
 ## Train
@@ -184,6 +184,7 @@ def make_card(name, preset, result) -> str:
         model=options_table(preset.model),
         training=options_table(preset.training),
         data=options_table(preset.data),
+        paper_result=preset.paper or "has no such model",
         our_result=describe_result(result),
         batch_size=preset.batch_size,
         limits=make_limits(preset),

@@ -32,6 +32,7 @@ PORTABLE = [module for module in MODULES if module.startswith("core.") and modul
 LIBRARIES = {
     "schedules": {"torch"},
     "masked_diffusion": {"torch"},
+    "masking_process": {"torch"},
     "linear_nelbo": {"torch"},
     "input_checks": {"torch"},
     "image_processing_md4": {"torch", "transformers", "numpy", "PIL"},

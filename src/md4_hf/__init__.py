@@ -104,7 +104,7 @@ _LAZY = {
     "hub.shards": ["has_shards", "load_shards"],
     "objective.estimators": ["ANY_ORDER", "TIME", "example_nelbo", "nelbo_given_noise", "nelbo_metrics"],
     "objective.example_order": ["data_sha256"],
-    "objective.objectives": ["Diffusion"],
+    "objective.objectives": ["Diffusion", "GenMD4Objective", "MD4Objective", "Objective"],
     "training.checkpoints": ["checkpoint_to_resume"],
     "training.ema": ["EmaCallback"],
     "training.model_card": ["CardFacts", "make_model_card"],

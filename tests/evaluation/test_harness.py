@@ -19,13 +19,13 @@ from toy import ToyWorld
 from transformers import PreTrainedTokenizerFast
 
 from md4_hf import (
-    Diffusion,
     LoraArguments,
     MD4Config,
     MD4ForCausalLM,
     MD4ForMaskedDiffusion,
     MD4Trainer,
     MD4TrainingArguments,
+    Objective,
     add_adapter,
     build_byte_tokenizer,
     build_text8_tokenizer,
@@ -124,7 +124,7 @@ def bound(model, ids, num_given, index, seed=0, draws=DRAWS):
     with torch.no_grad():
         nelbo, _ = example_nelbo(
             model,
-            Diffusion.of(model),
+            Objective.of(model),
             {"input_ids": ids, "labels": labels},
             torch.tensor([index]),
             seed=seed,
@@ -163,7 +163,7 @@ class ExactDenoiser(MD4ForMaskedDiffusion):
         logits = logits[:, : input_ids.shape[1]]
         if labels is None:
             return SimpleNamespace(logits=logits[position_mask])
-        weight = nelbo_weight(Diffusion.of(self).schedule, timesteps)
+        weight = nelbo_weight(Objective.of(self).process.schedule, timesteps)
         nelbo = token_nelbo(logits, labels, input_ids, weight, self.world.mask)
         return SimpleNamespace(token_nelbo=nelbo, reconstruction_nelbo=torch.zeros(len(labels)))
 

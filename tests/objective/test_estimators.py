@@ -13,10 +13,10 @@ from tiny import random_model, training_arguments
 from toy import ToyWorld
 
 from md4_hf import (
-    Diffusion,
     MD4Config,
     MD4Trainer,
     MD4TrainingArguments,
+    Objective,
     Stopping,
     evaluate_in_rounds,
     example_nelbo,
@@ -27,7 +27,9 @@ from md4_hf import (
     reconstruction_nelbo,
     token_nelbo,
 )
+from md4_hf.core.masking_process import MD4Process
 from md4_hf.evaluation.rounds import SEED_STRIDE, Rounds
+from md4_hf.objective.objectives import MD4Objective
 
 
 VOCAB, LENGTH = 5, 8
@@ -120,7 +122,7 @@ def test_the_any_order_sum_of_the_exact_denoiser_is_minus_log_p():
 @pytest.mark.parametrize(("name", "eps"), [("linear", 0.0), ("linear", 1e-2), ("cosine", 0.0), ("poly", 0.0)])
 def test_both_estimators_estimate_one_bound_and_the_any_order_one_varies_less(name, eps, num_timesteps):
     schedule = make_schedule(name, eps=eps, **({"power": 3.0} if name == "poly" else {}))
-    diffusion = Diffusion(schedule, WORLD.mask, num_timesteps, sees_time=False)
+    diffusion = MD4Objective(MD4Process(schedule, WORLD.mask, WORLD.mask, num_timesteps), sees_time=False)
     rows = {"input_ids": WORLD.sequences[::9]}
     count = len(rows["input_ids"])
     model, values = exact_denoiser(schedule, num_timesteps), {}
@@ -163,7 +165,7 @@ def test_the_any_order_estimate_is_that_of_the_linear_schedule_however_steep_ano
             values.append(
                 example_nelbo(
                     model,
-                    Diffusion.of(model),
+                    Objective.of(model),
                     {"input_ids": ids},
                     index,
                     seed=0,
@@ -188,8 +190,8 @@ def test_an_estimate_depends_neither_on_the_batch_nor_on_the_order(tmp_path, est
     ids, order = torch.randint(VOCAB, (6, LENGTH)), torch.tensor([4, 2, 0, 5, 1, 3])
     options = {"seed": 0, "num_draws": 2, "estimator": estimator}
     with torch.no_grad():
-        values, _ = example_nelbo(model, Diffusion.of(model), {"input_ids": ids}, torch.arange(6), **options)
-        shuffled, _ = example_nelbo(model, Diffusion.of(model), {"input_ids": ids[order]}, order, **options)
+        values, _ = example_nelbo(model, Objective.of(model), {"input_ids": ids}, torch.arange(6), **options)
+        shuffled, _ = example_nelbo(model, Objective.of(model), {"input_ids": ids[order]}, order, **options)
     torch.testing.assert_close(shuffled, values[order])
 
 
@@ -209,17 +211,17 @@ def test_an_unknown_estimator_is_an_error(tmp_path):
 def test_the_diffusion_of_a_configuration_is_the_one_of_its_model():
     options = {"masking_schedule": "poly", "schedule_power": 1.5, "schedule_eps": 1e-3, "num_train_timesteps": 10}
     model = random_model(VOCAB + 1, LENGTH, 0.1, **options)
-    diffusion = Diffusion.of(model)
-    assert diffusion.schedule == model.masking_schedule == make_schedule("poly", power=1.5, eps=1e-3)
-    assert (diffusion.mask_token_id, diffusion.num_train_timesteps) == (VOCAB, 10)
+    diffusion = Objective.of(model)
+    assert diffusion.process.schedule == model.masking_schedule == make_schedule("poly", power=1.5, eps=1e-3)
+    assert (diffusion.process.mask_token_id, diffusion.process.num_timesteps) == (VOCAB, 10)
     ids, t = torch.zeros(3, LENGTH, dtype=torch.long), torch.tensor([0.0, 0.55, 0.99])
     noised = diffusion.noised({"input_ids": ids}, t, torch.full(ids.shape, 0.5))
     torch.testing.assert_close(noised["timesteps"], torch.tensor([0.1, 0.6, 1.0]))
 
 
 def test_the_diffusion_of_a_configuration_knows_whether_the_time_is_seen():
-    assert Diffusion.of_config(MD4Config()).sees_time
-    assert not Diffusion.of_config(MD4Config(time_conditioning=False)).sees_time
+    assert Objective.of_config(MD4Config()).sees_time
+    assert not Objective.of_config(MD4Config(time_conditioning=False)).sees_time
 
 
 # Rounds ---------------------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
-from md4_hf import Diffusion, make_schedule
+from md4_hf import make_schedule
 from md4_hf.core.masked_diffusion import discretize_times
+from md4_hf.core.masking_process import MD4Process
 from md4_hf.objective.noise import (
     evaluation_mask_noise,
     evaluation_times,
@@ -17,6 +18,7 @@ from md4_hf.objective.noise import (
     training_mask_noise,
     training_times,
 )
+from md4_hf.objective.objectives import MD4Objective
 from md4_hf.training.trainer import number_step_examples
 
 
@@ -107,22 +109,22 @@ def test_each_use_has_its_own_noise():
 
 
 def test_unscored_tokens_are_never_masked():
-    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9)
+    objective = MD4Objective(MD4Process(make_schedule("linear"), 9, 9))
     inputs = {"input_ids": torch.zeros(2, 6, dtype=torch.long), "labels": torch.tensor([[0, 0, -100, -100, 0, 0]] * 2)}
-    noised = diffusion.noised(inputs, torch.ones(2), torch.full((2, 6), 0.5))
+    noised = objective.noised(inputs, torch.ones(2), torch.full((2, 6), 0.5))
     assert noised["input_ids"].tolist() == [[9, 9, 0, 0, 9, 9]] * 2
 
 
 def test_padding_is_neither_scored_nor_masked():
-    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9)
+    objective = MD4Objective(MD4Process(make_schedule("linear"), 9, 9))
     inputs = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
-    noised = diffusion.noised(inputs, torch.ones(1), torch.full((1, 4), 0.5))
+    noised = objective.noised(inputs, torch.ones(1), torch.full((1, 4), 0.5))
     assert noised["input_ids"].tolist() == [[9, 9, 0, 0]] and noised["labels"].tolist() == [[0, 0, -100, -100]]
 
 
 def test_discrete_time_models_train_on_the_grid():
-    diffusion = Diffusion(make_schedule("linear"), mask_token_id=9, num_train_timesteps=4)
-    noised = diffusion.noised({"input_ids": torch.zeros(3, 2)}, torch.tensor([0.0, 0.3, 0.99]), torch.rand(3, 2))
+    objective = MD4Objective(MD4Process(make_schedule("linear"), 9, 9, 4))
+    noised = objective.noised({"input_ids": torch.zeros(3, 2)}, torch.tensor([0.0, 0.3, 0.99]), torch.rand(3, 2))
     assert noised["timesteps"].tolist() == [0.25, 0.5, 1.0]
 
 

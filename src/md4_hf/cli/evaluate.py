@@ -152,7 +152,7 @@ def evaluate(argv: list[str] | None = None):
         trainer = MD4Trainer(model=model, args=args, eval_dataset=examples, processing_class=processor)
         rounds = evaluate_in_rounds(trainer, examples, options.when_to_stop())
         metrics = {f"eval_{name}": value for name, value in rounds.metrics(config.is_image).items()}
-        metrics["eval_num_draws"] = 0 if trainer.diffusion.is_exact else options.draws
+        metrics["eval_num_draws"] = 0 if trainer.objective.is_autoregressive else options.draws
     if trainer.is_world_process_zero():
         print_metrics(metrics, data_args)
         if options.output_file is not None:

@@ -128,7 +128,7 @@ class SuiteRun:
     @property
     def is_exact(self) -> bool:
         """Whether nothing is drawn."""
-        return self.trainer.diffusion.is_exact
+        return self.trainer.objective.is_autoregressive
 
 
 def recipes_of(suite: SuiteArguments, length: int, is_image: bool) -> dict[str, Recipe | None]:
@@ -184,7 +184,7 @@ def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) ->
     return TaskResult(
         task=name,
         metric=task.metric,
-        is_bound=not trainer.diffusion.is_exact,
+        is_bound=not trainer.objective.is_autoregressive,
         metrics=rounds.metrics(task.is_image),
         recipe=facts,
         data_sha256=digest,

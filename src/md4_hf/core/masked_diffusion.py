@@ -83,6 +83,34 @@ def corrupt(
     return torch.where(noise < left_broadcast(alpha_t, x0.dim()), x0, mask_token_id)
 
 
+def draw_xt(
+    schedule: MaskingSchedule | TokenPolynomialSchedule,
+    t: Tensor,
+    x0: Tensor,
+    mask_token_id: int,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    is_scored: Tensor | None = None,
+) -> Tensor:
+    """Draw x_t from q(x_t | x_0) of a batch, by a fixed or by learned schedules.
+
+    Args:
+        schedule: The masking schedule, or the schedules of the tokens.
+        t: Times of the examples, `(batch,)` in [0, 1].
+        x0: `(batch, ...)` clean ids.
+        mask_token_id: The mask id m.
+        noise: Uniform numbers of the shape of `x0`, as in `corrupt`.
+        generator: Source of the draws when `noise` is not given.
+        is_scored: `(batch, ...)` booleans: other tokens are never masked; all may be by default.
+
+    Returns:
+        `xt`, same shape and dtype as `x0`.
+    """
+    xt = corrupt(x0, schedule.alpha_of(t, x0).detach(), mask_token_id, generator=generator, noise=noise)
+    return xt if is_scored is None else torch.where(is_scored, xt, x0)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The negative evidence lower bound
 # ----------------------------------------------------------------------------------------------------------------------

@@ -4,18 +4,13 @@
 Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
 """
 
-import json
-import math
-import os
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
-from transformers import initialization as init
+from transformers import Cache
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_causal_mask,
@@ -24,16 +19,12 @@ from transformers.masking_utils import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import (
-    CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
     ModelOutput,
     TransformersKwargs,
-    cached_file,
     can_return_tuple,
     logging,
 )
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.hub import resolve_revision
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_md4 import MD4Config
@@ -50,25 +41,14 @@ from .input_checks import (
 )
 from .masked_diffusion import (
     IGNORE_INDEX,
-    corrupt,
-    cross_entropy_nats,
-    discretize_times,
-    genmd4_cross_entropy_nats,
-    genmd4_reconstruction_nelbo,
-    genmd4_token_nelbo,
-    log_forward_probability,
-    nelbo_weight,
-    reconstruction_nelbo,
-    rescale_times,
-    rloo_surrogate,
     stratified_times,
-    token_nelbo,
 )
+from .masking_process import GenMD4Process, MD4Process, genmd4_process, md4_process
+from .modeling_md4_base import MD4PreTrainedModel
+from .modeling_md4_head import MD4Head, indices_of, logits_of, nelbo_of_rows, number_of_items
 from .modeling_md4_layers import (
     ACTIVATIONS,
-    MD4Attention,
     MD4Conditioning,
-    MD4Head,
     MD4Layer,
     MD4Modulation,
     MD4RotaryEmbedding,
@@ -77,20 +57,15 @@ from .modeling_md4_layers import (
     modulate,
     of_examples,
 )
-from .modeling_md4_unet import MD4DiT, MD4ImageHead, MD4ResnetBlock, MD4UNet, position_table
-from .remote_code import copy_code
-from .schedules import MaskingSchedule, TokenPolynomialSchedule, inverse_softplus, make_schedule
+from .modeling_md4_unet import MD4ImageHead, MD4UNet
+from .schedules import MaskingSchedule, TokenPolynomialSchedule
 
 
 logger = logging.get_logger(__name__)
 
-# Standard deviation of a standard normal cut at +-2: what a truncated normal has to be divided by (as in JAX).
-TRUNCATED_NORMAL_STD = 0.87962566103423978
-GENMD4_COPIES = 2  # noised copies of an example that a training step of GenMD4 draws by itself
 
 # Arguments of the forward that images do not have.
 TEXT_ARGUMENTS = ("attention_mask", "position_ids", "inputs_embeds", "document_ids", "past_key_values")
-HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr", "tags")
 
 
 @dataclass
@@ -126,143 +101,6 @@ class MaskedDiffusionOutput(ModelOutput):
 # ----------------------------------------------------------------------------------------------------------------------
 # The models
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-class MD4PreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and saving of MD4 models."""
-
-    config_class = MD4Config
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    # Modules that combine the outputs of their parts: a device map has to put each on one device.
-    _no_split_modules = ["MD4Layer", "MD4Conditioning", "MD4ResnetBlock", "MD4AttentionBlock", "MD4DiTLayer", "MD4DiT"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": [MD4Layer, MD4ResnetBlock], "attentions": MD4Attention}
-    # What opens a saved folder: the name of the class, by Auto class. Literal, as FSDP2 renames the classes it wraps.
-    _auto_map: dict[str, str] = {}
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
-    ):
-        """As in transformers, with the code beside the weights, so that the Auto classes open the folder anywhere.
-
-        Where this package is not installed, they ask for `trust_remote_code=True`.
-        """
-        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
-        repo_id = hub.pop("repo_id", Path(save_directory).name)
-        self.config.auto_map = dict(self._auto_map)
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
-        if not self.should_save_on_this_rank(is_main_process):
-            return
-        # An adapter has neither configuration nor code; a causal model opens with this package alone.
-        if self._auto_map and Path(save_directory, CONFIG_NAME).is_file():
-            copy_code(__file__, save_directory)
-        if push_to_hub:
-            self.push_to_hub(repo_id, **hub)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *model_args,
-        use_safetensors: bool | None = None,
-        **kwargs,
-    ):
-        """As in transformers, but pickled weights are opened only on request: with `use_safetensors=False`.
-
-        Raises:
-            OSError: If there are no weights in safetensors format.
-            ValueError: If an index of several files names one that is not beside it.
-        """
-        if use_safetensors is False:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=False, **kwargs)
-        # A commit in place of "main": for that, transformers would ask a server to convert weights that are pickled.
-        hub = {name: kwargs[name] for name in ("revision", "token", "local_files_only", "cache_dir") if name in kwargs}
-        revision = resolve_revision(pretrained_model_name_or_path, **hub)
-        if revision is not None:
-            kwargs["revision"] = hub["revision"] = getattr(revision, "resolved", revision)
-        if pretrained_model_name_or_path is not None:
-            subfolder, variant = kwargs.get("subfolder", ""), kwargs.get("variant")
-            check_shards(str(pretrained_model_name_or_path), variant, subfolder=subfolder, **hub)
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
-        except OSError as error:
-            if "safetensors" not in str(error):
-                raise
-            raise OSError(
-                f"{error} Weights are opened in safetensors format; pickled ones, which can run any code, only with "
-                "`use_safetensors=False`."
-            ) from error
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """The official initialisation: truncated normal of variance init_scale / fan_in, normal embeddings."""
-        super()._init_weights(module)
-        if isinstance(module, TokenPolynomialSchedule):
-            init.constant_(module.free_exponents, inverse_softplus(self.config.schedule_power))
-        elif isinstance(module, MD4DiT):
-            init.copy_(module.position_embedding, position_table(module.grid, self.config.dit_hidden_size))
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            scale, fan_in = getattr(module, "init_scale", 1.0), module.weight[0].numel()
-            if scale == 0.0:
-                init.zeros_(module.weight)
-            else:
-                std = math.sqrt(scale / fan_in) / TRUNCATED_NORMAL_STD
-                init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2.0 * std, b=2.0 * std)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether any layer is checkpointed; peft asks for it by this name, at which transformers' own warns."""
-        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
-        """As in transformers. If the mask's row is cut off, the last row left becomes the mask's (with a warning).
-
-        No row changes its values, as in every other model: the new mask has the embedding of the token it replaces.
-
-        Raises:
-            ValueError: For a model of images, whose head has a place for every level.
-        """
-        if self.config.is_image:
-            raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
-        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        if self.config.learn_masking_schedule and hasattr(self, "token_schedule"):
-            self.token_schedule.resize(self.config.vocab_size, self.config.schedule_power)
-        cut_off, last = self.config.mask_token_id, self.config.vocab_size - 1
-        if cut_off > last:
-            self.config.mask_token_id = last
-            logger.warning(
-                f"The vocabulary of {last + 1} tokens has no row for the mask token {cut_off}: the mask token is now "
-                f"{last}, with the embedding of the token that was there. Train the model before you sample from it."
-            )
-        return embeddings
-
-
-def check_shards(name_or_path: str, variant: str | None, **hub):
-    """Raise a ValueError if the index of weights in several files is damaged, or leads out of its folder."""
-    name = f"model.safetensors.index.{variant}.json" if variant else SAFE_WEIGHTS_INDEX_NAME
-    index_file = cached_file(
-        name_or_path,
-        name,
-        **hub,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if index_file is None:
-        return
-    index = json.loads(Path(index_file).read_text(encoding="utf-8"))
-    files = index.get("weight_map") if isinstance(index, dict) and isinstance(index.get("metadata"), dict) else None
-    if not isinstance(files, dict) or not all(isinstance(x, str) and Path(x).name == x for x in files.values()):
-        raise ValueError(f"`weight_map` in {name} must name files beside it, got {files} in {name_or_path}.")
 
 
 class MD4Model(MD4PreTrainedModel):
@@ -492,17 +330,20 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module):
         """Replace the head."""
-        if type(new_embeddings) is nn.Linear:  # as transformers makes them
-            new_embeddings.__class__ = MD4Head
-        self.lm_head = new_embeddings
+        is_plain = type(new_embeddings) is nn.Linear  # as transformers makes them
+        self.lm_head = MD4Head.with_parameters_of(new_embeddings) if is_plain else new_embeddings
+
+    @property
+    def masking_process(self) -> MD4Process | GenMD4Process:
+        """Forward process and terms of the bound, with the schedule of the configuration or the learned ones."""
+        if self.config.learn_masking_schedule:
+            return genmd4_process(self.config, self.token_schedule)
+        return md4_process(self.config)
 
     @property
     def masking_schedule(self) -> MaskingSchedule | TokenPolynomialSchedule:
         """The masking schedule that the configuration names, or the learned ones of GenMD4."""
-        config = self.config
-        if config.learn_masking_schedule:
-            return self.token_schedule
-        return make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
+        return self.masking_process.schedule
 
     @can_return_tuple
     def forward(
@@ -559,50 +400,31 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             ValueError: As `MD4Model.forward`, and for labels of another shape than the input or that hold the mask id.
         """
         check_tokens(input_ids, inputs_embeds)
+        self._check_options(input_ids, inputs_embeds, labels, position_mask, mask_noise, max_masked)
+        check_num_items(num_items_in_batch)
         if labels is not None:
             self._check_labels(input_ids, labels, position_mask)
             if timesteps is None:
                 timesteps, mask_noise = self._draw_noise(labels)
-                class_labels = self._drop_labels(class_labels)
-            check_per_example("timesteps", timesteps, labels.shape[0], "`labels` are given")
-            check_range("timesteps", timesteps, 1)
-            if mask_noise is not None:
-                self._check_clean(input_ids, labels)
-                check_shape("mask_noise", mask_noise, labels.shape, (labels.shape[0], None, *labels.shape[1:]))
-                input_ids = self._mask(input_ids, labels, timesteps, mask_noise)
-        elif mask_noise is not None:
-            raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
-        if position_mask is not None:
-            check_shape(
-                "position_mask", position_mask, inputs_embeds.shape[:2] if input_ids is None else input_ids.shape
-            )
-        if max_masked is not None and not (isinstance(max_masked, Integral) and max_masked >= 0):
-            raise ValueError(f"`max_masked` must be an integer >= 0, got {max_masked!r}.")
-        check_num_items(num_items_in_batch)
-        copies = None if input_ids is None or input_ids.dim() != self._copies_dim else input_ids.shape[1]
-        if copies is not None:
-            # Copies are rows of a larger batch.
-            if position_ids is not None:
-                check_shape("position_ids", position_ids, *((n, input_ids.shape[2]) for n in (1, input_ids.shape[0])))
-                position_ids = position_ids.expand(input_ids.shape[0], -1)
-            shared = (timesteps, labels, class_labels, attention_mask, position_ids, document_ids)
-            row_timesteps, row_labels, class_labels, attention_mask, position_ids, document_ids = (
-                x.repeat_interleave(copies, dim=0) if isinstance(x, Tensor) and x.dim() else x for x in shared
-            )
-            input_ids, position_mask = (x if x is None else x.flatten(0, 1) for x in (input_ids, position_mask))
-        else:
-            row_timesteps, row_labels = timesteps, labels
+                class_labels = self._drop_classes(class_labels)
+            input_ids = self._noised(input_ids, labels, timesteps, mask_noise)
+        copies = input_ids.shape[1] if input_ids is not None and input_ids.dim() == self._copies_dim else None
+        row_ids, row_position_mask, (row_labels, row_timesteps, *inputs) = rows_of_copies(
+            copies,
+            input_ids,
+            position_mask,
+            (labels, timesteps, class_labels, attention_mask, position_ids, document_ids),
+        )
         if output_logits is None:
             output_logits = labels is None or not self.training
-        rows, is_masked = None, None
-        if position_mask is not None:
-            rows = position_mask.flatten().nonzero().squeeze(1)
-        elif labels is not None and not output_logits:
-            is_masked = ((input_ids == self.config.mask_token_id) & (row_labels != IGNORE_INDEX)).flatten()
-            rows = indices_of(is_masked, max_masked)
-        keeps_all = self._keeps_all(kwargs.get("output_hidden_states"))
-        outputs = self.model(
-            input_ids=input_ids,
+        is_masked = None
+        if labels is not None and not output_logits:
+            is_masked = ((row_ids == self.config.mask_token_id) & (row_labels != IGNORE_INDEX)).flatten()
+        rows = needed_rows(row_position_mask, is_masked, max_masked)
+        class_labels, attention_mask, position_ids, document_ids = inputs
+        outputs = self._run_network(
+            rows,
+            input_ids=row_ids,
             timesteps=row_timesteps,
             class_labels=class_labels,
             attention_mask=attention_mask,
@@ -610,28 +432,20 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             inputs_embeds=inputs_embeds,
             document_ids=document_ids,
             past_key_values=past_key_values,
-            rows=None if keeps_all else rows,
-            return_dict=True,
             **kwargs,
         )
-        # Back to the inputs and labels, if a device map has put the last layer (or the head, below) elsewhere.
-        hidden_states = outputs.last_hidden_state.to((inputs_embeds if input_ids is None else input_ids).device)
-        if keeps_all and not self.config.is_image:
-            hidden_states = at_rows(hidden_states, rows)
-        logits = self._logits(hidden_states, rows) if output_logits else None
-        losses: dict[str, Tensor] = {}
+        logits, losses = None, {}
+        if output_logits:
+            logits = self._logits(outputs.last_hidden_state, rows)
         if labels is not None:
+            row_times = row_timesteps.float()
             if logits is None:
-                total, nelbo_per_token = self._masked_nelbo(hidden_states, rows, is_masked, row_labels, row_timesteps)
+                total, values = self._masked_nelbo(outputs.last_hidden_state, rows, is_masked, row_labels, row_times)
             else:
-                nelbo_per_token = self._token_nelbo(logits, input_ids, row_labels, row_timesteps)
-                total = nelbo_per_token.sum()
-            losses = self._losses(
-                total, nelbo_per_token, input_ids, labels, timesteps, copies or 1, num_items_in_batch
-            )
-            # No view: FSDP2 hooks the outputs, and warns of views.
-            losses["token_nelbo"] = fold_copies(nelbo_per_token, copies).clone()
-        if logits is not None and position_mask is None:
+                values = self.masking_process.token_nelbo(logits, row_labels, row_ids, row_times)
+                total = values.sum()
+            losses = self._losses(total, values, row_ids, labels, timesteps.float(), copies, num_items_in_batch)
+        if position_mask is None:
             logits = fold_copies(logits, copies)
         return MaskedDiffusionOutput(
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
@@ -642,76 +456,64 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         """Number of axes of ids with copies: batch and copies before those of an example."""
         return 2 + len(self.config.sample_shape)
 
-    def _keeps_all(self, output_hidden_states: bool | None) -> bool:
-        """Whether the network gives hidden states of all positions, and not of the needed rows alone."""
-        asked = output_hidden_states or getattr(self.config, "output_hidden_states", False)
-        return self.config.is_image or asked
-
-    def _logits(self, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits that never predict the mask."""
-        return logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._for_the_head(rows))
-
-    def _for_the_head(self, rows: Tensor | None) -> Tensor | None:
-        """The rows that the head picks itself: that of images sees a pixel's neighbours; of text it is given those."""
-        return rows if self.config.is_image else None
-
     def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Times for a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
+        """Draw the times of a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
         batch, *shape = labels.shape
         offset = torch.rand((), device=labels.device)
-        timesteps = stratified_times(offset, torch.arange(batch, device=labels.device), batch)
-        config = self.config
-        if config.num_train_timesteps is not None:
-            timesteps = discretize_times(timesteps, config.num_train_timesteps)
-        if config.learn_masking_schedule:
-            timesteps = rescale_times(timesteps, config.schedule_first_time)
-        copies = (GENMD4_COPIES,) if config.learn_masking_schedule and self.training else ()
-        return timesteps, torch.rand((batch, *copies, *shape), device=labels.device)
+        uniform = stratified_times(offset, torch.arange(batch, device=labels.device), batch)
+        process = self.masking_process
+        copies = (process.training_copies,) if process.training_copies is not None and self.training else ()
+        return process.times(uniform), torch.rand((batch, *copies, *shape), device=labels.device)
 
-    def _drop_labels(self, class_labels: Tensor | None) -> Tensor | None:
-        """Labels of which some are replaced by the null class, in the training of a model that has one."""
+    def _drop_classes(self, class_labels: Tensor | None) -> Tensor | None:
+        """Replace some labels by the null class, in the training of a model that has one."""
         if not (self.training and self.config.null_class is not None and isinstance(class_labels, Tensor)):
             return class_labels
         is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout
         return class_labels.masked_fill(is_dropped, self.config.null_class)
 
-    def _mask(self, x0: Tensor, labels: Tensor, timesteps: Tensor, mask_noise: Tensor) -> Tensor:
-        """x_t for a clean batch, of the shape of the noise; tokens that are not scored stay."""
+    def _noised(self, input_ids: Tensor, labels: Tensor, timesteps: Tensor, mask_noise: Tensor | None) -> Tensor:
+        """x_t of the shape of the noise; without noise, `input_ids` are x_t already."""
+        check_per_example("timesteps", timesteps, labels.shape[0], "`labels` are given")
+        check_range("timesteps", timesteps, 1)
+        if mask_noise is None:
+            return input_ids
+        self._check_clean(input_ids, labels)
+        check_shape("mask_noise", mask_noise, labels.shape, (labels.shape[0], None, *labels.shape[1:]))
         if mask_noise.dim() == self._copies_dim:
-            x0, labels = (x[:, None].expand(mask_noise.shape) for x in (x0, labels))
-        if self.config.learn_masking_schedule:
-            alpha_t = self.token_schedule.alpha_of(timesteps.float(), x0).detach()
-        else:
-            alpha_t = self.masking_schedule.alpha(timesteps)
-        xt = corrupt(x0, alpha_t, self.config.mask_token_id, noise=mask_noise)
-        return torch.where(labels != IGNORE_INDEX, xt, x0)
+            input_ids, labels = (x[:, None].expand(mask_noise.shape) for x in (input_ids, labels))
+        return self.masking_process.draw_xt(input_ids, labels, timesteps, mask_noise)
 
-    def _exponents(self, device: torch.device) -> Tensor | None:
-        """GenMD4's learned exponents, `(vocab,)`."""
-        return self.token_schedule.exponents.to(device) if self.config.learn_masking_schedule else None
+    def _run_network(self, rows: Tensor | None, **inputs) -> BaseModelOutput:
+        """Run the network for these rows alone where it can; its hidden states come back to the inputs' device."""
+        keeps_all = self.config.is_image or inputs.get("output_hidden_states") or self.config.output_hidden_states
+        outputs = self.model(rows=None if keeps_all else rows, return_dict=True, **inputs)
+        # A device map may have put the last layer elsewhere.
+        tokens = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
+        hidden_states = outputs.last_hidden_state.to(tokens.device)
+        if keeps_all and not self.config.is_image:
+            hidden_states = at_rows(hidden_states, rows)
+        outputs.last_hidden_state = hidden_states
+        return outputs
 
-    def _weight(self, t: Tensor) -> Tensor:
-        """What a masked token's term is multiplied by at its example's time, `(rows,)` float32."""
-        if self.config.learn_masking_schedule:
-            return 1.0 / t
-        return nelbo_weight(self.masking_schedule, t, self.config.num_train_timesteps)
+    def _logits(self, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
+        """Logits that never predict the mask."""
+        return logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._rows_for_head(rows))
 
-    def _token_nelbo(self, logits: Tensor, xt: Tensor, x0: Tensor, timesteps: Tensor) -> Tensor:
-        """Diffusion part of the NELBO of each token, of the shape of the ids, from all logits."""
-        mask_token_id, t, exponents = self.config.mask_token_id, timesteps.float(), self._exponents(logits.device)
-        if exponents is not None:
-            return genmd4_token_nelbo(logits, x0, xt, exponents, t, mask_token_id)
-        return token_nelbo(logits, x0, xt, self._weight(t), mask_token_id)
+    def _rows_for_head(self, rows: Tensor | None) -> Tensor | None:
+        """Rows that the head selects itself: that of images sees a pixel's neighbours, that of text only its rows."""
+        return rows if self.config.is_image else None
 
     def _masked_nelbo(
-        self, hidden_states: Tensor, rows: Tensor | None, is_masked: Tensor, x0: Tensor, timesteps: Tensor
+        self, hidden_states: Tensor, rows: Tensor | None, is_masked: Tensor, x0: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same from the hidden states of the masked tokens alone; and the sum, for its cheaper gradient.
+        """Diffusion part of the NELBO from the hidden states of masked tokens: its sum, and its value for each token.
 
-        `rows` are flat indices of the `hidden_states`, of all masked tokens and perhaps, to fill up, of others; without
-        them the hidden states are those of all tokens. Those of images are always whole.
+        `rows` are flat indices of the hidden states: all masked tokens, and perhaps more to fill up. Without them, the
+        hidden states are those of all tokens, as they always are for images.
         """
-        target, weight = x0.flatten(), self._weight(timesteps.float()).repeat_interleave(x0[0].numel())
+        process = self.masking_process
+        target, weight = x0.flatten(), process.weight(t).repeat_interleave(x0[0].numel())
         if rows is None:
             weight = torch.where(is_masked, weight, 0.0)
             hidden_states = hidden_states if self.config.is_image else hidden_states.flatten(0, 1)
@@ -719,16 +521,14 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             is_wanted = torch.arange(len(rows), device=rows.device) < is_masked.sum()
             target, weight = target[rows], torch.where(is_wanted, weight[rows], 0.0)
         any_token = int(self.config.mask_token_id == 0)  # in the place of labels of -100, whose weight is 0
-        target = torch.where(target < 0, any_token, target)
-        picked = self._for_the_head(rows)
         total, values = nelbo_of_rows(
             self.lm_head,
             hidden_states,
-            target,
+            torch.where(target < 0, any_token, target),
             weight,
             self.config.mask_token_id,
-            self._exponents(hidden_states.device),
-            picked,
+            process.exponents(hidden_states.device),
+            self._rows_for_head(rows),
         )
         if torch.compiler.is_compiling():
             values = values.detach()  # as an output of the graph it would be given a gradient, of zeros, at a price
@@ -739,40 +539,48 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     def _losses(
         self,
         total: Tensor,
-        nelbo_per_token: Tensor,
+        values: Tensor,
         xt: Tensor,
         labels: Tensor,
-        timesteps: Tensor,
-        copies: int,
+        t: Tensor,
+        copies: int | None,
         num_items_in_batch: Tensor | int | None,
     ) -> dict[str, Tensor]:
-        """`loss` and `nelbo` in nats over the scored tokens (those here, or of the whole batch this is a part of).
+        """Losses in nats, `loss` and `nelbo` per scored token: of those here, or of the batch that this is a part of.
 
-        The gradient of the diffusion part goes through its `total` over all tokens and copies.
+        The gradient of the diffusion part goes through its `total` over all tokens and copies, not through its values.
         """
-        scored = labels != IGNORE_INDEX
-        num_items = number_of_items(scored, num_items_in_batch, nelbo_per_token.device)
-        reconstruction = self._reconstruction(labels, scored)
-        nelbo = loss = (total / copies + reconstruction.sum()) / num_items
-        if self.config.learn_masking_schedule and self.training:
-            t, x0 = (x.repeat_interleave(copies, dim=0) for x in (timesteps.float(), labels))
-            log_q = log_forward_probability(self.token_schedule, t, x0, xt, self.config.mask_token_id)
-            log_q = log_q.flatten(1).sum(dim=1)
-            diffusion = fold_copies(nelbo_per_token.detach().flatten(1).sum(dim=1), copies)  # (batch, copies)
-            surrogate = rloo_surrogate(diffusion, fold_copies(log_q, copies)).sum()
+        process, num_copies = self.masking_process, copies or 1
+        num_items = number_of_items(labels != IGNORE_INDEX, num_items_in_batch, values.device)
+        reconstruction = process.reconstruction(labels)
+        nelbo = loss = (total / num_copies + reconstruction.sum()) / num_items
+        surrogate = None
+        if self.training:
+            surrogate = process.surrogate(fold_copies(values, num_copies), labels, fold_copies(xt, num_copies), t)
+        if surrogate is not None:
             # The same number as with the gradient of each value, at a fraction of its price.
-            loss = (surrogate + (total - total.detach()) / copies + reconstruction.sum()) / num_items
+            loss = (surrogate + (total - total.detach()) / num_copies + reconstruction.sum()) / num_items
             nelbo = nelbo.detach()
-        return {"loss": loss, "nelbo": nelbo, "reconstruction_nelbo": reconstruction}
+        # No view: FSDP2 hooks the outputs, and warns of views.
+        values = fold_copies(values, copies).clone()
+        return {"loss": loss, "nelbo": nelbo, "token_nelbo": values, "reconstruction_nelbo": reconstruction}
 
-    def _reconstruction(self, labels: Tensor, scored: Tensor) -> Tensor:
-        """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
-        if not self.config.learn_masking_schedule:
-            num_scored = scored.flatten(1).sum(dim=1)
-            return reconstruction_nelbo(self.masking_schedule, num_scored, self.config.vocab_size - 1)
-        first_time, mask_token_id = self.config.schedule_first_time, self.config.mask_token_id
-        nelbo = genmd4_reconstruction_nelbo(labels, self.token_schedule, first_time, mask_token_id)
-        return nelbo.flatten(1).sum(dim=1)
+    def _check_options(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        labels: Tensor | None,
+        position_mask: Tensor | None,
+        mask_noise: Tensor | None,
+        max_masked: int | None,
+    ):
+        if labels is None and mask_noise is not None:
+            raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
+        if position_mask is not None:
+            shape = inputs_embeds.shape[:2] if input_ids is None else input_ids.shape
+            check_shape("position_mask", position_mask, shape)
+        if max_masked is not None and not (isinstance(max_masked, Integral) and max_masked >= 0):
+            raise ValueError(f"`max_masked` must be an integer >= 0, got {max_masked!r}.")
 
     def _check_clean(self, input_ids: Tensor, labels: Tensor):
         if input_ids.shape != labels.shape:
@@ -814,58 +622,6 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def nelbo_of_rows(
-    head: nn.Module,
-    hidden_states: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    mask_token_id: int,
-    exponents: Tensor | None = None,
-    rows: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Sum `()` and values `(rows,)` of weighted tokens in nats, from their hidden states; where it is chosen how.
-
-    Of images the logits are made: they are no wider than what the blocks keep for their gradients. So are those of a
-    head that an adapter or a quantiser has put in place of ours.
-
-    Args:
-        head: The head.
-        hidden_states: `(rows, hidden)`; of images whole, `(batch, channels, height, width)`.
-        target: `(rows,)` clean ids.
-        weight: `(rows,)` weights.
-        mask_token_id: The mask id.
-        exponents: `(vocab,)` w of GenMD4.
-        rows: Flat indices of the tokens, for a head of images; None for all of them.
-    """
-    if isinstance(head, MD4Head):
-        total, values = head(hidden_states, target, weight, mask_token_id, exponents)
-        return total.to(hidden_states.device), values.to(hidden_states.device)
-    logits = logits_of(head, hidden_states, mask_token_id, rows).flatten(0, -2)
-    if exponents is not None:
-        values = weight * genmd4_cross_entropy_nats(logits, target, exponents)
-    else:
-        values = weight * cross_entropy_nats(logits, target)
-    return values.sum(), values
-
-
-def logits_of(head: nn.Module, hidden_states: Tensor, mask_token_id: int, rows: Tensor | None = None) -> Tensor:
-    """Logits `(..., vocab)` on the device of the hidden states; with `rows`, a head of images picks these."""
-    logits = head(hidden_states) if rows is None else head(hidden_states, rows)
-    return suppress_mask(logits.to(hidden_states.device), mask_token_id)
-
-
-def number_of_items(scored: Tensor, num_items: Tensor | int | None, device: torch.device) -> Tensor | int:
-    """What a loss is divided by: the number given, on this device, or else that of the scored tokens, at least 1."""
-    num_items = scored.sum().clamp(min=1) if num_items is None else num_items
-    return num_items.to(device) if isinstance(num_items, Tensor) else num_items
-
-
-def suppress_mask(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Logits `(..., vocab)` with the mask's at finfo.min: no model predicts the mask. This is the one place."""
-    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
-    return logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
-
-
 def positions_in_documents(document_ids: Tensor) -> Tensor:
     """`(batch, length)` runs of equal numbers -> the place of each token in its run, from 0."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
@@ -873,25 +629,39 @@ def positions_in_documents(document_ids: Tensor) -> Tensor:
     return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
-def indices_of(is_chosen: Tensor, at_most: int | None) -> Tensor | None:
-    """Indices of the true elements of `(n,)`, filled up with zeros where their number is not known; None for all.
-
-    On the CPU it is. On an accelerator it takes a wait, unless a bound is given. A compiled graph has one size, that of
-    the bound or all.
-    """
-    if not torch.compiler.is_compiling() and (at_most is None or is_chosen.device.type == "cpu"):
-        indices = is_chosen.nonzero().squeeze(1)
-        if at_most is not None and len(indices) > at_most:
-            raise ValueError(f"`max_masked` must be at least the {len(indices)} masked tokens, got {at_most}.")
-        return indices
-    if at_most is None or at_most >= len(is_chosen):
-        return None
-    torch._assert_async(
-        is_chosen.sum() <= at_most, "`max_masked` must not be smaller than the number of masked tokens"
-    )
-    return torch.nonzero_static(is_chosen, size=at_most, fill_value=0).squeeze(1)
-
-
-def fold_copies(x: Tensor, copies: int | None) -> Tensor:
+def fold_copies(x: Tensor | None, copies: int | None) -> Tensor | None:
     """`(batch * copies, ...)` -> `(batch, copies, ...)`; as it is without copies."""
-    return x if copies is None else x.unflatten(0, (-1, copies))
+    return x if x is None or copies is None else x.unflatten(0, (-1, copies))
+
+
+def rows_of_copies(
+    copies: int | None, input_ids: Tensor | None, position_mask: Tensor | None, shared: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
+    """Make the copies of each example rows of a larger batch; nothing changes without copies.
+
+    Args:
+        copies: Number of copies, None for ids without an axis of copies.
+        input_ids: `(batch, copies, ...)`.
+        position_mask: `(batch, copies, ...)` or None.
+        shared: What the copies of an example share: labels, times, classes, attention mask, positions `(1 or batch,
+            length)`, documents.
+    """
+    if copies is None:
+        return input_ids, position_mask, shared
+    *per_example, position_ids, document_ids = shared
+    if position_ids is not None:
+        batch, _, length = input_ids.shape
+        check_shape("position_ids", position_ids, (1, length), (batch, length))
+        position_ids = position_ids.expand(batch, -1)
+    repeated = tuple(
+        x.repeat_interleave(copies, dim=0) if isinstance(x, Tensor) and x.dim() else x
+        for x in (*per_example, position_ids, document_ids)
+    )
+    return input_ids.flatten(0, 1), None if position_mask is None else position_mask.flatten(0, 1), repeated
+
+
+def needed_rows(position_mask: Tensor | None, is_masked: Tensor | None, max_masked: int | None) -> Tensor | None:
+    """Flat indices of the positions that the head is needed at, None for all of them."""
+    if position_mask is not None:
+        return position_mask.flatten().nonzero().squeeze(1)
+    return None if is_masked is None else indices_of(is_masked, max_masked)

@@ -16,7 +16,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_md4 import MD4Config
-from .linear_nelbo import linear_nelbo
 
 
 TIME_SCALE = 1000.0
@@ -339,20 +338,3 @@ def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
 def of_examples(x: Tensor, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
     """`(batch, 1, width)` at the examples that the flat indices `rows` of positions belong to, `(rows, width)`."""
     return x if rows is None else x.squeeze(1).index_select(0, (rows // hidden_states.shape[1]).to(x.device))
-
-
-class MD4Head(nn.Linear):
-    """Hidden states to logits, or at once to the loss, without the logits of all positions in memory."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        target: Tensor | None = None,
-        row_weight: Tensor | None = None,
-        mask_token_id: int | None = None,
-        exponents: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits `(..., vocab)`; with a target, what `linear_nelbo` gives for rows `(rows, hidden)`."""
-        if target is None:
-            return super().forward(hidden_states)
-        return linear_nelbo(hidden_states, self.weight, self.bias, target, row_weight, mask_token_id, exponents)

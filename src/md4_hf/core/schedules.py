@@ -43,6 +43,10 @@ class MaskingSchedule:
         """Time derivative of `alpha`, at most 0; same shape as `t`."""
         return (1.0 - 2.0 * self.eps) * self._a_prime(t)
 
+    def alpha_of(self, t: Tensor, tokens: Tensor) -> Tensor:
+        """Probability that each of `tokens` `(batch, ...)` is unmasked at its example's time `(batch,)`; broadcasts."""
+        return left_broadcast(self.alpha(t), tokens.dim())
+
     def _a(self, t: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define `_a`.")
 

@@ -19,9 +19,9 @@ from .input_checks import check_tensor
 from .masked_diffusion import (
     check_top_k,
     check_top_p,
-    corrupt,
     denoiser_probabilities,
     draw_categorical,
+    draw_xt,
     top_k_logits,
     top_p_logits,
     unmask_probability,
@@ -287,11 +287,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             )
         if timesteps.device.type == "cpu" and not ((timesteps >= 0.0) & (timesteps <= 1.0)).all():
             raise ValueError(f"`timesteps` must be in [0, 1], got {timesteps.tolist()}.")
-        if self.token_schedule is not None:
-            alpha_t = self.token_schedule.alpha_of(timesteps, original_samples).detach()
-        else:
-            alpha_t = self.schedule.alpha(timesteps)
-        return corrupt(original_samples, alpha_t, mask_token_id, generator=generator)
+        schedule = self.token_schedule or self.schedule
+        return draw_xt(schedule, timesteps, original_samples, mask_token_id, generator=generator)
 
     def unmask_probabilities(self) -> Tensor:
         """`(num_inference_steps,)` float64: probability r that a masked position opens by a draw, at each step.

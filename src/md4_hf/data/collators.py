@@ -10,8 +10,7 @@ import torch
 
 from ..core.configuration_md4 import MD4Config
 from ..core.masked_diffusion import IGNORE_INDEX, stratified_times
-from ..core.modeling_md4 import GENMD4_COPIES
-from ..objective.objectives import Diffusion
+from ..objective.objectives import Objective
 
 
 @dataclass
@@ -127,7 +126,7 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
 
     def __init__(self, config: MD4Config, pad_token_id: int = 0, generator: torch.Generator | None = None):
         super().__init__(pad_token_id)
-        self.diffusion = Diffusion.of_config(config)
+        self.objective = Objective.of_config(config)
         self.generator = generator
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
@@ -136,8 +135,7 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
         size, shape = len(features), batch["input_ids"].shape
         offset = torch.rand((), generator=self.generator)
         timesteps = stratified_times(offset, torch.arange(size), size)
-        if self.diffusion.learns_schedule:
-            shape = (size, GENMD4_COPIES, *shape[1:])
-        if self.diffusion.null_class is not None:
-            batch = self.diffusion.drop_classes(batch, torch.rand(size, generator=self.generator))
-        return self.diffusion.noised(batch, timesteps, torch.rand(shape, generator=self.generator))
+        if self.objective.null_class is not None:
+            batch = self.objective.drop_classes(batch, torch.rand(size, generator=self.generator))
+        noise = torch.rand(self.objective.noise_shape(shape), generator=self.generator)
+        return self.objective.noised(batch, timesteps, noise)

@@ -36,7 +36,7 @@ from ..data.collators import PaddingCollator
 from ..data.tokenizers import check_tokenizer_matches, load_tokenizer
 from ..hub.loading import load_model, load_scheduler, make_pipeline
 from ..objective.estimators import ANY_ORDER, TIME, check_estimator, example_nelbo
-from ..objective.objectives import Diffusion
+from ..objective.objectives import Objective
 from ..utils.hardware import choose_device
 
 
@@ -203,12 +203,10 @@ class MD4LM(LM):
         config = self.model.config
         self.tokenizer = open_tokenizer(tokenizer, pretrained, revision)
         check_tokenizer_matches(self.tokenizer, config.vocab_size, config.mask_token_id)
-        self.diffusion = Diffusion.of(self.model)
-        self.is_exact = self.diffusion.is_exact
-        if self.is_exact:
-            check_estimator(estimator or TIME, self.diffusion)
-        any_order = not (self.is_exact or self.diffusion.sees_time or self.diffusion.learns_schedule)
-        self.estimator = estimator or (ANY_ORDER if any_order else TIME)
+        self.objective = Objective.of(self.model)
+        self.is_autoregressive = self.objective.is_autoregressive
+        self.estimator = estimator or (ANY_ORDER if self.objective.any_order_obstacle is None else TIME)
+        check_estimator(self.estimator, self.objective)
         longest = config.max_position_embeddings
         self.max_length = longest if max_length is None else as_integer("max_length", max_length, 1, longest)
         default = min(DEFAULT_MAX_GEN_TOKS, max(self.max_length // 2, 1))
@@ -291,7 +289,7 @@ class MD4LM(LM):
             ValueError: For `gen_kwargs` that are not known, if `max_gen_toks` leaves no room for the prompt, and for a
                 causal model.
         """
-        if self.is_exact:
+        if self.is_autoregressive:
             raise ValueError(
                 "`pretrained` must be a masked diffusion model for tasks that generate, got an autoregressive one, "
                 "which is for likelihoods."
@@ -362,7 +360,7 @@ class MD4LM(LM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness records: the model's size and precision, and how the bounds are estimated."""
         estimate = {"estimator": self.estimator, "draws": self.draws, "seed": self.seed}
-        if self.is_exact:
+        if self.is_autoregressive:
             estimate = {"estimator": "exact"}
         return {
             "model_num_parameters": self.model.num_parameters(),
@@ -446,12 +444,12 @@ class MD4LM(LM):
     def _score_batch(self, batch: list[ScoredSequence]) -> list[tuple[float, bool]]:
         inputs = self._collate([sequence.features for sequence in batch])
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-        if self.is_exact:
+        if self.is_autoregressive:
             return self._score_exactly(inputs)
         index = torch.tensor([sequence.index for sequence in batch], device=self._device)
         # The one place where the likelihood is estimated.
         nelbo, _ = ESTIMATORS[self.estimator](
-            self.model, self.diffusion, inputs, index, seed=self.seed, num_draws=self.draws
+            self.model, self.objective, inputs, index, seed=self.seed, num_draws=self.draws
         )
         return list(zip((-nelbo).tolist(), self._is_greedy(inputs).tolist(), strict=True))
 

@@ -132,7 +132,7 @@ def evaluate_in_rounds(
         recipe: What the rounds depend on, for JSON: those of another recipe are kept in another folder of the store.
         report: Called after each round.
     """
-    stopping = Stopping() if stopping is None or trainer.diffusion.is_exact else stopping
+    stopping = Stopping() if stopping is None or trainer.objective.is_autoregressive else stopping
     folder = None if store is None else Path(store) / _digest(recipe)
     if folder is not None and trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.masked_diffusion import IGNORE_INDEX, discretize_times, mask_lowest, masked_count_weights, nelbo_weight
 from ..core.schedules import MaskingSchedule
 from .noise import evaluation_mask_noise, evaluation_times
-from .objectives import Diffusion, scored_labels
+from .objectives import MD4Objective, Objective, scored_labels
 
 
 TIME, ANY_ORDER = "time", "any_order"
@@ -21,7 +21,7 @@ TIME, ANY_ORDER = "time", "any_order"
 
 def example_nelbo(
     model: Callable,
-    diffusion: Diffusion,
+    objective: Objective,
     inputs: Mapping[str, Tensor],
     index: Tensor,
     *,
@@ -43,8 +43,8 @@ def example_nelbo(
 
     Args:
         model: The denoiser, called as `MD4ForMaskedDiffusion`.
-        diffusion: Its diffusion.
-        inputs: A clean batch, see `Diffusion.noised`.
+        objective: Its objective.
+        inputs: A clean batch, see `Objective.noised`.
         index: `(batch,)` indices of the examples in their data set; best on the CPU, where the times are made.
         seed: Seed of the evaluation noise.
         num_draws: Number of draws per example, >= 1.
@@ -56,15 +56,15 @@ def example_nelbo(
     Raises:
         ValueError: For an estimator that is unknown, or not one for this model.
     """
-    check_estimator(estimator, diffusion)
+    check_estimator(estimator, objective)
     inputs = {**inputs, "labels": scored_labels(inputs)}
     shape, device = inputs["input_ids"].shape, inputs["input_ids"].device
-    num_draws = 1 if diffusion.is_exact else num_draws
+    num_draws = 1 if objective.is_autoregressive else num_draws
     total = torch.zeros(shape[0], device=device)
     for draw in range(num_draws):
         uniform = evaluation_times(seed, index, draw, num_draws).to(device)
         noise = evaluation_mask_noise(seed, index.to(device), draw, shape)
-        nelbo, reconstruction = _ESTIMATORS[estimator](model, diffusion, inputs, uniform, noise)
+        nelbo, reconstruction = _ESTIMATORS[estimator](model, objective, inputs, uniform, noise)
         total += nelbo.to(total.dtype)
     num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
     return total / num_draws + reconstruction.to(total), num_tokens.float()
@@ -72,7 +72,7 @@ def example_nelbo(
 
 def nelbo_given_noise(
     model: Callable,
-    diffusion: Diffusion,
+    objective: Objective,
     inputs: Mapping[str, Tensor],
     uniform: Tensor,
     noise: Tensor,
@@ -82,8 +82,8 @@ def nelbo_given_noise(
 
     Args:
         model: The denoiser, called as `MD4ForMaskedDiffusion`.
-        diffusion: Its diffusion.
-        inputs: A clean batch, see `Diffusion.noised`.
+        objective: Its objective.
+        inputs: A clean batch, see `Objective.noised`.
         uniform: `(batch,)` in [0, 1): the times, or as `"any_order"` the shares of the scored tokens that are masked.
         noise: In [0, 1), of the shape of `input_ids`: at a time t a token is masked if its number is at least alpha_t;
             as `"any_order"` those with the lowest numbers are.
@@ -95,49 +95,42 @@ def nelbo_given_noise(
     Raises:
         ValueError: For an estimator that is unknown, or not one for this model.
     """
-    check_estimator(estimator, diffusion)
-    return _ESTIMATORS[estimator](model, diffusion, {**inputs, "labels": scored_labels(inputs)}, uniform, noise)
+    check_estimator(estimator, objective)
+    return _ESTIMATORS[estimator](model, objective, {**inputs, "labels": scored_labels(inputs)}, uniform, noise)
 
 
-def check_estimator(estimator: str, diffusion: Diffusion | None = None):
-    """Raise a ValueError for a name that no estimator has, and for one that is not for this diffusion."""
+def check_estimator(estimator: str, objective: Objective | None = None):
+    """Raise a ValueError for a name that no estimator has, and for one that is not for this objective."""
     if estimator not in _ESTIMATORS:
         raise ValueError(f"`estimator` must be one of {sorted(_ESTIMATORS)}, got {estimator!r}.")
-    if estimator != ANY_ORDER or diffusion is None:
-        return
-    if diffusion.is_exact:
-        raise ValueError(f"`estimator` must be {TIME!r} for a causal model, which needs none, got {estimator!r}.")
-    if diffusion.sees_time or diffusion.learns_schedule:
-        raise ValueError(
-            f"`estimator` must be {TIME!r} for a model that sees the time or learns its schedule, got {estimator!r}: "
-            "there the bound is no sum over the number of masked tokens."
-        )
+    if estimator == ANY_ORDER and objective is not None and objective.any_order_obstacle is not None:
+        raise ValueError(f"`estimator` must be {TIME!r} for {objective.any_order_obstacle}, got {estimator!r}.")
 
 
 def _draw_by_time(
-    model: Callable, diffusion: Diffusion, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
+    model: Callable, objective: Objective, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One draw of the diffusion part, and the reconstruction, `(batch,)` nats."""
-    output = model(**diffusion.noised(inputs, uniform, noise), output_logits=False)
+    output = model(**objective.noised(inputs, uniform, noise), output_logits=False)
     return output.token_nelbo.flatten(1).sum(dim=1), output.reconstruction_nelbo
 
 
 def _draw_by_count(
-    model: Callable, diffusion: Diffusion, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
+    model: Callable, objective: MD4Objective, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The same from a number of masked tokens, the uniform share of all that are scored."""
-    is_scored = inputs["labels"] != IGNORE_INDEX
+    process, is_scored = objective.process, inputs["labels"] != IGNORE_INDEX
     num_tokens = is_scored.flatten(1).sum(dim=1)
     num_masked = 1 + (uniform.double() * num_tokens).long().clamp(max=num_tokens - 1)
     weight = torch.stack(
         [
-            count * masked_count_weights(diffusion.schedule, count, diffusion.num_train_timesteps)[masked]
+            count * masked_count_weights(process.schedule, count, process.num_timesteps)[masked]
             for count, masked in zip(num_tokens.clamp(min=1).tolist(), num_masked.tolist(), strict=True)
         ]
     )
-    xt = mask_lowest(inputs["input_ids"], is_scored, num_masked, diffusion.mask_token_id, noise)
+    xt = mask_lowest(inputs["input_ids"], is_scored, num_masked, process.mask_token_id, noise)
     # The model, which does not see the time, gives weight(t)·(-log mu): that weight is taken out again.
-    t, given = _time_of_moderate_weight(diffusion.schedule, diffusion.num_train_timesteps)
+    t, given = _time_of_moderate_weight(process.schedule, process.num_timesteps)
     output = model(**{**inputs, "input_ids": xt, "timesteps": torch.full_like(uniform, t)}, output_logits=False)
     nats = output.token_nelbo.flatten(1).sum(dim=1).double() / given
     return weight.to(nats.device) * nats, output.reconstruction_nelbo
@@ -155,7 +148,7 @@ def _time_of_moderate_weight(schedule: MaskingSchedule, num_timesteps: int | Non
     return times[best].item(), weights[best].item()
 
 
-_ESTIMATORS = {TIME: _draw_by_time, ANY_ORDER: _draw_by_count}
+_ESTIMATORS: dict[str, Callable] = {TIME: _draw_by_time, ANY_ORDER: _draw_by_count}
 
 
 def nelbo_metrics(

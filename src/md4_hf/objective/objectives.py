@@ -1,90 +1,77 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""How clean batches become a model's inputs, in training and in evaluation: what is noised, scored and left out."""
+"""Objectives: from a clean batch to the inputs that a model computes its loss from, in training and in evaluation.
+
+MD4, GenMD4 and autoregression are siblings that answer the same calls.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..core.masked_diffusion import IGNORE_INDEX, corrupt, discretize_times, rescale_times
-from ..core.schedules import MaskingSchedule, make_schedule
+from ..core.masked_diffusion import IGNORE_INDEX, rescale_times
+from ..core.masking_process import GenMD4Process, MD4Process, md4_process
+from .noise import most_masked_tokens
+
+
+OF_TIMES = "a model that sees the time or learns its schedule, where the bound is no sum over numbers of masked tokens"
 
 
 @dataclass(frozen=True)
-class Diffusion:
-    """What training and evaluation need to know of a model's diffusion.
+class Objective:
+    """What every objective has: classes that are dropped for guidance.
 
     Args:
-        schedule: The masking schedule; None for GenMD4's, which are parameters of the model.
-        mask_token_id: The mask id.
-        num_train_timesteps: Steps of discrete time, None for continuous time.
-        first_time: GenMD4's t_1.
         null_class: The label that stands for no class, if the model has one.
         class_dropout: Probability with which it takes the place of a label in training.
-        sees_time: Whether the denoiser is told the time.
     """
 
-    schedule: MaskingSchedule | None
-    mask_token_id: int
-    num_train_timesteps: int | None = None
-    first_time: float = 0.0
+    _: KW_ONLY
     null_class: int | None = None
     class_dropout: float = 0.0
-    sees_time: bool = True
 
-    @classmethod
-    def of(cls, model) -> Diffusion:
-        """The diffusion of an `MD4ForMaskedDiffusion`."""
-        return cls.of_config(model.config)
+    is_autoregressive: ClassVar[bool] = False  # then the likelihood is exact, and nothing is drawn
+    loss_is_bound: ClassVar[bool] = True  # whether the training loss is the NELBO itself, and no surrogate
 
-    @classmethod
-    def of_config(cls, config) -> Diffusion:
-        """The diffusion that an `MD4Config` describes; an `Autoregression` for a causal model."""
-        options = {
-            "null_class": config.null_class,
-            "class_dropout": config.class_dropout,
-            "sees_time": config.time_conditioning,
-        }
+    @property
+    def any_order_obstacle(self) -> str | None:
+        """Kind of model for which the bound is no sum over numbers of masked tokens; None where it is one."""
+        return None
+
+    @staticmethod
+    def of(model) -> Objective:
+        """Objective of an `MD4ForMaskedDiffusion` or an `MD4ForCausalLM`."""
+        return Objective.of_config(model.config)
+
+    @staticmethod
+    def of_config(config) -> Objective:
+        """Objective that an `MD4Config` describes."""
+        classes = {"null_class": config.null_class, "class_dropout": config.class_dropout}
         if config.is_causal:
-            return Autoregression(None, config.mask_token_id, **options)
+            return AutoregressiveObjective(**classes)
         if config.learn_masking_schedule:
-            return cls(None, config.mask_token_id, first_time=config.schedule_first_time, **options)
-        schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
-        return cls(schedule, config.mask_token_id, config.num_train_timesteps, **options)
+            return GenMD4Objective(config.schedule_first_time, **classes)
+        return MD4Objective(md4_process(config), sees_time=config.time_conditioning, **classes)
 
-    @property
-    def learns_schedule(self) -> bool:
-        """Whether the schedules are parameters of the model, as GenMD4's are."""
-        return self.schedule is None
+    def noise_shape(self, shape: torch.Size, num_copies: int = GenMD4Process.training_copies) -> torch.Size:
+        """Shape of the mask noise of a training batch whose ids have this shape."""
+        return shape
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether the likelihood is known without drawing anything."""
-        return False
-
-    def noised(self, inputs: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Model inputs with x_t, its times and the labels, from a clean batch.
+    def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Model inputs from a clean batch.
 
         Args:
             inputs: Clean `input_ids` `(batch, length)`, of images `(batch, channels, height, width)`; `labels` (-100
                 where not scored) if there are any, else the tokens that `attention_mask` shows are scored. Tokens that
                 are not scored are never masked.
-            timesteps: `(batch,)` times in [0, 1).
-            noise: Uniform numbers of the shape of `input_ids`; for GenMD4 also with an axis of copies after the first.
-                The model itself applies them there, as its schedules may be sharded over devices: the ids stay clean.
+            uniform: `(batch,)` numbers in [0, 1) that give the times.
+            noise: Uniform numbers in [0, 1), of the shape that `noise_shape` gives.
         """
-        if self.num_train_timesteps is not None:
-            timesteps = discretize_times(timesteps, self.num_train_timesteps)
-        labels = scored_labels(inputs)
-        if self.schedule is None:
-            timesteps = rescale_times(timesteps, self.first_time)
-            return {**inputs, "timesteps": timesteps, "labels": labels, "mask_noise": noise}
-        xt = corrupt(inputs["input_ids"], self.schedule.alpha(timesteps), self.mask_token_id, noise=noise)
-        xt = torch.where(labels != IGNORE_INDEX, xt, inputs["input_ids"])
-        return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
+        raise NotImplementedError(f"{type(self).__name__} must define `noised`.")
 
     def drop_classes(self, inputs: Mapping[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
         """Model inputs that have lost their class with probability `class_dropout`, as guidance needs it.
@@ -98,23 +85,83 @@ class Diffusion:
         labels = inputs["class_labels"]
         return {**inputs, "class_labels": labels.masked_fill(noise < self.class_dropout, self.null_class)}
 
+    def most_masked(self, num_examples: int, total: int, length: int) -> int | None:
+        """Bound on the masked tokens of a micro-batch, None if there is none: see `most_masked_tokens`."""
+        return None
 
-class Autoregression(Diffusion):
-    """The same for a causal model, `MD4ForCausalLM`: nothing is noised, and the NELBO is -log p itself."""
+
+@dataclass(frozen=True)
+class MD4Objective(Objective):
+    """MD4: x_t is drawn here, from the fixed schedule.
+
+    Args:
+        process: The forward process.
+        sees_time: Whether the denoiser is told the time.
+    """
+
+    process: MD4Process
+    sees_time: bool = True
 
     @property
-    def learns_schedule(self) -> bool:
-        """False."""
-        return False
+    def any_order_obstacle(self) -> str | None:
+        """Reason against the any-order estimator: the time that the denoiser sees."""
+        return OF_TIMES if self.sees_time else None
+
+    def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Model inputs with x_t as `input_ids`, its `timesteps` and the clean `labels`; see `Objective.noised`."""
+        timesteps, labels = self.process.times(uniform), scored_labels(inputs)
+        xt = self.process.draw_xt(inputs["input_ids"], labels, timesteps, noise)
+        return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
+
+    def most_masked(self, num_examples: int, total: int, length: int) -> int | None:
+        """Bound on the masked tokens of a micro-batch: see `most_masked_tokens`."""
+        return most_masked_tokens(self.process.schedule, self.process.num_timesteps, num_examples, total, length)
+
+
+@dataclass(frozen=True)
+class GenMD4Objective(Objective):
+    """GenMD4: the model itself masks, as its learned schedules may be sharded over devices.
+
+    Args:
+        first_time: t_1, where the times begin.
+    """
+
+    first_time: float
+
+    loss_is_bound: ClassVar[bool] = False
 
     @property
-    def is_exact(self) -> bool:
-        """True."""
-        return True
+    def any_order_obstacle(self) -> str | None:
+        """Reason against the any-order estimator: the learned schedules."""
+        return OF_TIMES
 
-    def noised(self, inputs: Mapping[str, Tensor], timesteps: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def noise_shape(self, shape: torch.Size, num_copies: int = GenMD4Process.training_copies) -> torch.Size:
+        """Shape with an axis of copies, which the leave-one-out gradient needs, after the batch."""
+        return torch.Size((shape[0], num_copies, *shape[1:]))
+
+    def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Model inputs with clean ids, `timesteps`, `labels` and `mask_noise`, with or without an axis of copies."""
+        timesteps = rescale_times(uniform, self.first_time)
+        return {**inputs, "timesteps": timesteps, "labels": scored_labels(inputs), "mask_noise": noise}
+
+
+@dataclass(frozen=True)
+class AutoregressiveObjective(Objective):
+    """Autoregression, of an `MD4ForCausalLM`: nothing is noised, and the loss is -log p itself."""
+
+    is_autoregressive: ClassVar[bool] = True
+
+    @property
+    def any_order_obstacle(self) -> str | None:
+        """Reason against the any-order estimator: nothing is estimated."""
+        return "a causal model, which needs none"
+
+    def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """The clean batch with its labels; times and noise are not used."""
         return {**inputs, "labels": scored_labels(inputs)}
+
+
+Diffusion = Objective  # the name in version 0.1.0
 
 
 def scored_labels(inputs: Mapping[str, Tensor]) -> Tensor:

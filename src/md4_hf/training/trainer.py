@@ -33,13 +33,12 @@ from ..hub.loading import make_pipeline
 from ..objective.estimators import ANY_ORDER, TIME, check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from ..objective.noise import (
-    most_masked_tokens,
     training_class_noise,
     training_flip_noise,
     training_mask_noise,
     training_times,
 )
-from ..objective.objectives import Diffusion, scored_labels
+from ..objective.objectives import Objective, scored_labels
 from ..utils.image_grid import save_image_grid
 from ..utils.options import option
 from ..utils.plots import plot_losses
@@ -223,8 +222,8 @@ class MD4Trainer(Trainer):
         if self.is_md4:
             unwrapped = self.accelerator.unwrap_model(model)
             self._base_fingerprint = fingerprint(unwrapped.get_base_model() if is_adapted(unwrapped) else unwrapped)
-            self.diffusion = Diffusion.of_config(unwrapped.config)
-            check_estimator(args.eval_estimator, self.diffusion)
+            self.objective = Objective.of_config(unwrapped.config)
+            check_estimator(args.eval_estimator, self.objective)
             self.is_image = unwrapped.config.is_image
             if self.is_image:
                 self.add_callback(ImageSamplesCallback(self._save_image_samples))
@@ -458,18 +457,17 @@ class MD4Trainer(Trainer):
             ids, key = inputs["input_ids"], (self.args.seed, self.state.global_step)
             index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
             timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
-            copies = (self.args.num_copies,) if self.diffusion.learns_schedule else ()
-            shape = torch.Size((len(ids), *copies, *ids.shape[1:]))
+            shape = self.objective.noise_shape(ids.shape, self.args.num_copies)
             index = index.to(ids.device, non_blocking=True)
             noise = training_mask_noise(*key, index, shape)
-            inputs = self.diffusion.drop_classes(inputs, training_class_noise(*key, index))
+            inputs = self.objective.drop_classes(inputs, training_class_noise(*key, index))
             if self.args.random_flip:
                 inputs = _flip_images(inputs, training_flip_noise(*key, index) < 0.5)
-            inputs = self.diffusion.noised(inputs, timesteps, noise)
-            if not self.diffusion.is_exact:
+            inputs = self.objective.noised(inputs, timesteps, noise)
+            if not self.objective.is_autoregressive:
                 inputs["max_masked"] = self._most_masked_tokens(ids, total, all_scored)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.is_md4 and self.diffusion.learns_schedule:
+        if self.is_md4 and not self.objective.loss_is_bound:
             if self._nelbo_logged_at is None:
                 self._nelbo_logged_at = self.state.global_step  # where a resumed training begins
             self._nelbo = self._nelbo + outputs.nelbo.detach().sum()  # with DataParallel, over the devices
@@ -481,20 +479,20 @@ class MD4Trainer(Trainer):
         A compiled model runs for so many tokens at every step. Another one on an accelerator need not wait to hear how
         many there are; but if the bound is far above their number, as where few tokens are scored, waiting is cheaper.
         """
-        if self.diffusion.learns_schedule or not (self.args.torch_compile or ids.device.type != "cpu"):
+        if ids.device.type == "cpu" and not self.args.torch_compile:
             return None
         examples = -(-len(ids) // max(1, self.args.n_gpu))  # of each device that DataParallel drives
         length = ids[0].numel()
-        bound = most_masked_tokens(
-            self.diffusion.schedule, self.diffusion.num_train_timesteps, examples, total, length
-        )
+        bound = self.objective.most_masked(examples, total, length)
+        if bound is None:
+            return None
         is_tight = all_scored and bound < MOST_MASKED_SHARE * examples * length
         return bound if self.args.torch_compile or is_tight else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Adds the training loss in bits per token; for GenMD4, whose loss is a surrogate, the bound and its bits."""
         if self.is_md4 and "loss" in logs:
-            if self.diffusion.learns_schedule:
+            if not self.objective.loss_is_bound:
                 steps = self.state.global_step - self._nelbo_logged_at
                 total = self.accelerator.reduce(torch.as_tensor(self._nelbo, device=self.args.device), "sum")
                 logs["nelbo"] = total.item() / max(steps, 1)
@@ -527,7 +525,7 @@ class MD4Trainer(Trainer):
             self.compute_metrics = None
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.pop(f"{prefix}_model_preparation_time", None)
-        output.metrics[f"{prefix}_num_draws"] = 0 if self.diffusion.is_exact else self.args.eval_draws
+        output.metrics[f"{prefix}_num_draws"] = 0 if self.objective.is_autoregressive else self.args.eval_draws
         return output
 
     def prediction_step(
@@ -549,7 +547,7 @@ class MD4Trainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             nelbo, num_tokens = example_nelbo(
                 model,
-                self.diffusion,
+                self.objective,
                 inputs,
                 index,
                 seed=self.args.eval_seed,
@@ -709,7 +707,7 @@ class MD4Trainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if is_adapted(model):
             save_base_record(self._base_fingerprint, folder)
-        elif not self.diffusion.is_exact:
+        elif not self.objective.is_autoregressive:
             pipeline = self._make_pipeline(model)
             pipeline.scheduler.save_pretrained(folder)
             pipeline.save_config(folder)
@@ -731,7 +729,7 @@ class MD4Trainer(Trainer):
     @property
     def _can_sample(self) -> bool:
         """Whether this is the process that draws samples: the first, if it has the whole model and a processor."""
-        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.diffusion.is_exact)
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.objective.is_autoregressive)
         return whole and self.is_world_process_zero() and self.processing_class is not None
 
     def _save_image_samples(self, folder: str | os.PathLike | None = None):

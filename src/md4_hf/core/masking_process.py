@@ -1,0 +1,147 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The forward process of a model and the terms of its NELBO: MD4's, with one schedule for all tokens, and GenMD4's.
+
+Both answer the same calls, so that models, objectives and samplers need not ask which one they have. torch only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .masked_diffusion import (
+    IGNORE_INDEX,
+    discretize_times,
+    draw_xt,
+    genmd4_reconstruction_nelbo,
+    genmd4_token_nelbo,
+    log_forward_probability,
+    nelbo_weight,
+    reconstruction_nelbo,
+    rescale_times,
+    rloo_surrogate,
+    token_nelbo,
+)
+from .schedules import MaskingSchedule, TokenPolynomialSchedule, make_schedule
+
+
+class MaskingProcess:
+    """Forward process q(x_t | x_0) by the `schedule` of the tokens."""
+
+    schedule: MaskingSchedule | TokenPolynomialSchedule
+    mask_token_id: int
+
+    def draw_xt(self, x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t of clean ids at times `(batch,)`; tokens with the label -100 stay. See `masked_diffusion.draw_xt`."""
+        return draw_xt(self.schedule, t, x0, self.mask_token_id, noise=noise, is_scored=labels != IGNORE_INDEX)
+
+
+@dataclass(frozen=True)
+class MD4Process(MaskingProcess):
+    """MD4: every token is masked by one fixed schedule.
+
+    Args:
+        schedule: The masking schedule.
+        mask_token_id: The mask id m.
+        num_data_tokens: V, the number of data tokens (without the mask).
+        num_timesteps: T of discrete time, None for continuous time.
+    """
+
+    schedule: MaskingSchedule
+    mask_token_id: int
+    num_data_tokens: int
+    num_timesteps: int | None = None
+
+    training_copies: ClassVar[int | None] = None  # one x_t of each example, without an axis of copies
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Training times from uniform numbers of [0, 1), of any shape."""
+        return uniform if self.num_timesteps is None else discretize_times(uniform, self.num_timesteps)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight of a masked token's term at times of any shape."""
+        return nelbo_weight(self.schedule, t, self.num_timesteps)
+
+    def exponents(self, device: torch.device) -> Tensor | None:
+        """Learned exponents `(vocab,)` of the tokens' schedules; None without any."""
+        return None
+
+    def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Diffusion part of the NELBO in nats of each token, of the shape of the ids, from all logits."""
+        return token_nelbo(logits, x0, xt, self.weight(t), self.mask_token_id)
+
+    def reconstruction(self, labels: Tensor) -> Tensor:
+        """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
+        num_scored = (labels != IGNORE_INDEX).flatten(1).sum(dim=1)
+        return reconstruction_nelbo(self.schedule, num_scored, self.num_data_tokens)
+
+    def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
+        """Sum to differentiate beside the diffusion part, as the schedule is learned; None where it is fixed."""
+        return None
+
+
+@dataclass(frozen=True)
+class GenMD4Process(MaskingProcess):
+    """GenMD4: each token has a schedule of its own, learned with the denoiser.
+
+    Args:
+        schedule: The learned schedules.
+        mask_token_id: The mask id m.
+        first_time: t_1, where the times begin.
+    """
+
+    schedule: TokenPolynomialSchedule
+    mask_token_id: int
+    first_time: float
+
+    training_copies: ClassVar[int | None] = 2  # noised copies of each example: the leave-one-out gradient needs two
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Training times in [t_1, 1) from uniform numbers of [0, 1), of any shape."""
+        return rescale_times(uniform, self.first_time)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight 1/t of a masked token's term."""
+        return 1.0 / t
+
+    def exponents(self, device: torch.device) -> Tensor | None:
+        """Learned exponents `(vocab,)` of the tokens' schedules."""
+        return self.schedule.exponents.to(device)
+
+    def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Diffusion part of the NELBO in nats of each token, of the shape of the ids, from all logits."""
+        return genmd4_token_nelbo(logits, x0, xt, self.exponents(logits.device), t, self.mask_token_id)
+
+    def reconstruction(self, labels: Tensor) -> Tensor:
+        """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
+        nelbo = genmd4_reconstruction_nelbo(labels, self.schedule, self.first_time, self.mask_token_id)
+        return nelbo.flatten(1).sum(dim=1)
+
+    def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
+        """REINFORCE leave-one-out surrogate of the diffusion part, summed over the examples.
+
+        Args:
+            nelbo: `(batch, copies, ...)` diffusion part in nats, K >= 2 copies.
+            labels: `(batch, ...)` clean ids, -100 where not scored.
+            xt: `(batch, copies, ...)` noised ids.
+            t: `(batch,)` times.
+        """
+        batch, copies = xt.shape[:2]
+        t, x0 = (x.repeat_interleave(copies, dim=0) for x in (t, labels))
+        log_q = log_forward_probability(self.schedule, t, x0, xt.flatten(0, 1), self.mask_token_id)
+        log_q = log_q.flatten(1).sum(dim=1).view(batch, copies)
+        return rloo_surrogate(nelbo.detach().flatten(2).sum(dim=2), log_q).sum()
+
+
+def md4_process(config) -> MD4Process:
+    """Forward process with the fixed schedule that an `MD4Config` names."""
+    schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
+    return MD4Process(schedule, config.mask_token_id, config.vocab_size - 1, config.num_train_timesteps)
+
+
+def genmd4_process(config, token_schedule: TokenPolynomialSchedule) -> GenMD4Process:
+    """Forward process with the learned schedules of a model that an `MD4Config` describes."""
+    return GenMD4Process(token_schedule, config.mask_token_id, config.schedule_first_time)

@@ -1,0 +1,166 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Initialisation, loading and saving that all MD4 models share."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file, logging
+from transformers.utils.hub import resolve_revision
+
+from .configuration_md4 import MD4Config
+from .modeling_md4_layers import MD4Attention, MD4Layer
+from .modeling_md4_unet import MD4DiT, MD4ResnetBlock, position_table
+from .remote_code import copy_code
+from .schedules import TokenPolynomialSchedule, inverse_softplus
+
+
+logger = logging.get_logger(__name__)
+
+# Standard deviation of a standard normal cut at +-2: what a truncated normal has to be divided by (as in JAX).
+TRUNCATED_NORMAL_STD = 0.87962566103423978
+
+
+HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr", "tags")
+
+
+class MD4PreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and saving of MD4 models."""
+
+    config_class = MD4Config
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    # Modules that combine the outputs of their parts: a device map has to put each on one device.
+    _no_split_modules = ["MD4Layer", "MD4Conditioning", "MD4ResnetBlock", "MD4AttentionBlock", "MD4DiTLayer", "MD4DiT"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": [MD4Layer, MD4ResnetBlock], "attentions": MD4Attention}
+    # What opens a saved folder: the name of the class, by Auto class. Literal, as FSDP2 renames the classes it wraps.
+    _auto_map: dict[str, str] = {}
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
+    ):
+        """As in transformers, with the code beside the weights, so that the Auto classes open the folder anywhere.
+
+        Where this package is not installed, they ask for `trust_remote_code=True`.
+        """
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
+        repo_id = hub.pop("repo_id", Path(save_directory).name)
+        self.config.auto_map = dict(self._auto_map)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if not self.should_save_on_this_rank(is_main_process):
+            return
+        # An adapter has neither configuration nor code; a causal model opens with this package alone.
+        if self._auto_map and Path(save_directory, CONFIG_NAME).is_file():
+            copy_code(Path(__file__).with_name("modeling_md4.py"), save_directory)
+        if push_to_hub:
+            self.push_to_hub(repo_id, **hub)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        use_safetensors: bool | None = None,
+        **kwargs,
+    ):
+        """As in transformers, but pickled weights are opened only on request: with `use_safetensors=False`.
+
+        Raises:
+            OSError: If there are no weights in safetensors format.
+            ValueError: If an index of several files names one that is not beside it.
+        """
+        if use_safetensors is False:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=False, **kwargs)
+        # A commit in place of "main": for that, transformers would ask a server to convert weights that are pickled.
+        hub = {name: kwargs[name] for name in ("revision", "token", "local_files_only", "cache_dir") if name in kwargs}
+        revision = resolve_revision(pretrained_model_name_or_path, **hub)
+        if revision is not None:
+            kwargs["revision"] = hub["revision"] = getattr(revision, "resolved", revision)
+        if pretrained_model_name_or_path is not None:
+            subfolder, variant = kwargs.get("subfolder", ""), kwargs.get("variant")
+            check_shards(str(pretrained_model_name_or_path), variant, subfolder=subfolder, **hub)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise OSError(
+                f"{error} Weights are opened in safetensors format; pickled ones, which can run any code, only with "
+                "`use_safetensors=False`."
+            ) from error
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The official initialisation: truncated normal of variance init_scale / fan_in, normal embeddings."""
+        super()._init_weights(module)
+        if isinstance(module, TokenPolynomialSchedule):
+            init.constant_(module.free_exponents, inverse_softplus(self.config.schedule_power))
+        elif isinstance(module, MD4DiT):
+            init.copy_(module.position_embedding, position_table(module.grid, self.config.dit_hidden_size))
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            scale, fan_in = getattr(module, "init_scale", 1.0), module.weight[0].numel()
+            if scale == 0.0:
+                init.zeros_(module.weight)
+            else:
+                std = math.sqrt(scale / fan_in) / TRUNCATED_NORMAL_STD
+                init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2.0 * std, b=2.0 * std)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any layer is checkpointed; peft asks for it by this name, at which transformers' own warns."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in transformers. If the mask's row is cut off, the last row left becomes the mask's (with a warning).
+
+        No row changes its values, as in every other model: the new mask has the embedding of the token it replaces.
+
+        Raises:
+            ValueError: For a model of images, whose head has a place for every level.
+        """
+        if self.config.is_image:
+            raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.config.learn_masking_schedule and hasattr(self, "token_schedule"):
+            self.token_schedule.resize(self.config.vocab_size, self.config.schedule_power)
+        cut_off, last = self.config.mask_token_id, self.config.vocab_size - 1
+        if cut_off > last:
+            self.config.mask_token_id = last
+            logger.warning(
+                f"The vocabulary of {last + 1} tokens has no row for the mask token {cut_off}: the mask token is now "
+                f"{last}, with the embedding of the token that was there. Train the model before you sample from it."
+            )
+        return embeddings
+
+
+def check_shards(name_or_path: str, variant: str | None, **hub):
+    """Raise a ValueError if the index of weights in several files is damaged, or leads out of its folder."""
+    name = f"model.safetensors.index.{variant}.json" if variant else SAFE_WEIGHTS_INDEX_NAME
+    index_file = cached_file(
+        name_or_path,
+        name,
+        **hub,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if index_file is None:
+        return
+    index = json.loads(Path(index_file).read_text(encoding="utf-8"))
+    files = index.get("weight_map") if isinstance(index, dict) and isinstance(index.get("metadata"), dict) else None
+    if not isinstance(files, dict) or not all(isinstance(x, str) and Path(x).name == x for x in files.values()):
+        raise ValueError(f"`weight_map` in {name} must name files beside it, got {files} in {name_or_path}.")

@@ -21,19 +21,25 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import create_repo
 from torch import Tensor
-from transformers import BaseImageProcessor, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from .pipeline_inputs import (
+    BlockInputs,
+    DenoiserInputs,
+    ImageInputs,
+    Request,
+    TextInputs,
+    integers,
+    output_type_of,
+    reseed_all,
+    row_generators,
+)
 from .remote_code import copy_code
 
 
 logger = logging.get_logger(__name__)
 
-# The first is the default.
-TEXT_OUTPUT_TYPES = ("text", "ids")
-IMAGE_OUTPUT_TYPES = ("pil", "np", "pt", "ids")
 CALLBACK_TENSORS = ["sample", "logits"]
-# Of one call, far beyond what fits into memory: a slip of the keyboard is an error, and does not fill it.
-MAX_SAMPLES, MAX_LENGTH = 2**20, 2**24
 
 REMOTE_MODULE = "remote_pipeline"  # opens a saved pipeline where this package is not installed
 # The libraries that the index names for our components: this package, or those that diffusers always knows.
@@ -63,53 +69,6 @@ class MaskedDiffusionPipelineOutput(BaseOutput):
     sequences: torch.LongTensor | list[torch.LongTensor]
     texts: list[str] | None = None
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
-
-
-class _DenoiserInputs:
-    """What the denoiser is given besides ids and times, a row each."""
-
-    def __init__(self, attention_mask: Tensor | None, class_labels: Tensor | None):
-        self.attention_mask, self.class_labels = attention_mask, class_labels
-
-    def of(self, rows: Tensor) -> dict[str, Any]:
-        """The keyword arguments for some rows."""
-        inputs = {"attention_mask": self.attention_mask, "class_labels": self.class_labels}
-        return {name: None if x is None else x[rows] for name, x in inputs.items()}
-
-
-class _BlockInputs(_DenoiserInputs):
-    """The same for the columns from `start` to `end`, with keys and values of the `window` columns before them."""
-
-    def __init__(
-        self, model: PreTrainedModel, attention_mask: Tensor | None, class_labels: Tensor | None, window: int
-    ):
-        super().__init__(attention_mask, class_labels)
-        self.model, self.window = model, window
-        self.start = self.end = 0
-        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # of each layer
-
-    def of(self, rows: Tensor) -> dict[str, Any]:
-        """The keyword arguments for some rows; the cache among them is theirs alone, and may be added to."""
-        inputs = super().of(rows)
-        past = [(key[rows.to(key.device)], value[rows.to(key.device)]) for key, value in self._keys_and_values]
-        inputs["past_key_values"] = DynamicCache(past)
-        seen = past[0][0].shape[2] if past else 0
-        if self.attention_mask is not None:
-            inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
-        inputs["position_ids"] = torch.arange(self.start, self.end, device=rows.device)[None]
-        return inputs
-
-    def take_in(self, sample: Tensor, start: int, end: int):
-        """Add the keys and values of these decided columns, and forget what is out of the window."""
-        if start == end:
-            return
-        self.start, self.end = start, end
-        inputs, ids = self.of(torch.arange(len(sample), device=sample.device)), sample[:, start:end]
-        self.model(input_ids=ids, position_mask=torch.zeros_like(ids, dtype=torch.bool), **inputs)
-        cache = inputs["past_key_values"]
-        self._keys_and_values = [
-            (layer.keys[:, :, -self.window :], layer.values[:, :, -self.window :]) for layer in cache.layers
-        ]
 
 
 class MaskedDiffusionPipeline(DiffusionPipeline):
@@ -157,6 +116,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         """`(channels, height, width)` of the model's images; None for a model of text."""
         config = self.model.config
         return config.sample_shape if getattr(config, "is_image", False) else None
+
+    @property
+    def _inputs(self) -> TextInputs | ImageInputs:
+        if self.image_shape is None:
+            return TextInputs(self.model.config, self.tokenizer)
+        return ImageInputs(self.model.config, self.image_processor)
 
     @property
     def guidance_scale(self) -> float:
@@ -263,25 +228,21 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = ["sample"]
         tensor_names = callback_on_step_end_tensor_inputs
-        output_type = self._output_type(output_type)
-        self._check_modality(prompt, image, mask_image, input_ids, length, block_length)
-        self._check_arguments(prompt, input_ids, num_samples, tensor_names)
         # Not `self.device`: the weights of an offloaded model lie elsewhere than where it runs.
         device = self._execution_device
+        output_type = output_type_of(self._inputs, output_type)
         labels = self._prepare_class_labels(class_labels)
-        self._check_guidance(guidance_scale, class_labels)
         num_unprompted = 1 if labels is None else len(labels)
-        if self.image_shape is not None:
-            rows = self._prepare_images(image, mask_image, input_ids, num_unprompted)
-        else:
-            self._check_length(length, block_length, callback_on_step_end)
-            rows = self._prepare_rows(prompt, input_ids, length, num_unprompted, is_bounded=block_length is None)
+        request = Request(prompt, input_ids, image, mask_image, length, block_length, num_unprompted)
+        self._inputs.check(request)
+        self._check_call(num_samples, guidance_scale, class_labels, tensor_names)
+        if block_length is not None and callback_on_step_end is not None:
+            raise ValueError("`callback_on_step_end` must be None with `block_length`.")
+        rows = self._inputs.rows(request)
         if labels is not None:
-            if len(labels) not in (1, len(rows)):
-                raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")
-            labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(device)
+            labels = self._expand_labels(labels, len(rows)).repeat_interleave(num_samples).to(device)
         rows = [row for row in rows for _ in range(num_samples)]
-        generators = _row_generators(generator, len(rows))
+        generators = row_generators(generator, len(rows))
         self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps
@@ -294,28 +255,24 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         was_training = self.model.training
         self.model.eval()
         try:
-            sample, attention_mask = self._batch(rows, device)
+            sample, attention_mask = self._inputs.batch(rows, device)
             attention_mask, labels = self._with_guidance(attention_mask, labels)
             step_arguments = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
             if block_length is not None:
                 sample = self._denoise_blocks(sample, attention_mask, labels, generators, step_arguments, block_length)
             else:
-                inputs = _DenoiserInputs(attention_mask, labels)
+                inputs = DenoiserInputs(attention_mask, labels)
                 sample = self._denoise(sample, inputs, generators, step_arguments, callback_on_step_end, tensor_names)
         finally:
             self.model.train(was_training)
         self.maybe_free_model_hooks()
         sequences = [ids[: len(row)] for ids, row in zip(sample.cpu(), rows, strict=True)]
-        texts = images = None
-        if output_type == "text":
-            texts = [self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
         if len({len(ids) for ids in sequences}) == 1:
             sequences = torch.stack(sequences)
-        if output_type in IMAGE_OUTPUT_TYPES[:-1]:
-            images = self.preview(sequences, output_type)
+        decoded = None if output_type == "ids" else self._inputs.decode(sequences, output_type, skip_special_tokens)
         if not return_dict:
-            return sequences, texts if self.image_shape is None else images
-        return MaskedDiffusionPipelineOutput(sequences=sequences, texts=texts, images=images)
+            return sequences, decoded
+        return MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
 
     def preview(
         self, sample: torch.LongTensor, output_type: str = "pil"
@@ -330,12 +287,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: Without an image processor, and for another output type.
         """
-        output_type = self._output_type(output_type)
-        if output_type not in IMAGE_OUTPUT_TYPES[:-1]:
-            raise ValueError(f"`output_type` must be one of {IMAGE_OUTPUT_TYPES[:-1]}, got {output_type!r}.")
-        grey = self.image_processor.num_levels // 2
-        ids = sample.masked_fill(sample == self.mask_token_id, grey)
-        return self.image_processor.postprocess(ids.cpu(), output_type=output_type)
+        if self.image_shape is None or output_type_of(self._inputs, output_type) == "ids":
+            raise ValueError(f"`output_type` must be one of {ImageInputs.output_types[:-1]}, got {output_type!r}.")
+        return self._inputs.decode(sample, output_type)
 
     def save_pretrained(
         self,
@@ -396,7 +350,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _denoise(
         self,
         sample: Tensor,
-        inputs: _DenoiserInputs,
+        inputs: DenoiserInputs,
         generators: list[torch.Generator],
         step_arguments: dict[str, Any],
         callback: Callable[[Any, int, Tensor, dict], dict] | None,
@@ -412,7 +366,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                     break
                 if (sample == self.mask_token_id).any():
                     if self.scheduler.token_schedule is not None:
-                        step_plan = self.scheduler.plan_step(t, sample, _reseed_all(generators))
+                        step_plan = self.scheduler.plan_step(t, sample, reseed_all(generators))
                     else:
                         plan = self._follow(plan, sample, step, generators)
                         step_plan = plan.at(step)
@@ -430,7 +384,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _denoise_by_openings(
         self,
         sample: Tensor,
-        inputs: _DenoiserInputs,
+        inputs: DenoiserInputs,
         generators: list[torch.Generator],
         step_arguments: dict[str, Any],
     ) -> Tensor:
@@ -438,7 +392,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
         So the denoiser runs as often as the busiest row has such steps, on rows that may be at different times.
         """
-        plan = self.scheduler.plan_openings(sample, _reseed_all(generators))
+        plan = self.scheduler.plan_openings(sample, reseed_all(generators))
         pending, sample, times = plan.steps, sample.clone(), self.scheduler.timesteps.cpu()
         with self.progress_bar(total=self._num_timesteps) as progress:
             while not self._interrupt:
@@ -472,20 +426,20 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         has_mask = (sample == self.mask_token_id).any(dim=0)
         start = int(has_mask.int().argmax()) if has_mask.any() else length
         window = self.model.config.max_position_embeddings - block_length
-        inputs = _BlockInputs(self.model, attention_mask, class_labels, window)
+        inputs = BlockInputs(self.model, attention_mask, class_labels, window)
         inputs.take_in(self._in_copies(sample), max(start - window, 0), start)
         while start < length and not self._interrupt:
             end = min(start + block_length, length)
             block = slice(start, end)
             inputs.start, inputs.end = start, end
             sample[:, block] = self._denoise(sample[:, block], inputs, generators, step_arguments, None, [])
-            generators = _reseed_all(generators)
+            generators = reseed_all(generators)
             if end < length:
                 inputs.take_in(self._in_copies(sample), start, end)
             start = end
         return sample
 
-    def _predict(self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: _DenoiserInputs) -> Tensor:
+    def _predict(self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: DenoiserInputs) -> Tensor:
         """The denoiser's logits at the candidates `(rows, ...)` of these rows at times `(rows,)`, guided."""
         copies = torch.cat([rows, rows + len(sample)]) if self.do_classifier_free_guidance else rows
         logits = self.model(
@@ -519,12 +473,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _follow(self, plan, sample: Tensor, step: int, generators: list[torch.Generator]):
         """The opening plan for this sample at this step: a callback may have filled positions, or masked them again."""
         if plan is None:
-            return self.scheduler.plan_openings(sample, _reseed_all(generators), first_step=step)
+            return self.scheduler.plan_openings(sample, reseed_all(generators), first_step=step)
         masked = (sample == self.mask_token_id).cpu()
         plan.steps = plan.steps.where(masked, self._num_timesteps)
         is_late = masked & ((plan.steps < step) | (plan.steps == self._num_timesteps))
         if is_late.any():
-            later = self.scheduler.plan_openings(sample, _reseed_all(generators), first_step=step)
+            later = self.scheduler.plan_openings(sample, reseed_all(generators), first_step=step)
             plan.steps = torch.where(is_late, later.steps, plan.steps)
             plan.noise = torch.where(is_late[..., None], later.noise, plan.noise)
             plan.left_over = torch.where(is_late, later.left_over, plan.left_over)
@@ -558,63 +512,13 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 f"`tokenizer` must have the model's mask id {self.mask_token_id}, got {self.tokenizer.mask_token_id}."
             )
 
-    def _check_length(self, length, block_length, callback):
-        config = self.model.config
-        max_length = config.max_position_embeddings
-        if block_length is None:
-            if length is not None and not (isinstance(length, int) and 1 <= length <= max_length):
-                raise ValueError(
-                    f"`length` must be in [1, {max_length}] (the model's length) without `block_length`, got "
-                    f"{length!r}."
-                )
-            return
-        if not (isinstance(block_length, int) and 1 <= block_length < max_length):
-            raise ValueError(f"`block_length` must be in [1, {max_length}), got {block_length!r}.")
-        if length is not None and not (isinstance(length, int) and length >= 1):
-            raise ValueError(f"`length` must be >= 1, got {length!r}.")
-        if length is not None and length > MAX_LENGTH:
-            raise ValueError(f"`length` must be at most {MAX_LENGTH}, got {length}.")
-        if getattr(config, "time_conditioning", True):
+    def _check_call(self, num_samples: int, guidance_scale: float, class_labels, tensor_names):
+        if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
+            raise ValueError(f"`num_samples` must be >= 1, got {num_samples!r}.")
+        if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
             raise ValueError(
-                "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`): cached "
-                "keys would be of another time."
+                f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {tensor_names!r}."
             )
-        if callback is not None:
-            raise ValueError("`callback_on_step_end` must be None with `block_length`.")
-
-    def _output_type(self, output_type: str | None) -> str:
-        """The output type, or the default one; what it needs is there."""
-        choices = TEXT_OUTPUT_TYPES if self.image_shape is None else IMAGE_OUTPUT_TYPES
-        if output_type is None:
-            output_type = choices[0]
-        if not isinstance(output_type, str) or output_type not in choices:
-            raise ValueError(f"`output_type` must be one of {choices}, got {output_type!r}.")
-        component, name = self.tokenizer, "a tokenizer"
-        if self.image_shape is not None:
-            component, name = self.image_processor, "an image processor"
-        if output_type != "ids" and component is None:
-            raise ValueError(f'`output_type="{output_type}"` needs a pipeline with {name}; ask for "ids".')
-        return output_type
-
-    def _check_modality(self, prompt, image, mask_image, input_ids, length, block_length):
-        """Nothing that is meant for a model of the other kind; and a mask for an image, and the other way round."""
-        if self.image_shape is None:
-            others, kind = {"image": image, "mask_image": mask_image}, "images"
-        else:
-            others, kind = {"prompt": prompt, "length": length, "block_length": block_length}, "text"
-        for name, value in others.items():
-            if value is not None:
-                raise ValueError(f"`{name}` must be None: the model is not one of {kind}.")
-        if image is not None and input_ids is not None:
-            raise ValueError("Only one of `image` and `input_ids` may be given.")
-        if image is not None and self.image_processor is None:
-            raise ValueError("`image` needs a pipeline with an image processor; give `input_ids`.")
-        if image is not None and mask_image is None:
-            raise ValueError("`mask_image` must be given with `image`: it says what to fill.")
-        if mask_image is not None and image is None and input_ids is None:
-            raise ValueError("`mask_image` needs `image` or `input_ids`, whose rest is kept.")
-
-    def _check_guidance(self, guidance_scale: float, class_labels):
         if not (isinstance(guidance_scale, Real) and 0.0 <= guidance_scale < math.inf):
             raise ValueError(f"`guidance_scale` must be finite and >= 0, got {guidance_scale!r}.")
         if guidance_scale == 1.0:
@@ -625,83 +529,6 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             )
         if class_labels is None:
             raise ValueError(f"`class_labels` must be given with a `guidance_scale`, got {guidance_scale} without.")
-
-    def _check_arguments(self, prompt, input_ids, num_samples, tensor_names):
-        if prompt is not None and input_ids is not None:
-            raise ValueError("Only one of `prompt` and `input_ids` may be given.")
-        if prompt is not None and self.tokenizer is None:
-            raise ValueError("`prompt` needs a pipeline with a tokenizer; give `input_ids`.")
-        if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
-            raise ValueError(f"`num_samples` must be >= 1, got {num_samples!r}.")
-        if num_samples > MAX_SAMPLES:
-            raise ValueError(f"`num_samples` must be at most {MAX_SAMPLES}, got {num_samples}.")
-        if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {tensor_names!r}."
-            )
-
-    def _prepare_rows(
-        self, prompt, input_ids, length: int | None, num_unprompted: int, is_bounded: bool
-    ) -> list[Tensor]:
-        """The ids of each prompt, with masks appended to their final length."""
-        if prompt is not None:
-            prompts = prompt if isinstance(prompt, list) else [prompt]
-            input_ids = [self._encode(text) for text in prompts]
-        if input_ids is None:
-            input_ids = [[]] * num_unprompted
-        if isinstance(input_ids, Tensor) and input_ids.dim() == 1:
-            input_ids = input_ids[None]
-        rows = _id_rows(input_ids)
-        if not rows:
-            raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
-        return [self._extend(row, length, is_bounded) for row in rows]
-
-    def _encode(self, text: str) -> list[int]:
-        if not isinstance(text, str):
-            raise ValueError(f"`prompt` must be a string or a list of strings, got {type(text).__name__}.")
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        decoded = self.tokenizer.decode(ids, skip_special_tokens=False)
-        if decoded != text:
-            logger.warning(f"The tokenizer rewrites the prompt: what is kept is {decoded!r}.")
-        return ids
-
-    def _extend(self, row: Tensor, length: int | None, is_bounded: bool) -> Tensor:
-        config = self.model.config
-        self._check_ids(row)
-        if is_bounded and len(row) > config.max_position_embeddings:
-            raise ValueError(
-                f"A prompt must not be longer than the model's {config.max_position_embeddings} tokens, got {len(row)}."
-            )
-        if length is None:
-            has_masks = (row == self.mask_token_id).any()
-            length = len(row) if has_masks else config.max_position_embeddings
-            if len(row) > length:
-                raise ValueError(f"`length` must be given to continue a prompt of {len(row)} tokens.")
-        if len(row) > length:
-            raise ValueError(f"`length` must be at least the prompt's {len(row)} tokens, got {length}.")
-        return torch.cat([row, row.new_full((length - len(row),), self.mask_token_id)])
-
-    def _check_ids(self, ids: Tensor):
-        vocab_size = self.model.config.vocab_size
-        if ids.numel() and not 0 <= ids.min() <= ids.max() < vocab_size:
-            raise ValueError(f"`input_ids` must be in [0, {vocab_size}), got values from {ids.min()} to {ids.max()}.")
-
-    def _prepare_images(self, image, mask_image, input_ids, num_unprompted: int) -> list[Tensor]:
-        """The ids `(channels, height, width)` of each image, with masks where to fill."""
-        if image is not None:
-            input_ids = self.image_processor(image, return_tensors="pt")["input_ids"]
-        if input_ids is None:
-            return list(torch.full((num_unprompted, *self.image_shape), self.mask_token_id))
-        ids = _integers("input_ids", input_ids).cpu()
-        ids = ids[None] if ids.dim() == 3 else ids
-        if ids.dim() != 4 or not ids.numel() or ids.shape[1] != self.image_shape[0]:
-            raise ValueError(
-                f"`input_ids` must have shape (batch, {self.image_shape[0]}, height, width), got {tuple(ids.shape)}."
-            )
-        self._check_ids(ids)
-        if mask_image is not None:
-            ids = torch.where(_fill_mask(mask_image, ids.shape), self.mask_token_id, ids)
-        return list(ids)
 
     def _null_class(self) -> int | None:
         """The label that stands for no class, None if the model has none."""
@@ -715,23 +542,17 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             return None if null_class is None else torch.tensor([null_class])
         if num_classes is None:
             raise ValueError("`class_labels` must be None: the model is not class-conditional.")
-        labels = _integers("class_labels", class_labels).reshape(-1)
+        labels = integers("class_labels", class_labels).reshape(-1)
         if not (len(labels) and 0 <= labels.min() <= labels.max() < num_classes):
             raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
         return labels
 
-    def _batch(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """The rows together; of text padded to the longest, with an attention mask, None if no row is padded.
-
-        Padding is any token but the mask.
-        """
-        if self.image_shape is not None:
-            return torch.stack(rows).to(device), None
-        padding = 0 if self.mask_token_id != 0 else 1
-        sample = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
-        lengths = torch.tensor([len(row) for row in rows])
-        attention_mask = (torch.arange(sample.shape[1]) < lengths[:, None]).long()
-        return sample.to(device), None if attention_mask.all() else attention_mask.to(device)
+    @staticmethod
+    def _expand_labels(labels: Tensor, num_rows: int) -> Tensor:
+        """One label for each row, from one for all of them or for each."""
+        if len(labels) not in (1, num_rows):
+            raise ValueError(f"`class_labels` must hold 1 or {num_rows} labels, got {len(labels)}.")
+        return labels.expand(num_rows)
 
 
 def _name_classes(path: Path, remote_code: bool):
@@ -744,90 +565,3 @@ def _name_classes(path: Path, remote_code: bool):
         if name != "_class_name" and isinstance(entry, list) and entry[1] in REMOTE_LIBRARIES:
             index[name] = [REMOTE_LIBRARIES[entry[1]] if remote_code else OWN_LIBRARY, entry[1]]
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _id_rows(input_ids) -> list[Tensor]:
-    """The rows of a tensor or list of lists of ids, `(length,)` each."""
-    is_rows = input_ids.dim() == 2 if isinstance(input_ids, Tensor) else isinstance(input_ids, (list, tuple))
-    rows = [_integers("input_ids", row).cpu() for row in input_ids] if is_rows else []
-    if not is_rows or any(row.dim() != 1 for row in rows):
-        raise ValueError(f"`input_ids` must have shape (batch, length) or be a list of lists, got {input_ids!r}.")
-    return rows
-
-
-def _fill_mask(mask_image, shape: torch.Size) -> Tensor:
-    """What of images of this shape to fill, as booleans that broadcast with them.
-
-    Raises:
-        ValueError: For masks of another kind, shape or range.
-    """
-    given = mask_image if isinstance(mask_image, (list, tuple)) else [mask_image]
-    masks = [_one_fill_mask(mask) for mask in given]
-    if not masks or len({mask.shape[1:] for mask in masks}) != 1:
-        raise ValueError(f"`mask_image` must hold masks of one size, got {[tuple(mask.shape) for mask in masks]}.")
-    mask = torch.cat(masks)
-    fits = mask.shape[2:] == shape[2:] and mask.shape[1] in (1, shape[1])
-    if not fits or (len(mask) != shape[0] and 1 not in (len(mask), shape[0])):
-        raise ValueError(
-            f"`mask_image` must have shape {tuple(shape[2:])}, (batch, height, width) or (batch, channels, height, "
-            f"width) for images of shape {tuple(shape)}, got {tuple(mask.shape)}."
-        )
-    return mask
-
-
-def _one_fill_mask(mask_image) -> Tensor:
-    """A picture, array or tensor as booleans `(batch, channels, height, width)`, batch and channels 1 if not given."""
-    if isinstance(mask_image, PIL.Image.Image):
-        mask_image = mask_image.convert("L")
-    elif not isinstance(mask_image, (np.ndarray, Tensor)):
-        raise ValueError(f"`mask_image` must be pictures, arrays or tensors, got {type(mask_image).__name__}.")
-    try:
-        mask = mask_image.cpu() if isinstance(mask_image, Tensor) else torch.from_numpy(np.array(mask_image))
-    except TypeError as error:
-        raise ValueError(f"`mask_image` must be boolean, 8-bit or numbers in [0, 1]: {error}") from error
-    if mask.dim() not in (2, 3, 4):
-        raise ValueError(f"`mask_image` must have 2 to 4 axes, got shape {tuple(mask.shape)}.")
-    if mask.dtype == torch.uint8:
-        if mask.numel() and mask.max() == 1:
-            raise ValueError("`mask_image` must have 255 for white where it is 8-bit, got 1 as the largest value.")
-        mask = mask / 255
-    if mask.dtype != torch.bool:
-        if not (mask.dtype.is_floating_point and ((mask >= 0.0) & (mask <= 1.0)).all()):
-            raise ValueError(f"`mask_image` must be boolean, 8-bit or numbers in [0, 1], got others of {mask.dtype}.")
-        mask = mask >= 0.5
-    return mask[None, None] if mask.dim() == 2 else mask[:, None] if mask.dim() == 3 else mask
-
-
-def _integers(name: str, values) -> Tensor:
-    """A number, list or tensor of integers as an int64 tensor; no others are rounded."""
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
-    if tensor.numel() and (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool):
-        raise ValueError(f"`{name}` must be integers, got {values!r}.")
-    return tensor.long()
-
-
-def _row_generators(generator: torch.Generator | list[torch.Generator] | None, num_rows: int) -> list[torch.Generator]:
-    """One generator per row, seeded by the row's given one, or in turn by the single one (or torch's own)."""
-    given = generator if isinstance(generator, list) else [generator]
-    if not all(x is None or isinstance(x, torch.Generator) for x in given):
-        raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {generator!r}.")
-    if isinstance(generator, list):
-        if len(generator) != num_rows:
-            raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
-        # Seeded too, so that a list of one gives what its generator gives alone.
-        return [_reseed(row_generator) for row_generator in generator]
-    return [_reseed(generator) for _ in range(num_rows)]
-
-
-def _reseed_all(generators: list[torch.Generator]) -> list[torch.Generator]:
-    """A fresh generator for each: a row uses its first numbers only, so that padding does not shift what comes next."""
-    return [_reseed(generator) for generator in generators]
-
-
-def _reseed(generator: torch.Generator | None) -> torch.Generator:
-    """A new generator, seeded by one draw from the given one (or from torch's own)."""
-    device = generator.device if generator is not None else "cpu"
-    return torch.Generator("cpu").manual_seed(torch.randint(2**62, (), generator=generator, device=device).item())

@@ -20,6 +20,7 @@ from .modeling_md4_base import MD4PreTrainedModel  # noqa: F401
 from .modeling_md4_head import MD4Head  # noqa: F401
 from .modeling_md4_layers import MD4Layer  # noqa: F401
 from .modeling_md4_unet import MD4UNet  # noqa: F401
+from .pipeline_inputs import TextInputs  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
 from .remote_code import copy_code  # noqa: F401
 from .schedules import MaskingSchedule  # noqa: F401

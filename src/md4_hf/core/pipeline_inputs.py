@@ -1,0 +1,352 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a call of the pipeline is given, checked and turned into rows of ids; and rows turned into text or images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.utils import logging
+from torch import Tensor
+from transformers import BaseImageProcessor, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Arguments of a call that say what is filled in: see `MaskedDiffusionPipeline.__call__`.
+
+    Args:
+        prompt, input_ids, image, mask_image, length, block_length: As in the call.
+        num_unprompted: Number of rows where nothing is given to start from.
+    """
+
+    prompt: Any
+    input_ids: Any
+    image: Any
+    mask_image: Any
+    length: int | None
+    block_length: int | None
+    num_unprompted: int
+
+    def check_left_out(self, names: tuple[str, ...], kind: str):
+        """Raise a ValueError for one of these arguments, which are for a model of another kind."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` must be None: the model is not one of {kind}.")
+
+
+class TextInputs:
+    """Prompts and ids in, ids and text out.
+
+    Args:
+        config: The model's configuration.
+        tokenizer: Needed for text in and text out.
+    """
+
+    output_types: ClassVar[tuple[str, ...]] = ("text", "ids")  # the first is the default
+    output_name: ClassVar[str] = "texts"
+    processor_name: ClassVar[str] = "a tokenizer"
+
+    def __init__(self, config, tokenizer: PreTrainedTokenizerBase | None):
+        self.config, self.processor = config, tokenizer
+
+    def check(self, request: Request):
+        """Raise a ValueError for arguments that contradict each other, or that the model cannot serve."""
+        request.check_left_out(("image", "mask_image"), "images")
+        if request.prompt is not None and request.input_ids is not None:
+            raise ValueError("Only one of `prompt` and `input_ids` may be given.")
+        if request.prompt is not None and self.processor is None:
+            raise ValueError("`prompt` needs a pipeline with a tokenizer; give `input_ids`.")
+        if request.block_length is None:
+            self._check_length(request.length)
+        else:
+            self._check_blocks(request.length, request.block_length)
+
+    def _check_length(self, length: int | None):
+        longest = self.config.max_position_embeddings
+        if length is not None and not (isinstance(length, int) and 1 <= length <= longest):
+            raise ValueError(
+                f"`length` must be in [1, {longest}] (the model's length) without `block_length`, got {length!r}."
+            )
+
+    def _check_blocks(self, length: int | None, block_length: int):
+        longest = self.config.max_position_embeddings
+        if not (isinstance(block_length, int) and 1 <= block_length < longest):
+            raise ValueError(f"`block_length` must be in [1, {longest}), got {block_length!r}.")
+        if length is not None and not (isinstance(length, int) and length >= 1):
+            raise ValueError(f"`length` must be >= 1, got {length!r}.")
+        if getattr(self.config, "time_conditioning", True):
+            raise ValueError(
+                "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`): cached "
+                "keys would be of another time."
+            )
+
+    def rows(self, request: Request) -> list[Tensor]:
+        """Ids of each prompt, `(length,)`, with masks appended to its final length."""
+        input_ids = request.input_ids
+        if request.prompt is not None:
+            prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+            input_ids = [self._encode(text) for text in prompts]
+        if input_ids is None:
+            input_ids = [[]] * request.num_unprompted
+        if isinstance(input_ids, Tensor) and input_ids.dim() == 1:
+            input_ids = input_ids[None]
+        rows = id_rows(input_ids)
+        if not rows:
+            raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
+        return [self._extend(row, request.length, request.block_length is None) for row in rows]
+
+    def _encode(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise ValueError(f"`prompt` must be a string or a list of strings, got {type(text).__name__}.")
+        ids = self.processor.encode(text, add_special_tokens=False)
+        decoded = self.processor.decode(ids, skip_special_tokens=False)
+        if decoded != text:
+            logger.warning(f"The tokenizer rewrites the prompt: what is kept is {decoded!r}.")
+        return ids
+
+    def _extend(self, row: Tensor, length: int | None, is_bounded: bool) -> Tensor:
+        mask_token_id, longest = self.config.mask_token_id, self.config.max_position_embeddings
+        check_ids(row, self.config)
+        if is_bounded and len(row) > longest:
+            raise ValueError(f"A prompt must not be longer than the model's {longest} tokens, got {len(row)}.")
+        if length is None:
+            length = len(row) if (row == mask_token_id).any() else longest
+            if len(row) > length:
+                raise ValueError(f"`length` must be given to continue a prompt of {len(row)} tokens.")
+        if len(row) > length:
+            raise ValueError(f"`length` must be at least the prompt's {len(row)} tokens, got {length}.")
+        return torch.cat([row, row.new_full((length - len(row),), mask_token_id)])
+
+    def batch(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Rows padded to the longest, with any token but the mask, and an attention mask, None if no row is padded."""
+        padding = 0 if self.config.mask_token_id != 0 else 1
+        sample = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+        lengths = torch.tensor([len(row) for row in rows])
+        attention_mask = (torch.arange(sample.shape[1]) < lengths[:, None]).long()
+        return sample.to(device), None if attention_mask.all() else attention_mask.to(device)
+
+    def decode(self, sequences: list[Tensor], output_type: str, skip_special_tokens: bool = True) -> list[str]:
+        """Texts of the rows."""
+        return [self.processor.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
+
+
+class ImageInputs:
+    """Images and masks, or ids, in; ids and images out.
+
+    Args:
+        config: The model's configuration.
+        image_processor: Needed for images in and images out.
+    """
+
+    output_types: ClassVar[tuple[str, ...]] = ("pil", "np", "pt", "ids")  # the first is the default
+    output_name: ClassVar[str] = "images"
+    processor_name: ClassVar[str] = "an image processor"
+
+    def __init__(self, config, image_processor: BaseImageProcessor | None):
+        self.config, self.processor = config, image_processor
+
+    def check(self, request: Request):
+        """Raise a ValueError for arguments that contradict each other."""
+        request.check_left_out(("prompt", "length", "block_length"), "text")
+        if request.image is not None and request.input_ids is not None:
+            raise ValueError("Only one of `image` and `input_ids` may be given.")
+        if request.image is not None and self.processor is None:
+            raise ValueError("`image` needs a pipeline with an image processor; give `input_ids`.")
+        if request.image is not None and request.mask_image is None:
+            raise ValueError("`mask_image` must be given with `image`: it says what to fill.")
+        if request.mask_image is not None and request.image is None and request.input_ids is None:
+            raise ValueError("`mask_image` needs `image` or `input_ids`, whose rest is kept.")
+
+    def rows(self, request: Request) -> list[Tensor]:
+        """Ids `(channels, height, width)` of each image, with masks where to fill."""
+        input_ids, mask_token_id, shape = request.input_ids, self.config.mask_token_id, self.config.sample_shape
+        if request.image is not None:
+            input_ids = self.processor(request.image, return_tensors="pt")["input_ids"]
+        if input_ids is None:
+            return list(torch.full((request.num_unprompted, *shape), mask_token_id))
+        ids = integers("input_ids", input_ids).cpu()
+        ids = ids[None] if ids.dim() == 3 else ids
+        if ids.dim() != 4 or not ids.numel() or ids.shape[1] != shape[0]:
+            raise ValueError(
+                f"`input_ids` must have shape (batch, {shape[0]}, height, width), got {tuple(ids.shape)}."
+            )
+        check_ids(ids, self.config)
+        if request.mask_image is not None:
+            ids = torch.where(fill_mask(request.mask_image, ids.shape), mask_token_id, ids)
+        return list(ids)
+
+    def batch(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, None]:
+        """Images together; none of them is padded."""
+        return torch.stack(rows).to(device), None
+
+    def decode(self, sequences: Tensor, output_type: str, skip_special_tokens: bool = True):
+        """Images of ids `(rows, channels, height, width)`; masks are grey."""
+        grey = self.processor.num_levels // 2
+        ids = sequences.masked_fill(sequences == self.config.mask_token_id, grey)
+        return self.processor.postprocess(ids.cpu(), output_type=output_type)
+
+
+def output_type_of(inputs: TextInputs | ImageInputs, output_type: str | None) -> str:
+    """The output type, or the default one of these inputs.
+
+    Raises:
+        ValueError: For a type that these inputs do not have, or without the processor that it needs.
+    """
+    if output_type is None:
+        output_type = inputs.output_types[0]
+    if not isinstance(output_type, str) or output_type not in inputs.output_types:
+        raise ValueError(f"`output_type` must be one of {inputs.output_types}, got {output_type!r}.")
+    if output_type != "ids" and inputs.processor is None:
+        raise ValueError(
+            f'`output_type="{output_type}"` needs a pipeline with {inputs.processor_name}; ask for "ids".'
+        )
+    return output_type
+
+
+def check_ids(ids: Tensor, config):
+    """Raise a ValueError for ids that the model has no row for."""
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        raise ValueError(
+            f"`input_ids` must be in [0, {config.vocab_size}), got values from {ids.min()} to {ids.max()}."
+        )
+
+
+class DenoiserInputs:
+    """What the denoiser is given besides ids and times, a row each."""
+
+    def __init__(self, attention_mask: Tensor | None, class_labels: Tensor | None):
+        self.attention_mask, self.class_labels = attention_mask, class_labels
+
+    def of(self, rows: Tensor) -> dict[str, Any]:
+        """The keyword arguments for some rows."""
+        inputs = {"attention_mask": self.attention_mask, "class_labels": self.class_labels}
+        return {name: None if x is None else x[rows] for name, x in inputs.items()}
+
+
+class BlockInputs(DenoiserInputs):
+    """The same for the columns from `start` to `end`, with keys and values of the `window` columns before them."""
+
+    def __init__(
+        self, model: PreTrainedModel, attention_mask: Tensor | None, class_labels: Tensor | None, window: int
+    ):
+        super().__init__(attention_mask, class_labels)
+        self.model, self.window = model, window
+        self.start = self.end = 0
+        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # of each layer
+
+    def of(self, rows: Tensor) -> dict[str, Any]:
+        """The keyword arguments for some rows; the cache among them is theirs alone, and may be added to."""
+        inputs = super().of(rows)
+        past = [(key[rows.to(key.device)], value[rows.to(key.device)]) for key, value in self._keys_and_values]
+        inputs["past_key_values"] = DynamicCache(past)
+        seen = past[0][0].shape[2] if past else 0
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
+        inputs["position_ids"] = torch.arange(self.start, self.end, device=rows.device)[None]
+        return inputs
+
+    def take_in(self, sample: Tensor, start: int, end: int):
+        """Add the keys and values of these decided columns, and forget what is out of the window."""
+        if start == end:
+            return
+        self.start, self.end = start, end
+        inputs, ids = self.of(torch.arange(len(sample), device=sample.device)), sample[:, start:end]
+        self.model(input_ids=ids, position_mask=torch.zeros_like(ids, dtype=torch.bool), **inputs)
+        cache = inputs["past_key_values"]
+        self._keys_and_values = [
+            (layer.keys[:, :, -self.window :], layer.values[:, :, -self.window :]) for layer in cache.layers
+        ]
+
+
+def id_rows(input_ids) -> list[Tensor]:
+    """The rows of a tensor or list of lists of ids, `(length,)` each."""
+    is_rows = input_ids.dim() == 2 if isinstance(input_ids, Tensor) else isinstance(input_ids, (list, tuple))
+    rows = [integers("input_ids", row).cpu() for row in input_ids] if is_rows else []
+    if not is_rows or any(row.dim() != 1 for row in rows):
+        raise ValueError(f"`input_ids` must have shape (batch, length) or be a list of lists, got {input_ids!r}.")
+    return rows
+
+
+def fill_mask(mask_image, shape: torch.Size) -> Tensor:
+    """What of images of this shape to fill, as booleans that broadcast with them.
+
+    Raises:
+        ValueError: For masks of another kind, shape or range.
+    """
+    given = mask_image if isinstance(mask_image, (list, tuple)) else [mask_image]
+    masks = [one_fill_mask(mask) for mask in given]
+    if not masks or len({mask.shape[1:] for mask in masks}) != 1:
+        raise ValueError(f"`mask_image` must hold masks of one size, got {[tuple(mask.shape) for mask in masks]}.")
+    mask = torch.cat(masks)
+    fits = mask.shape[2:] == shape[2:] and mask.shape[1] in (1, shape[1])
+    if not fits or (len(mask) != shape[0] and 1 not in (len(mask), shape[0])):
+        raise ValueError(
+            f"`mask_image` must have shape {tuple(shape[2:])}, (batch, height, width) or (batch, channels, height, "
+            f"width) for images of shape {tuple(shape)}, got {tuple(mask.shape)}."
+        )
+    return mask
+
+
+def one_fill_mask(mask_image) -> Tensor:
+    """A picture, array or tensor as booleans `(batch, channels, height, width)`, batch and channels 1 if not given."""
+    if isinstance(mask_image, PIL.Image.Image):
+        mask_image = mask_image.convert("L")
+    elif not isinstance(mask_image, (np.ndarray, Tensor)):
+        raise ValueError(f"`mask_image` must be pictures, arrays or tensors, got {type(mask_image).__name__}.")
+    try:
+        mask = mask_image.cpu() if isinstance(mask_image, Tensor) else torch.from_numpy(np.array(mask_image))
+    except TypeError as error:
+        raise ValueError(f"`mask_image` must be boolean, 8-bit or numbers in [0, 1]: {error}") from error
+    if mask.dim() not in (2, 3, 4):
+        raise ValueError(f"`mask_image` must have 2 to 4 axes, got shape {tuple(mask.shape)}.")
+    if mask.dtype == torch.uint8:
+        if mask.numel() and mask.max() == 1:
+            raise ValueError("`mask_image` must have 255 for white where it is 8-bit, got 1 as the largest value.")
+        mask = mask / 255
+    if mask.dtype != torch.bool:
+        if not (mask.dtype.is_floating_point and ((mask >= 0.0) & (mask <= 1.0)).all()):
+            raise ValueError(f"`mask_image` must be boolean, 8-bit or numbers in [0, 1], got others of {mask.dtype}.")
+        mask = mask >= 0.5
+    return mask[None, None] if mask.dim() == 2 else mask[:, None] if mask.dim() == 3 else mask
+
+
+def integers(name: str, values) -> Tensor:
+    """A number, list or tensor of integers as an int64 tensor; no others are rounded."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
+    if tensor.numel() and (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool):
+        raise ValueError(f"`{name}` must be integers, got {values!r}.")
+    return tensor.long()
+
+
+def row_generators(generator: torch.Generator | list[torch.Generator] | None, num_rows: int) -> list[torch.Generator]:
+    """One generator per row, seeded by the row's given one, or in turn by the single one (or torch's own)."""
+    given = generator if isinstance(generator, list) else [generator]
+    if not all(x is None or isinstance(x, torch.Generator) for x in given):
+        raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {generator!r}.")
+    if isinstance(generator, list):
+        if len(generator) != num_rows:
+            raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
+        # Seeded too, so that a list of one gives what its generator gives alone.
+        return [reseed(row_generator) for row_generator in generator]
+    return [reseed(generator) for _ in range(num_rows)]
+
+
+def reseed_all(generators: list[torch.Generator]) -> list[torch.Generator]:
+    """A fresh generator for each: a row uses its first numbers only, so that padding does not shift what comes next."""
+    return [reseed(generator) for generator in generators]
+
+
+def reseed(generator: torch.Generator | None) -> torch.Generator:
+    """A new generator, seeded by one draw from the given one (or from torch's own)."""
+    device = generator.device if generator is not None else "cpu"
+    return torch.Generator("cpu").manual_seed(torch.randint(2**62, (), generator=generator, device=device).item())

@@ -142,18 +142,10 @@ def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tenso
     return u < probability, u / probability.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def mean_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Two draws (paper, App. G): a token from mu, and independently whether it is put in. Same law as ancestral."""
-    return noise[:, 0] < probability, noise[:, 1]
+SAMPLERS = ("ancestral", "mean")  # of one law, and drawn in one way: "mean" is the paper's name of two draws (App. G)
 
 
-SAMPLERS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "ancestral": ancestral_sampler,
-    "mean": mean_sampler,
-}
-
-
-# The same for GenMD4, where the probability that a position opens depends on the token that is put there --------------
+# GenMD4, where the probability that a position opens depends on the token that is put there ---------------------------
 
 
 def ancestral_token_sampler(mu: Tensor, r: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,18 +162,6 @@ def ancestral_token_sampler(mu: Tensor, r: Tensor, noise: Tensor) -> tuple[Tenso
     table = r * mu
     opens, uniform = ancestral_sampler(table.sum(dim=-1), noise)
     return opens, draw_categorical(table, uniform)
-
-
-def mean_token_sampler(mu: Tensor, r: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Two draws: a token j from mu, which is put in with probability r_j. Same law as ancestral."""
-    tokens = draw_categorical(mu, noise[:, 1])
-    return noise[:, 0] < r.gather(-1, tokens[:, None]).squeeze(-1), tokens
-
-
-TOKEN_SAMPLERS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "ancestral": ancestral_token_sampler,
-    "mean": mean_token_sampler,
-}
 
 
 class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
@@ -211,7 +191,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         schedule_eps (`float`, defaults to 1e-4): Distance that the schedule keeps from 0 and 1.
         timestep_grid (`str`, defaults to `"cosine"`):
             `"uniform"` or `"cosine"`; the paper uses cosine with the linear schedule, uniform with the cosine one.
-        sampler (`str`, defaults to `"ancestral"`): `"ancestral"` or `"mean"` (the same distribution in two draws).
+        sampler (`str`, defaults to `"ancestral"`): `"ancestral"`, or `"mean"`, the paper's name for the same thing.
         top_p (`float`, *optional*): Nucleus used by `step` when the call gives none, in (0, 1].
         final_decode (`str`, defaults to `"sample"`):
             What the last step puts where the schedule would leave a mask (alpha_0 = 1 - eps): a draw (`"sample"`), or
@@ -456,7 +436,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """
         if left_over is None:
             probability = self.unmask_probabilities().to(index.device)[index]
-            opens, uniform = SAMPLERS[self.config.sampler](probability, noise)
+            opens, uniform = ancestral_sampler(probability, noise)
             left_over = (index == self.num_inference_steps - 1) & ~opens
         else:
             opens, uniform = ~left_over, noise[:, 1]
@@ -479,7 +459,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     ) -> tuple[Tensor, Tensor]:
         """As `_draw`, for GenMD4. At the last step r = 1: what rounding leaves becomes the most probable token."""
         mu = self._token_probabilities(logits, temperature, top_p, top_k)
-        opens, drawn = TOKEN_SAMPLERS[self.config.sampler](mu, self._token_unmask_probabilities(index), noise)
+        opens, drawn = ancestral_token_sampler(mu, self._token_unmask_probabilities(index), noise)
         left_over = (index == self.num_inference_steps - 1) & ~opens
         drawn = torch.where(left_over, mu.argmax(dim=-1), drawn)
         decided = opens | left_over

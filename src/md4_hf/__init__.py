@@ -110,7 +110,7 @@ _LAZY = {
     "training.model_card": ["CardFacts", "make_model_card"],
     "training.presets": ["PRESETS", "Preset"],
     "training.trainer": ["MD4Trainer", "MD4TrainingArguments"],
-    "utils.errors": ["reading"],
+    "utils.errors": ["file_errors_as_value_errors"],
     "utils.files": ["check_can_be_written", "write_whole"],
     "utils.hardware": ["choose_device"],
     "utils.image_grid": ["picture_format", "save_image_grid"],

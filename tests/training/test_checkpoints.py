@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_trainer import make_trainer, weights
 
-from md4_hf.training.checkpoints import MANIFEST, checkpoint_to_resume, commit, newest_whole, what_is_wrong
+from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, checkpoint_to_resume, commit, newest_whole
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "ema_decay": 0.5}
@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason(tmp_path, reason, c
     older, newer = make_checkpoint(tmp_path, 2), make_checkpoint(tmp_path, 10)
     assert newest_whole(tmp_path) == (newer, [])
     DAMAGE[reason](newer)
-    assert reason in what_is_wrong(newer)
+    assert reason in checkpoint_problem(newer)
     assert newest_whole(tmp_path)[0] == older
     with caplog.at_level("WARNING", logger="md4_hf"):
         assert checkpoint_to_resume("latest", tmp_path) == str(older)
@@ -74,7 +74,7 @@ def test_a_checkpoint_gets_its_name_when_it_is_whole_and_on_the_disk(tmp_path, m
         fsync(descriptor)
 
     def look_and_rename(source, target):
-        assert what_is_wrong(source) is None and not final.exists()
+        assert checkpoint_problem(source) is None and not final.exists()
         assert {path.stat().st_ino for path in (staged, *staged.rglob("*"))} <= synced
         renamed.append((source, target))
         replace(source, target)
@@ -82,7 +82,7 @@ def test_a_checkpoint_gets_its_name_when_it_is_whole_and_on_the_disk(tmp_path, m
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "replace", look_and_rename)
     assert make_checkpoint(tmp_path, 1) == final
-    assert renamed == [(staged, final)] and what_is_wrong(final) is None and not staged.exists()
+    assert renamed == [(staged, final)] and checkpoint_problem(final) is None and not staged.exists()
     assert tmp_path.stat().st_ino in synced, "and so is the new name"
 
 
@@ -104,7 +104,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_as_if_unbroken(tmp_path)
     resumed.train(resume_from_checkpoint="auto")
     assert resumed.state.global_step == 6
     torch.testing.assert_close(weights(resumed.model), weights(unbroken.model), atol=0, rtol=0)
-    assert what_is_wrong(tmp_path / "run" / "checkpoint-6") is None, "written anew"
+    assert checkpoint_problem(tmp_path / "run" / "checkpoint-6") is None, "written anew"
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):

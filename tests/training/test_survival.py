@@ -10,7 +10,7 @@ import psutil
 import pytest
 from launching import HERE, TORCHRUN, kill, run, start
 
-from md4_hf.training.checkpoints import what_is_wrong
+from md4_hf.training.checkpoints import checkpoint_problem
 
 
 STORM = HERE / "storm.py"
@@ -54,7 +54,7 @@ def test_a_storm_of_kills_ends_where_the_unbroken_run_does(tmp_path, processes):
         kill(process)
         kills += 1
         half_written += (storm / "run" / ".checkpoint-in-progress").exists()
-        assert all(what_is_wrong(folder) is None for folder in checkpoints(storm))
+        assert all(checkpoint_problem(folder) is None for folder in checkpoints(storm))
     assert half_written > 0
     status, output = run([*command, storm], timeout=300)
     assert status == 0, output
@@ -100,7 +100,7 @@ def test_a_signal_to_the_launcher_and_again_to_the_ranks_leaves_a_checkpoint(tmp
     assert "killed by signal" not in output, output
     steps = sorted(int(folder.name.split("-")[1]) for folder in checkpoints(tmp_path))
     assert 2 <= steps[-1] < 60
-    assert what_is_wrong(tmp_path / "run" / f"checkpoint-{steps[-1]}") is None
+    assert checkpoint_problem(tmp_path / "run" / f"checkpoint-{steps[-1]}") is None
 
 
 @pytest.mark.slow
@@ -116,5 +116,5 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_with_a_checkpoint(tmp_path, 
     assert "Stopping after this step" in output
     steps = sorted(int(folder.name.split("-")[1]) for folder in checkpoints(tmp_path))
     assert 2 <= steps[-1] < 60
-    assert what_is_wrong(tmp_path / "run" / f"checkpoint-{steps[-1]}") is None
+    assert checkpoint_problem(tmp_path / "run" / f"checkpoint-{steps[-1]}") is None
     assert not any(psutil.pid_exists(worker.pid) for worker in workers)

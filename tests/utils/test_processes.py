@@ -20,7 +20,7 @@ from launching import run as launch
 from md4_hf import MD4TrainingArguments
 from md4_hf.cli import main
 from md4_hf.core.modeling_md4_layers import MD4Layer
-from md4_hf.training.checkpoints import MANIFEST, commit, what_is_wrong
+from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, commit
 from md4_hf.training.step_sampler import StepSampler
 from md4_hf.utils.processes import LOCK, RunLock, check_launch
 
@@ -124,7 +124,7 @@ def changed_checkpoint(trained, folder, change):
     (staged / MANIFEST).unlink()
     change(staged)
     commit(staged, folder / "checkpoint-4")
-    assert what_is_wrong(folder / "checkpoint-4") is None
+    assert checkpoint_problem(folder / "checkpoint-4") is None
     return folder / "checkpoint-4"
 
 

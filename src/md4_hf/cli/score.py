@@ -30,7 +30,7 @@ from ..evaluation.report import finite
 from ..evaluation.sample_statistics import token_statistics
 from ..evaluation.samples import check_same_tokens, generative_perplexity, generative_perplexity_of_ids
 from ..hub.loading import load_pipeline
-from ..utils.errors import reading
+from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import write_whole
 from ..utils.hardware import choose_device
 from ..utils.options import check_left_out, option
@@ -314,7 +314,7 @@ def load_judge(options: ScoreArguments) -> Judge | None:
         return None
     hub = {"revision": options.judge_revision or "main"}
     try:
-        with reading("judge", options.judge):
+        with file_errors_as_value_errors("judge", options.judge):
             config = AutoConfig.from_pretrained(options.judge, **hub)
             is_causal = getattr(config, "is_causal", True)  # said of MD4's, which are causal or not by configuration
             if not (is_causal and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING):

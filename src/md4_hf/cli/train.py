@@ -30,7 +30,7 @@ from ..hub.adapters import LoraArguments, add_adapter
 from ..hub.loading import adapter_base, load_model
 from ..training.checkpoints import checkpoint_to_resume
 from ..training.trainer import MD4Trainer, MD4TrainingArguments
-from ..utils.errors import reading
+from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import check_can_be_written
 from ..utils.options import check_left_out
 from ..utils.processes import on_first_process
@@ -353,7 +353,7 @@ def make_model(name_or_path: str | None, model_args: ModelArguments, tokenizer, 
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
         return (MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion)(config)
-    with reading("model_name_or_path", name_or_path):
+    with file_errors_as_value_errors("model_name_or_path", name_or_path):
         config = MD4Config.from_pretrained(name_or_path)
     check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
     model_args.change(config)  # before the layers are built, which take their dropout from it

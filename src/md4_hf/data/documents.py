@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
-from ..utils.errors import reading
+from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.options import check_options, option
 
@@ -152,7 +152,7 @@ def load_table(
         FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
         ValueError: it is a file of another kind, or one that is damaged.
     """
-    with reading(argument, data):
+    with file_errors_as_value_errors(argument, data):
         return _load_table(data, config, split, revision, streaming, argument)
 
 

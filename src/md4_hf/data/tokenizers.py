@@ -10,7 +10,7 @@ import string
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..utils.errors import reading
+from ..utils.errors import file_errors_as_value_errors
 
 
 MASK_TOKEN = "[MASK]"
@@ -81,7 +81,7 @@ def load_tokenizer(
     if name_or_path == "bytes":
         return build_byte_tokenizer()
     try:
-        with reading(argument, name_or_path):
+        with file_errors_as_value_errors(argument, name_or_path):
             tokenizer = AutoTokenizer.from_pretrained(
                 name_or_path,
                 revision=revision or "main",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..utils.errors import reading
+from ..utils.errors import file_errors_as_value_errors
 from ..utils.options import check_options, option
 from ..utils.sharding import parameter_names, whole_parameter
 
@@ -171,7 +171,7 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
         _raise_exceptions_for_connection_errors=False,
     )
     if record is not None:
-        with reading("adapter", folder):
+        with file_errors_as_value_errors("adapter", folder):
             expected = json.loads(Path(record).read_text(encoding="utf-8"))["fingerprint"]
         found = fingerprint(base)
         if expected != found:
@@ -180,7 +180,7 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
                 f"({expected}, the base has {found})."
             )
     _check_files(folder, revision=revision, token=token)
-    with reading("adapter", folder):
+    with file_errors_as_value_errors("adapter", folder):
         try:
             return peft.PeftModel.from_pretrained(base, folder, revision=revision, token=token).eval()
         except RuntimeError as error:
@@ -194,7 +194,7 @@ def _check_files(folder: str, **hub):
 
     if cached_file(folder, SAFETENSORS_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False) is None:
         raise OSError(f"`adapter` must have weights in {SAFETENSORS_WEIGHTS_NAME}, got {folder} without.")
-    with reading("adapter", folder):
+    with file_errors_as_value_errors("adapter", folder):
         config = json.loads(Path(cached_file(folder, CONFIG_NAME, **hub)).read_text(encoding="utf-8"))
         if config.get("megatron_config") is not None:
             raise ValueError(f"`megatron_config` must be null in an adapter, got {config['megatron_config']!r}.")

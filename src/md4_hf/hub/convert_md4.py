@@ -25,7 +25,7 @@ from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_unet import MD4ResnetBlock, MD4UNet
 from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
-from ..utils.errors import check_types, reading
+from ..utils.errors import check_types, file_errors_as_value_errors
 
 
 # Types of the official fields that are read here.
@@ -413,7 +413,7 @@ def load_official_params(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.is_file():
         from safetensors.torch import load_file
 
-        with reading("checkpoint", checkpoint):
+        with file_errors_as_value_errors("checkpoint", checkpoint):
             return load_file(checkpoint)
     try:
         from orbax.checkpoint import PyTreeCheckpointer
@@ -443,7 +443,7 @@ def convert_checkpoint(checkpoint: Path, config_file: Path, output_dir: Path):
     """Write the converted model and its scheduler to `output_dir`, which must be empty or absent."""
     if output_dir.exists() and any(output_dir.iterdir()):
         raise FileExistsError(f"`output_dir` must be empty, got {output_dir}.")
-    with reading("config", config_file):
+    with file_errors_as_value_errors("config", config_file):
         official = json.loads(config_file.read_text(encoding="utf-8"))
         official = official.get("config", official)
     config = config_from_official(official)

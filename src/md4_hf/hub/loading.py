@@ -16,7 +16,7 @@ from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.tokenizers import load_tokenizer
-from ..utils.errors import reading
+from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hardware import choose_device
 from .adapters import load_adapter
@@ -62,7 +62,7 @@ def load_model(
     model = load_adapter(model, name_or_path, revision=revision, token=token)
     if not merge_adapter:
         return model
-    with reading("adapter", name_or_path):
+    with file_errors_as_value_errors("adapter", name_or_path):
         return model.merge_and_unload()
 
 
@@ -77,7 +77,7 @@ def adapter_base(name_or_path: str, *, revision: str | None = None, token: str |
     config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
     if config_file is None:
         return None
-    with reading("adapter", name_or_path):
+    with file_errors_as_value_errors("adapter", name_or_path):
         base = json.loads(Path(config_file).read_text(encoding="utf-8"))["base_model_name_or_path"]
     if not isinstance(base, str):
         raise ValueError(f"`adapter` must name its base model, got {base!r} in {name_or_path}.")
@@ -93,7 +93,7 @@ def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
         )
     hub = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
     try:
-        with reading("model", name_or_path):
+        with file_errors_as_value_errors("model", name_or_path):
             config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     except OSError as error:
         if name_or_path in str(error):
@@ -106,7 +106,7 @@ def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     if isinstance(config.architectures, list) and "MD4Model" in config.architectures:
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
     model_class = MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion
-    with reading("model", name_or_path):
+    with file_errors_as_value_errors("model", name_or_path):
         return model_class.from_pretrained(name_or_path, **kwargs)
 
 
@@ -209,5 +209,5 @@ def _load_if_there(component: type, name: str, file_name: str, name_or_path: str
     file = cached_file(name_or_path, file_name, **hub, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return None
-    with reading(name, name_or_path):
+    with file_errors_as_value_errors(name, name_or_path):
         return component.from_pretrained(Path(file).parent)  # type: ignore[attr-defined]

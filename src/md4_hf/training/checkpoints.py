@@ -59,7 +59,7 @@ def commit(staged: Path, final: Path):
     _sync(final.parent)
 
 
-def what_is_wrong(folder: str | os.PathLike, digests: bool = True) -> str | None:
+def checkpoint_problem(folder: str | os.PathLike, digests: bool = True) -> str | None:
     """Why a checkpoint cannot be used: its manifest is missing or damaged, or a file is; None if it is whole.
 
     Without `digests` the files are not read: only what is missing or has another size is found, at once.
@@ -89,7 +89,7 @@ def newest_whole(run_dir: str | os.PathLike, digests: bool = True) -> tuple[Path
     """The newest whole checkpoint of a run, None if there is none; and those that are newer, each with its reason."""
     skipped = []
     for folder in sorted(_checkpoints(Path(run_dir)), key=step_of, reverse=True):
-        reason = what_is_wrong(folder, digests)
+        reason = checkpoint_problem(folder, digests)
         if reason is None:
             return folder, skipped
         skipped.append((folder, reason))
@@ -115,7 +115,7 @@ def checkpoint_to_resume(
     if asked is True:
         asked = "latest"
     if asked not in ("latest", "auto"):
-        reason = what_is_wrong(asked, digests) if Path(asked).is_dir() else "there is no such folder"
+        reason = checkpoint_problem(asked, digests) if Path(asked).is_dir() else "there is no such folder"
         if reason is not None:
             raise ValueError(f"`resume_from_checkpoint` must be a whole checkpoint, got {asked}: {reason}.")
         return str(asked)

@@ -12,8 +12,8 @@ from huggingface_hub.errors import HTTPError
 
 
 @contextlib.contextmanager
-def reading(name: str, source: object) -> Iterator[None]:
-    """Within the context, what a library stumbles over in damaged files is a ValueError that names them.
+def file_errors_as_value_errors(name: str, source: object) -> Iterator[None]:
+    """Turn what a library raises on damaged files within the context into a ValueError that names them.
 
     Libraries expect well-formed files, and fail in others with a KeyError, an AttributeError or errors of their own.
 

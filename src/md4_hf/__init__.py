@@ -109,7 +109,8 @@ _LAZY = {
     "training.ema": ["EmaCallback"],
     "training.model_card": ["CardFacts", "make_model_card"],
     "training.presets": ["PRESETS", "Preset"],
-    "training.trainer": ["MD4Trainer", "MD4TrainingArguments"],
+    "training.arguments": ["MD4TrainingArguments"],
+    "training.trainer": ["MD4Trainer"],
     "utils.errors": ["file_errors_as_value_errors"],
     "utils.files": ["check_can_be_written", "write_whole"],
     "utils.hardware": ["choose_device"],
@@ -148,4 +149,5 @@ if TYPE_CHECKING:
     from .core.modeling_md4_causal import MD4ForCausalLM
     from .core.pipeline_masked_diffusion import MaskedDiffusionPipeline
     from .core.scheduling_masked_diffusion import MaskedDiffusionScheduler
-    from .training.trainer import MD4Trainer, MD4TrainingArguments
+    from .training.arguments import MD4TrainingArguments
+    from .training.trainer import MD4Trainer

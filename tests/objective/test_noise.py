@@ -19,7 +19,7 @@ from md4_hf.objective.noise import (
     training_times,
 )
 from md4_hf.objective.objectives import MD4Objective
-from md4_hf.training.trainer import number_step_examples
+from md4_hf.training.batches import number_step_examples
 
 
 KNOWN = 0.9115993064604949

@@ -23,7 +23,8 @@ from ..evaluation.rounds import Stopping, evaluate_in_rounds
 from ..hub.loading import load_model
 from ..objective.estimators import ANY_ORDER, TIME
 from ..objective.example_order import data_sha256
-from ..training.trainer import MD4Trainer, MD4TrainingArguments
+from ..training.arguments import MD4TrainingArguments
+from ..training.trainer import MD4Trainer
 from ..utils.files import check_can_be_written, write_whole
 from ..utils.options import check_left_out, option
 from .arguments import parse_arguments

@@ -28,8 +28,9 @@ from ..data.tokenizers import check_tokenizer_matches, load_tokenizer
 from ..evaluation.baselines import ngram_bits_per_character
 from ..hub.adapters import LoraArguments, add_adapter
 from ..hub.loading import adapter_base, load_model
+from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
-from ..training.trainer import MD4Trainer, MD4TrainingArguments
+from ..training.trainer import MD4Trainer
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import check_can_be_written
 from ..utils.options import check_left_out

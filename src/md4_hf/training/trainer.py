@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import datasets
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy, has_length, rotate_checkpoints
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
@@ -30,7 +30,7 @@ from ..data.images import check_image_processor_matches
 from ..data.tokenizers import check_tokenizer_matches
 from ..hub.adapters import fingerprint, is_adapted, save_base_record, stored_names
 from ..hub.loading import make_pipeline
-from ..objective.estimators import ANY_ORDER, TIME, check_estimator, example_nelbo, nelbo_metrics
+from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from ..objective.noise import (
     training_class_noise,
@@ -40,10 +40,11 @@ from ..objective.noise import (
 )
 from ..objective.objectives import Objective, scored_labels
 from ..utils.image_grid import save_image_grid
-from ..utils.options import option
 from ..utils.plots import plot_losses
 from ..utils.processes import RunLock, check_agreement, check_launch, on_first_process
 from ..utils.sharding import keep_float32, parameter_names, whole_weights
+from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_arguments
+from .batches import as_tensors, flip_images, number_step_examples
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
 from .checkpoints import (
     FSDP_SHARDED,
@@ -70,97 +71,9 @@ TRAINING_ARGS_NAME = "training_args.bin"
 SAMPLES_NAME = "samples.png"
 SAMPLES_WIDTH = 512  # pixels of the picture, at least about
 STAGING_FOLDER = ".checkpoint-in-progress"
-SAME_ON_ALL_RANKS = (
-    *("seed", "data_seed", "max_steps", "num_train_epochs", "learning_rate", "ema_decay", "num_copies", "output_dir"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip"),
-)
 HUB_FOLDER = ".upload-in-progress"
 # Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
 NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", FILE_NAMES, MANIFEST, EMA_FOLDER)
-
-
-@dataclass(repr=False)  # that of `TrainingArguments`, which hides the token of the Hub
-class MD4TrainingArguments(TrainingArguments):
-    """
-    `transformers.TrainingArguments` and what masked diffusion adds to them.
-
-    `data_seed` defaults to `seed`, so that every rank sees the same order of the data, and non-finite losses are
-    logged as they are.
-    """
-
-    _argument_group_name = "training (more with --help_all)"
-
-    ema_decay: float = option(
-        "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.", default=0.9999
-    )
-    num_copies: int = option(
-        "Noised copies of an example in a step of GenMD4, whose leave-one-out gradient needs two.", default=2
-    )
-    schedule_lr_multiplier: float = option(
-        "Learning rate of GenMD4's exponents, as a multiple of the network's.", default=1.0
-    )
-    eval_draws: int = option("Stratified draws of time and masks per example in an evaluation.", default=1)
-    eval_seed: int = option("Seed of the evaluation noise.", default=0)
-    eval_estimator: str = option(
-        'What a draw is: a "time", or for models that do not see it a number of masked tokens "any_order".',
-        default=TIME,
-        choices=[TIME, ANY_ORDER],
-    )
-    random_flip: bool = option("Mirror each training image with probability one half, left to right.", default=False)
-    image_samples: int = option(
-        "Images in samples.png, which every evaluation of a training draws; 0 for none.", default=25
-    )
-    image_sample_steps: int | None = option(
-        "Steps of the sampler for samples.png; the scheduler's own number if left out."
-    )
-    use_muon: bool = option(
-        "Optimise the blocks' matrices with torch's Muon (one process or DDP); `optim` then does not count.",
-        default=False,
-    )
-    matmul_precision: str | None = option(
-        "Precision of float32 products for torch.set_float32_matmul_precision; torch's own if left out.",
-        choices=["highest", "high", "medium"],
-    )
-    ddp_find_unused_parameters: bool | None = option(
-        "Look for parameters without gradient in every step of DDP; MD4 has none.", default=False
-    )
-    license: str | None = option('Licence of the weights for the model card, such as "apache-2.0".')
-    card_samples: int = option("Samples to draw for the model card at the end.", default=1)
-    expected_processes: int | None = option("Processes that must take part; the start fails if they are others.")
-    logging_nan_inf_filter: bool = option("Leave NaN and infinite losses out of the logged mean.", default=False)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
-            raise ValueError(
-                "`max_steps` must be >= 1, or `num_train_epochs` > 0, got "
-                f"{self.max_steps} and {self.num_train_epochs}."
-            )
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
-        if self.label_smoothing_factor != 0.0:
-            raise ValueError(
-                f"`label_smoothing_factor` must be 0: a smoothed loss is no ELBO, got {self.label_smoothing_factor}."
-            )
-        if self.eval_draws < 1:
-            raise ValueError(f"`eval_draws` must be >= 1, got {self.eval_draws}.")
-        if self.num_copies < 2:
-            raise ValueError(f"`num_copies` must be >= 2, got {self.num_copies}.")
-        if not self.schedule_lr_multiplier > 0.0:
-            raise ValueError(f"`schedule_lr_multiplier` must be > 0, got {self.schedule_lr_multiplier}.")
-        check_estimator(self.eval_estimator)
-        for name in ("card_samples", "image_samples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}.")
-        if self.image_sample_steps is not None and self.image_sample_steps < 1:
-            raise ValueError(f"`image_sample_steps` must be >= 1, got {self.image_sample_steps}.")
-        if self.data_seed is None:
-            self.data_seed = self.seed
-        if self.dataloader_num_workers == 0:
-            self.dataloader_persistent_workers = False  # as a preset may have it, for its own number of workers
-        if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # pinned memory is for copies to an accelerator: torch warns
 
 
 class MD4Trainer(Trainer):
@@ -197,7 +110,9 @@ class MD4Trainer(Trainer):
         probe = kwargs["model_init"]() if model is None and kwargs.get("model_init") is not None else model
         self.is_md4 = getattr(getattr(probe, "config", None), "model_type", None) == "md4"
         if self.is_md4:
-            self._check_arguments(args, kwargs)
+            if kwargs.get("model_init") is not None:
+                raise ValueError("`model_init` must be None for an MD4 model: give the `model` itself.")
+            check_arguments(args, kwargs)
             self._check_processing_class(kwargs.get("processing_class"), model.config)
             if args.random_flip and not model.config.is_image:
                 raise ValueError("`random_flip` must be False for a model of text, got True.")
@@ -236,29 +151,6 @@ class MD4Trainer(Trainer):
             check_tokenizer_matches(processor, config.vocab_size, config.mask_token_id)
         if isinstance(processor, MD4ImageProcessor):
             check_image_processor_matches(processor, config)
-
-    @staticmethod
-    def _check_arguments(args, kwargs):
-        if not isinstance(args, MD4TrainingArguments):
-            raise ValueError(f"`args` must be MD4TrainingArguments, got {type(args).__name__}.")
-        if kwargs.get("model_init") is not None:
-            raise ValueError("`model_init` must be None for an MD4 model: give the `model` itself.")
-        if args.save_on_each_node or args.auto_find_batch_size or args.accelerator_config.split_batches:
-            raise ValueError(
-                "`save_on_each_node`, `auto_find_batch_size` and `split_batches` must be False for an MD4 model: one "
-                "process names a checkpoint, and noise is numbered by whole batches; got "
-                f"{args.save_on_each_node}, {args.auto_find_batch_size}, {args.accelerator_config.split_batches}."
-            )
-        for name in ("compute_metrics", "compute_loss_func"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
-        for name, rule in (
-            ("batch_eval_metrics", False),
-            ("eval_do_concat_batches", True),
-            ("average_tokens_across_devices", True),
-        ):
-            if getattr(args, name) != rule:
-                raise ValueError(f"`{name}` must be {rule} for an MD4 model, got {not rule}.")
 
     @property
     def interrupted(self) -> bool:
@@ -352,7 +244,7 @@ class MD4Trainer(Trainer):
         self, dataset: Any, description: str, *args, is_training: bool = False, **kwargs
     ) -> torch.utils.data.DataLoader:
         if self.is_md4 and isinstance(self.data_collator, PaddingCollator):
-            dataset = _as_tensors(dataset)
+            dataset = as_tensors(dataset)
         if self.is_md4 and not is_training and can_be_ordered(dataset):
             if isinstance(dataset, datasets.Dataset):
                 dataset = self._remove_unused_columns(dataset, description=description)
@@ -462,7 +354,7 @@ class MD4Trainer(Trainer):
             noise = training_mask_noise(*key, index, shape)
             inputs = self.objective.drop_classes(inputs, training_class_noise(*key, index))
             if self.args.random_flip:
-                inputs = _flip_images(inputs, training_flip_noise(*key, index) < 0.5)
+                inputs = flip_images(inputs, training_flip_noise(*key, index) < 0.5)
             inputs = self.objective.noised(inputs, timesteps, noise)
             if not self.objective.is_autoregressive:
                 inputs["max_masked"] = self._most_masked_tokens(ids, total, all_scored)
@@ -895,39 +787,6 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if was_enabled:
             logging.enable_progress_bar()
-
-
-def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: int):
-    """Tell each batch of an optimizer step the place of its examples in the whole step.
-
-    The micro-batches of a step are dealt to the ranks in turn (rank 0's first, rank 1's first, ..., rank 0's second),
-    so that R ranks x A micro-batches number their examples as 1 rank x (R A) does.
-
-    Args:
-        batches: This rank's micro-batches; gain `first_step_example`, the index of their first example (the others
-            follow), and `num_step_examples`, over all ranks and micro-batches.
-        rank: This process.
-        world_size: Number of processes, which all have micro-batches of the same sizes.
-    """
-    sizes = [len(batch["input_ids"]) for batch in batches]
-    first = 0
-    for batch, size in zip(batches, sizes, strict=True):
-        batch["first_step_example"] = first + rank * size
-        batch["num_step_examples"] = world_size * sum(sizes)
-        first += world_size * size
-
-
-def _as_tensors(dataset: Any) -> Any:
-    """A data set whose rows come as tensors: as lists, each id would be an object of Python on its way to one."""
-    is_plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None
-    return dataset.with_format("torch") if is_plain else dataset
-
-
-def _flip_images(inputs: dict[str, Tensor], flip: Tensor) -> dict[str, Tensor]:
-    """Mirror the images `(batch, channels, height, width)` where `flip` `(batch,)` is true, and their labels."""
-    flip = flip[:, None, None, None]
-    flipped = {name: torch.where(flip, inputs[name].flip(-1), inputs[name]) for name in ("input_ids", "labels")}
-    return {**inputs, **flipped}
 
 
 def _metrics_of_examples(prediction: EvalPrediction, are_images: bool) -> dict[str, float]:

@@ -1,0 +1,129 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of an MD4 training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ..objective.estimators import ANY_ORDER, TIME, check_estimator
+from ..utils.options import option
+
+
+# Arguments that all processes must have been started with alike.
+SAME_ON_ALL_RANKS = (
+    *("seed", "data_seed", "max_steps", "num_train_epochs", "learning_rate", "ema_decay", "num_copies", "output_dir"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip"),
+)
+LEAST_VALUES = {"eval_draws": 1, "num_copies": 2, "card_samples": 0, "image_samples": 0, "image_sample_steps": 1}
+# Arguments of `Trainer` and `TrainingArguments` that the ELBO leaves no choice of.
+REQUIRED_VALUES = {"batch_eval_metrics": False, "eval_do_concat_batches": True, "average_tokens_across_devices": True}
+
+
+@dataclass(repr=False)  # `TrainingArguments` has one that hides the token of the Hub
+class MD4TrainingArguments(TrainingArguments):
+    """
+    `transformers.TrainingArguments` with the arguments that masked diffusion adds.
+
+    `data_seed` defaults to `seed`, so that every rank sees the same order of the data, and non-finite losses are
+    logged as they are.
+    """
+
+    _argument_group_name = "training (more with --help_all)"
+
+    ema_decay: float = option(
+        "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.", default=0.9999
+    )
+    num_copies: int = option(
+        "Noised copies of an example in a step of GenMD4, whose leave-one-out gradient needs two.", default=2
+    )
+    schedule_lr_multiplier: float = option(
+        "Learning rate of GenMD4's exponents, as a multiple of the network's.", default=1.0
+    )
+    eval_draws: int = option("Stratified draws of time and masks per example in an evaluation.", default=1)
+    eval_seed: int = option("Seed of the evaluation noise.", default=0)
+    eval_estimator: str = option(
+        'Kind of draw: a "time", or, for models that do not see it, a number of masked tokens, "any_order".',
+        default=TIME,
+        choices=[TIME, ANY_ORDER],
+    )
+    random_flip: bool = option("Mirror each training image with probability one half, left to right.", default=False)
+    image_samples: int = option(
+        "Images in samples.png, which every evaluation of a training draws; 0 for none.", default=25
+    )
+    image_sample_steps: int | None = option(
+        "Steps of the sampler for samples.png; the scheduler's own number if left out."
+    )
+    use_muon: bool = option(
+        "Optimise the blocks' matrices with torch's Muon (one process or DDP); `optim` then does not count.",
+        default=False,
+    )
+    matmul_precision: str | None = option(
+        "Precision of float32 products for torch.set_float32_matmul_precision; torch's own if left out.",
+        choices=["highest", "high", "medium"],
+    )
+    ddp_find_unused_parameters: bool | None = option(
+        "Look for parameters without gradient in every step of DDP; MD4 has none.", default=False
+    )
+    license: str | None = option('Licence of the weights for the model card, such as "apache-2.0".')
+    card_samples: int = option("Samples to draw for the model card at the end.", default=1)
+    expected_processes: int | None = option("Processes that must take part; the start fails with another number.")
+    logging_nan_inf_filter: bool = option("Leave NaN and infinite losses out of the logged mean.", default=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise ValueError(
+                "`max_steps` must be >= 1, or `num_train_epochs` > 0, got "
+                f"{self.max_steps} and {self.num_train_epochs}."
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        if self.label_smoothing_factor != 0.0:
+            raise ValueError(
+                f"`label_smoothing_factor` must be 0: a smoothed loss is no ELBO, got {self.label_smoothing_factor}."
+            )
+        if not self.schedule_lr_multiplier > 0.0:
+            raise ValueError(f"`schedule_lr_multiplier` must be > 0, got {self.schedule_lr_multiplier}.")
+        check_estimator(self.eval_estimator)
+        for name, least in LEAST_VALUES.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False  # a preset may set it for its own number of workers
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # pinned memory is for copies to an accelerator: torch warns
+
+
+def check_arguments(args: Any, trainer_options: Mapping[str, Any]):
+    """Refuse arguments under which the loss or the figures would not be the ELBO's.
+
+    Args:
+        args: Given as `args` to the trainer.
+        trainer_options: Other arguments of `Trainer`, by name.
+
+    Raises:
+        ValueError: If `args` are not `MD4TrainingArguments`, or an argument has a value that does not fit.
+    """
+    if not isinstance(args, MD4TrainingArguments):
+        raise ValueError(f"`args` must be MD4TrainingArguments, got {type(args).__name__}.")
+    if args.save_on_each_node or args.auto_find_batch_size or args.accelerator_config.split_batches:
+        raise ValueError(
+            "`save_on_each_node`, `auto_find_batch_size` and `split_batches` must be False for an MD4 model: one "
+            "process names a checkpoint, and noise is numbered by whole batches; got "
+            f"{args.save_on_each_node}, {args.auto_find_batch_size}, {args.accelerator_config.split_batches}."
+        )
+    for name in ("compute_metrics", "compute_loss_func"):
+        if trainer_options.get(name) is not None:
+            raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
+    for name, required in REQUIRED_VALUES.items():
+        if getattr(args, name) != required:
+            raise ValueError(f"`{name}` must be {required} for an MD4 model, got {not required}.")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from ..data.tokenizers import load_tokenizer
 from ..hub.loading import adapter_base, load_pipeline, make_pipeline
 from ..hub.shards import has_shards, load_shards
+from ..utils.files import whole_folder
 from ..utils.options import check_left_out, option
 from .arguments import parse_arguments
 
@@ -57,16 +57,12 @@ def export(argv: list[str] | None = None):
         pipeline = load_pipeline(
             rest.model, base=options.base, revision=options.revision, dtype=options.dtype, device="cpu"
         )
-    staging = folder.with_name(f".{folder.name}.in-progress")
-    shutil.rmtree(staging, ignore_errors=True)
-    pipeline.save_pretrained(staging, remote_code=options.remote_code)
-    card = Path(rest.model, "README.md")
-    if card.is_file() and adapter_base(rest.model) is None:
-        for path in (card, *card.parent.glob("*.png")):
-            shutil.copy2(path, staging)
-    if folder.is_dir():
-        folder.rmdir()
-    os.replace(staging, folder)
+    with whole_folder(folder) as staging:
+        pipeline.save_pretrained(staging, remote_code=options.remote_code)
+        card = Path(rest.model, "README.md")
+        if card.is_file() and adapter_base(rest.model) is None:
+            for path in (card, *card.parent.glob("*.png")):
+                shutil.copy2(path, staging)
     print(f"Model, tokenizer, scheduler{' and code' if options.remote_code else ''} are in {folder}")
     if options.push_to_hub:
         pipeline.save_pretrained(

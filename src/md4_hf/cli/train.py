@@ -32,9 +32,9 @@ from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
 from ..training.trainer import MD4Trainer
 from ..utils.errors import file_errors_as_value_errors
-from ..utils.files import check_can_be_written
+from ..utils.files import check_can_be_written, whole_folder
 from ..utils.options import check_left_out
-from ..utils.processes import on_first_process
+from ..utils.processes import entered_by_first_process, on_first_process
 from ..utils.sharding import count_parameters
 from .arguments import ModelArguments, RunArguments, StartArguments, parse_arguments
 from .images import (
@@ -405,19 +405,22 @@ def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments):
     metrics = trainer.evaluate()
     trainer.card_facts.metrics = metrics
     folder = Path(trainer.args.output_dir)
-    staging = folder / STAGING_FOLDER
-    trainer.save_repository(staging, location=trainer.hub_model_id or str(folder))
+    staged = whole_folder(folder, folder / STAGING_FOLDER, move_files)
+    with entered_by_first_process(trainer.args, staged) as staging:
+        trainer.save_repository(staging, location=trainer.hub_model_id or str(folder))
     if trainer.is_world_process_zero():
-        # The weights come last: where they are, all is.
-        for path in sorted(staging.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            os.replace(path, folder / path.name)
-        staging.rmdir()
         trainer.save_metrics("eval", metrics, combined=False)
         print_metrics(metrics, data_args)
         others = "image processor, samples.png" if trainer.is_image else "tokenizer"
         print(f"Model, {others}, loss.png and model card are in {folder}")
     if trainer.args.push_to_hub:
         share(trainer, folder)
+
+
+def move_files(source: Path, target: Path):
+    """Move the files of a folder into another, the weights last: where they are, all is."""
+    for path in sorted(source.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        os.replace(path, target / path.name)
 
 
 def share(trainer: MD4Trainer, folder: Path):

@@ -1,11 +1,12 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files: names that can only be paths, and files that are never seen half-written."""
+"""Names that can only be paths; files and folders that are never seen half-written."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -33,17 +34,53 @@ def check_can_be_written(name: str, path: str | os.PathLike, is_folder: bool = F
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """The name to write a file under, beside its own, which it gets at the end of the context if all went well."""
+    """Name to write a file under, beside its own, which it gets at the end of the context if all went well."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.in-progress")
+    staging = staging_name(path)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        yield staging
+        os.replace(staging, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(
+    folder: str | os.PathLike,
+    staging: str | os.PathLike | None = None,
+    give_name: Callable[[Path, Path], None] | None = None,
+) -> Iterator[Path]:
+    """Name to fill a folder under, which gets its own at the end of the context if all went well.
+
+    Nothing is under the first name when the context begins, nor when it has ended, whether it failed or not.
+
+    Args:
+        folder: Its own name, of an empty folder or none.
+        staging: Its first name, on the same file system; hidden and beside its own by default.
+        give_name: Called with both names to put the filled folder in its place, if that is more than to rename it.
+    """
+    folder = Path(folder)
+    staging = staging_name(folder) if staging is None else Path(staging)
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        yield staging
+        (give_name or _rename_folder)(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def staging_name(path: Path) -> Path:
+    """Hidden name beside a path, for what is not complete yet."""
+    return path.with_name(f".{path.name}.in-progress")
+
+
+def _rename_folder(staging: Path, folder: Path):
+    if folder.is_dir():
+        folder.rmdir()
+    os.replace(staging, folder)
 
 
 def write_whole(path: str | os.PathLike, text: str):
     """Write a file of UTF-8 text that is never seen half-written."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with whole_file(path) as staging:
+        staging.write_text(text, encoding="utf-8")

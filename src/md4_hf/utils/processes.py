@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,23 @@ def on_first_process(args: TrainingArguments, action: Callable[[], Any]) -> Any:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+@contextlib.contextmanager
+def entered_by_first_process(args: TrainingArguments, context: AbstractContextManager) -> Iterator[Any]:
+    """Context that the first process enters, and leaves when all are done; all get its value, or its error.
+
+    All processes have to take part. An error of one of them in between does not reach the others.
+    """
+    value = on_first_process(args, context.__enter__)
+    try:
+        yield value
+        gather(None, args.world_size)
+    except BaseException:
+        if args.process_index == 0:
+            context.__exit__(*sys.exc_info())
+        raise
+    on_first_process(args, lambda: context.__exit__(None, None, None))
 
 
 class RunLock:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,18 @@ from tiny import random_model, training_arguments
 from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
 
 from md4_hf import (
+    LoraArguments,
     MD4Config,
     MD4ForMaskedDiffusion,
     MD4Trainer,
     PaddingCollator,
+    add_adapter,
     build_byte_tokenizer,
     nelbo_metrics,
 )
 from md4_hf.objective.example_order import OrderedExamples
 from md4_hf.objective.noise import evaluation_mask_noise, evaluation_times
+from md4_hf.training.trainer import check_model
 
 
 LENGTH, VOCAB = 8, 5
@@ -468,17 +472,17 @@ def test_norms_and_biases_do_not_decay(tmp_path):
         assert id(parameter) in (decayed if parameter.ndim > 1 else kept), name
 
 
-def test_models_that_are_not_md4_are_left_to_trainer(tmp_path):
+def test_a_model_that_is_not_md4_is_refused(tmp_path):
     config = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    train = Dataset.from_dict({"input_ids": sequences(8).tolist(), "labels": sequences(8).tolist()})
-    trainer = MD4Trainer(
-        model=BertForMaskedLM(config),
-        args=training_arguments(tmp_path, max_steps=2),
-        train_dataset=train,
-        eval_dataset=train,
-    )
-    trainer.train()
-    assert "eval_loss" in trainer.evaluate() and "eval_bits_per_token" not in trainer.state.log_history[-1]
+    for model, name in ((BertForMaskedLM(config), "BertForMaskedLM"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"`model` must be an MD4 model .* got {name}"):
+            MD4Trainer(model=model, args=training_arguments(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, partial(add_adapter, arguments=LoraArguments(lora_r=2))])
+def test_an_md4_model_in_a_wrapper_is_not_refused(tmp_path, wrap):
+    check_model(wrap(tiny_model()))
 
 
 def test_the_last_batch_of_an_epoch_may_be_short(tmp_path):

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save
 
 from ..objective.estimators import nelbo_metrics
 from ..utils.files import whole_file, write_whole
+from ..utils.options import changed
 from ..utils.processes import on_first_process
 
 
@@ -153,12 +154,8 @@ def evaluate_in_rounds(
 
 
 def _evaluate_round(trainer, examples, number: int) -> Rounds:
-    seed = trainer.args.eval_seed
-    try:
-        trainer.args.eval_seed = seed + number * SEED_STRIDE
+    with changed(trainer.args, eval_seed=trainer.args.eval_seed + number * SEED_STRIDE):
         rows = np.asarray(trainer.predict(examples, metric_key_prefix="eval").predictions, dtype=np.float64)
-    finally:
-        trainer.args.eval_seed = seed
     nelbo, num_tokens, num_characters = rows.T
     return Rounds(nelbo[None], num_tokens, num_characters)
 

@@ -90,6 +90,11 @@ class MD4TrainingArguments(TrainingArguments):
             )
         if not self.schedule_lr_multiplier > 0.0:
             raise ValueError(f"`schedule_lr_multiplier` must be > 0, got {self.schedule_lr_multiplier}.")
+        if self.use_muon and self.schedule_lr_multiplier != 1.0:
+            raise ValueError(
+                "`schedule_lr_multiplier` must be 1 with `use_muon`, which has one learning rate, got "
+                f"{self.schedule_lr_multiplier}."
+            )
         check_estimator(self.eval_estimator)
         for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
@@ -103,11 +108,12 @@ class MD4TrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # pinned memory is for copies to an accelerator: torch warns
 
 
-def check_arguments(args: Any, trainer_options: Mapping[str, Any]):
+def check_arguments(args: Any, config: Any, trainer_options: Mapping[str, Any]):
     """Refuse arguments under which the loss or the figures would not be the ELBO's.
 
     Args:
         args: Given as `args` to the trainer.
+        config: The model's `MD4Config`.
         trainer_options: Other arguments of `Trainer`, by name.
 
     Raises:
@@ -127,3 +133,5 @@ def check_arguments(args: Any, trainer_options: Mapping[str, Any]):
     for name, required in REQUIRED_VALUES.items():
         if getattr(args, name) != required:
             raise ValueError(f"`{name}` must be {required} for an MD4 model, got {not required}.")
+    if args.random_flip and not config.is_image:
+        raise ValueError("`random_flip` must be False for a model of text, got True.")

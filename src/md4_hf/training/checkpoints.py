@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,22 +17,43 @@ import torch
 from safetensors import safe_open
 from transformers.utils import logging
 
+from ..utils.files import whole_folder
+
 
 logger = logging.get_logger(__name__)
 
 MANIFEST = "manifest.json"
+STAGING_FOLDER = ".checkpoint-in-progress"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 BYTES_AT_A_TIME = 2**22
 DIGESTS_AT_ONCE = 8
-# Where a checkpoint has its optimizer, by the kind of training that wrote it.
-DEEPSPEED = "DeepSpeed"
+# Kinds of training, and where a checkpoint of each has its optimizer.
+PLAIN = "plain or DDP"
+FSDP_WHOLE = "FSDP with whole checkpoints"
 FSDP_SHARDED = "FSDP with sharded checkpoints"
+DEEPSPEED = "DeepSpeed"
 OPTIMIZERS = {
-    "plain or DDP": "optimizer.pt",
-    "FSDP with whole checkpoints": "optimizer.bin",
+    PLAIN: "optimizer.pt",
+    FSDP_WHOLE: "optimizer.bin",
     FSDP_SHARDED: "optimizer_0",
     DEEPSPEED: "global_step*",
 }
+
+
+@contextlib.contextmanager
+def staged_checkpoint(checkpoint: Path) -> Iterator[Path]:
+    """Name to write a checkpoint under, which gets its own at the end of the context if all went well.
+
+    Args:
+        checkpoint: Its own name; replaced if it is there.
+    """
+
+    def give_name(staging: Path, checkpoint: Path):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        commit(staging / checkpoint.name, checkpoint)
+
+    with whole_folder(checkpoint, checkpoint.with_name(STAGING_FOLDER), give_name) as staging:
+        yield staging / checkpoint.name
 
 
 def commit(staged: Path, final: Path):

@@ -1,20 +1,27 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The moving average of the weights while they train, whole or sharded (see `sharding`)."""
+"""Moving average of the weights while they train, whole or sharded (see `sharding`)."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..utils.sharding import local_part, refresh_gathered, trainable, trained_parameters
+from ..hub.adapters import is_adapted, stored_names
+from ..utils.sharding import local_part, parameter_names, refresh_gathered, trainable, trained_parameters
+from .checkpoints import stored_tensors
+
+
+EMA_FOLDER = "ema"
 
 
 class EmaCallback(TrainerCallback):
-    """Keeps an exponential moving average of the weights with diffusers' `EMAModel`.
+    """Exponential moving average of the weights, by diffusers' `EMAModel`.
 
     The decay is warmed up as (1 + step) / (10 + step) until it reaches `decay`.
     """
@@ -26,7 +33,7 @@ class EmaCallback(TrainerCallback):
 
     @property
     def values(self) -> list[torch.Tensor] | None:
-        """What this rank holds of the averaged weights, in the order of the trained parameters; None before."""
+        """This rank's part of the averaged weights, in the order of the trained parameters; None before training."""
         return None if self.average is None else self.average.shadow_params
 
     def resume_from(self, parameters: Iterable[torch.Tensor]):
@@ -45,8 +52,8 @@ class EmaCallback(TrainerCallback):
 
         model = kwargs["model"]
         parameters = trainable(model)
-        whole = all(type(parameter.data) is torch.Tensor for parameter in parameters)  # sharded ones have no foreach
-        self.average = EMAModel(parameters, decay=self.decay, foreach=whole)
+        are_plain = all(type(parameter.data) is torch.Tensor for parameter in parameters)  # sharded: no foreach
+        self.average = EMAModel(parameters, decay=self.decay, foreach=are_plain)
         # In 16 bits the average would stand still: what a step adds to it is below their precision.
         self.average.shadow_params = [
             shadow.float() if shadow.element_size() < 4 else shadow for shadow in self.average.shadow_params
@@ -62,7 +69,7 @@ class EmaCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def applied_to(self, model: torch.nn.Module) -> Iterator[None]:
-        """Within the context the model has the averaged weights."""
+        """Give the model the averaged weights within the context."""
         if self.average is None or self.average.temp_stored_params is not None:  # nothing to apply, or applied already
             yield
             return
@@ -75,3 +82,23 @@ class EmaCallback(TrainerCallback):
         finally:
             self.average.restore(trainable(model))
             refresh_gathered(model)
+
+
+def average_folder(model: torch.nn.Module) -> str:
+    """Where a checkpoint holds its averaged weights; `Trainer` takes an adapter one level up for a second one."""
+    return os.path.join(EMA_FOLDER, "adapter") if is_adapted(model) else EMA_FOLDER
+
+
+def stored_average(checkpoint: str, model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """The averaged weights in a checkpoint, in the order of the trainable parameters of the model.
+
+    Raises:
+        FileNotFoundError: If the checkpoint has none.
+    """
+    folder = Path(checkpoint) / average_folder(model)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"`resume_from_checkpoint` must hold the averaged weights in {average_folder(model)!r} (or set "
+            f"`ema_decay=0`), got {checkpoint}."
+        )
+    return stored_tensors(folder, (stored_names if is_adapted(model) else parameter_names)(model))

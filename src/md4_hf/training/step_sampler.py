@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -54,3 +55,20 @@ class StepSampler(Sampler[int]):
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
             order = torch.randperm(self.num_examples, generator=generator)
         return iter(order[torch.arange(self._length) % self.num_examples].tolist())
+
+
+class SeededOrder:
+    """Makes the order of another sampler, which draws it from a generator, a pure function of (seed, epoch).
+
+    Args:
+        sampler: Has an attribute `generator`, which is replaced.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, sampler: Any, seed: int):
+        self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
+        sampler.generator = self.generator
+
+    def set_epoch(self, epoch: int):
+        """Choose the order of this epoch, from 0, for the next iteration."""
+        self.generator.manual_seed(self.seed + epoch)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import field, fields
 from typing import Any, get_type_hints
 
@@ -44,3 +45,16 @@ def check_options(options: Any, *, may_be_none: tuple[str, ...] = ()):
     """
     given = {name: value for name, value in vars(options).items() if not (value is None and name in may_be_none)}
     check_types(given, get_type_hints(type(options)))
+
+
+@contextlib.contextmanager
+def changed(options: Any, **values: Any) -> Iterator[None]:
+    """Give fields of a dataclass other values within the context."""
+    previous = {name: getattr(options, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(options, name, value)
+        yield
+    finally:
+        for name, value in previous.items():
+            setattr(options, name, value)

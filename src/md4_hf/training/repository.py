@@ -1,0 +1,262 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The repository of a trained model: one flat folder with all that belongs to it, here and on the Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, HfApi
+from torch import nn
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
+
+from ..hub.adapters import fingerprint, is_adapted, save_base_record
+from ..hub.loading import make_pipeline
+from ..utils.image_grid import save_image_grid
+from ..utils.plots import plot_losses
+from ..utils.processes import on_first_process
+from ..utils.sharding import whole_weights
+from .checkpoints import MANIFEST
+from .ema import EMA_FOLDER, average_folder
+from .model_card import CardFacts, make_model_card
+from .streams import FILE_NAMES
+
+
+TRAINING_ARGS_NAME = "training_args.bin"
+SAMPLES_NAME = "samples.png"
+SAMPLES_WIDTH = 512  # pixels of the picture, at least about
+PLOT_NAME = "loss.png"
+UPLOAD_FOLDER = ".upload-in-progress"
+# Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
+NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", FILE_NAMES, MANIFEST, EMA_FOLDER)
+# `CardFacts` has other names for these arguments of `Trainer.create_model_card`.
+CARD_NAMES = {"model_name": "title", "finetuned_from": "base_model", "dataset": "datasets"}
+
+
+class Repository:
+    """Writes and uploads the model of a trainer with its tokenizer or image processor, scheduler, plot and card.
+
+    Args:
+        trainer: The `MD4Trainer`; its model, log and `card_facts` are those of the moment of each call.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer, self.args = trainer, trainer.args
+        model = self.model
+        self.base_fingerprint = fingerprint(model.get_base_model() if is_adapted(model) else model)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model or adapter itself, without the wrappers of a training."""
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike, **facts: Any):
+        """Write all that belongs to the trained model. See `MD4Trainer.save_repository`."""
+        self.write_model(folder, averaged=True)
+        with self.trainer.ema_weights():
+            samples = self._draw_texts()
+        if self.trainer.is_image:
+            self.draw_images(folder)
+        if self.args.should_save:
+            self._complete(Path(folder), samples=samples, **facts)
+        self.trainer.accelerator.wait_for_everyone()
+
+    def write_model(self, folder: str | os.PathLike, averaged: bool):
+        """Write the model or adapter, wherever its parts are, and the tokenizer. Call it on all processes."""
+        trainer, is_writer = self.trainer, self.args.should_save
+        values = trainer.ema.values if averaged and trainer.ema is not None else None
+        weights = whole_weights(trainer.model, values, keep=is_writer, trained_only=is_adapted(self.model))
+        with without_progress_bars():
+            trainer._save(str(folder), state_dict=weights)
+        if is_writer:
+            (Path(folder) / TRAINING_ARGS_NAME).unlink()  # a pickle, which may hold a token of the Hub
+
+    def write_configuration(self, folder: str | os.PathLike):
+        """Write the configuration and the tokenizer or image processor, on the first process."""
+        if self.args.should_save:
+            self.model.config.save_pretrained(folder)
+            if self.trainer.processing_class is not None:
+                self.trainer.processing_class.save_pretrained(folder)
+
+    def _complete(self, folder: Path, **facts: Any):
+        """Put all that is not weights or tokenizer into a folder with a saved model."""
+        model, history = self.model, self.trainer.state.log_history
+        if is_adapted(model):
+            save_base_record(self.base_fingerprint, folder)
+        elif not self.trainer.objective.is_autoregressive:
+            pipeline = self._make_pipeline(model)
+            pipeline.scheduler.save_pretrained(folder)
+            pipeline.save_config(folder)
+        plot = None
+        if any("loss" in entry or "eval_loss" in entry for entry in history):
+            plot = PLOT_NAME
+            plot_losses(history, folder / plot, facts.get("baselines", self.trainer.card_facts.baselines))
+        facts.setdefault("location", self.trainer.hub_model_id or str(folder))
+        if (folder / SAMPLES_NAME).exists():
+            facts["sample_grid"] = SAMPLES_NAME
+        self.write_card(folder, plot=plot, **facts)
+
+    def write_card(self, folder: str | os.PathLike | None = None, **facts: Any):
+        """Write `README.md`, on the first process. See `MD4Trainer.create_model_card`."""
+        if not self.args.should_save:
+            return
+        facts = {CARD_NAMES.get(name, name): value for name, value in facts.items()}
+        model, card_facts = self.model, self.trainer.card_facts
+        if is_adapted(model):
+            facts.setdefault("base_model", next(iter(model.peft_config.values())).base_model_name_or_path)
+        if card_facts.title == CardFacts.title:
+            facts.setdefault("title", Path(self.trainer.hub_model_id or Path(self.args.output_dir).resolve()).name)
+        card = make_model_card(model, self.args, self.trainer.state, replace(card_facts, **facts))
+        card.save(Path(folder or self.args.output_dir) / "README.md")
+
+    # Samples ----------------------------------------------------------------------------------------------------------
+
+    def _make_pipeline(self, model: nn.Module):
+        """A pipeline of the model and what reads and writes its data."""
+        name = "image_processor" if self.trainer.is_image else "tokenizer"
+        return make_pipeline(model, **{name: self.trainer.processing_class})
+
+    @property
+    def _can_sample(self) -> bool:
+        """Whether this process draws samples: the first does, if it has all of the model and a tokenizer."""
+        trainer = self.trainer
+        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        can_draw = not (is_sharded or trainer.objective.is_autoregressive) and trainer.processing_class is not None
+        return can_draw and self.args.should_save
+
+    def draw_images(self, folder: str | os.PathLike | None = None):
+        """Draw images from the averaged weights, always from the same noise, into `samples.png`.
+
+        The random state stays as it is. Classes of a class-conditional model take turns, a column each.
+        """
+        num_samples = self.args.image_samples
+        if not (num_samples and self._can_sample):
+            return
+        model = self.model
+        num_classes = model.config.num_classes
+        columns = math.ceil(math.sqrt(num_samples)) if num_classes is None else min(num_classes, num_samples)
+        labels = None if num_classes is None else [i % columns for i in range(num_samples)]
+        pipeline = self._make_pipeline(model)
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(self.args.seed)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with self.trainer.ema_weights(), torch.random.fork_rng(devices):
+            images = pipeline(
+                num_samples=num_samples if labels is None else 1,
+                class_labels=labels,
+                num_inference_steps=self.args.image_sample_steps,
+                generator=generator,
+            ).images
+        enlarge = max(1, SAMPLES_WIDTH // (columns * images[0].width))
+        path = Path(folder or self.args.output_dir) / SAMPLES_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image_grid(images, path, columns=columns, enlarge=enlarge, gap=2)
+
+    def _draw_texts(self) -> list[str]:
+        """Samples of text for the card, where one process has all of the model."""
+        model = self.model
+        is_text = not self.trainer.is_image and model.config.num_classes is None
+        if not (self.args.card_samples and self._can_sample and is_text):
+            return []
+        pipeline = self._make_pipeline(model.get_base_model() if is_adapted(model) else model)
+        generator = torch.Generator().manual_seed(self.args.seed)
+        pipeline.set_progress_bar_config(desc="Sampling for the model card", leave=False)
+        prompt = self.trainer.card_facts.sample_prompt
+        return pipeline(prompt=prompt, num_samples=self.args.card_samples, generator=generator).texts
+
+    # The Hub ----------------------------------------------------------------------------------------------------------
+
+    def push(
+        self,
+        commit_message: str | None,
+        blocking: bool,
+        token: str | None,
+        revision: str | None,
+        private: bool | None,
+        **facts: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Upload what `save` writes, as one commit. See `MD4Trainer.push_to_hub`."""
+        trainer, folder = self.trainer, Path(self.args.output_dir) / UPLOAD_FOLDER
+        trainer.callback_handler.on_push_begin(self.args, trainer.state, trainer.control)
+        if trainer.hub_model_id is None:
+            trainer.init_hf_repo(token=token or self.args.hub_token, private=private)
+        trainer._finish_current_push()
+        on_first_process(self.args, functools.partial(_remove, folder))
+        self.save(folder, **facts)
+        if not self.args.should_save:
+            return None
+        upload = self._upload_and_remove(folder, commit_message, token, revision)
+        return upload.result() if blocking else upload
+
+    def push_checkpoint(self, checkpoint: Path):
+        """Start to upload the model of a checkpoint, as `args.hub_strategy` asks; on the first process."""
+        trainer, strategy, under_way = self.trainer, self.args.hub_strategy, self.trainer.push_in_progress
+        if strategy == HubStrategy.END:
+            return
+        if under_way is not None and not under_way.is_done() and not self.args.hub_always_push:
+            return
+        trainer.callback_handler.on_push_begin(self.args, trainer.state, trainer.control)
+        trainer._finish_current_push()
+        averaged, folder = checkpoint / average_folder(self.model), checkpoint.parent / UPLOAD_FOLDER
+        _remove(folder)
+        source = averaged if averaged.is_dir() else checkpoint
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*NOT_SHARED))
+        self._complete(folder)
+        message = f"Training in progress, step {trainer.state.global_step}"
+        uploads = [self._upload_and_remove(folder, message)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            uploads.append(self._upload(checkpoint, f"{message}, checkpoint", path_in_repo=name))
+        trainer.push_in_progress = PushInProgress(uploads)
+
+    def _upload_and_remove(self, folder: Path, *args: Any) -> Future[CommitInfo]:
+        upload = self._upload(folder, *args)
+        upload.add_done_callback(lambda _: _remove(folder))
+        return upload
+
+    def _upload(
+        self,
+        folder: Path,
+        message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        path_in_repo: str | None = None,
+    ) -> Future[CommitInfo]:
+        return HfApi().upload_folder(
+            repo_id=self.trainer.hub_model_id,
+            folder_path=folder,
+            path_in_repo=path_in_repo,
+            commit_message=message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=True,
+        )
+
+
+def _remove(folder: Path):
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Turn off transformers' progress bars within the context: a checkpoint's would tear the training's own apart."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

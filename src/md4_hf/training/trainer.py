@@ -19,13 +19,12 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length
 
 from ..core.image_processing_md4 import MD4ImageProcessor
 from ..data.collators import PaddingCollator
 from ..data.images import check_image_processor_matches
 from ..data.tokenizers import check_tokenizer_matches
-from ..hub.adapters import is_adapted
 from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from ..objective.noise import (
@@ -36,22 +35,14 @@ from ..objective.noise import (
 )
 from ..objective.objectives import Objective, scored_labels
 from ..utils.options import changed
-from ..utils.processes import RunLock, check_agreement, check_launch, entered_by_first_process, on_first_process
+from ..utils.processes import RunLock, check_agreement, check_launch, on_first_process
 from ..utils.sharding import keep_float32
 from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_arguments
 from .batches import as_tensors, flip_images, number_step_examples
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
-from .checkpoints import (
-    DEEPSPEED,
-    FSDP_SHARDED,
-    FSDP_WHOLE,
-    PLAIN,
-    STAGING_FOLDER,
-    check_training_state,
-    checkpoint_to_resume,
-    staged_checkpoint,
-)
-from .ema import EmaCallback, average_folder, stored_average
+from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
+from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume
+from .ema import EmaCallback, stored_average
 from .exponents import give_exponents_rate, is_exponent
 from .model_card import CardFacts
 from .muon import muon_with_adamw
@@ -113,8 +104,8 @@ class MD4Trainer(Trainer):
         self.interrupt = InterruptCallback()
         self.ema = EmaCallback(args.ema_decay) if args.ema_decay > 0.0 else None
         self._order: StepSampler | SeededOrder | None = None
-        self._stream: EndlessStream | None = None
-        self._staging: Path | None = None
+        self.stream: EndlessStream | None = None
+        self.checkpoint_writer = CheckpointWriter(self)
         self._add_callbacks()
 
     def _add_callbacks(self):
@@ -147,7 +138,7 @@ class MD4Trainer(Trainer):
         """
         self._uncounted_tokens: Tensor | int = 0
         self._nelbo, self._nelbo_logged_at = 0.0, None  # GenMD4's bound since the last log, and the step of that
-        check_agreement(self.args, self._facts_to_agree_on())
+        check_agreement(self.args, facts_to_agree_on(self))
         if self.args.world_size > 1:  # dropout is drawn from this generator: each rank needs its own
             torch.manual_seed(self.args.seed + self.args.process_index)
         with self.run_lock, self.interrupt.watching():
@@ -159,26 +150,11 @@ class MD4Trainer(Trainer):
         self._count_tokens()
         return output
 
-    def _facts_to_agree_on(self) -> dict[str, Any]:
-        facts = {name: getattr(self.args, name) for name in SAME_ON_ALL_RANKS}
-        sizes = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
-        facts |= {f"len({name})": len(data) for name, data in sizes.items() if has_length(data)}
-        facts["model.config"] = self.repository.model.config.to_diff_dict()
-        return {**facts, "fingerprint of the model": self.repository.base_fingerprint}
-
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
         checkpoint = checkpoint_to_resume(asked, self.args.output_dir)
         if checkpoint is not None:
-            check_training_state(checkpoint, self._kind_of_training, self.args.world_size)
+            check_training_state(checkpoint, kind_of_training(self), self.args.world_size)
         return checkpoint
-
-    @property
-    def _kind_of_training(self) -> str:
-        """Key of `OPTIMIZERS`."""
-        if self.is_fsdp_enabled:
-            is_sharded = "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
-            return FSDP_SHARDED if is_sharded else FSDP_WHOLE
-        return DEEPSPEED if self.is_deepspeed_enabled else PLAIN
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed where nothing is left to do
@@ -186,22 +162,22 @@ class MD4Trainer(Trainer):
             return
         if self._order is not None:  # accelerate does not reach it behind the batches that a resumption skips
             self._order.set_epoch(kwargs["epoch"])
-        if self._stream is not None:  # begins at its own position: no batch is to be skipped
+        if self.stream is not None:  # begins at its own position: no batch is to be skipped
             begin = self.state.global_step / self.state.max_steps
             kwargs |= {"epoch": begin, "epochs_trained": begin, "steps_trained_in_current_epoch": 0}
         super()._run_epoch(*args, **kwargs)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """As `Trainer.get_train_dataloader`; every process reads its own share of a stream, without end."""
-        self._stream, args = None, self.args
+        self.stream, args = None, self.args
         check_torch_stream(self.train_dataset, args)
         if not isinstance(self.train_dataset, datasets.IterableDataset):
             return super().get_train_dataloader()
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        self._stream = EndlessStream(
+        self.stream = EndlessStream(
             self.train_dataset, args.process_index, args.world_size, self._train_batch_size, collate
         )
-        return self._stream.loader(args)
+        return self.stream.loader(args)
 
     def _get_dataloader(
         self, dataset: Any, description: str, *args, is_training: bool = False, **kwargs
@@ -264,8 +240,8 @@ class MD4Trainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """The batches of one optimizer step, each with the place of its examples in the whole step."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        if self._stream is not None:
-            self._stream.take_positions(batches)
+        if self.stream is not None:
+            self.stream.take_positions(batches)
         number_step_examples(batches, self.args.process_index, self.args.world_size)
         for batch in batches:
             batch["all_scored"] = batch.get("labels") is None and batch.get("attention_mask") is None
@@ -403,60 +379,21 @@ class MD4Trainer(Trainer):
             self.repository.write_model(output_dir or self.args.output_dir, averaged=True)
             if self.args.push_to_hub:
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-        elif self._keeps_shards:  # a checkpoint: the weights are in its shards
+        elif keeps_shards(self):  # a checkpoint: the weights are in its shards
             self.repository.write_configuration(output_dir)
         else:
             self.repository.write_model(output_dir, averaged=False)
 
-    @property
-    def _keeps_shards(self) -> bool:
-        """Whether checkpoints leave the raw weights in shards; those of an adapter are small, and always whole too."""
-        if is_adapted(self.repository.model):
-            return False
-        if self.is_fsdp_enabled:
-            return self._kind_of_training == FSDP_SHARDED
-        if not self.is_deepspeed_enabled or self.model_wrapped.zero_optimization_stage() < 3:
-            return False
-        return not self.model_wrapped.zero_gather_16bit_weights_on_model_save()
-
     def _get_output_dir(self, trial) -> str:
         """As `Trainer._get_output_dir`; while a checkpoint is written, the folder in which it is staged."""
-        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+        staging = self.checkpoint_writer.staging
+        return super()._get_output_dir(trial) if staging is None else str(staging)
 
     def _save_checkpoint(self, model: nn.Module, trial):
         """Write the checkpoint aside and give it its name when it is complete."""
         self._count_tokens()
-        run_dir, previous_best = Path(self._get_output_dir(trial)), self.state.best_model_checkpoint
-        checkpoint = run_dir / f"checkpoint-{self.state.global_step}"
-        with entered_by_first_process(self.args, staged_checkpoint(checkpoint)) as staged:
-            self._staging = staged.parent
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
-            if self.ema is not None:
-                self.repository.write_model(staged / average_folder(self.model), averaged=True)
-            if self._stream is not None:
-                self._stream.save(staged)
-            self._correct_best_checkpoint(checkpoint, staged, previous_best)
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-            if self.args.push_to_hub:
-                self.repository.push_checkpoint(checkpoint)
-        self.accelerator.wait_for_everyone()
-
-    def _correct_best_checkpoint(self, checkpoint: Path, staged: Path, previous_best: str | None):
-        """Note on every rank where the best checkpoint will be: `Trainer` looked for it where this one is staged."""
-        best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
-        exists = best == checkpoint or best.is_dir()
-        self.state.best_model_checkpoint = str(best) if exists else previous_best
-        if self.args.should_save:
-            self.state.save_to_json(str(staged / "trainer_state.json"))
+        save = functools.partial(super()._save_checkpoint, model, trial)
+        self.checkpoint_writer.write(Path(self._get_output_dir(trial)), save)
 
     def _load_best_model(self):
         super()._load_best_model()
@@ -468,8 +405,8 @@ class MD4Trainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.ema is not None and checkpoint is not None:
             self.ema.resume_from(stored_average(checkpoint, self.repository.model))
-        if self._stream is not None and checkpoint is not None and not self.args.ignore_data_skip:
-            self._stream.load(checkpoint)
+        if self.stream is not None and checkpoint is not None and not self.args.ignore_data_skip:
+            self.stream.load(checkpoint)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Sharing
@@ -534,6 +471,15 @@ def check_model(model: Any, model_init: Any = None):
             "`model` must be an MD4 model (`MD4ForMaskedDiffusion`, `MD4ForCausalLM`) or an adapter on one, got "
             f"{type(model).__name__}."
         )
+
+
+def facts_to_agree_on(trainer: MD4Trainer) -> dict[str, Any]:
+    """Values by name that must be the same on all processes of a training."""
+    facts = {name: getattr(trainer.args, name) for name in SAME_ON_ALL_RANKS}
+    datasets_by_name = {"train_dataset": trainer.train_dataset, "eval_dataset": trainer.eval_dataset}
+    facts |= {f"len({name})": len(data) for name, data in datasets_by_name.items() if has_length(data)}
+    facts["model.config"] = trainer.repository.model.config.to_diff_dict()
+    return {**facts, "fingerprint of the model": trainer.repository.base_fingerprint}
 
 
 def check_processing_class(processor: Any, config: Any):

@@ -1,0 +1,89 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints of a training as it goes on: written aside by all processes, complete or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from ..hub.adapters import is_adapted
+from ..utils.processes import entered_by_first_process
+from .checkpoints import DEEPSPEED, FSDP_SHARDED, FSDP_WHOLE, PLAIN, staged_checkpoint
+from .ema import average_folder
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a trainer, each with the averaged weights and the position of a stream.
+
+    Args:
+        trainer: The `MD4Trainer`.
+
+    Attributes:
+        staging: The folder in which `Trainer` is to write a checkpoint now; None between checkpoints.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.staging: Path | None = None
+
+    def write(self, run_dir: Path, save: Callable[[], None]):
+        """Write a checkpoint of the current step, remove old ones, and start to upload it if that is asked for.
+
+        Args:
+            run_dir: Folder of the run.
+            save: Writes what `Trainer` has in a checkpoint, into `staging`.
+        """
+        trainer, previous_best = self.trainer, self.trainer.state.best_model_checkpoint
+        checkpoint = run_dir / f"checkpoint-{trainer.state.global_step}"
+        with entered_by_first_process(trainer.args, staged_checkpoint(checkpoint)) as staged:
+            self.staging = staged.parent
+            try:
+                save()
+            finally:
+                self.staging = None
+            if trainer.ema is not None:
+                trainer.repository.write_model(staged / average_folder(trainer.model), averaged=True)
+            if trainer.stream is not None:
+                trainer.stream.save(staged)
+            self._correct_best(checkpoint, staged, previous_best)
+        if trainer.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=trainer.args.save_total_limit,
+                best_model_checkpoint=trainer.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+            if trainer.args.push_to_hub:
+                trainer.repository.push_checkpoint(checkpoint)
+        trainer.accelerator.wait_for_everyone()
+
+    def _correct_best(self, checkpoint: Path, staged: Path, previous_best: str | None):
+        """Note on every rank where the best checkpoint will be: `Trainer` looked for it where this one is staged."""
+        state = self.trainer.state
+        best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+        state.best_model_checkpoint = str(best) if best == checkpoint or best.is_dir() else previous_best
+        if self.trainer.args.should_save:
+            state.save_to_json(str(staged / "trainer_state.json"))
+
+
+def kind_of_training(trainer: Trainer) -> str:
+    """Key of `OPTIMIZERS` for the checkpoints of a trainer."""
+    if trainer.is_fsdp_enabled:
+        is_sharded = "SHARDED" in str(trainer.accelerator.state.fsdp_plugin.state_dict_type)
+        return FSDP_SHARDED if is_sharded else FSDP_WHOLE
+    return DEEPSPEED if trainer.is_deepspeed_enabled else PLAIN
+
+
+def keeps_shards(trainer: Trainer) -> bool:
+    """Whether checkpoints leave the raw weights in shards; those of an adapter are small, and always whole too."""
+    if is_adapted(trainer.accelerator.unwrap_model(trainer.model)):
+        return False
+    if trainer.is_fsdp_enabled:
+        return kind_of_training(trainer) == FSDP_SHARDED
+    if not trainer.is_deepspeed_enabled or trainer.model_wrapped.zero_optimization_stage() < 3:
+        return False
+    return not trainer.model_wrapped.zero_gather_16bit_weights_on_model_save()

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that are whole or not there: a manifest with checksums, and the search for the newest whole one."""
+"""Checkpoints that are complete or not there: a manifest with checksums, and the search for the newest one."""
 
 from __future__ import annotations
 
@@ -83,9 +83,11 @@ def commit(staged: Path, final: Path):
 
 
 def checkpoint_problem(folder: str | os.PathLike, digests: bool = True) -> str | None:
-    """Why a checkpoint cannot be used: its manifest is missing or damaged, or a file is; None if it is whole.
+    """Reason why a checkpoint cannot be used, a missing or damaged file or manifest; None if there is none.
 
-    Without `digests` the files are not read: only what is missing or has another size is found, at once.
+    Args:
+        folder: The checkpoint.
+        digests: Whether to read the files and compare their checksums; else only their sizes are compared.
     """
     folder = Path(folder)
     try:
@@ -109,7 +111,7 @@ def checkpoint_problem(folder: str | os.PathLike, digests: bool = True) -> str |
 
 
 def newest_whole(run_dir: str | os.PathLike, digests: bool = True) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest whole checkpoint of a run, None if there is none; and those that are newer, each with its reason."""
+    """The newest whole checkpoint of a run, None if there is none; and newer ones, each with what is wrong with it."""
     skipped = []
     for folder in sorted(_checkpoints(Path(run_dir)), key=step_of, reverse=True):
         reason = checkpoint_problem(folder, digests)
@@ -122,13 +124,13 @@ def newest_whole(run_dir: str | os.PathLike, digests: bool = True) -> tuple[Path
 def checkpoint_to_resume(
     asked: str | os.PathLike | bool | None, run_dir: str | os.PathLike, *, digests: bool = True
 ) -> str | None:
-    """The folder to go on from, None to start anew.
+    """Checkpoint to go on from, None to start anew.
 
     Args:
         asked: A folder; True or "latest" for the newest whole checkpoint of the run; "auto" for that or, where there is
             none, None; None or False to start anew.
         run_dir: The run's folder.
-        digests: Whether to read the files and compare their checksums; else only their sizes are.
+        digests: As for `checkpoint_problem`.
 
     Raises:
         ValueError: If the folder asked for is not a whole checkpoint, or the run has none.
@@ -151,16 +153,16 @@ def checkpoint_to_resume(
 
 
 def check_training_state(checkpoint: str | os.PathLike, kind: str, world_size: int):
-    """Refuse a checkpoint from which a training would silently go on with a fresh optimizer or other random states.
+    """Refuse a checkpoint from which a training would go on with a fresh optimizer or other random states.
 
     Args:
         checkpoint: Its folder.
-        kind: Of the training that is to go on, a key of `OPTIMIZERS`.
-        world_size: Of that training.
+        kind: Kind of the training that is to go on, a key of `OPTIMIZERS`.
+        world_size: Number of its processes.
 
     Raises:
-        ValueError: If the optimizer's or the random state is missing, or another kind of training, or under DeepSpeed
-            another number of processes, wrote it.
+        ValueError: If the state of the optimizer, the learning rate or a random generator is missing; or if another
+            kind of training, or under DeepSpeed another number of processes, wrote the checkpoint.
     """
     folder = Path(checkpoint)
     kinds = [name for name, pattern in OPTIMIZERS.items() if any(folder.glob(pattern))]
@@ -201,17 +203,17 @@ def stored_tensors(folder: str | os.PathLike, names: Iterable[str]) -> Iterator[
 
     Args:
         folder: With one or several safetensors files.
-        names: Of the tensors.
+        names: Names of the tensors.
 
     Raises:
         ValueError: If a tensor is not there.
     """
     files = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob("*.safetensors"))]
-    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a mapping)
     for name in names:
-        if name not in where:
+        if name not in file_of:
             raise ValueError(f"`resume_from_checkpoint` must hold the tensor {name!r}: it is not in {folder}.")
-        yield where[name].get_tensor(name)
+        yield file_of[name].get_tensor(name)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -238,7 +240,7 @@ def _digest(path: Path) -> str:
 
 
 def _sync(path: Path):
-    """Bring a file, or the names in a folder, to the disk; folders where the system can."""
+    """Write a file, or the names in a folder, through to the disk; folders only where the system can."""
     if path.is_dir() and os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -37,17 +37,17 @@ class EmaCallback(TrainerCallback):
         return None if self.average is None else self.average.shadow_params
 
     def resume_from(self, parameters: Iterable[torch.Tensor]):
-        """Start the next training from these averaged weights, in the order of the trainable parameters."""
+        """Take these averaged weights, in the order of the trainable parameters, at the start of the next training."""
         self._initial = parameters
 
     @torch.no_grad()
     def set_average(self, model: torch.nn.Module, parameters: Iterable[torch.Tensor]):
-        """Replace the averaged weights by these, whole or sharded as the model is, in the order of its parameters."""
+        """Replace the averaged weights by these, in the order of the model's parameters, and sharded as they are."""
         for shadow, value, own in zip(self.average.shadow_params, parameters, trained_parameters(model), strict=True):
             shadow.copy_(local_part(value, own))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Start the average at the weights, or where it was."""
+        """Start the average at the weights, or at those given to `resume_from`."""
         from diffusers.training_utils import EMAModel
 
         model = kwargs["model"]

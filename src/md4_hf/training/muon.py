@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Muon for the blocks' matrices and AdamW for all else, as one optimizer that `Trainer` can drive."""
+"""Muon for the matrices of the blocks and AdamW for all other parameters, as one optimizer for `Trainer`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..utils.hardware import has_fast_bf16
 
 
 def _reevaluated(closure: Callable[[], float] | None) -> float | None:
-    """The loss, by a closure that also makes the gradients anew; None without one."""
+    """Loss from a closure that also computes the gradients; None without one."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -23,15 +23,15 @@ def _reevaluated(closure: Callable[[], float] | None) -> float | None:
 
 
 class Float32Muon(Muon):
-    """torch's `Muon` with its matrix products in float32: where a processor only emulates bfloat16, many times faster.
+    """torch's `Muon` with matrix products in float32: many times faster where a processor only emulates bfloat16.
 
-    The state is the same, so that a run goes on with either. It is torch's rule (Jordan et al. 2024) with
-    `adjust_lr_fn="match_rms_adamw"`.
+    The rule is torch's (Jordan et al. 2024) with `adjust_lr_fn="match_rms_adamw"`; so is the state, and a run may go on
+    with either.
     """
 
     @torch.no_grad()
     def step(self, closure=None) -> float | None:
-        """One step; `closure` re-evaluates the loss."""
+        """Make a step; `closure` re-evaluates the loss."""
         loss = _reevaluated(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -40,14 +40,14 @@ class Float32Muon(Muon):
         return loss
 
     def _update(
-        self, parameter: Tensor, lr: float, weight_decay: float, momentum: float, nesterov: bool, eps: float, **others
+        self, parameter: Tensor, lr: float, weight_decay: float, momentum: float, nesterov: bool, eps: float, **options
     ):
         gradient, state = parameter.grad, self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         average = state["momentum_buffer"].lerp_(gradient, 1.0 - momentum)
         direction = gradient.lerp(average, momentum) if nesterov else average
-        direction = _orthogonalized(direction, others["ns_coefficients"], others["ns_steps"], eps)
+        direction = _orthogonalized(direction, options["ns_coefficients"], options["ns_steps"], eps)
         parameter.mul_(1.0 - lr * weight_decay)
         parameter.add_(direction, alpha=-0.2 * math.sqrt(max(parameter.shape)) * lr)
 
@@ -78,7 +78,7 @@ class MuonWithAdamW(Optimizer):
 
     Args:
         matrices: Parameters with two axes, for Muon.
-        others: All other parameters, for AdamW, without weight decay.
+        remaining: All other parameters, for AdamW, without weight decay.
         lr: Learning rate of both.
         betas: AdamW's.
         weight_decay: Muon's.
@@ -87,7 +87,7 @@ class MuonWithAdamW(Optimizer):
     def __init__(
         self,
         matrices: Iterable[nn.Parameter],
-        others: Iterable[nn.Parameter],
+        remaining: Iterable[nn.Parameter],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
@@ -96,7 +96,7 @@ class MuonWithAdamW(Optimizer):
         muon = Float32Muon if _emulates_bfloat16(matrices) else Muon
         self.parts = [
             muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            AdamW(others, lr=lr, betas=betas, weight_decay=0.0, fused=True),
+            AdamW(remaining, lr=lr, betas=betas, weight_decay=0.0, fused=True),
         ]
         super().__init__([group for part in self.parts for group in part.param_groups], {"lr": lr})
         # The groups above are copies: share the parts' own, which is where a learning-rate scheduler has to write.
@@ -104,7 +104,7 @@ class MuonWithAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> float | None:
-        """One step of both; `closure` re-evaluates the loss."""
+        """Make a step of both; `closure` re-evaluates the loss."""
         loss = _reevaluated(closure)
         for part in self.parts:
             part.step()
@@ -115,23 +115,23 @@ class MuonWithAdamW(Optimizer):
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]):
-        """Restore what `state_dict` gave."""
+        """Restore the states that `state_dict` gave."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 def muon_with_adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonWithAdamW:
-    """`MuonWithAdamW` for a transformer: the matrices of its `layers` go to Muon, all else to AdamW.
+    """`MuonWithAdamW` for a transformer: the matrices of its `layers` go to Muon, all other parameters to AdamW.
 
     Raises:
-        ValueError: If it trains none, as a U-Net.
+        ValueError: If no such matrix trains, as in a U-Net.
     """
-    matrices, others = [], []
+    matrices, remaining = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_block_matrix = parameter.ndim == 2 and "layers." in name
-            (matrices if is_block_matrix else others).append(parameter)
+            (matrices if is_block_matrix else remaining).append(parameter)
     if not matrices:
         raise ValueError("`use_muon` must be False for a model without trained matrices in `layers`, got True.")
-    return MuonWithAdamW(matrices, others, lr, betas, weight_decay)
+    return MuonWithAdamW(matrices, remaining, lr, betas, weight_decay)

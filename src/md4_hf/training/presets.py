@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Configurations to train from: the paper's, and a small one for a laptop's processor."""
+"""Configurations to train from: the paper's, and small ones for a laptop's processor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """A model, its training and its data.
+    """Arguments of a model, its training and its data.
 
     Args:
         model: Arguments of `MD4Config`; the vocabulary and the length come from the tokenizer and `block_size`.
@@ -17,7 +17,7 @@ class Preset:
         data: Arguments of `DataArguments`, and of `ImageDataArguments` for images.
         tokenizer: Name or path for `load_tokenizer`; None for images.
         batch_size: Sequences or images per optimizer step, over all devices.
-        paper: The paper's own result for this configuration, None if it has none.
+        paper: Result in the paper for this configuration, None if there is none.
     """
 
     model: dict[str, Any]
@@ -29,7 +29,7 @@ class Preset:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a model of images."""
+        """Whether the model is one of images."""
         return self.tokenizer is None
 
 
@@ -185,7 +185,7 @@ _IMAGENET64_MODEL = {
     "dit_num_hidden_layers": 20,
     "dit_num_attention_heads": 12,
 }
-# Which schedule the official runs have is not known here: the cosine and the linear one are choices.
+# The schedules of the official runs are not known here: cosine and linear are choices of this package.
 _IMAGENET64 = Preset(
     model={**_IMAGENET64_MODEL, "masking_schedule": "linear"},
     training={**_PAPER_IMAGE_TRAINING, "weight_decay": 0.03, "dataloader_num_workers": 8},

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The order of the examples of a map-style data set, in whole optimizer steps."""
+"""Orders of the examples of a map-style data set, as functions of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from torch.utils.data import Sampler
 
 
 class StepSampler(Sampler[int]):
-    """Indices of an epoch, as many as make whole optimizer steps.
+    """Indices of an epoch, as many as make whole optimizer steps, in an order that is a function of (seed, epoch).
 
     Every step then has the same examples however it is cut into ranks and micro-batches, at the end of an epoch too.
-    The order is a pure function of (seed, epoch).
 
     Args:
         num_examples: Examples of the data set, >= 1.
         step_examples: Examples of an optimizer step, over all ranks and micro-batches.
         seed: Seed of the order.
-        shuffle: Whether each epoch has an order of its own, or all have that of the data set.
+        shuffle: Whether each epoch has an order of its own; else all have that of the data set.
         drop_last: Leave out the examples that do not fill a step; otherwise the last step of an epoch is filled up with
             examples from the beginning of its order.
 

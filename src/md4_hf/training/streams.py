@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Training on streams: every process reads a share of its own, again and again, and its position can be saved."""
+"""Streams to train on: every process reads a share of its own, again and again, from a saved position."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..utils.processes import gather
 from .callbacks import serve_on
 
 
-POSITION, ERROR = "stream_position", "stream_error"  # what a batch says beside its tensors
+POSITION, ERROR = "stream_position", "stream_error"  # keys of a batch beside its tensors
 FILE_NAMES = "stream-rank-*.json"
 
 
@@ -32,11 +32,11 @@ class EndlessStream(torch.utils.data.IterableDataset):
 
     The share is every `num_ranks`-th shard, where the number of shards is a multiple of it, or else every
     `num_ranks`-th row: documents of a `PackedStream`, examples of any other stream. At the end of the share its next
-    epoch begins (`set_epoch`: with another order of the shards, and of the rows if they are shuffled); what does not
-    fill a block or a batch by then is continued with it. Shares therefore need not have the same size.
+    epoch begins (`set_epoch`: with another order of the shards, and of the rows if they are shuffled); a block or
+    batch that is not full by then is filled from it. Shares therefore need not have the same size.
 
-    A position is the epoch, the state of the data set before the batch of rows last read, what the packer had left over
-    from earlier ones, and the number of examples taken since. To go on, only these rows are read again. A stream with a
+    A position is the epoch, the state of the data set before the batch of rows last read, the tokens left over in the
+    packer, and the number of examples taken since. To go on, only these rows are read again. A stream with a
     shuffle buffer, which `datasets` does not save, is read again from the beginning of the epoch.
 
     Args:
@@ -57,7 +57,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         self, stream: IterableDataset, rank: int, num_ranks: int, batch_size: int, collate: Callable[[list], dict]
     ):
         self.rank, self.num_ranks, self.batch_size, self.collate = rank, num_ranks, batch_size, collate
-        self.fingerprint = _check_whole(stream, num_ranks)
+        self.fingerprint = _checked_fingerprint(stream, num_ranks)
         self.packer: StreamPacker | _NoPacker
         if isinstance(stream, PackedStream):
             self.source, self.packer = stream.share_of_documents(rank, num_ranks), stream.make_packer()
@@ -78,11 +78,11 @@ class EndlessStream(torch.utils.data.IterableDataset):
                 batch = self.collate([example for example, _ in taken])
                 batch[POSITION] = taken[-1][1]
                 yield batch
-        except _NothingToReadError as error:  # given on as a value, for all processes to hear of it
+        except _NothingToReadError as error:  # as a value, which `take_positions` gives to all processes
             yield {ERROR: str(error)}
 
     def _examples(self, epoch: int, reads: int, source: dict | None, packer: dict, taken: int):
-        """Examples, each with the position after it."""
+        """Yield examples, each with the position after it."""
         self.packer.load_state_dict(packer)
         found = reads > 0 or epoch > 0
         while True:
@@ -107,12 +107,12 @@ class EndlessStream(torch.utils.data.IterableDataset):
             epoch, reads, source, taken = epoch + 1, 0, None, 0
 
     def loader(self, args: TrainingArguments) -> DataLoader:
-        """A loader of these batches, with one worker at most: two would each read the share."""
+        """Loader of these batches, with one worker at most: two would each read the share."""
         num_workers = min(1, args.dataloader_num_workers)
         return DataLoader(
             self,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=num_workers,
             pin_memory=args.dataloader_pin_memory,
             multiprocessing_context=args.dataloader_multiprocessing_context if num_workers else None,
@@ -122,10 +122,10 @@ class EndlessStream(torch.utils.data.IterableDataset):
         )
 
     def take_positions(self, batches: list[dict[str, Any]]):
-        """Take the positions out of the batches of an optimizer step, and move to the last.
+        """Remove the positions from the batches of an optimizer step, and move to the last.
 
         Raises:
-            ValueError: On all processes, if one has nothing to read. That shows in the first batches.
+            ValueError: On all processes, if one has nothing to read, which the first batches show.
         """
         errors = [batch[ERROR] for batch in batches if ERROR in batch]
         if not self._has_begun:
@@ -184,8 +184,8 @@ def check_torch_stream(dataset: Any, args: TrainingArguments):
         )
 
 
-def _check_whole(stream: IterableDataset, num_ranks: int) -> str:
-    """Refuse a stream that has been divided; its fingerprint."""
+def _checked_fingerprint(stream: IterableDataset, num_ranks: int) -> str:
+    """Fingerprint of a stream, which must not have been divided."""
     source = stream.documents if isinstance(stream, PackedStream) else stream
     split = source._distributed or stream._distributed
     if split is not None:
@@ -203,11 +203,11 @@ def _check_whole(stream: IterableDataset, num_ranks: int) -> str:
 
 
 class _NothingToReadError(ValueError):
-    """A process has not found an example in a whole pass."""
+    """Raised where a process finds no example in a pass through its share."""
 
 
 class _NoPacker:
-    """For streams of examples: a batch of one row is an example."""
+    """Packer of a stream of examples: a batch of one row is an example."""
 
     def examples(self, rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {name: values[0] for name, values in rows.items()}
@@ -216,11 +216,11 @@ class _NoPacker:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]):
-        """Does nothing: no part of an example is ever left over."""
+        """Do nothing: no part of an example is ever left over."""
 
 
 def _layers(stream: IterableDataset) -> Iterator[Any]:
-    """What a stream is made of, from the outside to its sources."""
+    """Layers of a stream, from the outermost to its sources."""
     layers = [stream._ex_iterable]
     while layers:
         layer = layers.pop()
@@ -234,7 +234,7 @@ def _has_shuffle_buffer(stream: IterableDataset) -> bool:
 
 
 def _fingerprint(stream: IterableDataset) -> str:
-    """Of the first row and the generators of the shuffles: tells other data, a part of them, and another order."""
+    """Hash of the first row and the shuffles' generators: differs for other data, a part of them, or another order."""
     generators = [layer.generator.bit_generator.state for layer in _layers(stream) if hasattr(layer, "generator")]
     text = repr((next(iter(stream), None), generators))
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
@@ -244,5 +244,5 @@ def _file_name(rank: int) -> str:
     return FILE_NAMES.replace("*", str(rank))
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _unchanged(batch: dict[str, Any]) -> dict[str, Any]:
     return batch

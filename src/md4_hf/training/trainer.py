@@ -211,7 +211,7 @@ class MD4Trainer(Trainer):
         return sampler
 
     def _count_tokens(self):
-        """Add the scored tokens of the steps since the last time to the state; between, the sum stays on the device."""
+        """Add the tokens scored since the last call to the state; between calls their sum stays on the device."""
         if self.args.include_num_input_tokens_seen == "no":
             self.state.num_input_tokens_seen += int(self._uncounted_tokens)
         self._uncounted_tokens = 0
@@ -238,7 +238,7 @@ class MD4Trainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """The batches of one optimizer step, each with the place of its examples in the whole step."""
+        """Batches of one optimizer step, each with the place of its examples among those of all ranks."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if self.stream is not None:
             self.stream.take_positions(batches)
@@ -259,7 +259,7 @@ class MD4Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The NELBO in nats per scored token of the whole optimizer step, on noise drawn for this step."""
+        """NELBO in nats per scored token of the whole optimizer step, on noise drawn for this step."""
         loss, outputs = super().compute_loss(model, self._noised(inputs), True, num_items_in_batch)
         if not self.objective.loss_is_bound:
             if self._nelbo_logged_at is None:
@@ -268,7 +268,7 @@ class MD4Trainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _noised(self, inputs: dict[str, Tensor | Any]) -> dict[str, Any]:
-        """Model inputs from a clean micro-batch: its noise is that of its examples' places in the step."""
+        """Inputs of the model from a clean micro-batch, with the noise of its examples' places in the step."""
         inputs = {**inputs}
         inputs.pop("num_characters", None)
         first, total = inputs.pop("first_step_example"), inputs.pop("num_step_examples")
@@ -341,7 +341,7 @@ class MD4Trainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], prediction_loss_only: bool, ignore_keys=None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """No loss, and one row (nelbo, tokens, characters) per example in the places of logits and labels."""
+        """Rows (nelbo, tokens, characters), one per example, as logits; no loss, and the tokens as labels."""
         num_characters = inputs.pop("num_characters", None)  # DeepSpeed would round it to the precision of the weights
         index = inputs.pop(NOISE_INDEX, None)
         inputs = self._prepare_inputs(inputs)
@@ -459,7 +459,7 @@ class MD4Trainer(Trainer):
         return self.repository.push(commit_message, blocking, token, revision, private, **facts)
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        """Does nothing: `_save_checkpoint` pushes a checkpoint when it is complete."""
+        """Do nothing: `_save_checkpoint` pushes a checkpoint when it is complete."""
 
 
 def check_model(model: Any, model_init: Any = None):

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Changes to the rows and batches of a training on their way to the model."""
+"""Rows and batches of a training on their way to the model: as tensors, numbered within the step, noised."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
+
+from ..objective.noise import training_class_noise, training_flip_noise, training_mask_noise, training_times
+from ..objective.objectives import Objective
+from .arguments import MD4TrainingArguments
+
+
+MOST_MASKED_SHARE = 0.8  # of all tokens: a larger bound on the masked ones is not worth having
 
 
 def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: int):
@@ -41,3 +48,49 @@ def flip_images(inputs: dict[str, Tensor], flip: Tensor) -> dict[str, Tensor]:
     flip = flip[:, None, None, None]
     flipped = {name: torch.where(flip, inputs[name].flip(-1), inputs[name]) for name in ("input_ids", "labels")}
     return {**inputs, **flipped}
+
+
+def noised_batch(batch: dict[str, Any], objective: Objective, args: MD4TrainingArguments, step: int) -> dict[str, Any]:
+    """Inputs of the model from a clean micro-batch, with the noise of its examples' places in the step.
+
+    Args:
+        batch: Clean and numbered by `number_step_examples`; `all_scored` tells whether no token is left out.
+        objective: Noises the batch.
+        args: Say the seed, the copies of GenMD4, whether images are mirrored, and how the model runs.
+        step: Optimizer step.
+    """
+    inputs = {**batch}
+    inputs.pop("num_characters", None)
+    first, total = inputs.pop("first_step_example"), inputs.pop("num_step_examples")
+    all_scored = inputs.pop("all_scored")
+    ids, key = inputs["input_ids"], (args.seed, step)
+    index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
+    timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
+    index = index.to(ids.device, non_blocking=True)
+    noise = training_mask_noise(*key, index, objective.noise_shape(ids.shape, args.num_copies))
+    inputs = objective.drop_classes(inputs, training_class_noise(*key, index))
+    if args.random_flip:
+        inputs = flip_images(inputs, training_flip_noise(*key, index) < 0.5)
+    inputs = objective.noised(inputs, timesteps, noise)
+    if not objective.is_autoregressive:
+        inputs["max_masked"] = most_masked_tokens(ids, objective, args, total, all_scored)
+    return inputs
+
+
+def most_masked_tokens(
+    ids: Tensor, objective: Objective, args: MD4TrainingArguments, num_step_examples: int, all_scored: bool
+) -> int | None:
+    """Upper bound on the masked tokens of a micro-batch, None where it costs more than it saves.
+
+    A compiled model runs for so many tokens at every step. Any other on an accelerator need not wait to hear how many
+    there are; but if the bound is far above their number, as where few tokens are scored, waiting is cheaper.
+    """
+    if ids.device.type == "cpu" and not args.torch_compile:
+        return None
+    examples = -(-len(ids) // max(1, args.n_gpu))  # of each device that DataParallel drives
+    length = ids[0].numel()
+    bound = objective.most_masked(examples, num_step_examples, length)
+    if bound is None:
+        return None
+    is_tight = all_scored and bound < MOST_MASKED_SHARE * examples * length
+    return bound if args.torch_compile or is_tight else None

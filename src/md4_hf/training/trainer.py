@@ -27,18 +27,12 @@ from ..data.images import check_image_processor_matches
 from ..data.tokenizers import check_tokenizer_matches
 from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
-from ..objective.noise import (
-    training_class_noise,
-    training_flip_noise,
-    training_mask_noise,
-    training_times,
-)
 from ..objective.objectives import Objective, scored_labels
 from ..utils.options import changed
 from ..utils.processes import RunLock, check_agreement, check_launch, on_first_process
 from ..utils.sharding import keep_float32
 from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_arguments
-from .batches import as_tensors, flip_images, number_step_examples
+from .batches import as_tensors, noised_batch, number_step_examples
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
 from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
 from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume
@@ -49,9 +43,6 @@ from .muon import muon_with_adamw
 from .repository import Repository
 from .step_sampler import SeededOrder, StepSampler
 from .streams import EndlessStream, check_torch_stream
-
-
-MOST_MASKED_SHARE = 0.8  # of all tokens: a larger bound on the masked ones is not worth having
 
 
 class MD4Trainer(Trainer):
@@ -260,48 +251,13 @@ class MD4Trainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """NELBO in nats per scored token of the whole optimizer step, on noise drawn for this step."""
-        loss, outputs = super().compute_loss(model, self._noised(inputs), True, num_items_in_batch)
+        inputs = noised_batch(inputs, self.objective, self.args, self.state.global_step)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not self.objective.loss_is_bound:
             if self._nelbo_logged_at is None:
                 self._nelbo_logged_at = self.state.global_step  # where a resumed training begins
             self._nelbo = self._nelbo + outputs.nelbo.detach().sum()  # with DataParallel, over the devices
         return (loss, outputs) if return_outputs else loss
-
-    def _noised(self, inputs: dict[str, Tensor | Any]) -> dict[str, Any]:
-        """Inputs of the model from a clean micro-batch, with the noise of its examples' places in the step."""
-        inputs = {**inputs}
-        inputs.pop("num_characters", None)
-        first, total = inputs.pop("first_step_example"), inputs.pop("num_step_examples")
-        all_scored = inputs.pop("all_scored")
-        ids, key = inputs["input_ids"], (self.args.seed, self.state.global_step)
-        index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
-        timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
-        shape = self.objective.noise_shape(ids.shape, self.args.num_copies)
-        index = index.to(ids.device, non_blocking=True)
-        noise = training_mask_noise(*key, index, shape)
-        inputs = self.objective.drop_classes(inputs, training_class_noise(*key, index))
-        if self.args.random_flip:
-            inputs = flip_images(inputs, training_flip_noise(*key, index) < 0.5)
-        inputs = self.objective.noised(inputs, timesteps, noise)
-        if not self.objective.is_autoregressive:
-            inputs["max_masked"] = self._most_masked_tokens(ids, total, all_scored)
-        return inputs
-
-    def _most_masked_tokens(self, ids: Tensor, total: int, all_scored: bool) -> int | None:
-        """Upper bound on the masked tokens of a micro-batch, None where it costs more than it saves.
-
-        A compiled model runs for so many tokens at every step. Any other on an accelerator need not wait to hear how
-        many there are; but if the bound is far above their number, as where few tokens are scored, waiting is cheaper.
-        """
-        if ids.device.type == "cpu" and not self.args.torch_compile:
-            return None
-        examples = -(-len(ids) // max(1, self.args.n_gpu))  # of each device that DataParallel drives
-        length = ids[0].numel()
-        bound = self.objective.most_masked(examples, total, length)
-        if bound is None:
-            return None
-        is_tight = all_scored and bound < MOST_MASKED_SHARE * examples * length
-        return bound if self.args.torch_compile or is_tight else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Log the loss in bits per token too; for GenMD4, whose loss is a surrogate, the bound and its bits."""

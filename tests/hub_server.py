@@ -748,7 +748,6 @@ class HubServer:
             # Otherwise transformers asks a Space to convert the weights of a repository that has none as safetensors.
             "DISABLE_SAFETENSORS_CONVERSION": "1",
             "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
             **({} if token is None else {"HF_TOKEN": token}),
             **environment,

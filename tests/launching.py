@@ -21,7 +21,6 @@ def environment(**more):
     return {
         **names,
         "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
-        "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         **more,
     }

@@ -205,9 +205,6 @@ def run_command(command, args):
 
 def logged(path, function, *args):
     """Call a function with the output of the process in a file."""
-    import torch
-
-    torch.set_num_threads(1)
     log = os.open(path, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)

@@ -51,15 +51,6 @@ MASK = 10
 NO_LABEL = -100
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two threads on a busy machine wait for each other at every one of these tiny operations: ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def randomise(model, seed=0, std=0.2):
     """Give all parameters random values: a fresh head and fresh gates are zero, and would hide what lies behind."""
     generator = torch.Generator().manual_seed(seed)
@@ -126,7 +117,6 @@ import transformers
 
 import md4_hf
 
-torch.set_num_threads(1)
 results = {}
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     inputs = torch.load(folder / "inputs.pt")

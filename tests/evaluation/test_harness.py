@@ -683,7 +683,7 @@ def start_command(folder, task_folder, output, **environment):
     model_args = f"pretrained={folder},draws={DRAWS}"
     arguments = f"--model md4_hf --model_args {model_args} --tasks endings --include_path {task_folder}"
     arguments += f" --batch_size 8 --device cpu --output_path {output}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments.split()],
         env=environment,

@@ -130,7 +130,7 @@ def test_the_card_names_every_output_and_its_example_runs(name, folder, monkeypa
 
 
 def test_the_metrics_load_offline_from_another_folder_with_caches_of_their_own(tmp_path, folder):
-    """And nothing is written but caches."""
+    """Nothing but caches is written."""
     code = f"""
 import evaluate
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from tiny import random_model, training_arguments
+from tiny import logged, random_model, training_arguments
 from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
 
 from md4_hf import (
@@ -61,14 +61,14 @@ def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None
 
 
 def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return logged(trainer, "loss")
 
 
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-# The same numbers -----------------------------------------------------------------------------------------------------
+# Equal numbers --------------------------------------------------------------------------------------------------------
 
 
 def assert_accumulation_changes_nothing(folder, batch, accumulation, train=None):
@@ -412,7 +412,7 @@ def test_the_best_model_is_loaded_with_its_average(tmp_path):
         **EVALUATE_EVERY_STEP,
     )
     trainer.train()
-    evaluations = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    evaluations = logged(trainer, "eval_loss")
     assert trainer.state.best_metric == min(evaluations) < evaluations[-1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
 
@@ -498,8 +498,7 @@ def test_the_model_card_tells_the_run(tmp_path):
     trainer.train()
     trainer.create_model_card(data="eight sequences", samples=["abc"])
     card = (tmp_path / "README.md").read_text()
-    last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
-    assert f"{last['eval_loss']:.4f}" in card and "eight sequences" in card and "abc" in card
+    assert f"{logged(trainer, 'eval_loss')[-1]:.4f}" in card and "eight sequences" in card and "abc" in card
     assert "library_name: transformers" in card
     for row in ("Optimizer steps | 4", "Sequences per step | 8", "Optimizer | adamw_torch_fused"):
         assert f"| {row} |" in card

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Commands, run as a user runs them."""
+"""Commands run as a user runs them, and the messages of failures."""
 
 import pytest
 

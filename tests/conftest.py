@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What every test shares: no network, caches of their own, a fixed seed, and the recorded numbers."""
+"""Conditions of all tests (no network, caches of their own, one thread, a fixed seed) and fixtures shared by them."""
 
 import atexit
 import json
@@ -24,6 +24,10 @@ os.environ.update(
     MPLBACKEND="Agg",
     MPLCONFIGDIR=str(CACHE / "matplotlib"),
     TOKENIZERS_PARALLELISM="false",
+    # Tests compare bits with those of other processes, and the bits of a product depend on the number of threads. Also,
+    # the models are tiny: on busy cores, more threads only wait for each other.
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
 )
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_CACHE"):
     os.environ.pop(name, None)
@@ -35,8 +39,6 @@ from safetensors.torch import load_file  # noqa: E402
 
 
 GOLDEN = Path(__file__).parent / "golden"
-# The models of the tests are tiny: on busy cores, more threads only wait for each other.
-torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The trainings that `test_distributed.py` compares: in one process, and (this file as a script) in two.
+"""Trainings that `test_distributed.py` compares: in one process, and (this file as a script) in two.
 
 python distributed_runs.py FOLDER KIND OBJECTIVE...                        # by accelerate's debug_launcher
 torchrun --nproc-per-node 2 distributed_runs.py FOLDER KIND OBJECTIVE...

@@ -61,7 +61,7 @@ class File:
 
     @property
     def pointer(self) -> bytes:
-        """What git holds of a large file."""
+        """Pointer that git holds in place of a large file."""
         return (
             f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n".encode()
         )
@@ -151,7 +151,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class Request:
-    """What the client sent; `path` is still quoted."""
+    """A request of the client; `path` is still quoted."""
 
     method: str
     path: str
@@ -169,7 +169,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """What the server says. For HEAD the body is left out, but its length is told."""
+    """An answer of the server. For HEAD the body is left out, but its length is told."""
 
     status: int = 200
     body: bytes = b""
@@ -187,7 +187,7 @@ class HubError(Exception):
 
 
 class DroppedConnection(Exception):
-    """The connection is to be closed in the middle of a body."""
+    """Request to close the connection in the middle of a body."""
 
 
 @dataclass
@@ -314,7 +314,7 @@ def require_access(request: Request, repository: Repository):
 
 @route("DELETE", "/faults")
 def stop_misbehaving(server: HubServer, request: Request) -> Answer:
-    """Not of the Hub: lets a client in a test say when things are to go well again."""
+    """A route for tests, which the Hub does not have: a client ends the misbehaviour."""
     server.faults.clear()
     return Answer()
 
@@ -503,7 +503,7 @@ def delete_reference(references: dict[str, Commit], name: str) -> Answer:
 
 @route("GET", WEB + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 def resolve(server: HubServer, request: Request, name: str, revision: str, path: str, kind: str = "models") -> Answer:
-    """Where a file is: the storage for a large one, a page of the commit for others."""
+    """Address of a file: the storage for a large one, a page of the commit for a small one."""
     repository = readable(server, request, name, kind)
     require_access(request, repository)
     commit = repository.find(revision)
@@ -748,7 +748,6 @@ class HubServer:
             # Otherwise transformers asks a Space to convert the weights of a repository that has none as safetensors.
             "DISABLE_SAFETENSORS_CONVERSION": "1",
             "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
             **({} if token is None else {"HF_TOKEN": token}),
             **environment,
@@ -835,4 +834,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args):
-        """Say nothing: `HubServer.requests` is the log."""
+        """Print nothing: `HubServer.requests` is the log."""

@@ -16,12 +16,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def environment(**more):
-    """For a process of its own. Trainers of other tests leave their precision in ours, where accelerate reads it."""
+    """Environment of a new process, without the precision that trainers of other tests leave for accelerate to read."""
     names = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     return {
         **names,
         "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
-        "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         **more,
     }

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 
 class Death(TrainerCallback):
-    """Dies by SIGKILL, which nothing can handle, unless it has left its mark before."""
+    """Kill the process by SIGKILL, which nothing can handle, unless it has left its mark before."""
 
     def __init__(self, folder, rank, step):
         self.mark, self.rank, self.step = Path(folder) / "died", int(rank), int(step)

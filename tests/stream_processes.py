@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from test_streams import LENGTH, TEXTS, heldout, logged, make_trainer, row_stream, text_stream, weights
+from test_streams import LENGTH, TEXTS, heldout, make_trainer, row_stream, text_stream, weights
+from tiny import logged
 
 from md4_hf import build_byte_tokenizer, pack
 from md4_hf.training.streams import POSITION

@@ -92,7 +92,7 @@ def imports_of(module):
 
 
 def remote_code_errors(source):
-    """What breaks a file once it is loaded from a repository: every sibling has to be a `from .x import y`."""
+    """Import lines that break a file loaded from a repository: every sibling has to be a `from .x import y`."""
     errors = [f"absolute: {line.strip()}" for line in ABSOLUTE_SELF.findall(source)]
     by_syntax = set()
     for node in ast.walk(ast.parse(source)):
@@ -161,7 +161,7 @@ def test_the_map_has_every_module_once_and_its_diagram_shows_the_imports():
 
 
 def transitive(edges):
-    """All that follows from the arrows."""
+    """Transitive closure of the arrows."""
     found = set(edges)
     while more := {(a, d) for a, b in found for c, d in found if b == c} - found:
         found |= more

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the pages say runs: the fences of README.md, docs/ and a model card are executed, in order, page by page.
+"""Execute the fences of README.md, docs/ and a model card, in order, page by page.
 
 A page runs in a process and a folder of its own, with what the pages take for granted: `runs/tiny` (a model of
 `md4 train --preset tiny`, small and hardly trained), the texts `my.txt` and `other.txt`, a random causal model in
@@ -177,7 +177,7 @@ def run_page(page, folder):
 
 
 def shorten_pydoc():
-    """Leave a few topics of the corpus that is called pydoc."""
+    """Keep only a few topics of the corpus called pydoc."""
     from pydoc_data import topics
 
     topics.topics = {name: topics.topics[name] for name in sorted(topics.topics)[:PYDOC_TOPICS]}
@@ -205,9 +205,6 @@ def run_command(command, args):
 
 def logged(path, function, *args):
     """Call a function with the output of the process in a file."""
-    import torch
-
-    torch.set_num_threads(1)
     log = os.open(path, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -290,7 +287,7 @@ def test_relative_links_lead_to_files_and_headings(page):
 
 
 def anchor(heading):
-    """What GitHub makes of a heading."""
+    """Anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 

@@ -104,7 +104,7 @@ def changed(valid, values=ANYTHING):
 
 
 def documented(function, *args, names, **kwargs):
-    """What the call gives; None if it fails as documented: with an error of ours that names one of the arguments."""
+    """Result of the call; None if it fails as documented, with an error of ours that names one of the arguments."""
     try:
         return function(*args, **kwargs)
     except DOCUMENTED as error:
@@ -453,7 +453,7 @@ def saved(tmp_path_factory, pipelines):
 
 
 def damage(data, draw):
-    """What becomes of the content of a file: a part, other bytes, or a json value that is anything."""
+    """Damaged content of a file: a part, other bytes, or a json value that is anything."""
     kind = draw(st.sampled_from(["cut", "bytes", "json", "json", "json", "json"]))
     if kind == "cut":
         return data[: draw(st.integers(0, len(data)))]
@@ -625,7 +625,7 @@ def test_lora_arguments_work_or_name_what_is_wrong(values):
 
 
 def exit_code(function, argv):
-    """How a command ends, and what it says; 0 if it works."""
+    """Exit status and messages of a command; status 0 if it works."""
     with contextlib.redirect_stderr(io.StringIO()) as output, contextlib.redirect_stdout(output):
         try:
             function(argv)

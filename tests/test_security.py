@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a folder or repository of somebody else cannot do: run code, lead out of its folder, or learn a token."""
+"""Limits on a folder or repository of somebody else: it cannot run code, lead out of its folder, or learn a token."""
 
 import ast
 import io
@@ -61,7 +61,7 @@ class Creates:
 
 @pytest.fixture
 def mark(tmp_path):
-    """What there is when foreign code has run."""
+    """A folder that foreign code makes when it runs; the test fails if it is there at the end."""
     folder = tmp_path / "code-has-run"
     yield folder
     assert not folder.exists()

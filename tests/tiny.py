@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""A real model that is small enough for a test, and a training that is short enough."""
+"""Real models, trainings and generators small enough for tests."""
 
 import torch
 
@@ -50,3 +50,19 @@ def training_arguments(folder, **kwargs) -> MD4TrainingArguments:
         "ema_decay": 0.0,
     }
     return MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs})
+
+
+def logged(trainer, name: str) -> list[float]:
+    """All values that a trainer has logged under a name."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def quiet(pipeline):
+    """The pipeline, without its progress bar."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A new generator with this seed."""
+    return torch.Generator().manual_seed(seed)

@@ -3,7 +3,8 @@
 
 import pytest
 import torch
-from test_planned_sampling import CallRecorder, make_pipeline, seeded
+from test_planned_sampling import CallRecorder, make_pipeline
+from tiny import seeded
 
 from md4_hf import MaskedDiffusionScheduler
 
@@ -22,7 +23,7 @@ def sample(pipe, **kwargs):
 
 
 def test_blocks_are_those_of_block_causal_attention_without_a_cache(pipe):
-    """The same process with the whole row in every call, under a mask that hides later blocks."""
+    """The reference calls the network with all tokens of the row, under a mask that hides later blocks."""
     prompt, block_length = torch.randint(VOCAB, (1, 4), generator=seeded(1)), 3
     pipe.model.config.max_position_embeddings = 40  # so that no context is forgotten
     found = sample(pipe, input_ids=prompt, length=12, block_length=block_length)

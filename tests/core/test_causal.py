@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from tiny import logged
 from transformers import AutoModel, AutoModelForCausalLM, Trainer
 
 from md4_hf import (
@@ -146,7 +147,7 @@ def trained_losses(folder, batch, accumulation):
         model=causal_model(std=0.1), args=args, train_dataset=Dataset.from_dict({"input_ids": ids(64)})
     )
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer
+    return logged(trainer, "loss"), trainer
 
 
 @pytest.mark.parametrize("trainer_class", [MD4Trainer, Trainer])
@@ -162,9 +163,9 @@ def test_the_first_token_counts_in_training_too(tmp_path, trainer_class):
 
 
 def test_a_step_is_the_same_however_it_is_cut_up(tmp_path):
-    whole, trainer = trained_losses(tmp_path, 8, 1)
-    parts, _ = trained_losses(tmp_path, 2, 4)
-    assert whole == pytest.approx(parts, abs=1e-5)
+    at_once, trainer = trained_losses(tmp_path, 8, 1)
+    in_parts, _ = trained_losses(tmp_path, 2, 4)
+    assert at_once == pytest.approx(in_parts, abs=1e-5)
     x = ids(6, seed=1)
     metrics = trainer.evaluate(Dataset.from_dict({"input_ids": x}))
     with trainer.ema_weights(), torch.no_grad():

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""MD4Config: what it fills in, what it refuses, and that it comes back from disk as it was."""
+"""MD4Config: values it fills in, values it refuses, and its way to disk and back."""
 
 import json
 

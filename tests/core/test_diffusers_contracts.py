@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What diffusers asks of every scheduler and pipeline: the contracts that its own test suite checks, for ours."""
+"""Contracts that diffusers' own test suite checks of every scheduler and pipeline."""
 
 import inspect
 import json
@@ -10,7 +10,7 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from tiny import random_model
+from tiny import quiet, random_model, seeded
 
 from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, build_text8_tokenizer
 
@@ -18,10 +18,6 @@ from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, build_text
 MASK = 27
 LENGTH = 16
 PROMPT = [3, MASK, MASK, 5, *[MASK] * (LENGTH - 4)]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 # The scheduler --------------------------------------------------------------------------------------------------------
@@ -55,15 +51,15 @@ def test_a_scheduler_comes_back_from_its_configuration_and_steps_alike(settings,
     scheduler = make_scheduler(**settings)
     scheduler.save_config(tmp_path / "config")
     scheduler.save_pretrained(tmp_path / "pretrained")
-    others = [
+    copies = [
         MaskedDiffusionScheduler.from_pretrained(tmp_path / "config"),
         MaskedDiffusionScheduler.from_pretrained(tmp_path / "pretrained"),
         MaskedDiffusionScheduler.from_config(scheduler.config),
         *(compatible.from_config(scheduler.config) for compatible in scheduler.compatibles),
     ]
-    assert len(others) == 4
+    assert len(copies) == 4
     sample = torch.tensor([PROMPT, PROMPT])
-    for other in others:
+    for other in copies:
         assert named(other.config) == named(scheduler.config)
         assert torch.equal(other.timesteps, scheduler.timesteps)
         for t in scheduler.timesteps[::64]:
@@ -131,11 +127,6 @@ def make_components(**overrides):
     }
 
 
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def make_pipe(**components):
     return quiet(MaskedDiffusionPipeline(**(components or make_components())))
 
@@ -146,7 +137,7 @@ def ids_of(pipe, **arguments):
 
 @pytest.fixture(scope="module")
 def expected():
-    """What a fresh pipeline answers."""
+    """Ids that a fresh pipeline draws."""
     return ids_of(make_pipe())
 
 
@@ -174,7 +165,7 @@ def test_a_tuple_holds_what_the_pipeline_output_holds(expected):
 
 
 def test_the_first_row_of_a_batch_is_what_its_generator_gives_alone(expected):
-    """Also when it is given alone outside a list."""
+    """A single generator may be given outside a list too."""
     pipe = make_pipe()
     generators = [seeded(seed) for seed in range(3)]
     batch = ids_of(pipe, input_ids=[PROMPT] * 3, generator=generators)

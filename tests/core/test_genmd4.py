@@ -40,8 +40,8 @@ def with_mask_column(logits):
     return torch.nn.functional.pad(logits, (0, 1), value=torch.finfo(logits.dtype).min)
 
 
-def close(got, expected, rel=1e-5, absolute=0.0):
-    torch.testing.assert_close(got, expected, rtol=rel, atol=absolute + rel * expected.abs().max().item())
+def close(actual, expected, rel=1e-5, absolute=0.0):
+    torch.testing.assert_close(actual, expected, rtol=rel, atol=absolute + rel * expected.abs().max().item())
 
 
 # The official numbers -------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The models of images: sizes, outputs, loss and gradients, classes, saving, and what a wrong input is told."""
+"""The models of images: sizes, outputs, loss and gradients, classes, saving, errors for wrong inputs."""
 
 import copy
 import math
@@ -73,7 +73,7 @@ def assert_close(actual, expected, atol=1e-5, rtol=0.0):
 
 
 def assert_same_gradients(actual, expected, atol=1e-5):
-    """Relative to the largest entry of all."""
+    """Compare gradients, with a tolerance relative to the largest entry of all."""
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     assert largest > 0
     for name, gradient in actual.items():

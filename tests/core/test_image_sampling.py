@@ -8,9 +8,9 @@ import torch
 from clean_environment import link_packages, run_isolated
 from diffusers import DiffusionPipeline
 from test_genmd4 import token_probabilities
-from test_planned_sampling import CallRecorder, seeded
+from test_planned_sampling import CallRecorder
 from test_scheduling import LEAST_P, p_value
-from tiny import random_image_model, random_model
+from tiny import quiet, random_image_model, random_model, seeded
 from toy import ToyWorld
 from transformers import AutoImageProcessor, AutoModel
 
@@ -28,11 +28,6 @@ from md4_hf.cli import main
 
 DRAWS = 2000
 LEVELS, MASK = 5, 5
-
-
-def quiet(pipeline):
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def image_pipeline(levels=LEVELS, image_size=4, num_channels=1, steps=6, scheduler=None, **kwargs):
@@ -115,7 +110,7 @@ def test_guided_images_have_the_distribution_of_the_guided_chain(scale, callback
 
 
 def test_guided_images_of_genmd4_have_the_distribution_of_the_guided_chain():
-    """Where the probability that a pixel opens depends on its level."""
+    """In GenMD4 the probability that a pixel opens depends on its level."""
     options = {"masking_schedule": "poly", "learn_masking_schedule": True, "scheduler": {"timestep_grid": "uniform"}}
     pipe = image_pipeline(levels=3, image_size=2, steps=4, **options)
     torch.nn.init.normal_(pipe.model.token_schedule.free_exponents, std=1.0)
@@ -300,11 +295,11 @@ def test_inpainted_images_have_the_distribution_of_the_chain_that_starts_there()
 def test_the_callback_shows_the_image_as_it_opens(pipe):
     shown, masks = [], []
 
-    def show(pipeline, step, t, tensors):
+    def record_preview(pipeline, step, t, tensors):
         masks.append((tensors["sample"] == MASK).sum().item())
         shown.append(pipeline.preview(tensors["sample"])[0])
 
-    looked_at = pipe(num_samples=2, generator=seeded(0), callback_on_step_end=show)
+    looked_at = pipe(num_samples=2, generator=seeded(0), callback_on_step_end=record_preview)
     assert torch.equal(looked_at.sequences, pipe(num_samples=2, generator=seeded(0)).sequences)
     assert len(shown) == 6 and masks == sorted(masks, reverse=True) and masks[-1] == 0
     assert shown[-1].tobytes() == looked_at.images[0].tobytes()

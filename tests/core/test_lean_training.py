@@ -126,7 +126,7 @@ def test_under_bf16_autocast_it_is_as_precise_as_the_logits(genmd4):
 
 
 def test_coefficients_of_any_sign_do_not_overflow_in_float16():
-    """As of a sample to be made less probable: its term is subtracted."""
+    """A sample that is to become less probable has a negative coefficient."""
     learned, target, weight = head_inputs(30, 16, torch.float32)
     states, head = (x.detach().half().requires_grad_() for x in learned[:2])
     gradients = []
@@ -156,8 +156,8 @@ def test_large_weights_do_not_overflow_in_float16():
 def test_frozen_parameters_get_no_gradient_and_cost_none(genmd4):
     learned, target, weight = head_inputs(genmd4=genmd4)
     expected = torch.autograd.grad(plain_values(learned, target, weight).sum(), learned[0])[0]
-    states, *others = learned
-    frozen = [x if x is None else x.detach() for x in others]
+    states, *head_parameters = learned
+    frozen = [x if x is None else x.detach() for x in head_parameters]
     with LargestTensor() as largest:
         total, values = linear_nelbo(states, frozen[0], frozen[1], target, weight, MASK, frozen[2])
         for loss in (total, values.sum()):
@@ -228,7 +228,7 @@ def test_single_tokens_of_the_loss_have_their_gradient():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest result of any operation."""
+    """Record the number of elements of the largest result of any operation."""
 
     elements = 0
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What transformers asks of every model: the contracts that its own test suite checks, for ours."""
+"""Contracts that transformers' own test suite checks of every model."""
 
 import copy
 import itertools
@@ -51,7 +51,7 @@ def make_inputs(config, batch=3, length=7, seed=1):
 
 
 def assert_same_output(actual, expected, inputs, atol=1e-5):
-    """The first output of two models is the same."""
+    """Compare the first outputs of two models."""
     with torch.no_grad():
         torch.testing.assert_close(actual(**inputs)[0], expected(**inputs)[0], atol=atol, rtol=0.0)
 
@@ -217,13 +217,13 @@ def test_parts_that_do_not_fit_in_memory_are_run_from_disk(model_class, override
 def test_a_device_map_does_not_split_what_adds_up_the_outputs_of_its_parts():
     model = make_model(num_classes=3)
     size = compute_module_sizes(model)[""]
-    whole = [name for name, module in model.named_modules() if isinstance(module, MD4Layer)] + ["model.conditioning"]
+    unsplit = [name for name, module in model.named_modules() if isinstance(module, MD4Layer)] + ["model.conditioning"]
     first_devices = set()
     for memory in range(0, size, size // 50):
         device_map = infer_auto_device_map(
             model, {0: memory, "cpu": size}, no_split_module_classes=model._no_split_modules
         )
-        assert not [part for part in device_map if any(part.startswith(f"{name}.") for name in whole)]
+        assert not [part for part in device_map if any(part.startswith(f"{name}.") for name in unsplit)]
         first_devices.add(device_map.get("model.conditioning"))
     assert first_devices >= {0, "cpu"}, "the border has passed over it"
 
@@ -349,7 +349,7 @@ def test_checkpointing_is_switched_on_and_off_for_every_layer():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointed_layers_train_above_frozen_embeddings():
-    """What parameter-efficient training relies on."""
+    """Parameter-efficient training relies on this."""
     model = make_model().train()
     model.requires_grad_(False)
     model.enable_input_require_grads()

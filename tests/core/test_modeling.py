@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from tiny import logged
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -49,15 +50,6 @@ VARIANTS = {
 every_variant = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
 MASK = 10
 NO_LABEL = -100
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Two threads on a busy machine wait for each other at every one of these tiny operations: ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def randomise(model, seed=0, std=0.2):
@@ -126,7 +118,6 @@ import transformers
 
 import md4_hf
 
-torch.set_num_threads(1)
 results = {}
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     inputs = torch.load(folder / "inputs.pt")
@@ -144,7 +135,7 @@ SAVED = {**VARIANTS, "sharded": {}, "bare": {}, "grown": {}}
 
 @pytest.fixture(scope="module")
 def reloaded(tmp_path_factory):
-    """Models of this process, and what a new process makes of their folders: `(expected, loaded)` by name."""
+    """Outputs of this process, and of a new process that opens the saved models: `(expected, loaded)` by name."""
     folders, results = tmp_path_factory.mktemp("saved"), tmp_path_factory.mktemp("results") / "results.pt"
     expected = {}
     for name, overrides in SAVED.items():
@@ -262,7 +253,7 @@ def test_micro_batches_sum_to_the_loss_and_gradients_of_the_whole(overrides):
     model = make_model(**overrides).train()
     batch = make_batch(model.config)
     scored = (batch["labels"] != NO_LABEL).sum()
-    whole_loss, whole = loss_gradients(model, **batch)
+    full_loss, full_gradients = loss_gradients(model, **batch)
     model.zero_grad()
     loss = 0.0
     for rows in ([0], [1, 2], [3]):
@@ -270,9 +261,9 @@ def test_micro_batches_sum_to_the_loss_and_gradients_of_the_whole(overrides):
         micro_loss = model(**micro, num_items_in_batch=scored).loss
         micro_loss.backward()
         loss += micro_loss.detach()
-    assert_close(loss, whole_loss, atol=1e-5)
+    assert_close(loss, full_loss, atol=1e-5)
     for name, gradient in gradients(model).items():
-        assert_close(gradient, whole[name], atol=1e-5)
+        assert_close(gradient, full_gradients[name], atol=1e-5)
 
 
 @every_variant
@@ -442,7 +433,7 @@ def test_a_plain_trainer_normalises_the_loss_over_the_whole_step(tmp_path):
     for step in (calls[:2], calls[2:]):
         scored = sum((call["labels"] != NO_LABEL).sum().item() for call in step)
         assert [int(call["num_items_in_batch"]) for call in step] == [scored, scored]
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = logged(trainer, "loss")
     assert len(losses) == 2 and all(0 < loss < math.inf for loss in losses)
     assert any(not torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
@@ -456,8 +447,8 @@ def test_the_mask_is_never_predicted(overrides):
     logits = model(**make_batch(model.config, scored=False)).logits
     mask = model.config.mask_token_id
     assert (logits[..., mask] == torch.finfo(logits.dtype).min).all()
-    others = torch.arange(logits.shape[-1]) != mask
-    assert (logits[..., others] > torch.finfo(logits.dtype).min).all()
+    is_data = torch.arange(logits.shape[-1]) != mask
+    assert (logits[..., is_data] > torch.finfo(logits.dtype).min).all()
     assert (logits.argmax(-1) != mask).all()
     assert not (logits.softmax(-1)[..., mask]).any()
 
@@ -695,7 +686,7 @@ def test_the_compiled_model_gives_the_same_in_one_graph(backend):
 @pytest.mark.slow
 @pytest.mark.parametrize(("hidden_size", "size"), [(32, {}), (64, {}), (64, {"batch": 1, "length": 1})])
 def test_flex_attention_agrees_in_a_compiled_model(hidden_size, size):
-    """Where torch's kernel for CPUs takes a view that begins inside its storage for the storage's beginning."""
+    """Compiled, torch's kernel for CPUs takes a view that begins inside its storage for the storage's beginning."""
     torch.compiler.reset()
     model = make_model(hidden_size=hidden_size, attn_implementation="sdpa")
     inputs = make_batch(model.config, scored=False, **size)

@@ -1,12 +1,12 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The pipeline: what is kept, what is filled, and what does not depend on the batch."""
+"""The pipeline: prompts are kept, masks are filled, and samples do not depend on the batch."""
 
 import json
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny import random_model
+from tiny import quiet, random_model, seeded
 from transformers import AutoModel, AutoTokenizer
 
 from md4_hf import (
@@ -27,15 +27,8 @@ def tiny_model(vocab_size=28, **kwargs):
 
 @pytest.fixture
 def pipe():
-    pipeline = MaskedDiffusionPipeline(
-        tiny_model(), MaskedDiffusionScheduler(num_inference_steps=8), build_text8_tokenizer()
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
+    scheduler = MaskedDiffusionScheduler(num_inference_steps=8)
+    return quiet(MaskedDiffusionPipeline(tiny_model(), scheduler, build_text8_tokenizer()))
 
 
 def test_unconditional_samples_fill_the_models_length(pipe):
@@ -53,8 +46,7 @@ def test_infilling_keeps_the_given_text_to_the_letter(pipe):
 
 def test_bytes_of_any_script_are_kept_to_the_letter():
     tokenizer = build_byte_tokenizer()
-    pipe = MaskedDiffusionPipeline(tiny_model(258), MaskedDiffusionScheduler(num_inference_steps=4), tokenizer)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet(MaskedDiffusionPipeline(tiny_model(258), MaskedDiffusionScheduler(num_inference_steps=4), tokenizer))
     ids = pipe(prompt="Größe: [MASK][MASK] 漢字", output_type="ids").sequences[0]
     given = tokenizer.encode("Größe: [MASK][MASK] 漢字", add_special_tokens=False)
     kept = torch.tensor(given) != tokenizer.mask_token_id
@@ -81,8 +73,7 @@ def test_ragged_prompts_give_each_row_what_it_gets_alone(pipe):
 @pytest.mark.parametrize("mask_token_id", [0, 5])
 def test_padding_is_never_asked_of_the_network(mask_token_id):
     model = tiny_model(vocab_size=6, mask_token_id=mask_token_id)
-    pipeline = MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=8))
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = quiet(MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=8)))
     asked = []
     model.register_forward_pre_hook(
         lambda _, args, kwargs: asked.append((kwargs["position_mask"] & (kwargs["attention_mask"] == 0)).any()),
@@ -111,8 +102,7 @@ def test_samples_of_a_prompt_lie_together(pipe):
 
 
 def test_a_class_conditional_model_takes_a_label_per_sample():
-    pipe = MaskedDiffusionPipeline(tiny_model(num_classes=3), MaskedDiffusionScheduler(num_inference_steps=4))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet(MaskedDiffusionPipeline(tiny_model(num_classes=3), MaskedDiffusionScheduler(num_inference_steps=4)))
     sequences = pipe(class_labels=[0, 1, 2], num_samples=2, output_type="ids", generator=seeded(0)).sequences
     assert len(sequences) == 6
     same_label = pipe(class_labels=1, num_samples=6, output_type="ids", generator=seeded(0)).sequences
@@ -155,8 +145,7 @@ def test_one_flat_folder_serves_every_loader(pipe, tmp_path):
     assert not any(path.is_dir() for path in tmp_path.iterdir())
     expected = pipe(num_samples=2, generator=seeded(0)).texts
     for loader in (MaskedDiffusionPipeline, DiffusionPipeline):
-        loaded = loader.from_pretrained(tmp_path)
-        loaded.set_progress_bar_config(disable=True)
+        loaded = quiet(loader.from_pretrained(tmp_path))
         assert isinstance(loaded, MaskedDiffusionPipeline)
         assert loaded(num_samples=2, generator=seeded(0)).texts == expected
     assert isinstance(AutoModel.from_pretrained(tmp_path), MD4ForMaskedDiffusion)

@@ -4,24 +4,18 @@
 import pytest
 import torch
 from test_scheduling import DRAWS, LEAST_P, make, p_value
-from tiny import random_model
+from tiny import quiet, random_model, seeded
 from toy import ToyWorld
 
 import md4_hf.core.scheduling_masked_diffusion as scheduling
 from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def make_pipeline(vocab=3, length=3, scheduler_arguments=None, **kwargs):
     """A tiny real model without a tokenizer, and its pipeline."""
     model = random_model(vocab + 1, length, std=0.5, **kwargs).eval()
     scheduler = MaskedDiffusionScheduler(**{"num_inference_steps": 6, **(scheduler_arguments or {})})
-    pipeline = MaskedDiffusionPipeline(model, scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return quiet(MaskedDiffusionPipeline(model, scheduler))
 
 
 class CallRecorder:
@@ -185,7 +179,7 @@ def test_a_prompt_is_kept_and_only_its_masks_are_planned():
 def test_drawing_in_parts_draws_the_same(monkeypatch):
     scheduler = MaskedDiffusionScheduler(mask_token_id=30, num_inference_steps=4)
     sample, logits = torch.full((3, 7), 30), torch.randn(3, 7, 31, generator=seeded(0))
-    whole = scheduler.step(logits, scheduler.timesteps[-1], sample, generator=seeded(1))
+    at_once = scheduler.step(logits, scheduler.timesteps[-1], sample, generator=seeded(1))
     largest = 0
     token_probabilities = scheduler._token_probabilities
 
@@ -196,8 +190,9 @@ def test_drawing_in_parts_draws_the_same(monkeypatch):
 
     monkeypatch.setattr(scheduler, "_token_probabilities", watch)
     monkeypatch.setattr(scheduling, "PROBABILITIES_AT_A_TIME", 64)
-    parts = scheduler.step(logits, scheduler.timesteps[-1], sample, generator=seeded(1))
-    assert torch.equal(parts.prev_sample, whole.prev_sample) and torch.equal(parts.sampled_probs, whole.sampled_probs)
+    in_parts = scheduler.step(logits, scheduler.timesteps[-1], sample, generator=seeded(1))
+    assert torch.equal(in_parts.prev_sample, at_once.prev_sample)
+    assert torch.equal(in_parts.sampled_probs, at_once.sampled_probs)
     assert largest <= 64
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from clean_environment import link_packages, run_isolated
-from tiny import random_model
+from tiny import quiet, random_model
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
 import md4_hf
@@ -67,18 +67,13 @@ def make_image_model(backbone):
 
 
 def make_pipeline(**kwargs):
-    pipeline = MaskedDiffusionPipeline(
-        random_model(28, 16, std=0.3, **kwargs),
-        MaskedDiffusionScheduler(num_inference_steps=6, top_p=0.9),
-        build_text8_tokenizer(),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    model, scheduler = random_model(28, 16, std=0.3, **kwargs), MaskedDiffusionScheduler(6, top_p=0.9)
+    return quiet(MaskedDiffusionPipeline(model, scheduler, build_text8_tokenizer()))
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Saved folders: with and without time, the bare model, and a pipeline with its code; and what they answer here."""
+    """Saved models with and without time, the bare model, a pipeline with its code, and the outputs of this process."""
     root = tmp_path_factory.mktemp("remote")
     for name, kwargs in (("timed", {}), ("timeless", {"time_conditioning": False})):
         make_pipeline(**kwargs).save_pretrained(root / name)
@@ -162,8 +157,7 @@ def test_an_exported_pipeline_is_flat_and_carries_all_its_code(folders):
 
 
 def test_without_the_package_diffusers_opens_an_exported_pipeline(folders, tmp_path):
-    expected = MaskedDiffusionPipeline.from_pretrained(folders / "exported")
-    expected.set_progress_bar_config(disable=True)
+    expected = quiet(MaskedDiffusionPipeline.from_pretrained(folders / "exported"))
     expected = expected(num_samples=2, generator=torch.Generator().manual_seed(0)).texts
     code = f"""
 import importlib.util, torch
@@ -174,11 +168,11 @@ def texts(folder):
     pipe.set_progress_bar_config(disable=True)
     assert pipe.scheduler.config.top_p == 0.9
     return pipe, pipe(num_samples=2, generator=torch.Generator().manual_seed(0)).texts
-pipe, got = texts({str(folders / "exported")!r})
-assert got == {expected!r}, got
+pipe, found = texts({str(folders / "exported")!r})
+assert found == {expected!r}, found
 assert pipe.to(torch.float64).dtype == torch.float64
 pipe.to(torch.float32).save_pretrained("again")
-assert texts("again")[1] == got
+assert texts("again")[1] == found
 try:
     DiffusionPipeline.from_pretrained("again")
 except ValueError as error:
@@ -204,7 +198,7 @@ print("done")
     ],
 )
 def test_importing_the_package_is_enough_for_diffusers(statement, folders):
-    """Whichever is imported first, and through whichever module."""
+    """In any order of the imports, and through any module of the package."""
     code = f"""{statement}
 pipe = DiffusionPipeline.from_pretrained({str(folders / "timed")!r})
 print(type(pipe).__module__, type(pipe.model).__module__, type(pipe.scheduler).__module__)"""
@@ -261,7 +255,7 @@ def test_image_processors_are_known_whatever_is_imported_first(imports, tmp_path
     assert result.stdout.strip() == "md4_hf.core.image_processing_md4"
 
 
-# What must not be opened ----------------------------------------------------------------------------------------------
+# Folders that must not be opened --------------------------------------------------------------------------------------
 
 
 def test_a_folder_without_weights_is_an_error(folders, tmp_path):

@@ -36,8 +36,8 @@ def p_value(world, sample, expected):
     rare = expected < 5
     counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
     expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-    keep = expected > 0
-    return stats.chisquare(counts[keep].numpy(), expected[keep].numpy()).pvalue
+    possible = expected > 0
+    return stats.chisquare(counts[possible].numpy(), expected[possible].numpy()).pvalue
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
@@ -61,13 +61,13 @@ def test_filtered_samples_have_the_distribution_of_the_filtered_chain(sampler, a
     def filtered(states):
         logits = world.exact_logits(states)[..., :-1] / arguments.get("temperature", 1.0)
         ordered = logits.softmax(-1).sort(descending=True)
-        keep = torch.ones_like(logits, dtype=torch.bool)
+        kept = torch.ones_like(logits, dtype=torch.bool)
         if "top_k" in arguments:
-            keep &= torch.zeros_like(keep).scatter(-1, ordered.indices[..., : arguments["top_k"]], True)
+            kept &= torch.zeros_like(kept).scatter(-1, ordered.indices[..., : arguments["top_k"]], True)
         if "top_p" in arguments:
             nucleus = ordered.values.cumsum(-1) - ordered.values < arguments["top_p"]
-            keep &= torch.zeros_like(keep).scatter(-1, ordered.indices, nucleus)
-        return torch.nn.functional.pad(logits.masked_fill(~keep, -1e9), (0, 1))
+            kept &= torch.zeros_like(kept).scatter(-1, ordered.indices, nucleus)
+        return torch.nn.functional.pad(logits.masked_fill(~kept, -1e9), (0, 1))
 
     expected = world.exact_chain(filtered, scheduler.unmask_probabilities())
     expected[expected < 1e-12] = 0
@@ -128,11 +128,11 @@ def test_logits_of_the_masked_positions_alone_give_the_same_step():
     scheduler = make(world, num_inference_steps=3)
     sample = torch.randint(4, (50, 3), generator=torch.Generator().manual_seed(0))
     logits = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(1))
-    whole, part = (
+    of_all, of_masked = (
         scheduler.step(x, scheduler.timesteps[1], sample, generator=torch.Generator().manual_seed(2)).prev_sample
         for x in (logits, logits[sample == world.mask])
     )
-    assert torch.equal(whole, part)
+    assert torch.equal(of_all, of_masked)
 
 
 def test_a_rows_own_generator_makes_it_independent_of_the_batch():

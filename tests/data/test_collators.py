@@ -20,7 +20,7 @@ def config(**kwargs):
 
 
 def features(count):
-    """Something to learn: the same token all along."""
+    """Sequences of one repeated token, which a model can learn."""
     return [{"input_ids": [number % VOCAB] * LENGTH} for number in range(count)]
 
 

@@ -167,14 +167,14 @@ def test_long_documents_are_cut_into_pieces_without_a_trace(build_tokenizer, mon
     texts = ["Some words, 12 Ünïts. " * 50, "nospace" * 50, "one two  three - four 5 six é seven\n" * 30]
     tokenizer = build_tokenizer()
     monkeypatch.setattr(packing_module, "PIECES_PER_CALL", 3)
-    whole = packing_module._tokenize({"text": texts}, tokenizer)
+    at_once = packing_module._tokenize({"text": texts}, tokenizer)
     split_long_text = packing_module._split_long_text
     monkeypatch.setattr(packing_module, "_split_long_text", lambda text: split_long_text(text, max_characters=20))
     pieces = packing_module._tokenize({"text": texts}, tokenizer)
-    assert len(whole["input_ids"]) == 3 and len(pieces["input_ids"]) > 50
-    np.testing.assert_array_equal(np.concatenate(pieces["input_ids"]), np.concatenate(whole["input_ids"]))
+    assert len(at_once["input_ids"]) == 3 and len(pieces["input_ids"]) > 50
+    np.testing.assert_array_equal(np.concatenate(pieces["input_ids"]), np.concatenate(at_once["input_ids"]))
     assert pieces["starts_document"].sum() == 3
-    assert set(pieces["characters_per_token"]) == set(whole["characters_per_token"])
+    assert set(pieces["characters_per_token"]) == set(at_once["characters_per_token"])
     assert all("".join(split_long_text(text, max_characters=20)) == text for text in texts)
 
 

@@ -199,13 +199,13 @@ def world_pairs():
     """All contexts and continuations of the world, an empty context too, with their exact log-likelihoods."""
     world = ToyWorld()
     texts = ["".join("abc"[token] for token in sequence) for sequence in world.sequences.tolist()]
-    whole = dict(zip(texts, world.probability.tolist(), strict=True))
+    probability_of = dict(zip(texts, world.probability.tolist(), strict=True))
 
     def probability(prefix):
-        return sum(p for text, p in whole.items() if text.startswith(prefix))
+        return sum(p for text, p in probability_of.items() if text.startswith(prefix))
 
     pairs = [(text[:n], text[n:]) for text in texts for n in range(3)]
-    exact = [(torch.tensor(whole[a + b]) / probability(a)).log().item() for a, b in pairs]
+    exact = [(torch.tensor(probability_of[a + b]) / probability(a)).log().item() for a, b in pairs]
     return world, pairs, exact
 
 
@@ -232,7 +232,7 @@ def test_the_estimate_tends_to_the_log_likelihood(world_pairs):
     assert (ratio - 1.0).mean().abs() < 4.0 * deviation / len(pairs) ** 0.5
 
 
-# What is scored -------------------------------------------------------------------------------------------------------
+# Scores ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"time_conditioning": False}, GENMD4], ids=str)
@@ -381,9 +381,9 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_order(folder, questions):
     shuffled = random.Random(1).sample(range(len(requests)), len(requests))
     for batch_size in (5, "64"):
         lm = MD4LM(str(folder), draws=DRAWS, batch_size=batch_size)
-        others = lm.loglikelihood([requests[i] for i in shuffled], disable_tqdm=True)
-        assert [other[0] for other in others] == pytest.approx([scores[i][0] for i in shuffled], rel=1e-4)
-        assert [other[1] for other in others] == [scores[i][1] for i in shuffled]
+        reordered = lm.loglikelihood([requests[i] for i in shuffled], disable_tqdm=True)
+        assert [other[0] for other in reordered] == pytest.approx([scores[i][0] for i in shuffled], rel=1e-4)
+        assert [other[1] for other in reordered] == [scores[i][1] for i in shuffled]
     other_seed = MD4LM(str(folder), draws=DRAWS, seed=1, batch_size=64).loglikelihood(requests, disable_tqdm=True)
     assert all(abs(a[0] - b[0]) > 1e-4 for a, b in zip(scores, other_seed, strict=True))
 
@@ -409,7 +409,7 @@ def test_auto_takes_smaller_batches_when_memory_is_short(folder, questions, monk
 
 
 def test_one_token_choices_are_ranked_exactly(lm):
-    """They meet the same times and masks, so that their bounds are the exact negative logarithms times one number."""
+    """All endings meet the same times and masks: their bounds are the exact negative logarithms times one number."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     requests = [request("the ca", letter, doc=9) for letter in letters]
     scores = torch.tensor([score for score, _ in lm.loglikelihood(requests, disable_tqdm=True)])
@@ -474,11 +474,11 @@ def test_generations_do_not_depend_on_the_batch_or_the_order(folder):
 
 def test_a_generation_ends_before_the_first_of_the_strings(lm):
     options = {"max_gen_toks": 20, "num_inference_steps": 8}
-    (whole,) = generations(lm, [request("the cat", options, doc=0)])
-    end, later = whole[5:7], whole[9:11]
-    (cut,) = generations(lm, [request("the cat", {**options, "until": [later, end, ""]}, doc=0)])
-    assert cut == whole[: min(whole.find(end), whole.find(later))]
-    assert generations(lm, [request("the cat", {**options, "until": "7"}, doc=0)]) == [whole]
+    (unlimited,) = generations(lm, [request("the cat", options, doc=0)])
+    end, later = unlimited[5:7], unlimited[9:11]
+    (limited,) = generations(lm, [request("the cat", {**options, "until": [later, end, ""]}, doc=0)])
+    assert limited == unlimited[: min(unlimited.find(end), unlimited.find(later))]
+    assert generations(lm, [request("the cat", {**options, "until": "7"}, doc=0)]) == [unlimited]
 
 
 def test_a_generation_ends_at_the_end_of_text():
@@ -643,10 +643,10 @@ def test_other_orders_and_parts_of_a_task_give_its_documents_the_same_likelihood
         samples = evaluate_task(folder, device="cpu", limit=limit, **arguments)["samples"]["endings"]
         return {x["doc"]["beginning"]: [response[0][0] for response in x["resps"]] for x in samples}
 
-    whole, part = likelihoods(task_folder), likelihoods(tmp_path, limit=5)
-    assert list(part) == [question["beginning"] for question in shuffled[:5]] != list(whole)[:5]
-    for beginning, found in part.items():
-        assert found == pytest.approx(whole[beginning], rel=1e-4)
+    complete, limited = likelihoods(task_folder), likelihoods(tmp_path, limit=5)
+    assert list(limited) == [question["beginning"] for question in shuffled[:5]] != list(complete)[:5]
+    for beginning, found in limited.items():
+        assert found == pytest.approx(complete[beginning], rel=1e-4)
 
 
 def test_an_adapter_is_evaluated_on_its_base(folder, tmp_path):
@@ -683,7 +683,7 @@ def start_command(folder, task_folder, output, **environment):
     model_args = f"pretrained={folder},draws={DRAWS}"
     arguments = f"--model md4_hf --model_args {model_args} --tasks endings --include_path {task_folder}"
     arguments += f" --batch_size 8 --device cpu --output_path {output}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments.split()],
         env=environment,

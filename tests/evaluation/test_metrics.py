@@ -135,7 +135,7 @@ def test_the_citation_stands_in_one_place():
 
 
 def test_the_metrics_load_offline_from_another_folder_with_caches_of_their_own(tmp_path, folder):
-    """And nothing is written but caches."""
+    """Nothing but caches is written."""
     code = f"""
 import evaluate
 

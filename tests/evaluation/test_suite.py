@@ -179,10 +179,10 @@ def test_the_paper_of_a_preparation_decides_the_split():
 def test_text8_is_scored_on_its_last_five_million_characters(tmp_path, monkeypatch):
     monkeypatch.setattr("md4_hf.evaluation.tasks.TEXT8_CHARACTERS", 1000)
     monkeypatch.setattr("md4_hf.evaluation.tasks.TEXT8_TEST_CHARACTERS", 50)
-    whole, part = tmp_path / "text8", tmp_path / "part.txt"
-    whole.write_text("ab cd" * 200)
+    complete, part = tmp_path / "text8", tmp_path / "part.txt"
+    complete.write_text("ab cd" * 200)
     part.write_text("ab cd" * 100)
-    (row,) = load_rows(recipe(task="text8", data=str(whole)))
+    (row,) = load_rows(recipe(task="text8", data=str(complete)))
     assert row["text"] == "ab cd" * 10
     (row,) = load_rows(recipe(task="text8", data=str(part)))
     assert len(row["text"]) == 500
@@ -279,9 +279,9 @@ def test_a_suite_prints_a_table_and_writes_what_is_needed_to_repeat_it(model, fi
 
 
 def test_neither_the_batch_size_nor_an_interruption_changes_a_result(model, files, tmp_path, monkeypatch):
-    whole = evaluate(model, files, tmp_path / "whole", "--draws", "2", "--batch_size", "64")
+    expected = evaluate(model, files, tmp_path / "whole", "--draws", "2", "--batch_size", "64")
     assert values(evaluate(model, files, tmp_path / "small", "--draws", "2", "--batch_size", "3")) == pytest.approx(
-        values(whole), rel=1e-5
+        values(expected), rel=1e-5
     )
     for path in sorted((tmp_path / "whole" / "rounds").rglob("round-0.safetensors"))[:2]:
         path.unlink()
@@ -292,7 +292,7 @@ def test_neither_the_batch_size_nor_an_interruption_changes_a_result(model, file
     original = MD4Trainer.predict
     monkeypatch.setattr(predict, lambda self, *args, **kwargs: calls.append(1) or original(self, *args, **kwargs))
     again = evaluate(model, files, tmp_path / "whole", "--draws", "2", "--batch_size", "64")
-    assert values(again) == values(whole) and len(calls) == 2, "only what is missing is evaluated"
+    assert values(again) == values(expected) and len(calls) == 2, "only what is missing is evaluated"
 
 
 def test_results_of_other_settings_and_tasks_are_kept(model, files, tmp_path):
@@ -476,9 +476,11 @@ def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files,
 
 def test_one_report_with_several_recipes_has_a_row_for_each(tables, model, files, tmp_path, capsys):
     report = evaluate(model, files, tmp_path, "--draws", "2", "--tasks", "ptb", "lm1b")
-    others = [{**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in report["results"]]
+    unlike_results = [
+        {**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in report["results"]
+    ]
     (path,) = tmp_path.glob("*.json")
-    path.write_text(json.dumps({**report, "results": [*report["results"], *others]}))
+    path.write_text(json.dumps({**report, "results": [*report["results"], *unlike_results]}))
     capsys.readouterr()
     tables["main"]([str(tmp_path), "--tables", "zero-shot"])
     rows = [line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line]

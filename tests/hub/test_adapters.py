@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from tiny import random_model, training_arguments
+from tiny import logged, quiet, random_model, training_arguments
 from transformers import AutoModel
 
 from md4_hf import (
@@ -189,8 +189,7 @@ def test_training_moves_the_adapter_alone_and_accumulation_does_not_matter(base,
     for name, parameter in trainers[0].model.named_parameters():
         assert name not in frozen or torch.equal(parameter, frozen[name])
     assert_same(trained(trainers[0]), trained(trainers[1]), atol=1e-5, rtol=1e-4)
-    first, second = ([e["loss"] for e in t.state.log_history if "loss" in e] for t in trainers)
-    assert first == pytest.approx(second, rel=1e-4)
+    assert logged(trainers[0], "loss") == pytest.approx(logged(trainers[1], "loss"), rel=1e-4)
     assert trainers[0].state.num_input_tokens_seen == 4 * 8 * LENGTH
 
 
@@ -241,8 +240,7 @@ def test_a_shared_adapter_has_all_that_it_needs(base, tmp_path):
     card = (tmp_path / "shared/README.md").read_text()
     assert "library_name: peft" in card and f'from_pretrained("{base}"' in card and "LoRA, rank 4" in card
     assert "base_model:" not in card, "which is for ids of the Hub"
-    pipeline = load_pipeline(str(tmp_path / "shared"), device="cpu")
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = quiet(load_pipeline(str(tmp_path / "shared"), device="cpu"))
     assert len(pipeline(output_type="ids", num_inference_steps=2).sequences[0]) == LENGTH
     record = json.loads((tmp_path / "shared/base_model.json").read_text())
     assert record == {"fingerprint": fingerprint(load_model(str(base)))}

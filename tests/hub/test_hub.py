@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pushing to a Hub and loading by id from it, over real HTTP: what arrives, and what is left when something fails.
+"""Pushing to a Hub and loading by id from it, over real HTTP: contents, and the state after failures.
 
 The functions above the tests run in processes of their own, whose Hub is the server of `hub_server.py` and whose cache
 is empty. Few processes serve all tests: starting one takes longer than what it does.
@@ -307,7 +307,7 @@ def pushed(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(hub, pushed, tmp_path_factory):
-    """What `load` finds of that; its process has no token."""
+    """Results of `load` on the pushed repositories; its process has no token."""
     files = {path: file.data for path, file in hub.repository("user/flat").branches["main"].files.items()}
     hub.add_files("user/gated", files)
     hub.add_files("user/weightless", {path: data for path, data in files.items() if path != "model.safetensors"})
@@ -437,8 +437,8 @@ def test_the_token_stays_with_the_hub(hub, pushed, loaded):
 
 def test_a_download_goes_on_where_it_was_cut_off(hub, transferred):
     assert transferred["downloads"]["once"] is None and transferred["downloads"]["pipeline-once"] is None
-    whole, rest = hub.asked("GET", "/user/once/[0-9a-f]{64}")
-    assert "range" not in whole.headers and rest.headers["range"] == f"bytes={50_000 // 4096 * 4096}-"
+    complete, rest = hub.asked("GET", "/user/once/[0-9a-f]{64}")
+    assert "range" not in complete.headers and rest.headers["range"] == f"bytes={50_000 // 4096 * 4096}-"
 
 
 @pytest.mark.parametrize("name", FAILED_DOWNLOADS)
@@ -451,10 +451,10 @@ def test_a_download_that_fails_leaves_nothing_half_written(hub, transferred, nam
     }
     assert causes[name] in transferred["downloads"][name]
     files = hub.repository(f"user/{name}").branches["main"].files
-    whole = {**files, **{file.etag: file for file in files.values()}}
+    by_name = {**files, **{file.etag: file for file in files.values()}}
     cached = transferred["cached"][name]
     assert "config.json" in cached and "model.safetensors" not in cached
-    assert all(data == whole[path].data for path, data in cached.items())
+    assert all(data == by_name[path].data for path, data in cached.items())
     assert torch.equal(transferred["later downloads"][name], logits(make_pipeline(1).model))
 
 

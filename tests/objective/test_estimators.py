@@ -273,7 +273,7 @@ def test_rounds_go_on_until_the_target_is_reached_or_there_are_too_many(tmp_path
 
 
 def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
-    whole = evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4))
+    unbroken = evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4))
     store, recipe = tmp_path / "deep" / "rounds", {"model": "tiny"}
 
     def interrupt(rounds):
@@ -288,11 +288,11 @@ def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
     predict = trainer.predict
     trainer.predict = lambda *args, **kwargs: calls.append(trainer.args.eval_seed) or predict(*args, **kwargs)
     resumed = evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), store=store, recipe=recipe)
-    assert np.array_equal(resumed.nelbo, whole.nelbo) and calls == [2 * SEED_STRIDE, 3 * SEED_STRIDE]
+    assert np.array_equal(resumed.nelbo, unbroken.nelbo) and calls == [2 * SEED_STRIDE, 3 * SEED_STRIDE]
     evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), store=store, recipe=recipe)
     assert len(calls) == 2, "nothing is left to do"
     fewer = evaluate_in_rounds(trainer, examples(), Stopping(rounds=3), store=store, recipe=recipe)
-    assert np.array_equal(fewer.nelbo, whole.nelbo[:3]), "as if the others had not been done"
+    assert np.array_equal(fewer.nelbo, unbroken.nelbo[:3]), "as if the others had not been done"
     other = evaluate_in_rounds(trainer, examples(), Stopping(rounds=1), store=store, recipe={"model": "another"})
     assert len(calls) == 3 and len(other.nelbo) == 1
 

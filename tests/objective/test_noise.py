@@ -41,7 +41,7 @@ def test_neighbouring_keys_are_unrelated():
 
 
 def test_a_known_key_gives_the_known_number():
-    """Checkpoints resume on the same noise only as long as this stays."""
+    """A checkpoint resumes on its own noise only while these numbers stay."""
     assert keyed_uniform(0, 1, 2, dtype=torch.float64).item() == pytest.approx(KNOWN, abs=1e-15)
 
 

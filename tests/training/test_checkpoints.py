@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason(tmp_path, reason, c
 
 
 def test_a_checkpoint_gets_its_name_when_it_is_whole_and_on_the_disk(tmp_path, monkeypatch):
-    """What the disk holds at the moment of the renaming is what is left if the process, or the machine, dies then."""
+    """If the process or the machine dies at the moment of the renaming, what the disk holds then is left."""
     staged, final, renamed, synced = tmp_path / "staged", tmp_path / "checkpoint-1", [], set()
     fsync, replace = os.fsync, os.replace
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The same numbers on two processes as on one: DDP, FSDP2 and DeepSpeed's ZeRO, whole, cut up, and resumed."""
+"""Equal numbers on two processes and on one: DDP, FSDP2 and DeepSpeed's ZeRO, at once, in micro-batches, resumed."""
 
 import re
 import shutil
@@ -36,7 +36,7 @@ def single(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def extensions(tmp_path_factory):
-    """Where DeepSpeed compiles: a build that was killed locks a folder that others share."""
+    """Folder in which DeepSpeed compiles: a build that was killed locks a folder that other runs share."""
     return str(tmp_path_factory.mktemp("extensions"))
 
 
@@ -46,7 +46,7 @@ def weights(folder):
 
 
 def assert_same_run(folder, expected, steps):
-    """Losses of the last steps, evaluation and averaged weights."""
+    """Compare the losses of the last steps, the evaluation and the averaged weights."""
     result, reference = (torch.load(place / "result.pt") for place in (folder, expected))
     assert [entry["step"] for entry in result["logs"]][-steps:] == list(range(7 - steps, 7))
     for name in {"loss", "nelbo", "grad_norm", "epoch"} & set(reference["logs"][0]):
@@ -60,7 +60,7 @@ def assert_same_run(folder, expected, steps):
 
 
 def assert_same_repository(folder, expected):
-    """The same files; the base of an adapter and the number of parameters, which a rank alone does not know."""
+    """Compare file names, the base of an adapter, and the number of parameters, which a rank alone does not know."""
     assert {path.name for path in folder.iterdir()} == {path.name for path in expected.iterdir()}
     cards = [re.search(r"Parameters.*", (place / "README.md").read_text()).group() for place in (folder, expected)]
     assert cards[0] == cards[1]

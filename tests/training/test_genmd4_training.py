@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import random_model, training_arguments
+from tiny import logged, quiet, random_model, seeded, training_arguments
 
 from md4_hf import (
     DataCollatorForMaskedDiffusion,
@@ -61,7 +61,7 @@ def weights(trainer):
 
 @pytest.mark.parametrize("copies", [2, 3])
 def test_an_adapter_may_train_the_schedules_with_it(tmp_path, copies):
-    """PEFT wraps them then: they stay schedules, do not decay, and have their own rate."""
+    """PEFT wraps the schedules then: they stay schedules, do not decay, and have their own rate."""
     model = add_adapter(genmd4_model(), LoraArguments(lora_r=2, modules_to_save="token_schedule"))
     torch.testing.assert_close(bound_of(model), bound_of(genmd4_model()), atol=1e-5, rtol=0)
     options = {"schedule_lr_multiplier": 10.0, "weight_decay": 0.5, "num_copies": copies, "max_steps": 2}
@@ -86,22 +86,18 @@ def assert_same(first, second):
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
 @pytest.mark.parametrize("size, accumulation", [(4, 2), (1, 8)])
 def test_accumulation_changes_neither_losses_nor_weights(tmp_path, size, accumulation):
-    whole = make_trainer(tmp_path / "whole")
-    parts = make_trainer(
-        tmp_path / "parts", per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
-    )
-    for trainer in (whole, parts):
+    """In float64: AdamW divides a gradient by its size, and with it the rounding of float32."""
+    at_once = make_trainer(tmp_path / "at_once", genmd4_model().double())
+    options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+    in_parts = make_trainer(tmp_path / "in_parts", genmd4_model().double(), **options)
+    for trainer in (at_once, in_parts):
         trainer.train()
-    assert_same(weights(whole), weights(parts))
+    assert_same(weights(at_once), weights(in_parts))
     for name in ("loss", "nelbo"):
-        assert logged(whole, name) == pytest.approx(logged(parts, name), rel=1e-4)
-    assert logged(whole, "nelbo") != pytest.approx(logged(whole, "loss"), rel=1e-3), "the loss is a surrogate"
+        assert logged(at_once, name) == pytest.approx(logged(in_parts, name), rel=1e-4)
+    assert logged(at_once, "nelbo") != pytest.approx(logged(at_once, "loss"), rel=1e-3), "the loss is a surrogate"
 
 
 def test_resuming_gives_the_unbroken_run(tmp_path):
@@ -199,17 +195,16 @@ def test_the_logged_bound_is_the_mean_since_the_last_log_and_the_bits_are_its(tm
 
 def test_saving_keeps_the_exponents_and_the_pipeline_samples_with_them(tmp_path):
     model = genmd4_model(28, 16).eval()
-    pipe = MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=8), build_text8_tokenizer())
-    pipe.set_progress_bar_config(disable=True)
-    expected = pipe(num_samples=3, generator=torch.Generator().manual_seed(0)).texts
+    scheduler = MaskedDiffusionScheduler(num_inference_steps=8)
+    pipe = quiet(MaskedDiffusionPipeline(model, scheduler, build_text8_tokenizer()))
+    expected = pipe(num_samples=3, generator=seeded(0)).texts
     pipe.save_pretrained(tmp_path)
-    loaded = MaskedDiffusionPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
+    loaded = quiet(MaskedDiffusionPipeline.from_pretrained(tmp_path))
     assert torch.equal(loaded.model.token_schedule.free_exponents, model.token_schedule.free_exponents)
-    assert loaded(num_samples=3, generator=torch.Generator().manual_seed(0)).texts == expected
+    assert loaded(num_samples=3, generator=seeded(0)).texts == expected
     with torch.no_grad():
         model.token_schedule.free_exponents.fill_(1.0)
-    assert pipe(num_samples=3, generator=torch.Generator().manual_seed(0)).texts != expected
+    assert pipe(num_samples=3, generator=seeded(0)).texts != expected
 
 
 def test_exponents_stay_in_float32_and_follow_the_vocabulary(tmp_path):
@@ -259,7 +254,7 @@ def test_bad_configurations_and_arguments_are_named(tmp_path):
         genmd4_model()(x0, timesteps=torch.tensor([0.5, 0.5]), mask_noise=torch.rand(2, LENGTH))
 
 
-# What was learned -----------------------------------------------------------------------------------------------------
+# Learned schedules ----------------------------------------------------------------------------------------------------
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
 

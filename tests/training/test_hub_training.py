@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Training that shares its model: what `MD4Trainer` and the `md4` command leave on a Hub, over real HTTP."""
+"""Training that shares its model: the repositories that `MD4Trainer` and `md4` leave on a Hub, over real HTTP."""
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
@@ -138,7 +138,7 @@ def share():
 
 
 def load():
-    """What a newcomer finds."""
+    """Load all that was shared, in a process that has shared nothing."""
     pipeline = MaskedDiffusionPipeline.from_pretrained("user/run")
     return {
         "run": logits(pipeline.model),

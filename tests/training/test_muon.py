@@ -58,7 +58,7 @@ def test_only_the_matrices_of_the_blocks_decay():
 
 @pytest.mark.parametrize("hidden_size", [16, 64])
 def test_a_step_of_muon_has_one_size_at_any_width(hidden_size):
-    """That of AdamW's later steps, about 0.2 of the learning rate (root mean square), so that one rate serves both."""
+    """The size of AdamW's later steps, about 0.2 of the learning rate (root mean square): one rate serves both."""
     model = tiny_model(hidden_size)
     before = copy.deepcopy(model)
     for parameter in model.parameters():

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
 from launching import HERE, TORCHRUN
 from launching import run as launch
-from tiny import random_model, training_arguments
+from tiny import logged, random_model, training_arguments
 
 from md4_hf import (
     MD4ForMaskedDiffusion,
@@ -66,10 +66,6 @@ def make_trainer(folder, stream, model=None, **kwargs):
     options = {**batch_sizes, "save_strategy": "steps", "save_steps": 100, "ema_decay": 0.5, **kwargs}
     model = model or random_model(EOS + 2, LENGTH, std=0.1, embedding_dropout=0.1)
     return MD4Trainer(model=model, args=training_arguments(folder, **options), train_dataset=stream)
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def weights(trainer):

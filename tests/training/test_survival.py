@@ -74,7 +74,7 @@ def test_torchrun_restarts_a_run_whose_rank_died(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_a_run_and_the_workers_of_its_loader_leaves_a_checkpoint(tmp_path, number):
-    """As a terminal and schedulers send it: the workers serve until the step is done."""
+    """A terminal and schedulers send it so: the workers serve until the step is done."""
     process = start([sys.executable, STORM, tmp_path], STORM_WORKERS="2")
     wait_for(lambda: checkpoints(tmp_path), process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -89,7 +89,7 @@ def test_a_signal_to_a_run_and_the_workers_of_its_loader_leaves_a_checkpoint(tmp
 
 @pytest.mark.slow
 def test_a_signal_to_the_launcher_and_again_to_the_ranks_leaves_a_checkpoint(tmp_path):
-    """As schedulers send it: to all processes, and the launcher passes it on; the ranks have loader workers too."""
+    """Schedulers signal all processes, and the launcher passes the signal on; the ranks have loader workers too."""
     process = start([*TORCHRUN, STORM, tmp_path], STORM_WORKERS="1", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="100")
     wait_for(lambda: len(checkpoints(tmp_path)) >= 2, process)
     for member in psutil.Process(process.pid).children(recursive=True):

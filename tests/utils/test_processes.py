@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a run refuses at its start, and the launch files."""
+"""Arguments that a run refuses at its start, and the launch files."""
 
 import json
 import os

@@ -67,7 +67,7 @@ def make_image_model(backbone):
 
 
 def make_pipeline(**kwargs):
-    model, scheduler = random_model(28, 16, std=0.3, **kwargs), MaskedDiffusionScheduler(6, top_p=0.9)
+    model, scheduler = random_model(28, 16, std=0.3, **kwargs), MaskedDiffusionScheduler(num_inference_steps=6, top_p=0.9)
     return quiet(MaskedDiffusionPipeline(model, scheduler, build_text8_tokenizer()))
 
 

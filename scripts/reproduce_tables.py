@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from md4_hf import TASKS, write_whole
+from md4_hf.objective.figures import Figure
 
 
 PUBLISHED = Path(__file__).with_name("published_results.json")
@@ -106,12 +108,12 @@ def own_rows(table: Table, report: dict[str, Any]) -> list[list[str]]:
 
 
 def figure(result: dict[str, Any]) -> str:
-    """A measured figure with its error, which one example alone does not have."""
+    """A measured figure with its error, which one example alone does not have, in the digits of the papers."""
     if result["value"] is None:  # JSON has no word for infinite
         return "not finite"
     digits = 2 if result["metric"] == "perplexity" else 3
-    stderr = "" if result["stderr"] is None else f" ± {result['stderr']:.{digits}f}"
-    return f"{'≤ ' if result['is_bound'] else ''}{result['value']:.{digits}f}{stderr}"
+    measured = Figure(result["metric"], result["value"], math.nan if result["stderr"] is None else result["stderr"])
+    return f"{'≤ ' if result['is_bound'] else ''}{measured:.{digits}f}"
 
 
 def describe(results: list[dict[str, Any]], report: dict[str, Any]) -> str:

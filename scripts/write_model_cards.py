@@ -15,7 +15,8 @@ import torch
 from huggingface_hub import ModelCardData
 
 from md4_hf import PRESETS, MD4Config, MD4ForMaskedDiffusion
-from md4_hf.training.model_card import IMAGE_TAGS, PAPER, TAGS, pipeline_tag
+from md4_hf.objective import modality
+from md4_hf.training.model_card import IMAGE_TAGS, PAPER, TAGS
 
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -193,9 +194,10 @@ def make_card(name, preset, result) -> str:
 
 def make_metadata(preset) -> ModelCardData:
     """Metadata for the Hub, without a licence, which is for weights."""
+    kind = modality.IMAGES if preset.is_image else modality.TEXT
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag=pipeline_tag(preset.is_image, preset.model.get("time_conditioning", True)),
+        pipeline_tag=kind.pipeline_tag(preset.model.get("time_conditioning", True)),
         language=None if preset.is_image else ["en"],
         tags=IMAGE_TAGS if preset.is_image else TAGS,
     )

@@ -23,6 +23,7 @@ from ..evaluation.rounds import Stopping, evaluate_in_rounds
 from ..hub.loading import load_model
 from ..objective.estimators import ANY_ORDER, TIME
 from ..objective.example_order import data_sha256
+from ..objective.modality import modality_of
 from ..training.arguments import MD4TrainingArguments
 from ..training.trainer import MD4Trainer
 from ..utils.files import check_can_be_written, write_whole
@@ -110,7 +111,7 @@ def evaluate(argv: list[str] | None = None):
         check_no_images(image_args)
         data_args.block_size = data_args.block_size or config.max_position_embeddings
         check_block_size(data_args.block_size, config)
-    recipes = {} if suite.suite is None else recipes_of(suite, data_args.block_size, config.is_image)
+    recipes = {} if suite.suite is None else recipes_of(suite, data_args.block_size, modality_of(config))
     folder_of_results = results_folder(suite.output_dir, rest.model)
     if suite.suite is not None:
         check_can_be_written("output_dir", folder_of_results, is_folder=True)

@@ -15,6 +15,7 @@ from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..data.documents import DataArguments, load_validation
 from ..data.images import ImageDataArguments, ImageDataset, encode_images, load_image_table, load_images
 from ..evaluation.baselines import pixel_histogram_bits
+from ..objective.modality import IMAGES
 from ..utils.options import check_left_out
 from .arguments import ModelArguments
 
@@ -72,7 +73,7 @@ def prepare_images(
         encoded = encode_images(images, MD4ImageProcessor.for_config(config), image_args, config.num_classes)
         examples.append(encoded)
         if verbose and hasattr(encoded, "__len__"):
-            print(f"{name} data: {len(encoded):,} images of {describe_size(config)}")
+            print(f"{name} data: {len(encoded):,} {IMAGES.describe_examples(config, None)}")
     return examples
 
 
@@ -81,12 +82,6 @@ def evaluation_images(data_args: DataArguments, image_args: ImageDataArguments, 
     check_levels(image_args, config)
     images = load_validation(data_args, load_images, load_image_table)
     return encode_images(images, MD4ImageProcessor.for_config(config), image_args, config.num_classes)
-
-
-def describe_size(config: MD4Config) -> str:
-    """Height, width and channels."""
-    channels, height, width = config.sample_shape
-    return f"{height} × {width} × {channels}"
 
 
 def measure_image_baselines(train_images, heldout_images, config: MD4Config) -> dict[str, float]:

@@ -30,6 +30,7 @@ from ..evaluation.report import finite
 from ..evaluation.sample_statistics import token_statistics
 from ..evaluation.samples import check_same_tokens, generative_perplexity, generative_perplexity_of_ids
 from ..hub.loading import load_pipeline
+from ..objective.figures import Figure
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import write_whole
 from ..utils.hardware import choose_device
@@ -406,7 +407,8 @@ def print_scores(scores: dict[str, dict[str, Any]], rows: dict, title: str, opti
     for (group, name), label in rows.items():
         values = [measures.get(group, {}).get(name) for measures in scores.values()]
         if any(value is not None for value in values):
-            print(f"  {label:<36}" + "".join(f"{show(value):>14}" for value in values))
+            cells = ["" if value is None else str(Figure(label, value)) for value in values]
+            print(f"  {label:<36}" + "".join(f"{cell:>14}" for cell in cells))
     for note in notes(scores):
         print(f"  {note}")
 
@@ -426,13 +428,6 @@ def notes(scores: dict[str, dict[str, Any]]) -> list[str]:
     if len(set(sizes.values())) > 1:
         found.append(f"there are {sizes['samples']} samples and {sizes['references']} references")
     return found
-
-
-def show(value: float | int | None) -> str:
-    """A figure for the table."""
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 
 
 def judge_recipe(judge: Judge | None) -> dict[str, Any]:

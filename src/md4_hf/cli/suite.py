@@ -24,6 +24,7 @@ from ..evaluation.tasks import (
     make_windows,
 )
 from ..objective.example_order import data_sha256
+from ..objective.modality import IMAGES, Modality
 from ..training.trainer import MD4Trainer
 from ..utils.files import write_whole
 from ..utils.options import check_left_out, option
@@ -131,18 +132,18 @@ class SuiteRun:
         return self.trainer.objective.is_autoregressive
 
 
-def recipes_of(suite: SuiteArguments, length: int, is_image: bool) -> dict[str, Recipe | None]:
+def recipes_of(suite: SuiteArguments, length: int, modality: Modality) -> dict[str, Recipe | None]:
     """The recipe of each chosen task of text, None of those of images; all is checked before any work is done."""
     files, recipes = suite.files(), {}
     for name in suite.chosen:
         task = TASKS[name]
-        if task.is_image != is_image:
-            kind = "images" if is_image else "text"
-            raise ValueError(f"`tasks` must be of {kind} for a model of {kind}, got {name!r}.")
-        if is_image and suite.settings:
+        if task.modality is not modality:
+            raise ValueError(f"`tasks` must be of {modality.name} for a model of {modality.name}, got {name!r}.")
+        if modality is IMAGES and suite.settings:
             raise ValueError(f"The options of preparing text must be left out for images, got {suite.settings}.")
         changes = {"stride": suite.stride, "wrap": suite.wrap, "detokenizer": suite.detokenizer}
-        recipes[name] = None if is_image else make_recipe(task, suite.preparation, length, files.get(name), **changes)
+        file = files.get(name)
+        recipes[name] = None if modality is IMAGES else make_recipe(task, suite.preparation, length, file, **changes)
     return recipes
 
 
@@ -185,7 +186,7 @@ def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) ->
         task=name,
         metric=task.metric,
         is_bound=not trainer.objective.is_autoregressive,
-        metrics=rounds.metrics(task.is_image),
+        metrics=rounds.metrics(task.modality is IMAGES),
         recipe=facts,
         data_sha256=digest,
         note=task.notes.get(facts["split"], ""),

@@ -28,6 +28,8 @@ from ..data.tokenizers import check_tokenizer_matches, load_tokenizer
 from ..evaluation.baselines import ngram_bits_per_character
 from ..hub.adapters import LoraArguments, add_adapter
 from ..hub.loading import adapter_base, load_model
+from ..objective.figures import Figure, figures_of
+from ..objective.modality import IMAGES, modality_of, modality_of_metrics
 from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
 from ..training.trainer import MD4Trainer
@@ -40,7 +42,6 @@ from .arguments import ModelArguments, RunArguments, StartArguments, parse_argum
 from .images import (
     check_no_images,
     check_no_text,
-    describe_size,
     make_image_model,
     measure_image_baselines,
     prepare_images,
@@ -128,7 +129,7 @@ def train_on_images(
         return
     baselines = measure_image_baselines(train_images, heldout_images, config) if args.should_save else {}
     facts = {
-        **describe_data(data_args, f"images of {describe_size(config)}"),
+        **describe_data(data_args, IMAGES.describe_examples(config, None)),
         "baselines": baselines,
         "base_model": start.model_name_or_path,
     }
@@ -213,12 +214,11 @@ def run_training(
     trainer.card_facts = replace(trainer.card_facts, **facts)
     parameters, trained = count_parameters(model), count_parameters(model, trained_only=True)
     size = f"{parameters:,} parameters" if trained == parameters else f"{trained:,} of {parameters:,} parameters train"
-    is_image = model.config.is_image
-    kind = f"images of {describe_size(model.config)}" if is_image else f"sequences of {data_args.block_size} tokens"
+    modality = modality_of(model.config)
+    kind = modality.describe_examples(model.config, data_args.block_size)
     say(trainer, f"{size} on {args.device}; {describe_batch(args, kind)}")
-    unit = "dimension" if is_image else "character"
     for name, bits in facts.get("baselines", {}).items():
-        say(trainer, f"held-out bits per {unit} of the {name} model: {bits:.3f}")
+        say(trainer, f"held-out {modality.bits} of the {name} model: {Figure(name, bits):.3f}")
     with trainer.run_lock:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if trainer.interrupted:
@@ -411,8 +411,7 @@ def finish(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments):
     if trainer.is_world_process_zero():
         trainer.save_metrics("eval", metrics, combined=False)
         print_metrics(metrics, data_args)
-        others = "image processor, samples.png" if trainer.is_image else "tokenizer"
-        print(f"Model, {others}, loss.png and model card are in {folder}")
+        print(f"Model, {modality_of(trainer.model.config).files}, loss.png and model card are in {folder}")
     if trainer.args.push_to_hub:
         share(trainer, folder)
 
@@ -444,23 +443,14 @@ def say(trainer: MD4Trainer, text: str):
 def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     """The figures of an evaluation as a small table."""
     source = data_args.validation_data or f"held-out part of {data_args.data}"
-    is_exact = metrics["eval_num_draws"] == 0
-    name = "−log p" if is_exact else "NELBO"
-    rows = [(f"{name}, nats per token", metrics["eval_loss"], metrics["eval_loss_stderr"])]
-    if "eval_bits_per_dimension" in metrics:
-        size, example, unit = "of images, one for each channel of each pixel", "image", "dimension"
-    else:
-        size, example, unit = f"in blocks of {data_args.block_size}", "block", "character"
-        perplexity = metrics["eval_perplexity"]
-        rows.append(("perplexity", perplexity, perplexity * metrics["eval_loss_stderr"]))
-    if f"eval_bits_per_{unit}" in metrics:
-        bits = metrics[f"eval_bits_per_{unit}"], metrics[f"eval_bits_per_{unit}_stderr"]
-        rows.append((f"bits per {unit}", *bits))
     num_draws = metrics["eval_num_draws"]
-    draws = "" if is_exact else f", {num_draws} draw{'s' if num_draws > 1 else ''} per {example}"
+    figures = figures_of(metrics, "eval_", is_bound=num_draws > 0)
+    modality = modality_of_metrics(figures)
+    tokens = f"{metrics['eval_num_tokens']:,} tokens {modality.tokens.format(length=data_args.block_size)}"
+    draws = f", {num_draws} draw{'s' if num_draws > 1 else ''} per {modality.example}" if num_draws else ""
     rounds = f", {metrics['eval_num_rounds']} rounds" if metrics.get("eval_num_rounds", 1) > 1 else ""
-    print(f"{source}: {metrics['eval_num_tokens']:,} tokens {size}{draws}{rounds}")
-    for name, value, error in rows:
-        print(f"  {name:<22} {value:9.4f} ± {error:.4f}")
+    print(f"{source}: {tokens}{draws}{rounds}")
+    for figure in figures.values():
+        print(f"  {figure.name:<25} {figure}")
     if "eval_monte_carlo_stderr" in metrics:
         print(f"of the error of the NELBO {metrics['eval_monte_carlo_stderr']:.4f} are due to the draws")

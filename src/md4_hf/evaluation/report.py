@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What an evaluation found, as a table, as JSON that says how to repeat it, and as Markdown with `model-index` rows."""
+"""Results of an evaluation as a table, as JSON with how to repeat it, and as Markdown with `model-index` rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..objective.figures import Figure, figures_of
+from ..objective.modality import modality_of_metrics
 from .provenance import versions
-
-
-# Metric, as `nelbo_metrics` calls it -> its name, and digits after the point.
-METRICS = {
-    "perplexity": ("perplexity", 3),
-    "bits_per_character": ("bits per character", 4),
-    "bits_per_dimension": ("bits per dimension", 4),
-}
 
 
 @dataclass(frozen=True)
@@ -29,8 +23,8 @@ class TaskResult:
 
     Args:
         task: Its name.
-        metric: What is reported, a key of `METRICS`.
-        is_bound: Whether that bounds the figure from above; otherwise it is exact.
+        metric: Key of the reported figure in `figures_of`.
+        is_bound: Whether that is an upper bound; otherwise it is exact.
         metrics: Those of `Rounds.metrics`.
         recipe: How the examples were made.
         data_sha256: Digest of all ids and labels.
@@ -48,36 +42,28 @@ class TaskResult:
     command: str = ""
 
     @property
-    def value(self) -> float:
-        """The figure that is reported."""
-        return self.metrics[self.metric]
+    def figure(self) -> Figure:
+        """The reported figure. Its error is of the spread between examples and of the draws together."""
+        return figures_of(self.metrics)[self.metric]
 
     @property
-    def stderr(self) -> float:
-        """Its standard error, of the spread between examples and the draws together."""
-        return self.metrics.get(f"{self.metric}_stderr", self._of_nats(self.metrics["loss_stderr"]))
+    def draws_error(self) -> float:
+        """The standard error of the figure from the draws alone; NaN of a single round."""
+        per_nat = 1.0 if self.metric == "perplexity" else 1.0 / self.metrics["loss"]
+        return self.figure.value * per_nat * self.metrics.get("monte_carlo_stderr", math.nan)
 
-    @property
-    def monte_carlo_stderr(self) -> float:
-        """Its standard error of the draws alone; NaN of a single round."""
-        return self._of_nats(self.metrics.get("monte_carlo_stderr", math.nan))
-
-    def _of_nats(self, error: float) -> float:
-        """What an error of the nats per token is in the unit of the figure."""
-        if self.metric == "perplexity":
-            return self.metrics["perplexity"] * error
-        return self.value * error / self.metrics["loss"]
+    def __str__(self) -> str:
+        return f"{'≤ ' if self.is_bound else ''}{self.figure}"
 
 
 def results_table(results: Iterable[TaskResult]) -> str:
     """Lines of equal width: task, figure with its errors, and tokens."""
-    lines = [f"{'task':<14} {'figure':<20} {'value':>10}   {'stderr':>8} {'of draws':>9} {'tokens':>12}  split"]
+    lines = [f"{'task':<14} {'figure':<20} {'value ± stderr':>24} {'of draws':>9} {'tokens':>12}  split"]
     for result in results:
-        name, digits = METRICS[result.metric]
-        drawn = "–" if math.isnan(result.monte_carlo_stderr) else f"{result.monte_carlo_stderr:.{digits}f}"
-        value = f"{'≤ ' if result.is_bound else ''}{result.value:.{digits}f}"
+        figure, error = result.figure, result.draws_error
+        of_draws = "–" if math.isnan(error) else f"{error:.{figure.digits}f}"
         lines.append(
-            f"{result.task:<14} {name:<20} {value:>10} ± {result.stderr:>8.{digits}f} {drawn:>9} "
+            f"{result.task:<14} {figure.name:<20} {result!s:>24} {of_draws:>9} "
             f"{result.metrics['num_tokens']:>12,}  {result.recipe['split']}"
         )
     return "\n".join(lines)
@@ -89,12 +75,12 @@ def results_json(
     estimate: Mapping[str, Any],
     environment: Mapping[str, Any],
 ) -> str:
-    """All of it: model, estimator, machine and versions, and of each task figures and recipe. NaN is null."""
+    """JSON of model, estimator, machine and versions, and of each task figures and recipe. NaN is null."""
     report = {
         "model": dict(model),
         "estimate": dict(estimate),
         "environment": dict(environment),
-        "results": [{**asdict(r), "value": r.value, "stderr": r.stderr} for r in results],
+        "results": [{**asdict(r), "value": r.figure.value, "stderr": r.figure.error} for r in results],
     }
     return json.dumps(finite(report), indent=2, ensure_ascii=False) + "\n"
 
@@ -119,9 +105,7 @@ def results_markdown(results: Iterable[TaskResult], model: Mapping[str, Any], es
     """A page with the table, the recipes and the `model-index` metadata of a model card before it."""
     results = list(results)
     rows = [
-        f"| {r.task} | {METRICS[r.metric][0]} | {'≤ ' if r.is_bound else ''}{r.value:.{METRICS[r.metric][1]}f} "
-        f"± {r.stderr:.{METRICS[r.metric][1]}f} | {r.metrics['num_tokens']:,} | {_describe(r.recipe)} |"
-        for r in results
+        f"| {r.task} | {r.figure.name} | {r} | {r.metrics['num_tokens']:,} | {_describe(r.recipe)} |" for r in results
     ]
     notes = [f"- {r.task}: {r.note}" for r in results if r.note]
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in estimate.items() if value is not None)
@@ -153,15 +137,15 @@ def model_index(results: Iterable[TaskResult], model_name: str) -> str:
     """The metadata that the Hub reads results from, YAML."""
     rows = [
         EvalResult(
-            task_type="unconditional-image-generation" if r.metric == "bits_per_dimension" else "text-generation",
+            task_type=modality_of_metrics([r.metric]).task,
             dataset_type=_data_name(r.recipe["data"]),
             dataset_name=f"{r.task} ({_describe(r.recipe)})",
             dataset_config=r.recipe.get("config"),
             dataset_split=r.recipe["split"],
             dataset_revision=r.recipe.get("commit") or r.recipe.get("revision"),
             metric_type=r.metric,
-            metric_name=METRICS[r.metric][0].capitalize() + (" (upper bound)" if r.is_bound else ""),
-            metric_value=round(r.value, METRICS[r.metric][1]),
+            metric_name=r.figure.name.capitalize() + (" (upper bound)" if r.is_bound else ""),
+            metric_value=r.figure.rounded,
         )
         for r in results
     ]
@@ -187,7 +171,7 @@ def _describe(recipe: Mapping[str, Any]) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what JSON cannot say."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, Mapping):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..data.documents import load_documents
 from ..data.packing import DOCUMENTS_PER_BATCH, Separator, tokenize_texts
+from ..objective.modality import Modality, modality_of_metrics
 from .detokenizers import RULES, detokenize
 
 
@@ -46,7 +47,7 @@ class Task:
         text_column: Column of the text.
         splits: Split by name of the preparation; "" stands for all others.
         detokenizer: Name of its detokenizer.
-        metric: What is reported: "perplexity", "bits_per_character" or "bits_per_dimension".
+        metric: The reported figure: "perplexity", "bits_per_character" or "bits_per_dimension".
         end_rows: Whether a token ends each row, where the preparation has one.
         length: Tokens of a block, if not the model's.
         notes: What a reader of the figure has to know, by split.
@@ -64,9 +65,9 @@ class Task:
     notes: dict[str, str] = field(default_factory=dict)
 
     @property
-    def is_image(self) -> bool:
-        """Whether it is one of images."""
-        return self.metric == "bits_per_dimension"
+    def modality(self) -> Modality:
+        """The kind of its data."""
+        return modality_of_metrics([self.metric])
 
     def split_of(self, preparation: str = "", data: str | None = None) -> str:
         """Its split in a preparation; "file" of a local file, all of which is scored."""

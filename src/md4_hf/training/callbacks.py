@@ -13,6 +13,8 @@ import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..objective.figures import headline
+
 
 logger = logging.get_logger(__name__)
 
@@ -125,14 +127,9 @@ class BitsProgressCallback(ProgressCallback):
             return
         if "bits_per_token" in logs:
             self._shown["train"] = f"{logs['bits_per_token']:.3f} bits/token"
-        if "eval_bits_per_character" in logs:
-            error = logs["eval_bits_per_character_stderr"]
-            self._shown["held-out"] = f"{logs['eval_bits_per_character']:.3f}±{error:.3f} bits/char"
-        elif "eval_bits_per_dimension" in logs:
-            error = logs["eval_bits_per_dimension_stderr"]
-            self._shown["held-out"] = f"{logs['eval_bits_per_dimension']:.3f}±{error:.3f} bits/dim"
-        elif "eval_bits_per_token" in logs:
-            self._shown["held-out"] = f"{logs['eval_bits_per_token']:.3f} bits/token"
+        if "eval_bits_per_token" in logs:
+            bits = headline(logs, "eval_")
+            self._shown["held-out"] = f"{bits:.3f} {bits.unit}"
         self.training_bar.set_postfix(self._shown)
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):

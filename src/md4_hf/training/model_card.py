@@ -1,17 +1,19 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The model card of a training run, made of what the run itself knows."""
+"""The model card of a training run, made from the run itself."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..hub.adapters import is_adapted
+from ..objective.figures import Figure, figures_of
+from ..objective.modality import IMAGES, TEXT, Modality, modality_of
 from ..utils.sharding import count_parameters
 
 
@@ -96,6 +98,12 @@ print(model(ids, labels=ids).loss)  # -log p in nats per token
 _BOUND = """The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out
 part of the data named above."""
 _EXACT = "The likelihood is exact, that of the held-out part of the data named above."
+_SUMMARY_MASKED = "A masked diffusion model ([MD4]({paper})) trained with `md4_hf`{origin}."
+_SUMMARY_CAUSAL = (
+    "An autoregressive transformer with the network of [MD4]({paper}), trained with `md4_hf`{origin}: the baseline for "
+    "masked diffusion models of its size."
+)
+_SUMMARY_ADAPTER = "A LoRA adapter for the masked diffusion model ([MD4]({paper})) {base}, made with `md4_hf`."
 
 _USE_ADAPTER = """With md4_hf installed, which finds the base model by itself:
 
@@ -119,7 +127,7 @@ model = PeftModel.from_pretrained(base, "{location}")
 
 @dataclass
 class CardFacts:
-    """What a model card says that the model, its arguments and its log do not know.
+    """Facts for a model card that the model, its arguments and its log do not hold.
 
     Args:
         title: Heading; the name of the repository or folder by default.
@@ -134,7 +142,7 @@ class CardFacts:
         sample_grid: File name of a picture of samples, beside the card.
         sample_prompt: Text that samples drawn for the card begin with.
         plot: File name of the loss plot, beside the card.
-        location: What to load the model by.
+        location: Folder or Hub id to load the model by.
         base_model: Id or folder of the model that was fine-tuned.
         widget: Texts that the Hub's page offers to try.
     """
@@ -156,6 +164,90 @@ class CardFacts:
     widget: list[str] = field(default_factory=list)
 
 
+Rows = list[tuple[str, str]]
+
+
+def _masked_text_rows(config) -> Rows:
+    return [_layers(config), _sees_time(config), _length(config), *_diffusion_rows(config)]
+
+
+def _causal_text_rows(config) -> Rows:
+    return [_layers(config), ("Attention", "causal"), _length(config)]
+
+
+def _image_rows(config) -> Rows:
+    layers = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+    if len(config.channel_multipliers) > 1:
+        layers += f" times {config.channel_multipliers}"
+    middle = f", {config.dit_num_hidden_layers} DiT layers of width {config.dit_hidden_size} in its middle"
+    network = f"U-Net, {layers}" if config.backbone == "unet" else f"U-ViT, {layers}{middle}"
+    channels, height, width = config.sample_shape
+    images = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels"
+    dropout = f", left out of {config.class_dropout:.0%} of the examples" if config.null_class is not None else ""
+    classes = "none" if config.num_classes is None else f"{config.num_classes}{dropout}"
+    rows = [("Network", network), _sees_time(config), ("Images", images), ("Classes", classes)]
+    return [*rows, *_diffusion_rows(config)]
+
+
+def _layers(config) -> tuple[str, str]:
+    return "Network", f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.mlp_type}"
+
+
+def _length(config) -> tuple[str, str]:
+    return "Length", f"{config.max_position_embeddings} tokens"
+
+
+def _sees_time(config) -> tuple[str, str]:
+    return "Sees the time", "yes" if config.time_conditioning else "no"
+
+
+def _diffusion_rows(config) -> Rows:
+    kind = "learned for each token, GenMD4" if config.learn_masking_schedule else config.masking_schedule
+    time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
+    return [("Masking schedule", f"{kind} (eps {config.schedule_eps:g})"), ("Training time", time)]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The texts of a card that differ between masked diffusion of text, that of images, and the causal baseline."""
+
+    modality: Modality
+    tags: list[str]
+    use: str
+    network_rows: Callable[[Any], Rows]
+    safety: str = " Nothing was done to make its text\ntrue or safe."
+    summary: str = _SUMMARY_MASKED
+    limits: str = _BOUND
+    is_bound: bool = True
+    method: str = "masked diffusion"
+    nats_type: str = "nelbo"  # the Hub's type of the metric in nats
+
+
+_MASKED_TEXT = _Kind(TEXT, TAGS, _USE_MODEL, _masked_text_rows)
+_MASKED_IMAGES = _Kind(IMAGES, IMAGE_TAGS, _USE_IMAGE_MODEL, _image_rows, safety="")
+_CAUSAL_TEXT = _Kind(
+    TEXT,
+    CAUSAL_TAGS,
+    _USE_CAUSAL_MODEL,
+    _causal_text_rows,
+    summary=_SUMMARY_CAUSAL,
+    limits=_EXACT,
+    is_bound=False,
+    method="an autoregressive model",
+    nats_type="nll",
+)
+
+
+def _kind_of(model) -> _Kind:
+    if model.config.is_causal:
+        kind = _CAUSAL_TEXT
+    else:
+        kind = {TEXT: _MASKED_TEXT, IMAGES: _MASKED_IMAGES}[modality_of(model.config)]
+    if not is_adapted(model):
+        return kind
+    return replace(kind, tags=[*kind.tags, "lora"], use=_USE_ADAPTER, summary=_SUMMARY_ADAPTER)
+
+
 def make_model_card(model, args, state, facts: CardFacts | None = None) -> ModelCard:
     """Describe a trained model.
 
@@ -163,48 +255,40 @@ def make_model_card(model, args, state, facts: CardFacts | None = None) -> Model
         model: The `MD4ForMaskedDiffusion`, or the `PeftModel` of an adapter for one.
         args: Its `MD4TrainingArguments`.
         state: The `TrainerState` at the end.
-        facts: What these do not know.
+        facts: All that these do not hold.
     """
-    facts = facts or CardFacts()
+    facts, kind = facts or CardFacts(), _kind_of(model)
     metrics = facts.metrics
     if metrics is None:
         metrics = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
-    adapter, is_image = is_adapted(model), model.config.is_image
-    is_causal = model.config.is_causal
-    whole = _USE_CAUSAL_MODEL if is_causal else _USE_IMAGE_MODEL if is_image else _USE_MODEL
-    use = _USE_ADAPTER if adapter else whole
+    figures = figures_of(metrics, "eval_", kind.is_bound) if "eval_loss" in metrics else {}
+    origin = f", fine-tuned from {facts.base_model}" if facts.base_model else ""
     content = _TEMPLATE.format(
-        metadata=_metadata(model, facts, metrics).to_yaml(),
+        metadata=_metadata(model, kind, facts, figures).to_yaml(),
         title=facts.title,
-        summary=_summary(adapter, is_causal, facts),
-        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(model, args, state, facts)),
-        likelihood=_likelihood(metrics, facts.baselines, is_image, is_causal),
-        limits=_EXACT if is_causal else _BOUND,
+        summary=kind.summary.format(paper=PAPER, base=facts.base_model, origin=origin),
+        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(kind, model, args, state, facts)),
+        likelihood=_likelihood(kind, figures, metrics, facts.baselines),
+        limits=kind.limits,
         plot=f"![Training and held-out loss]({facts.plot})\n\n" if facts.plot else "",
-        use=use.format(
+        use=kind.use.format(
             location=facts.location,
             base=facts.base_model,
             label="" if model.config.num_classes is None else "class_labels=0, ",
         ),
         samples=_samples(facts.samples, facts.sample_grid),
         license=_license(facts.license),
-        safety="" if is_image else " Nothing was done to make its text\ntrue or safe.",
+        safety=kind.safety,
     )
     return ModelCard(content)
 
 
-def _metadata(model, facts: CardFacts, metrics: Mapping[str, float]) -> ModelCardData:
-    adapter, is_image = is_adapted(model), model.config.is_image
-    is_causal = model.config.is_causal
-    results = _evaluation_results(facts, metrics, is_image, is_causal)
+def _metadata(model, kind: _Kind, facts: CardFacts, figures: Mapping[str, Figure]) -> ModelCardData:
+    results = _evaluation_results(kind, facts, figures)
     return ModelCardData(
-        library_name="peft" if adapter else "transformers",
-        tags=[
-            *(IMAGE_TAGS if is_image else CAUSAL_TAGS if is_causal else TAGS),
-            *(["lora"] if adapter else []),
-            *facts.tags,
-        ],
-        pipeline_tag=pipeline_tag(model.config.is_image, model.config.time_conditioning or is_causal),
+        library_name="peft" if is_adapted(model) else "transformers",
+        tags=[*kind.tags, *facts.tags],
+        pipeline_tag=kind.modality.pipeline_tag(model.config.time_conditioning or not kind.is_bound),
         license=facts.license,
         language=facts.language or None,
         datasets=facts.datasets or None,
@@ -216,67 +300,25 @@ def _metadata(model, facts: CardFacts, metrics: Mapping[str, float]) -> ModelCar
     )
 
 
-def pipeline_tag(is_image: bool, time_conditioning: bool) -> str:
-    """The task that the Hub lists a model under."""
-    if is_image:
-        return "unconditional-image-generation"
-    # A model that does not see the time is a masked language model to transformers.
-    return "text-generation" if time_conditioning else "fill-mask"
-
-
-def _evaluation_results(
-    facts: CardFacts, metrics: Mapping[str, float], is_image: bool, is_causal: bool
-) -> list[EvalResult]:
+def _evaluation_results(kind: _Kind, facts: CardFacts, figures: Mapping[str, Figure]) -> list[EvalResult]:
     """The rows of `model-index`, which the Hub shows beside the model."""
-    bound = "" if is_causal else " (upper bound)"
-    names = {
-        "eval_perplexity": ("perplexity", f"Perplexity{bound}"),
-        "eval_bits_per_character": ("bits_per_character", f"Bits per character{bound}"),
-        "eval_bits_per_dimension": ("bits_per_dimension", f"Bits per dimension{bound}"),
-        "eval_loss": ("nll" if is_causal else "nelbo", f"{_nats(is_causal)}, nats per token"),
-    }
-    by = "by an autoregressive model" if is_causal else "by masked diffusion"
-    if is_image:
-        del names["eval_perplexity"]  # per token of an image: nobody asks for that
+    bound = " (upper bound)" if kind.is_bound else ""
     return [
         EvalResult(
-            task_type=pipeline_tag(True, True) if is_image else "text-generation",
-            task_name=f"{'Image' if is_image else 'Language'} modelling {by}",
+            task_type=kind.modality.task,
+            task_name=f"{kind.modality.field} modelling by {kind.method}",
             dataset_type=facts.datasets[0] if facts.datasets else "custom",
             dataset_name=f"{facts.data}, held-out part",
-            metric_type=metric_type,
-            metric_name=metric_name,
-            metric_value=round(float(metrics[key]), 4),
+            metric_type=kind.nats_type if key == "loss" else key,
+            metric_name=figure.name if key == "loss" else f"{figure.name.capitalize()}{bound}",
+            metric_value=figure.rounded,
         )
-        for key, (metric_type, metric_name) in names.items()
-        if math.isfinite(metrics.get(key, math.nan))
+        for key, figure in figures.items()
+        if math.isfinite(figure.value)
     ]
 
 
-def _nats(is_causal: bool) -> str:
-    """What the likelihood in nats is called."""
-    return "−log p" if is_causal else "NELBO"
-
-
-def _summary(adapter: bool, is_causal: bool, facts: CardFacts) -> str:
-    if adapter:
-        return (
-            f"A LoRA adapter for the masked diffusion model ([MD4]({PAPER})) {facts.base_model}, made with `md4_hf`."
-        )
-    origin = f", fine-tuned from {facts.base_model}" if facts.base_model else ""
-    if is_causal:
-        return (
-            f"An autoregressive transformer with the network of [MD4]({PAPER}), trained with `md4_hf`{origin}: what a "
-            "masked diffusion model of its size is compared with."
-        )
-    return f"A masked diffusion model ([MD4]({PAPER})) trained with `md4_hf`{origin}."
-
-
-def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
-    config = model.config
-    kind = "learned for each token, GenMD4" if config.learn_masking_schedule else config.masking_schedule
-    schedule = f"{kind} (eps {config.schedule_eps:g})"
-    time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
+def _facts(kind: _Kind, model, args, state, facts: CardFacts) -> Rows:
     parameters, trained = count_parameters(model), count_parameters(model, trained_only=True)
     step_examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = [
@@ -285,63 +327,32 @@ def _facts(model, args, state, facts: CardFacts) -> list[tuple[str, Any]]:
             "Parameters",
             f"{parameters:,}" if trained == parameters else f"{parameters:,}, of which {trained:,} trained",
         ),
-        *_network(config),
-        *([] if config.is_causal else [("Masking schedule", schedule), ("Training time", time)]),
+        *kind.network_rows(model.config),
         ("Optimizer steps", f"{state.global_step:,}"),
         ("Tokens seen", f"{state.num_input_tokens_seen:,}" if state.num_input_tokens_seen else "not counted"),
-        (f"{'Images' if config.is_image else 'Sequences'} per step", f"{step_examples:,}"),
+        (f"{kind.modality.example.capitalize()}s per step", f"{step_examples:,}"),
         ("Optimizer", "Muon, AdamW for all but the matrices of the blocks" if args.use_muon else args.optim.value),
         ("Learning rate", f"{args.learning_rate:g}, weight decay {args.weight_decay:g}"),
         ("Weights", f"moving average, decay {args.ema_decay:g}" if args.ema_decay else "last step's"),
-        ("Seed", args.seed),
+        ("Seed", f"{args.seed}"),
     ]
     if is_adapted(model):
         lora = next(iter(model.peft_config.values()))
-        kind = ("DoRA" if lora.use_dora else "LoRA") + (", scaled as rsLoRA" if lora.use_rslora else "")
-        rows.insert(2, ("Adapter", f"{kind}, rank {lora.r}, alpha {lora.lora_alpha}"))
+        name = ("DoRA" if lora.use_dora else "LoRA") + (", scaled as rsLoRA" if lora.use_rslora else "")
+        rows.insert(2, ("Adapter", f"{name}, rank {lora.r}, alpha {lora.lora_alpha}"))
     return rows
 
 
-def _network(config) -> list[tuple[str, str]]:
-    sees = ("Sees the time", "yes" if config.time_conditioning else "no")
-    layers = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
-    if not config.is_image:
-        return [
-            ("Network", f"{layers}, {config.mlp_type}"),
-            ("Attention", "causal") if config.is_causal else sees,
-            ("Length", f"{config.max_position_embeddings} tokens"),
-        ]
-    if len(config.channel_multipliers) > 1:
-        layers += f" times {config.channel_multipliers}"
-    middle = f", {config.dit_num_hidden_layers} DiT layers of width {config.dit_hidden_size} in its middle"
-    network = f"U-Net, {layers}" if config.backbone == "unet" else f"U-ViT, {layers}{middle}"
-    channels, height, width = config.sample_shape
-    images = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels"
-    dropout = f", left out of {config.class_dropout:.0%} of the examples" if config.null_class is not None else ""
-    classes = "none" if config.num_classes is None else f"{config.num_classes}{dropout}"
-    return [("Network", network), sees, ("Images", images), ("Classes", classes)]
-
-
-def _likelihood(metrics: Mapping[str, float], baselines: Mapping[str, float], is_image: bool, is_causal: bool) -> str:
-    if "eval_loss" not in metrics:
+def _likelihood(
+    kind: _Kind, figures: Mapping[str, Figure], metrics: Mapping[str, float], baselines: Mapping[str, float]
+) -> str:
+    if not figures:
         return "Not evaluated."
-    error = metrics["eval_loss_stderr"]
-    lines = [
-        "| held-out data | value |",
-        "| --- | --- |",
-        f"| {_nats(is_causal)}, nats per token | {metrics['eval_loss']:.4f} ± {error:.4f} |",
-    ]
-    if not is_image:
-        perplexity = metrics["eval_perplexity"]
-        lines.append(f"| perplexity | {perplexity:.3f} ± {perplexity * error:.3f} |")
-    unit, example = ("dimension", "image") if is_image else ("character", "sequence")
-    if f"eval_bits_per_{unit}" in metrics:
-        bits, error = metrics[f"eval_bits_per_{unit}"], metrics[f"eval_bits_per_{unit}_stderr"]
-        lines.append(f"| bits per {unit} | {bits:.4f} ± {error:.4f} |")
-    lines += [f"| bits per {unit} of the {name} model | {bits:.4f} |" for name, bits in baselines.items()]
-    draws = "" if is_causal else f", {metrics.get('eval_num_draws', 1)} draws per {example}"
-    lines.append(f"\n{metrics['eval_num_tokens']:,} tokens{draws}; ± is one standard error.")
-    return "\n".join(lines)
+    of_baselines = [Figure(f"{kind.modality.bits} of the {name} model", bits) for name, bits in baselines.items()]
+    rows = [f"| {figure.name} | {figure} |" for figure in (*figures.values(), *of_baselines)]
+    draws = f", {metrics.get('eval_num_draws', 1)} draws per {kind.modality.example}" if kind.is_bound else ""
+    note = f"{metrics['eval_num_tokens']:,} tokens{draws}; ± is one standard error."
+    return "\n".join(["| held-out data | value |", "| --- | --- |", *rows, "", note])
 
 
 def _license(license: str | None) -> str:

@@ -1,0 +1,71 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Measured values with their standard errors, and the one way in which they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value and its standard error.
+
+    `str(figure)` writes both with as many digits as give the value five significant ones, at most four after the point:
+    "5.3823 ± 0.0731". A format such as `f"{figure:.2f}"` asks for other digits.
+
+    Args:
+        name: Its name in a table, such as "perplexity" or "bits per character".
+        value: The value; an integer is a count and has no digits after the point.
+        error: Its standard error, NaN if there is none.
+        unit: The short unit behind the value in running text, such as "bits/character".
+    """
+
+    name: str
+    value: float
+    error: float = math.nan
+    unit: str = ""
+
+    @property
+    def digits(self) -> int:
+        """Digits after the point."""
+        return 0 if isinstance(self.value, int) else max(0, 5 - len(f"{abs(self.value):.0f}"))
+
+    @property
+    def rounded(self) -> float:
+        """The value with these digits."""
+        return round(float(self.value), self.digits)
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or f",.{self.digits}f"
+        error = "" if math.isnan(self.error) else f" ± {self.error:{spec}}"
+        return f"{self.value:{spec}}{error}"
+
+    def __str__(self) -> str:
+        return format(self)
+
+
+def figures_of(metrics: Mapping[str, float], prefix: str = "", is_bound: bool = True) -> dict[str, Figure]:
+    """Figures of an evaluation by their keys in `nelbo_metrics`: nats, perplexity of text, and the headline.
+
+    Args:
+        metrics: Those of `nelbo_metrics`.
+        prefix: What stands before each key, such as "eval_".
+        is_bound: Whether the nats are a bound, the NELBO; otherwise they are −log p.
+    """
+    loss, error = metrics[f"{prefix}loss"], metrics[f"{prefix}loss_stderr"]
+    figures = {"loss": Figure(f"{'NELBO' if is_bound else '−log p'}, nats per token", loss, error, "nats/token")}
+    if f"{prefix}bits_per_dimension" not in metrics:  # nobody asks for the perplexity of an image's tokens
+        perplexity = metrics[f"{prefix}perplexity"]
+        figures["perplexity"] = Figure("perplexity", perplexity, perplexity * error)
+    bits = headline(metrics, prefix)
+    return {**figures, bits.name.replace(" ", "_"): bits}
+
+
+def headline(metrics: Mapping[str, float], prefix: str = "") -> Figure:
+    """Bits per character or per dimension where they are known, or else per token; arguments as in `figures_of`."""
+    unit = next(unit for unit in ("character", "dimension", "token") if f"{prefix}bits_per_{unit}" in metrics)
+    key = f"{prefix}bits_per_{unit}"
+    error = metrics[f"{prefix}loss_stderr"] / math.log(2) if unit == "token" else metrics[f"{key}_stderr"]
+    return Figure(f"bits per {unit}", metrics[key], error, f"bits/{unit}")

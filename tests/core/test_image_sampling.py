@@ -511,9 +511,9 @@ def test_a_grid_is_filled_row_by_row(tmp_path):
     [
         ([], {}, "`images` must hold images of one size, got sizes"),
         ([GREY, PIL.Image.new("L", (5, 4))], {}, "`images` must hold images of one size"),
-        ([GREY], {"columns": 0}, "`columns` must be >= 1, got 0"),
-        ([GREY], {"enlarge": 0}, "`enlarge` must be >= 1, got 0"),
-        ([GREY], {"gap": -1}, "`gap` must be >= 0, got -1"),
+        ([GREY], {"columns": 0}, "`columns` must be an integer >= 1, got 0"),
+        ([GREY], {"enlarge": 0}, "`enlarge` must be an integer >= 1, got 0"),
+        ([GREY], {"gap": -1}, "`gap` must be an integer >= 0, got -1"),
         ([GREY], {"path": "grid.txt"}, "`path` must have the suffix of a kind of picture, such as .png, got"),
     ],
 )

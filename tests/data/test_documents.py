@@ -182,7 +182,7 @@ def test_long_documents_are_cut_into_pieces_without_a_trace(build_tokenizer, mon
 @pytest.mark.parametrize(
     "texts, block_size, message",
     [
-        (["abc"], 0, "`block_size` must be >= 1, got 0."),
+        (["abc"], 0, "`block_size` must be an integer >= 1, got 0."),
         (["abc", "de"], 7, "`block_size` must be at most the 6 tokens of `documents`, got 7."),
         (["", None], 4, "`documents` must contain text, got none."),
         ([], 4, "`documents` must contain text, got none."),

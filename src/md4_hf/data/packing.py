@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.distributed import split_dataset_by_node
 from transformers import PreTrainedTokenizerBase
+
+from ..utils.integers import as_integer
 
 
 logger = logging.getLogger(__name__)
@@ -118,9 +119,7 @@ def pack(
         ValueError: `block_size` is below 1, or the corpus is empty or shorter than one block. Of a stream, the latter
             is known, and raised, at its end.
     """
-    if not (isinstance(block_size, Integral) and block_size >= 1):
-        raise ValueError(f"`block_size` must be >= 1, got {block_size!r}.")
-    block_size, separator = int(block_size), Separator.of(tokenizer)
+    block_size, separator = as_integer("block_size", block_size, 1), Separator.of(tokenizer)
 
     if isinstance(documents, IterableDataset):
         return PackedStream(documents, tokenizer, separator, block_size, document_ids), None

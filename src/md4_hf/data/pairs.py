@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
+from ..utils.integers import as_integer
 from ..utils.options import check_options, option
 from .documents import DataArguments, load_table, load_train_validation, num_heldout
 
 
-MAX_BLOCK_SIZE = 2**20  # each pair is filled up to it
 RESPONSE_ENDS = ("fill", "eos", "none")
 
 
@@ -95,8 +94,7 @@ def encode_pairs(
         ValueError: `block_size` is out of range, a column is missing or holds no strings, the tokenizer has no EOS
             token where one is needed, or no pair is left.
     """
-    if not (isinstance(block_size, Integral) and 1 <= block_size <= MAX_BLOCK_SIZE):
-        raise ValueError(f"`block_size` must be in [1, {MAX_BLOCK_SIZE}], got {block_size!r}.")
+    block_size = as_integer("block_size", block_size, 1)
     if not len(pairs):
         raise ValueError("`pairs` must hold at least one pair, got none.")
     for name in ("prompt_column", "response_column"):

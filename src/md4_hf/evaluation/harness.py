@@ -38,6 +38,7 @@ from ..hub.loading import load_model, load_scheduler, make_pipeline
 from ..objective.estimators import ANY_ORDER, TIME, check_estimator, example_nelbo
 from ..objective.objectives import Objective
 from ..utils.hardware import choose_device
+from ..utils.integers import as_integer
 
 
 try:
@@ -57,7 +58,6 @@ Result = TypeVar("Result")
 ESTIMATORS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     name: functools.partial(example_nelbo, estimator=name) for name in (TIME, ANY_ORDER)
 }
-MAX_DRAWS, MAX_BATCH_SIZE = 2**20, 2**20
 LARGEST_AUTO_BATCH_SIZE = 512
 DEFAULT_MAX_GEN_TOKS = 256
 
@@ -120,7 +120,7 @@ class GenerationOptions:
             raise ValueError(f"`temperature` must be a number >= 0, got {temperature!r}.")
         until = as_strings("until", options.pop("until", None))
         lengths = [options.pop(name) for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in options]
-        max_gen_toks = as_integer("max_gen_toks", (lengths or [default_max_gen_toks])[0], 1, 2**24)
+        max_gen_toks = integer_setting("max_gen_toks", (lengths or [default_max_gen_toks])[0], 1)
         known = ("top_p", "top_k", "num_inference_steps")
         if options.keys() - set(known):
             names = ("do_sample", "temperature", "until", "max_gen_toks", *known)
@@ -186,16 +186,16 @@ class MD4LM(LM):
         dtype: str | torch.dtype | None = None,
     ):
         super().__init__()
-        self.draws = as_integer("draws", draws, 1, MAX_DRAWS)
-        self.seed = as_integer("seed", seed, -(2**63), 2**63 - 1)
+        self.draws = integer_setting("draws", draws, 1)
+        self.seed = integer_setting("seed", seed)
         if estimator is not None and estimator not in ESTIMATORS:
             raise ValueError(f"`estimator` must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
         self.is_auto_batch = isinstance(batch_size, str) and batch_size.partition(":")[0] == "auto"
         if self.is_auto_batch:
             largest = LARGEST_AUTO_BATCH_SIZE if max_batch_size is None else max_batch_size
-            self.batch_size = as_integer("max_batch_size", largest, 1, MAX_BATCH_SIZE)
+            self.batch_size = integer_setting("max_batch_size", largest, 1)
         else:
-            self.batch_size = as_integer("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+            self.batch_size = integer_setting("batch_size", batch_size, 1)
         self._join_processes(choose_device(device))
         revision = None if revision is None else str(revision)  # digits arrive as a number
         self.pretrained, self.revision = pretrained, revision
@@ -208,9 +208,9 @@ class MD4LM(LM):
         self.estimator = estimator or (ANY_ORDER if self.objective.any_order_obstacle is None else TIME)
         check_estimator(self.estimator, self.objective)
         longest = config.max_position_embeddings
-        self.max_length = longest if max_length is None else as_integer("max_length", max_length, 1, longest)
+        self.max_length = longest if max_length is None else integer_setting("max_length", max_length, 1, longest)
         default = min(DEFAULT_MAX_GEN_TOKS, max(self.max_length // 2, 1))
-        self.max_gen_toks = default if max_gen_toks is None else as_integer("max_gen_toks", max_gen_toks, 1, longest)
+        self.max_gen_toks = default if max_gen_toks is None else integer_setting("max_gen_toks", max_gen_toks, 1)
         # Padding is neither seen nor scored; a tokenizer need not have a token for it.
         self._collate = PaddingCollator(pad_token_id=int(config.mask_token_id == 0))
         self._pipeline: Any = None
@@ -588,19 +588,10 @@ def noise_index(request: Instance, *parts: Any) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def as_integer(name: str, value: Any, lowest: int, highest: int) -> int:
-    """An integer, which may be written as a string.
-
-    Raises:
-        ValueError: If it is none, or not in [lowest, highest].
-    """
-    try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        number = None
-    if isinstance(number, bool) or not isinstance(number, int) or not lowest <= number <= highest:
-        raise ValueError(f"`{name}` must be an integer in [{lowest}, {highest}], got {value!r}.")
-    return number
+def integer_setting(name: str, value: Any, at_least: int | None = None, at_most: int | None = None) -> int:
+    """`as_integer` of a value that the command line may give as a string."""
+    is_number = isinstance(value, str) and value.removeprefix("-").isdecimal()
+    return as_integer(name, int(value) if is_number else value, at_least, at_most)
 
 
 def as_strings(name: str, value: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .sample_statistics import check_at_least
+from ..utils.integers import as_integer
 
 
 ImageFunction = Callable[[Tensor], Tensor]
@@ -89,8 +89,8 @@ def image_sample_metrics(
         ImportError: Without torchmetrics, and for Inception without torch-fidelity.
         ValueError: For images of another kind or fewer than two, and functions that give something else than rows.
     """
-    check_at_least("batch_size", batch_size, 1)
-    check_at_least("num_splits", num_splits, 1)
+    as_integer("batch_size", batch_size, 1)
+    as_integer("num_splits", num_splits, 1)
     _check_images("samples", samples)
     if references is not None:
         _check_images("references", references)

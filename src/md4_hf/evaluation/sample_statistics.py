@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from ..utils.integers import as_integer
+
 
 DISTINCT_ORDERS = (1, 2, 3)
 REPETITION_ORDER = 4
@@ -150,12 +152,6 @@ def checked_sequences(sequences: Iterable[Sequence[int] | Tensor]) -> list[Tenso
     return rows
 
 
-def check_at_least(name: str, value: int, minimum: int):
-    """Raise a ValueError unless a value is an integer >= `minimum`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value!r}.")
-
-
 def _checked_sequence(sequence: Sequence[int] | Tensor, index: int) -> Tensor:
     try:
         ids = torch.as_tensor(sequence).cpu()
@@ -177,7 +173,7 @@ def _entropy_nats(ids: Tensor) -> float:
 
 
 def _rows_with_ngrams(sequences, n: int) -> list[list[int]]:
-    check_at_least("n", n, 1)
+    as_integer("n", n, 1)
     rows = [row.tolist() for row in checked_sequences(sequences)]
     long_enough = [row for row in rows if len(row) >= n]
     if not long_enough:

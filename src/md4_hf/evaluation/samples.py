@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
-from .sample_statistics import check_at_least, checked_sequences, token_entropy
+from ..utils.integers import as_integer
+from .sample_statistics import checked_sequences, token_entropy
 
 
 CITATION = """
@@ -234,9 +235,9 @@ def _counts(name: str, values: Iterable[float], num_examples: int) -> Tensor:
 
 
 def _check_numbers(batch_size: int, max_length: int | None):
-    check_at_least("batch_size", batch_size, 1)
+    as_integer("batch_size", batch_size, 1)
     if max_length is not None:
-        check_at_least("max_length", max_length, 2)
+        as_integer("max_length", max_length, 2)
 
 
 def _numbers(name: str, values: Iterable[float]) -> Tensor:

@@ -18,7 +18,6 @@ from ..utils.sharding import parameter_names, whole_parameter
 
 
 BASE_RECORD = "base_model.json"
-MAX_RANK = 2**14  # wider than any layer
 FINGERPRINT_ROWS, FINGERPRINT_COLUMNS = 64, 16
 
 
@@ -46,8 +45,6 @@ class LoraArguments:
         check_options(self)
         if self.lora_r < 1:
             raise ValueError(f"`lora_r` must be >= 1, got {self.lora_r}.")
-        if self.lora_r > MAX_RANK:
-            raise ValueError(f"`lora_r` must be at most {MAX_RANK}, got {self.lora_r}.")
         if self.lora_alpha <= 0:
             raise ValueError(f"`lora_alpha` must be > 0, got {self.lora_alpha}.")
         if not 0.0 <= self.lora_dropout < 1.0:

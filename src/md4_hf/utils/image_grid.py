@@ -11,6 +11,7 @@ from pathlib import Path
 import PIL.Image
 
 from .files import whole_file
+from .integers import as_integer
 
 
 def picture_format(path: str | os.PathLike) -> str:
@@ -52,8 +53,7 @@ def save_image_grid(
         raise ValueError(f"`images` must hold images of one size, got sizes {sorted({x.size for x in images})}.")
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     for name, value, least in (("columns", columns, 1), ("enlarge", enlarge, 1), ("gap", gap, 0)):
-        if not (isinstance(value, int) and value >= least):
-            raise ValueError(f"`{name}` must be >= {least}, got {value!r}.")
+        as_integer(name, value, least)
     path, file_format = Path(path), picture_format(path)
 
     width, height = (size * enlarge for size in images[0].size)

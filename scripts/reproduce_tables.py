@@ -124,7 +124,7 @@ def describe(results: list[dict[str, Any]], report: dict[str, Any]) -> str:
     if "context" in recipes[0]:
         words.append(f"blocks of {'/'.join(dict.fromkeys(str(recipe['context']) for recipe in recipes))}")
         words += [f"stride {recipe['stride']}" for recipe in recipes[:1] if recipe["stride"] < length(recipe)]
-        words += ["rows by themselves"] * (not recipes[0]["wrap"])
+        words += [] if recipes[0]["wrap"] else ["rows by themselves"]
         detokenizers = [result["recipe"]["detokenizer"] for result in results if has_another_detokenizer(result)]
         words += [f"detokenizer {name}" for name in dict.fromkeys(detokenizers)]
     estimate = report["estimate"]

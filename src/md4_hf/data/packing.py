@@ -247,7 +247,8 @@ def _generate_from_stream(
 
 def _iterate_pieces(pieces: Dataset) -> Iterator[tuple[np.ndarray, float, bool]]:
     for batch in pieces.with_format("arrow").iter(DOCUMENTS_PER_BATCH):
-        for ids, characters_per_token, starts_document in zip(*(batch[name] for name in PIECE_FEATURES), strict=True):
+        columns = batch["input_ids"], batch["characters_per_token"], batch["starts_document"]
+        for ids, characters_per_token, starts_document in zip(*columns, strict=True):
             yield ids.values.to_numpy(), characters_per_token.as_py(), starts_document.as_py()
 
 
@@ -288,8 +289,11 @@ class BlockCutter:
 
     def load_state_dict(self, state: dict[str, Any]):
         """Go on from a `state_dict`."""
-        names_and_types = (("input_ids", np.int32), ("characters", np.float64), ("documents", np.int64))
-        self.waiting = [np.array(state[name], dtype=dtype) for name, dtype in names_and_types]
+        self.waiting = [
+            np.array(state["input_ids"], dtype=np.int32),
+            np.array(state["characters"], dtype=np.float64),
+            np.array(state["documents"], dtype=np.int64),
+        ]
         self.document = state["document"]
 
 
@@ -299,15 +303,22 @@ class StreamPacker:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, separator: Separator, block_size: int, document_ids: bool):
         self.tokenizer = tokenizer
         self.cutter, self.counter = BlockCutter(separator, block_size, document_ids), _Counter(separator)
-        self.state_dict, self.load_state_dict = self.cutter.state_dict, self.cutter.load_state_dict
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the cutter, for JSON."""
+        return self.cutter.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]):
+        """Go on from a `state_dict`."""
+        self.cutter.load_state_dict(state)
 
     def examples(self, documents: dict[str, list]) -> Iterator[dict]:
         """The blocks that become full with a batch of documents."""
         rows = _tokenize(documents, self.tokenizer)
-        lengths = np.array([len(ids) for ids in rows["input_ids"]], dtype=int)
-        self.counter.add(lengths, rows["characters_per_token"], rows["starts_document"])
-        for piece in zip(*(rows[name] for name in PIECE_FEATURES), strict=True):
-            yield from self.cutter.cut(*piece)
+        ids, characters, starts = rows["input_ids"], rows["characters_per_token"], rows["starts_document"]
+        self.counter.add(np.array([len(piece_ids) for piece_ids in ids], dtype=int), characters, starts)
+        for piece_ids, characters_per_token, starts_document in zip(ids, characters, starts, strict=True):
+            yield from self.cutter.cut(piece_ids, characters_per_token, starts_document)
 
 
 class PackedStream(IterableDataset):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,7 @@ class PairArguments:
     def __post_init__(self):
         check_options(self)
         if (self.prompt_column is None) != (self.response_column is None):
-            given = {field.name: getattr(self, field.name) for field in fields(self)[:2]}
+            given = {"prompt_column": self.prompt_column, "response_column": self.response_column}
             raise ValueError(f"`prompt_column` and `response_column` must be given together, got {given}.")
         if self.response_end not in RESPONSE_ENDS:
             raise ValueError(f"`response_end` must be one of {RESPONSE_ENDS}, got {self.response_end!r}.")

@@ -11,6 +11,7 @@ are cut. All of it is in the recipe, which the results carry with them.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -269,16 +270,17 @@ def _last_characters(row: dict[str, str], count: int) -> dict[str, str]:
 
 
 def _lines(batch: dict[str, list[str]], as_in: str) -> dict[str, list[str]]:
-    """The lines of files as the rows of that data set: of WikiText with their ends, of PTB without blanks at theirs."""
-    lines = [line for text in batch["text"] for line in _split_lines(text, keep_ends=as_in == "wikitext")]
+    """The lines of files as the rows of a data set: of WikiText with their ends, of PTB without blanks at theirs."""
+    lines = [line for text in batch["text"] for line in _split_lines(text)]
+    if as_in == "wikitext":
+        return {"text": lines}
+    lines = [line.removesuffix("\n") for line in lines]
     return {"text": [line.strip(" ") for line in lines] if as_in == "ptb" else lines}
 
 
-def _split_lines(text: str, keep_ends: bool) -> list[str]:
-    """The lines of a file, which end at line breaks alone and not at every character that Unicode calls one."""
-    lines = text.split("\n")
-    ended = [line + "\n" * keep_ends for line in lines[:-1]]
-    return [*ended, lines[-1]] if lines[-1] else ended
+def _split_lines(text: str) -> list[str]:
+    """Lines of a file with their ends: line breaks alone, and not every character that Unicode calls one."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def _detokenize(row: dict[str, str | None], name: str) -> dict[str, str]:
@@ -328,8 +330,8 @@ def _generate_windows(
         for ids, characters, num_seen in cut(group, content, recipe["stride"], keeps_last):
             ids = np.concatenate([frame, ids, frame]).astype(np.int32)
             labels = ids.copy()
-            labels[: len(frame) * bool(num_seen)] = IGNORE_INDEX
-            labels[len(frame) : len(frame) + num_seen] = IGNORE_INDEX
+            if num_seen:  # the frame before them has been scored too
+                labels[: len(frame) + num_seen] = IGNORE_INDEX
             yield {"input_ids": ids, "labels": labels, "num_characters": characters[num_seen:].sum()}
 
 
@@ -343,13 +345,7 @@ def _groups(rows: Iterator[Tokens], recipe: dict[str, Any]) -> Iterator[Iterator
         yield rows
         return
     for first in rows:
-        yield _first_and(first, rows, size - 1)
-
-
-def _first_and(first: Tokens, rows: Iterator[Tokens], others: int) -> Iterator[Tokens]:
-    yield first
-    for _, row in zip(range(others), rows, strict=False):
-        yield row
+        yield itertools.chain([first], itertools.islice(rows, size - 1))
 
 
 def _tokens_of_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, end: Separator) -> Iterator[Tokens]:

@@ -201,6 +201,8 @@ def stored_names(model) -> list[str]:
     """The names that the trainable parameters of a `PeftModel` have in a file of its adapter, in order."""
     from peft import get_peft_model_state_dict
 
-    markers = {name: torch.tensor(number) for number, name in enumerate(parameter_names(model))}
-    stored = get_peft_model_state_dict(model, state_dict=markers, save_embedding_layers=False)
-    return [name for name, _ in sorted(stored.items(), key=lambda item: item[1].item())]
+    names = parameter_names(model)
+    # peft renames the keys of a state dict and leaves its values alone: each value here is its own name.
+    stored = get_peft_model_state_dict(model, state_dict={name: name for name in names}, save_embedding_layers=False)
+    stored_name_of = {name: stored_name for stored_name, name in stored.items()}
+    return [stored_name_of[name] for name in names]

@@ -38,21 +38,9 @@ def plot_losses(
 
     figure, (axes,) = new_figure()
     if train:
-        bits = [entry.get("nelbo", entry["loss"]) / math.log(2) * scale for entry in train]
-        marker = "." if len(bits) == 1 else None  # one point has no line
-        steps = [entry["step"] for entry in train]
-        axes.plot(steps, bits, color="tab:gray", linewidth=1.0, marker=marker, label="train")
+        _plot_train(axes, train, scale)
     if heldout:
-        # A second evaluation of the last step is the one at the end, with more draws: it stands beside the curve.
-        *earlier, final = heldout
-        has_final = bool(earlier) and earlier[-1]["step"] == final["step"]
-        curve, key = earlier if has_final else heldout, f"eval_bits_per_{unit}"
-        steps, bits = [entry["step"] for entry in curve], [entry[key] for entry in curve]
-        axes.plot(steps, bits, color="tab:blue", marker="o", markersize=3, label="held out")
-        if has_final:
-            error = final.get(f"{key}_stderr")
-            label = f"held out, at the end {final[key]:.2f}"
-            axes.errorbar(final["step"], final[key], yerr=error, fmt="*", color="tab:blue", markersize=10, label=label)
+        _plot_heldout(axes, heldout, f"eval_bits_per_{unit}")
     for (name, baseline), style in zip((baselines or {}).items(), itertools.cycle(("--", ":", "-.")), strict=False):
         axes.axhline(baseline, color="tab:red", linestyle=style, linewidth=1.0, label=f"{name} {baseline:.2f}")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -61,6 +49,26 @@ def plot_losses(
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)
+
+
+def _plot_train(axes, train: Sequence[Mapping[str, float]], scale: float):
+    bits = [entry.get("nelbo", entry["loss"]) / math.log(2) * scale for entry in train]
+    marker = "." if len(bits) == 1 else None  # one point has no line
+    steps = [entry["step"] for entry in train]
+    axes.plot(steps, bits, color="tab:gray", linewidth=1.0, marker=marker, label="train")
+
+
+def _plot_heldout(axes, heldout: Sequence[Mapping[str, float]], key: str):
+    # A second evaluation of the last step is the one at the end, with more draws: it stands beside the curve.
+    *earlier, final = heldout
+    has_final = bool(earlier) and earlier[-1]["step"] == final["step"]
+    curve = earlier if has_final else heldout
+    steps, bits = [entry["step"] for entry in curve], [entry[key] for entry in curve]
+    axes.plot(steps, bits, color="tab:blue", marker="o", markersize=3, label="held out")
+    if has_final:
+        error = final.get(f"{key}_stderr")
+        label = f"held out, at the end {final[key]:.2f}"
+        axes.errorbar(final["step"], final[key], yerr=error, fmt="*", color="tab:blue", markersize=10, label=label)
 
 
 def new_figure(columns: int = 1):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.documents import DataArguments
-from ..data.images import ImageDataArguments
+from ..data.images import DIGITS, ImageDataArguments
 from ..evaluation.provenance import environment, weights_sha256
 from ..evaluation.report import TaskResult, read_results, results_json, results_markdown, results_table
 from ..evaluation.rounds import Stopping, evaluate_in_rounds
@@ -199,7 +199,7 @@ def _images(task: Task, file: str | None, image_args: ImageDataArguments, traine
     split, data_args = task.split_of(data=file), DataArguments(data=task.data)
     if file is not None:
         data_args = replace(data_args, validation_data=file, validation_split="train")
-    elif task.data != "digits":  # of which a part is held out here
+    elif task.data != DIGITS:  # of which a part is held out here
         data_args = replace(data_args, validation_data=task.data, validation_split=split)
     examples = evaluation_images(data_args, image_args, trainer.model.config)
     commit = hub_commit(examples.images)

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Examples to batches: clean ones for `MD4Trainer`, or noised ones for a plain `Trainer` or a loop of one's own."""
+"""Collators: clean batches for `MD4Trainer`, or noised ones for a plain `Trainer` or a loop of one's own."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class PaddingCollator:
     """Makes a batch of examples; sequences of different lengths are padded on the right.
 
     `input_ids` are padded with `pad_token_id`, `labels` with -100, `document_ids` with -1, and an `attention_mask` of 0
-    tells the padding; if all are as long, none is added. Anything else in the examples is stacked, images too, whose
-    `input_ids` are `(channels, height, width)`.
+    marks the padding; if all have one length, none is added. Anything else in the examples is stacked, as are images,
+    whose `input_ids` are `(channels, height, width)`.
 
     Args:
         pad_token_id: Id to pad with. Padding is never scored, so that any id but the mask's serves.
@@ -56,27 +56,27 @@ class PaddingCollator:
 def check_features(features: list[dict]):
     """Raise a ValueError unless these are examples with the same columns, and `input_ids` among them."""
     names = [sorted(feature) if isinstance(feature, Mapping) else feature for feature in features]
-    if not names or any(others != names[0] or "input_ids" not in features[0] for others in names):
+    if not names or any(columns != names[0] for columns in names) or "input_ids" not in features[0]:
         raise ValueError(f"`features` must be examples with `input_ids` and the same columns, got {names}.")
 
 
 def stack_images(features: list[dict], ids: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch of images, which have one shape; `ids` are their `input_ids`.
+    """Stack images of one shape to a batch; `ids` are their `input_ids`.
 
     Raises:
-        ValueError: If they have several, or hold anything but integers.
+        ValueError: If the shapes differ, or a column holds anything but integers.
     """
     shapes = {tuple(image.shape) for image in ids}
     if len(shapes) > 1 or len(min(shapes)) != 3:
         raise ValueError(f"`input_ids` of images must be (channels, height, width), all of one shape, got {shapes}.")
-    others = [name for name in features[0] if name != "input_ids"]
-    columns = {name: [as_integers(name, feature[name]) for feature in features] for name in others}
+    other_names = [name for name in features[0] if name != "input_ids"]
+    columns = {name: [as_integers(name, feature[name]) for feature in features] for name in other_names}
     columns["input_ids"] = ids
     return {name: torch.stack(rows) for name, rows in columns.items()}
 
 
 def check_row(name: str, row: torch.Tensor, length: int | None = None) -> torch.Tensor:
-    """The same column of an example, `(length,)`.
+    """Check a column of an example, and return it, `(length,)`.
 
     Raises:
         ValueError: If it has another number of axes, holds nothing, or not as many as there should be.
@@ -87,10 +87,10 @@ def check_row(name: str, row: torch.Tensor, length: int | None = None) -> torch.
 
 
 def as_integers(name: str, values) -> torch.Tensor:
-    """A tensor of int64.
+    """Values as a tensor of int64.
 
     Raises:
-        ValueError: If these are no integers.
+        ValueError: If they are not integers.
     """
     try:
         integers = torch.as_tensor(values)

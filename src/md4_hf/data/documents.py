@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,7 @@ MAX_TEXT_FILE_BYTES = 2**31 - 1  # Arrow addresses the characters of a string co
 
 @dataclass
 class DataArguments:
-    """Where the text comes from and how it is cut, for `HfArgumentParser`."""
+    """Source of the text and how it is cut into blocks, for `HfArgumentParser`."""
 
     _argument_group_name = "data"
 
@@ -195,7 +196,7 @@ def load_train_validation(
     """Loads training and validation documents.
 
     Validation documents come from `validation_data` and `validation_split` where one of them is given. Otherwise
-    the last documents are held out, whole, as many as bring their share of the characters closest to
+    the last documents are held out, uncut, as many as bring their share of the characters closest to
     `validation_fraction` (at least one, not all). Only a corpus of a single document is cut, at that fraction of
     its characters.
 
@@ -286,9 +287,9 @@ def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, D
         documents, lengths = documents.select(np.flatnonzero(lengths)), lengths[lengths > 0]
 
     if len(documents) == 1:
-        cut = round((1 - validation_fraction) * int(lengths[0]))
-        train = documents.map(_slice_text, fn_kwargs={"start": 0, "stop": cut}, desc="Training text")
-        validation = documents.map(_slice_text, fn_kwargs={"start": cut, "stop": None}, desc="Validation text")
+        end = round((1 - validation_fraction) * int(lengths[0]))
+        train = documents.map(_slice_text, fn_kwargs={"start": 0, "stop": end}, desc="Training text")
+        validation = documents.map(_slice_text, fn_kwargs={"start": end, "stop": None}, desc="Validation text")
         return train, validation
     ends = np.cumsum(lengths)
     num_train = 1 + int(np.abs(ends[:-1] - (1 - validation_fraction) * ends[-1]).argmin())
@@ -296,25 +297,25 @@ def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, D
 
 
 def check_fraction(validation_fraction: float):
-    """Raise a ValueError unless it is a number in (0, 1)."""
+    """Raise a ValueError unless the fraction is a number in (0, 1)."""
     if not (isinstance(validation_fraction, Real) and 0 < validation_fraction < 1):
         raise ValueError(f"`validation_fraction` must lie between 0 and 1, got {validation_fraction}.")
 
 
-def num_heldout(count: int, validation_fraction: float, what: str) -> int:
-    """How many of `count` rows to hold out: the fraction, rounded, and at least one on either side.
+def num_heldout(count: int, validation_fraction: float, rows: str) -> int:
+    """Number of rows to hold out of `count`: the fraction, rounded, with at least one row on either side.
 
     Args:
         count: Rows in all.
         validation_fraction: The part to hold out, in (0, 1).
-        what: The name of the rows in errors.
+        rows: The name of the rows in errors.
 
     Raises:
-        ValueError: For another fraction, or less than two rows.
+        ValueError: For another fraction, or fewer than two rows.
     """
     check_fraction(validation_fraction)
     if count < 2:
-        raise ValueError(f"`data` must hold at least two {what} to hold some out, got {count}.")
+        raise ValueError(f"`data` must hold at least two {rows} to hold some out, got {count}.")
     return min(max(round(validation_fraction * count), 1), count - 1)
 
 
@@ -353,13 +354,15 @@ def _select_text(documents: Dataset | IterableDataset, text_column: str) -> Data
     features = documents.features or next(iter(documents), {})  # a stream may not know its columns before it is read
     if text_column not in features:
         raise ValueError(f"`text_column` must be one of the columns {sorted(features)}, got {text_column!r}.")
-    if isinstance(features, Features) and getattr(features[text_column], "dtype", None) not in (
-        "string",
-        "large_string",
-    ):
+    if isinstance(features, Features) and not holds_strings(features[text_column]):
         raise ValueError(f"`text_column` must hold strings, got {text_column!r} with {features[text_column]}.")
     documents = documents.select_columns(text_column)
     return documents if text_column == "text" else documents.rename_column(text_column, "text")
+
+
+def holds_strings(feature: Any) -> bool:
+    """Whether a column with this feature of `datasets` holds strings."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def _num_characters(texts: pa.ChunkedArray) -> np.ndarray:

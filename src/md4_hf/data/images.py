@@ -32,7 +32,7 @@ IMAGES_PER_BATCH = 256
 
 @dataclass
 class ImageDataArguments:
-    """How the images of a data set are read; which data set, `DataArguments` says."""
+    """How the images of a data set are read; the data set itself is named by `DataArguments`."""
 
     _argument_group_name = "images (of a data set, a folder of images or a data set on the Hub)"
 
@@ -47,15 +47,15 @@ class ImageDataArguments:
 
     @property
     def given(self) -> bool:
-        """Whether any of these is asked for."""
+        """Whether any of these options is given."""
         return self != type(self)()
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images as ids, a map-style data set.
+    """A map-style data set of images as ids.
 
     An example has `input_ids` `(channels, height, width)` in [0, num_levels) and, of a class-conditional model,
-    `class_labels`. What fits into 256 MB is read once and kept; otherwise images are read when they are asked for.
+    `class_labels`. A data set that fits into 256 MB is read once and kept; otherwise images are read on demand.
     Made by `encode_images` of `images`.
     """
 
@@ -171,7 +171,7 @@ def encode_images(
     args: ImageDataArguments | None = None,
     num_classes: int | None = None,
 ) -> ImageDataset | IterableDataset:
-    """Images as ids, for `MD4Trainer`.
+    """Turn images into ids, for `MD4Trainer`.
 
     Args:
         images: Data set with a column of images, see `load_images`.

@@ -40,7 +40,7 @@ PIECE_FEATURES = Features(
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What became of a corpus in `pack`. Separators are included in the tokens and characters.
+    """Counts of a corpus in `pack`. Separators are included in the tokens and characters.
 
     Attributes:
         num_documents: documents with at least one token.
@@ -59,7 +59,7 @@ class PackingReport:
 
 @dataclass(frozen=True)
 class Separator:
-    """What `pack` puts between two documents: token ids, and the characters of text that each stands for."""
+    """Token ids that `pack` puts between two documents, and the characters of text that each stands for."""
 
     input_ids: tuple[int, ...]
     characters_per_token: float
@@ -74,7 +74,7 @@ class Separator:
 
     @classmethod
     def of_text(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> Separator:
-        """A text; nothing if it is empty."""
+        """A text as separator; no token if it is empty."""
         input_ids = tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
         return cls(input_ids, characters_per_token=len(text) / max(len(input_ids), 1))
 
@@ -173,7 +173,7 @@ def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizer
 
 
 def tokenize_texts(texts: list[str | None], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[np.ndarray, float]]:
-    """Of each text its ids (int32), as `pack` makes them, and how many characters each of them stands for."""
+    """Ids (int32) of each text, as `pack` makes them, and the characters that each of them stands for."""
     owners, ids, characters_per_token = _tokenize_pieces(texts, tokenizer)
     for document, pieces in itertools.groupby(zip(owners, ids, strict=True), key=lambda pair: pair[0]):
         yield np.concatenate([piece_ids for _, piece_ids in pieces]), float(characters_per_token[document])
@@ -211,9 +211,9 @@ def _split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[
     there anyway, so the tokens are those of the whole text. A text without such places is not cut.
     """
     pieces, start = [], 0
-    while len(text) - start > max_characters and (cut := PIECE_END.search(text, start + max_characters)):
-        pieces.append(text[start : cut.start()])
-        start = cut.start()
+    while len(text) - start > max_characters and (end := PIECE_END.search(text, start + max_characters)):
+        pieces.append(text[start : end.start()])
+        start = end.start()
     return [*pieces, text[start:]]
 
 
@@ -255,7 +255,7 @@ def _iterate_pieces(pieces: Dataset) -> Iterator[tuple[np.ndarray, float, bool]]
 class BlockCutter:
     """Joins pieces of documents, with a separator between documents, and cuts off blocks as they become full.
 
-    Its state is what waits for a full block: fewer than `block_size` tokens, their characters, the numbers of their
+    Its state waits for a full block: fewer than `block_size` tokens, their characters, the numbers of their
     documents, and the number of the last document.
     """
 
@@ -264,7 +264,7 @@ class BlockCutter:
         self.load_state_dict({"input_ids": [], "characters": [], "documents": [], "document": -1})
 
     def cut(self, piece_ids: np.ndarray, characters_per_token: float, starts_document: bool) -> Iterator[dict]:
-        """The blocks that become full with this piece."""
+        """Yield the blocks that become full with this piece."""
         if starts_document:
             if self.document >= 0:
                 separator_ids = np.array(self.separator.input_ids, dtype=np.int32)
@@ -283,7 +283,7 @@ class BlockCutter:
         self.waiting = [np.concatenate(pair) for pair in zip(self.waiting, added, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """What waits, for JSON."""
+        """The tokens that wait for a full block, for JSON."""
         ids, characters, documents = (x.tolist() for x in self.waiting)
         return {"input_ids": ids, "characters": characters, "documents": documents, "document": self.document}
 
@@ -313,7 +313,7 @@ class StreamPacker:
         self.cutter.load_state_dict(state)
 
     def examples(self, documents: dict[str, list]) -> Iterator[dict]:
-        """The blocks that become full with a batch of documents."""
+        """Yield the blocks that become full with a batch of documents."""
         rows = _tokenize(documents, self.tokenizer)
         ids, characters, starts = rows["input_ids"], rows["characters_per_token"], rows["starts_document"]
         self.counter.add(np.array([len(piece_ids) for piece_ids in ids], dtype=int), characters, starts)
@@ -322,10 +322,10 @@ class StreamPacker:
 
 
 class PackedStream(IterableDataset):
-    """The blocks of a stream of documents, tokenised while they are read: what `pack` makes of a stream.
+    """The blocks that `pack` makes of a stream of documents, tokenised while they are read.
 
-    A training divides its documents among the processes, and resumes among them, rather than among the blocks. What
-    `map` and the like make of it is an `IterableDataset` as any other.
+    A training divides its documents among the processes, and resumes among them, rather than among the blocks. Its
+    `map` and similar methods give an ordinary `IterableDataset`.
 
     Attributes:
         documents: the stream that is packed.
@@ -358,7 +358,7 @@ class PackedStream(IterableDataset):
         return StreamPacker(**self._packing)
 
     def share_of_documents(self, rank: int, num_ranks: int) -> IterableDataset:
-        """The documents of one process: whole shards, or every `num_ranks`-th document, or a part of each.
+        """The documents of one process: entire shards, or every `num_ranks`-th document, or a part of each.
 
         Fewer documents than processes, as in a single text file, are cut into parts of equal length.
         """
@@ -373,7 +373,7 @@ def _part_of_text(document: dict[str, str | None], part: int, num_parts: int) ->
 
 
 class _Counter:
-    """Adds up what `PackingReport` reports."""
+    """Running sums for `PackingReport`."""
 
     def __init__(self, separator: Separator):
         self.separator = separator
@@ -386,7 +386,7 @@ class _Counter:
         self.num_characters += float(num_tokens @ characters_per_token)
 
     def report(self, block_size: int) -> PackingReport:
-        """The sums so far, for blocks of `block_size` tokens; an error if they do not fill one."""
+        """Report of the sums so far, for blocks of `block_size` tokens; an error if they do not fill one."""
         if self.num_documents == 0:
             raise ValueError("`documents` must contain text, got none.")
         num_separator_tokens = (self.num_documents - 1) * len(self.separator.input_ids)

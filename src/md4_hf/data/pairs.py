@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..utils.integers import as_integer
 from ..utils.options import check_options, option
-from .documents import DataArguments, load_table, load_train_validation, num_heldout
+from .documents import DataArguments, holds_strings, load_table, load_train_validation, num_heldout
 
 
 RESPONSE_ENDS = ("fill", "eos", "none")
@@ -28,7 +28,7 @@ class PairArguments:
     prompt_column: str | None = option("Column with the prompts; they are given, never masked and not scored.")
     response_column: str | None = option("Column with the responses; only they are scored.")
     response_end: str = option(
-        'What follows a response: "fill" (EOS tokens up to --block_size, all scored: the model learns how long '
+        'End of a response: "fill" (EOS tokens up to --block_size, all scored: the model learns how long '
         'responses are, and leaves the rest of its canvas empty), "eos" (one EOS, scored) or "none".',
         default="fill",
         choices=list(RESPONSE_ENDS),
@@ -50,7 +50,7 @@ class PairArguments:
 
 @dataclass(frozen=True)
 class PairReport:
-    """What became of the pairs of a data set.
+    """Counts of the pairs of a data set in `encode_pairs`.
 
     Attributes:
         num_pairs: pairs in the data.
@@ -101,7 +101,7 @@ def encode_pairs(
         column = getattr(arguments, name)
         if column not in pairs.column_names:
             raise ValueError(f"`{name}` must be one of the columns {sorted(pairs.column_names)}, got {column!r}.")
-        if getattr(pairs.features[column], "dtype", None) not in ("string", "large_string"):
+        if not holds_strings(pairs.features[column]):
             raise ValueError(f"`{name}` must hold strings, got {column!r} with {pairs.features[column]}.")
     if arguments.response_end != "none" and tokenizer.eos_token_id is None:
         raise ValueError(

@@ -102,7 +102,7 @@ def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     """Adds `[MASK]` as the mask token, with a new last id, to a tokenizer that has none. Changes it in place.
 
     Returns:
-        The same tokenizer, so that calls can be chained.
+        The tokenizer, so that calls can be chained.
     """
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": _special_token(MASK_TOKEN)})

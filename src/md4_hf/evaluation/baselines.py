@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Models that only count, of text and of images: the bits that a trained model has to beat."""
+"""Count models of text and of images: baselines that a trained model has to beat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def ngram_bits_per_character(train_ids: np.ndarray, heldout_ids: np.ndarray, ord
     """Bits per symbol of an n-gram model on held-out text: the baseline that a trained model has to beat.
 
     p(x_n | context) = (count(context, x_n) + 1) / (count(context) + num_symbols), with the `order - 1` symbols before
-    x_n as context and counts of the training text (add-one smoothing). Held-out symbols without a whole context, the
+    x_n as context and counts of the training text (add-one smoothing). Held-out symbols without a full context, the
     first `order - 1`, are not scored. With a tokenizer of one id per character the unit is bits per character.
 
     Args:
@@ -37,7 +37,7 @@ def ngram_bits_per_character(train_ids: np.ndarray, heldout_ids: np.ndarray, ord
 def pixel_histogram_bits(train_ids: np.ndarray, heldout_ids: np.ndarray, num_levels: int) -> float:
     """Held-out bits per dimension of independent pixels: a histogram of levels for each place and channel.
 
-    Each level is counted once more than it was seen.
+    Each level is counted once more than it occurs (add-one smoothing).
 
     Args:
         train_ids, heldout_ids: `(images, channels, height, width)` ids in [0, num_levels).
@@ -52,7 +52,7 @@ def pixel_histogram_bits(train_ids: np.ndarray, heldout_ids: np.ndarray, num_lev
 
 
 def _ngram_codes(name: str, ids: np.ndarray, order: int, num_symbols: int) -> np.ndarray:
-    """Numbers the n-grams of a text: the digits of the number, in base `num_symbols`, are the symbols."""
+    """Numbers of the n-grams of a text, whose digits in base `num_symbols` are the symbols."""
     ids = np.asarray(ids, dtype=np.int64)
     if len(ids) < order:
         raise ValueError(f"`{name}` must have at least `order` = {order} symbols, got {len(ids)}.")

@@ -69,7 +69,7 @@ class ScoredSequence:
     Args:
         input_ids: All ids, not more than the model's length.
         num_given: Number of ids at the beginning that are neither masked nor scored.
-        index: What the noise is keyed with, see `noise_index`.
+        index: Key of the noise, see `noise_index`.
     """
 
     input_ids: list[int]
@@ -85,7 +85,7 @@ class ScoredSequence:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to continue a prompt: what is known of the harness's `gen_kwargs`.
+    """How to continue a prompt, from the harness's `gen_kwargs`.
 
     Args:
         until: Strings, before the first of which the continuation ends.
@@ -130,7 +130,7 @@ class GenerationOptions:
 
 @register_model("md4_hf")
 class MD4LM(LM):
-    """An MD4 or GenMD4 model of text, or the autoregressive baseline, as the harness asks it.
+    """An MD4 or GenMD4 model of text, or the autoregressive baseline, as a model of the harness.
 
     A masked diffusion model has no likelihood in closed form: `loglikelihood` is a lower bound on log p(continuation |
     context), the negative NELBO of the continuation's tokens in nats, while the context is visible and never masked.
@@ -153,14 +153,14 @@ class MD4LM(LM):
             error of about 3 / sqrt(n * draws): with the default a quarter for one token and 8 % for ten, of which the
             choices of a question share most.
         seed: Seed of the noise.
-        estimator: What a draw is, see `example_nelbo`: a "time", or the number of masked tokens in "any_order", which
+        estimator: Kind of draw, see `example_nelbo`: a "time", or the number of masked tokens in "any_order", which
             varies less and is the default for models that do not see the time.
         batch_size: Rows per forward pass, each one draw of one request or one generation; "auto" begins with
             `max_batch_size` and halves it as often as memory is short.
-        max_batch_size: What "auto" begins with.
+        max_batch_size: Batch size that "auto" begins with.
         max_length: Tokens of context and continuation together; the model's length by default, which is the most.
         max_gen_toks: Tokens of a generation whose task does not say; 256 by default, or half of `max_length`.
-        device: Where to; the accelerator if there is one by default. Of several processes, each has its own.
+        device: Device of the model; the accelerator if there is one by default. Of several processes, each has its own.
         dtype: Precision of the weights, such as "bfloat16"; that of the files by default.
 
     Raises:
@@ -215,13 +215,13 @@ class MD4LM(LM):
         self._collate = PaddingCollator(pad_token_id=int(config.mask_token_id == 0))
         self._pipeline: Any = None
 
-    # What the harness asks ---------------------------------------------------------------------------------------
+    # Questions of the harness --------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Bounds on the log-likelihoods of continuations, given their contexts; of a causal model these themselves.
+        """Bounds on the log-likelihoods of continuations, given their contexts; for a causal model exact values.
 
         Both are tokenised together. The continuation's tokens are those after as many as the context has alone, without
-        the spaces at its end, which so belong to the continuation. Under an empty context, all tokens are masked and
+        the spaces at its end, which thus belong to the continuation. Under an empty context, all tokens are masked and
         scored: the bound is unconditional. A long context loses its beginning.
 
         Args:
@@ -238,13 +238,13 @@ class MD4LM(LM):
         """
         sequences = [self._scored_continuation(request) for request in requests]
 
-        def keep(position: int, score: tuple[float, bool]):
+        def cache(position: int, score: tuple[float, bool]):
             self.cache_hook.add_partial("loglikelihood", requests[position].args, score)
 
-        return self._score(sequences, keep, disable_tqdm, "Bounding likelihoods")
+        return self._score(sequences, cache, disable_tqdm, "Bounding likelihoods")
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Bounds on the log-likelihoods of whole texts, in nats; of a causal model these themselves.
+        """Bounds on the log-likelihoods of entire texts, in nats; for a causal model exact values.
 
         A text longer than the model is cut into blocks of `max_length`, the last one shorter, and the bounds of the
         blocks are added. The blocks are disjoint, each without the text before it: a block of full length has no room
@@ -264,7 +264,7 @@ class MD4LM(LM):
         totals, missing = [0.0] * len(requests), Counter(owners)
 
         def add(number: int, score: tuple[float, bool]):
-            """Take in the score of a block, and pass on the sum of a text with its last one."""
+            """Add the score of a block to its text, and pass on the sum with the last block."""
             owner = owners[number]
             totals[owner] += score[0]
             missing[owner] -= 1
@@ -327,7 +327,7 @@ class MD4LM(LM):
         progress.close()
         return texts
 
-    # What it asks between processes ------------------------------------------------------------------------------
+    # Communication between processes -----------------------------------------------------------------------------
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, one after the other."""
@@ -345,7 +345,7 @@ class MD4LM(LM):
         if self.world_size > 1:
             PartialState().wait_for_everyone()
 
-    # What it writes beside the results ---------------------------------------------------------------------------
+    # Facts recorded beside the results ---------------------------------------------------------------------------
 
     @property
     def tokenizer_name(self) -> str:
@@ -358,7 +358,7 @@ class MD4LM(LM):
         return self.tokenizer.eos_token_id
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness records: the model's size and precision, and how the bounds are estimated."""
+        """Size and precision of the model, and how the bounds are estimated, for the harness to record."""
         estimate = {"estimator": self.estimator, "draws": self.draws, "seed": self.seed}
         if self.is_autoregressive:
             estimate = {"estimator": "exact"}
@@ -369,7 +369,7 @@ class MD4LM(LM):
             **{f"bound_{name}": value for name, value in estimate.items()},
         }
 
-    # How it is answered ------------------------------------------------------------------------------------------
+    # Implementation ----------------------------------------------------------------------------------------------
 
     def _join_processes(self, device: torch.device):
         """Set rank, world size and device; of several processes, the harness gives each a share of the documents."""
@@ -402,11 +402,11 @@ class MD4LM(LM):
     def _score(
         self,
         sequences: list[ScoredSequence],
-        keep: Callable[[int, tuple[float, bool]], None],
+        on_score: Callable[[int, tuple[float, bool]], None],
         disable_tqdm: bool,
         description: str,
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood or its bound in nats, and greediness; `keep` hears of each, by its position, when known."""
+        """Log-likelihood or its bound in nats, and greediness; `on_score` gets each, with its position, at once."""
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(sequences)
         # Longest first: neighbours need little padding, and memory is short at once or not at all.
         order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].input_ids))
@@ -417,7 +417,7 @@ class MD4LM(LM):
 
         for position, result in self._in_batches(order, score):
             scores[position] = result
-            keep(position, result)
+            on_score(position, result)
             progress.update()
         progress.close()
         return scores
@@ -425,7 +425,7 @@ class MD4LM(LM):
     def _in_batches(
         self, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]
     ) -> Iterator[tuple[Item, Result]]:
-        """Pairs of items and what the function makes of them, batch by batch."""
+        """Pairs of an item and its result from the function, computed batch by batch."""
         start = 0
         while start < len(items):
             batch = items[start : start + self.batch_size]
@@ -571,7 +571,7 @@ def open_tokenizer(
 
 
 def noise_index(request: Instance, *parts: Any) -> int:
-    """What the noise of a request is keyed with, in [0, 2^31): its task and document, and any other `parts`.
+    """Key of the noise of a request, in [0, 2^31), made of its task, its document and any other `parts`.
 
     All requests of a document meet the same times, and the same masks at the same places of the sequence: that is where
     the choices of a question follow one context. A document is known by its content and not by its number, which the
@@ -584,7 +584,7 @@ def noise_index(request: Instance, *parts: Any) -> int:
     else:
         owner = [str(request.args[0])]
     digest = hashlib.sha256(json.dumps([*owner, *parts]).encode("utf-8")).digest()
-    # So few bits: the fraction of its product with the golden ratio, in float64, is where the times begin.
+    # 31 bits only: the times begin at the fraction of its product with the golden ratio, in float64.
     return int.from_bytes(digest[:4], "big") >> 1
 
 

@@ -16,13 +16,13 @@ ImageFunction = Callable[[Tensor], Tensor]
 
 
 def load_inception(device: str | torch.device = "cpu") -> tuple[nn.Module, nn.Module]:
-    """The Inception network of FID and of the Inception score: TensorFlow's of 2015, as torch-fidelity has it.
+    """Inception network of FID and of the Inception score: TensorFlow's of 2015, in torch-fidelity's version.
 
     Its weights are downloaded at the first call (95 MB, into the `checkpoints` of torch.hub's folder). Images are
     scaled to 299 × 299 as TensorFlow did it, which published figures rely on.
 
     Args:
-        device: Where to.
+        device: Device of the network.
 
     Returns:
         Two functions of uint8 images `(n, 3, height, width)`: the features `(n, 2048)`, and the logits of the classes,
@@ -64,21 +64,21 @@ def image_sample_metrics(
         inception_score = exp(mean over x of KL(p(y|x) ‖ mean over x of p(y|x)))  (Salimans et al., arXiv:1606.03498)
 
     the latter as the mean over `num_splits` parts of the samples. Both depend on the number of images: the FID of few
-    is too large (with fewer images than features, Σ does not even have full rank), and published ones are of 50,000
-    samples. Both look at images through a network that was trained on photographs: of
-    digits, or of anything else that looks unlike ImageNet, they say little. Give features of your own there.
+    images is too large (with fewer images than features, Σ does not even have full rank), and published ones are of
+    50,000 samples. Both look at images through a network that was trained on photographs: of digits, or of anything
+    else that looks unlike ImageNet, they say little. Give features of your own there.
 
     Args:
         samples: uint8 images `(n, 3, height, width)`, n >= 2; grey ones with their channel three times.
-        references: The same, of any number >= 2; None leaves the FID out.
+        references: Real images of the same kind, any number >= 2; None leaves the FID out.
         features: uint8 images `(n, 3, height, width)` on `device` to features `(n, d)`, as a module in evaluation
             mode or any function. By default Inception's, see `load_inception`.
-        class_logits: The same to logits of classes. By default Inception's; with `features` and without
+        class_logits: Such images to logits of classes. By default Inception's; with `features` and without
             `class_logits` there is no Inception score.
         batch_size: Images at a time, >= 1.
-        num_splits: Parts of the samples for the Inception score, >= 1; less if they would hold less than two samples.
-        seed: Of the order in which samples are divided into parts.
-        device: Where to compute.
+        num_splits: Parts of the samples for the Inception score, >= 1; fewer if a part would have fewer than two.
+        seed: Seed of the order in which samples are divided into parts.
+        device: Device to compute on.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -130,7 +130,7 @@ def _inception_score(score: nn.Module, samples: Tensor, seed: int, **options) ->
 
 
 class _Rows(nn.Module):
-    """A function of images as torchmetrics takes it, in float64, and checked."""
+    """A function of images as a module for torchmetrics, checked, in float64."""
 
     def __init__(self, name: str, function: ImageFunction, example: Tensor):
         super().__init__()
@@ -163,7 +163,7 @@ def _check_images(name: str, images: Tensor):
 
 
 def _without_warning(inception_score: type, **options) -> nn.Module:
-    """A metric that warns that it keeps the logits, of 50,000 images 0.4 GB."""
+    """An Inception score without its warning that it keeps the logits (0.4 GB for 50,000 images)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return inception_score(**options)

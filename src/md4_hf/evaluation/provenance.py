@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a figure came from, to be kept beside it: versions, hardware and the digest of the weights."""
+"""Origin of a figure, to be recorded beside it: versions, hardware and the digest of the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of the libraries that are installed."""
+    """Versions of this package and of the libraries that are installed."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: torch.device, num_processes: int = 1) -> dict[str, Any]:
-    """Versions and hardware: of the device that was used, and on how many processes."""
+    """Versions, the device that was used, and the number of processes."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
     return {
         "python": platform.python_version(),
@@ -39,7 +39,7 @@ def environment(device: torch.device, num_processes: int = 1) -> dict[str, Any]:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """A digest of a model's weights: two runs under one name are told apart."""
+    """SHA-256 of a model's weights, which tells two runs under one name apart."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

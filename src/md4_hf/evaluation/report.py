@@ -28,8 +28,8 @@ class TaskResult:
         metrics: Those of `Rounds.metrics`.
         recipe: How the examples were made.
         data_sha256: Digest of all ids and labels.
-        note: What a reader has to know.
-        command: What it was called by.
+        note: A remark for readers of the figure.
+        command: The command that measured it.
     """
 
     task: str
@@ -86,7 +86,7 @@ def results_json(
 
 
 def read_results(text: str, **facts: Mapping[str, Any]) -> list[TaskResult]:
-    """The results in a `results_json` with the same facts: none of another model, say, or if the text is not one."""
+    """Results from a `results_json` with the same facts; none if the facts differ, or the text is something else."""
     try:
         report = json.loads(text)
         same = all(report[name] == json.loads(json.dumps(finite(value))) for name, value in facts.items())
@@ -102,7 +102,7 @@ def _with_nan(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def results_markdown(results: Iterable[TaskResult], model: Mapping[str, Any], estimate: Mapping[str, Any]) -> str:
-    """A page with the table, the recipes and the `model-index` metadata of a model card before it."""
+    """A Markdown page with the results and their recipes, after the `model-index` metadata of a model card."""
     results = list(results)
     rows = [
         f"| {r.task} | {r.figure.name} | {r} | {r.metrics['num_tokens']:,} | {_describe(r.recipe)} |" for r in results
@@ -134,7 +134,7 @@ def results_markdown(results: Iterable[TaskResult], model: Mapping[str, Any], es
 
 
 def model_index(results: Iterable[TaskResult], model_name: str) -> str:
-    """The metadata that the Hub reads results from, YAML."""
+    """YAML metadata from which the Hub reads the results."""
     rows = [
         EvalResult(
             task_type=modality_of_metrics([r.metric]).task,

@@ -1,7 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Evaluations in rounds: independent repetitions, which tell the Monte-Carlo error and may go on until it is small.
+"""Evaluation in rounds: independent repetitions, which measure the Monte-Carlo error and may go on until it is small.
 
-A round is an evaluation of all examples with noise of its own. What has been done is kept in files, from which an
+A round is an evaluation of all examples with noise of its own. Finished rounds are kept in files, from which an
 interrupted evaluation goes on.
 """
 
@@ -36,7 +36,7 @@ SEED_STRIDE = 2**32  # between the seeds of rounds, so that the rounds of neighb
 
 @dataclass
 class Rounds:
-    """What the rounds of an evaluation gave.
+    """Results of the rounds of an evaluation.
 
     Args:
         nelbo: `(rounds, examples)` nats, float64.
@@ -62,7 +62,7 @@ class Rounds:
         return math.sqrt(variance) / self.num_tokens.sum()
 
     def metrics(self, are_images: bool = False) -> dict[str, float]:
-        """`nelbo_metrics` of the mean over the rounds, `num_rounds`, and of two and more `monte_carlo_stderr`."""
+        """`nelbo_metrics` of the mean over the rounds, `num_rounds`, and with two or more `monte_carlo_stderr`."""
         nelbo, num_tokens, num_characters = (
             torch.from_numpy(values) for values in (self.nelbo.mean(axis=0), self.num_tokens, self.num_characters)
         )
@@ -75,7 +75,7 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Stopping:
-    """When the rounds end.
+    """Rule for ending the rounds.
 
     Args:
         rounds: Rounds at least, >= 1; with a target two.
@@ -95,7 +95,7 @@ class Stopping:
             raise ValueError(f"`target_stderr` must be > 0 nats per token, got {self.target_stderr}.")
 
     def goes_on(self, rounds: Rounds | None) -> bool:
-        """Whether there is to be another round."""
+        """Whether another round follows."""
         done = 0 if rounds is None else len(rounds.nelbo)
         if done < self.rounds:
             return True
@@ -126,11 +126,11 @@ def evaluate_in_rounds(
 
     Args:
         trainer: The `MD4Trainer`, whose arguments say how many draws a round has.
-        examples: What to evaluate.
+        examples: The data set to evaluate.
         stopping: When to end; after one round by default, and of a causal model always.
         store: Folder that keeps the rounds done, one file each, and with which an evaluation goes on. There may be more
             of them than `stopping` asks for: the result is that of an evaluation that was never interrupted.
-        recipe: What the rounds depend on, for JSON: those of another recipe are kept in another folder of the store.
+        recipe: All that the rounds depend on, for JSON; each recipe has its own folder in the store.
         report: Called after each round.
     """
     stopping = Stopping() if stopping is None or trainer.objective.is_autoregressive else stopping
@@ -179,7 +179,7 @@ def _write(path: Path, round_done: Rounds):
 
 
 def _read(path: Path) -> Rounds | None:
-    """The round of a file; None if there is none, or it cannot be read."""
+    """Read the round in a file; None if there is no file, or it is damaged."""
     if not path.is_file():
         return None
     try:

@@ -79,7 +79,7 @@ def distinct_n(sequences: Tensor | Sequence[Sequence[int] | Tensor], n: int) -> 
 def repetition(
     sequences: Tensor | Sequence[Sequence[int] | Tensor], n: int = REPETITION_ORDER
 ) -> dict[str, float | int]:
-    """How much sequences repeat themselves, and how many repeat another one.
+    """Share of each sequence that repeats itself, and number of sequences that repeat another one.
 
         seq_rep_n       = mean over x of 1 − D(G_n(x)) / |G_n(x)|        (Welleck et al., arXiv:1908.04319, seq-rep-n)
         repeated_tokens = Σ_x |{i : i is in an n-gram of x that x has begun before}| / Σ_x length(x)
@@ -108,7 +108,7 @@ def repetition(
 
 
 def token_statistics(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> dict[str, float | int]:
-    """The statistics of this module at their usual orders, of one set of samples.
+    """All statistics of this module, at their usual orders, for one set of samples.
 
     Args:
         sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
@@ -190,7 +190,7 @@ def _num_duplicates(rows: list[list[int]]) -> int:
 
 
 def _num_repeated(ids: list[int], n: int) -> int:
-    """Tokens that are in an n-gram which has begun before."""
+    """Number of tokens in an n-gram that has occurred before."""
     seen: set[tuple[int, ...]] = set()
     repeated: set[int] = set()
     for start, gram in enumerate(_ngrams(ids, n)):

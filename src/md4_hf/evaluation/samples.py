@@ -86,7 +86,7 @@ def generative_perplexity_of_ids(
     add_bos: bool = False,
     progress: bool = False,
 ) -> dict[str, float | int | list[float] | list[int]]:
-    """`generative_perplexity` of samples as they were drawn, token by token, without a way over their texts.
+    """`generative_perplexity` of samples in the tokens in which they were drawn, not retokenised.
 
     A sample may split a text into other tokens than the tokenizer does. Scored as a text, it is split anew, and its
     number of tokens changes; here the causal model sees the sample's own tokens, which it may find unlikely for the
@@ -148,7 +148,7 @@ def _perplexity_of_rows(
     add_bos: bool,
     progress: bool,
 ) -> dict[str, float | int | list[float] | list[int]]:
-    """The figures of `generative_perplexity` for ids of the model's tokenizer, >= 2 in each row."""
+    """Result of `generative_perplexity` for ids of the model's tokenizer, >= 2 in each row."""
     max_length = _max_length(model, tokenizer, max_length)
     bos = [tokenizer.bos_token_id] if add_bos and tokenizer.bos_token_id is not None else []
     kept = ids if max_length is None else [row[: max_length - len(bos)] for row in ids]
@@ -258,7 +258,7 @@ def _check_all(name: str, values: Tensor, is_good: Tensor, rule: str):
 
 
 def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
-    """Tokens that are scored at most; None if neither the caller nor the model sets a limit."""
+    """Largest number of tokens to score; None if neither the caller nor the model sets a limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None and tokenizer.model_max_length < 1e9:  # a tokenizer without a limit says 1e30
         limit = tokenizer.model_max_length

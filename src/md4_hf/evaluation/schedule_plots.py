@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of masking schedules: the known ones, and the ones that GenMD4 has learned."""
+"""Plots of masking schedules: the known ones, and those that GenMD4 has learned."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
-from ..data.documents import load_documents
+from ..data.documents import TABLE_FORMATS, load_documents
+from ..data.images import DIGITS
 from ..data.packing import DOCUMENTS_PER_BATCH, Separator, tokenize_texts
 from ..objective.modality import Modality, modality_of_metrics
 from .detokenizers import RULES, detokenize
@@ -35,6 +36,7 @@ WINDOW_FEATURES = Features(
 FILE = "file"  # the split of a local file, all of which is scored
 TEXT8_CHARACTERS, TEXT8_TEST = 100_000_000, "last 5,000,000 characters"
 TEXT8_TEST_CHARACTERS = 5_000_000
+OPENWEBTEXT_HELDOUT = "train[-100000:]"
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Task:
         detokenizer: Name of its detokenizer.
         metric: The reported figure: "perplexity", "bits_per_character" or "bits_per_dimension".
         end_rows: Whether a token ends each row, where the preparation has one.
-        length: Tokens of a block, if not the model's.
-        notes: What a reader of the figure has to know, by split.
+        length: Tokens of a block, if it differs from the model's.
+        notes: Remarks for readers of the figure, by split.
     """
 
     data: str
@@ -71,16 +73,16 @@ class Task:
         return modality_of_metrics([self.metric])
 
     def split_of(self, preparation: str = "", data: str | None = None) -> str:
-        """Its split in a preparation; "file" of a local file, all of which is scored."""
+        """The split in a preparation; "file" for a local file, all of which is scored."""
         return self.splits.get(preparation, self.splits[""]) if data is None else FILE
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How rows become blocks.
+    """A way to cut rows into blocks.
 
     Args:
-        row_end: What follows each row: "eos" (the end token of the tokenizer), "blank line", or "nothing".
+        row_end: End of each row: "eos" (the end token of the tokenizer), "blank line", or "nothing".
         frame: Whether each block begins and ends with the end token, which are scored with it.
         wrap: Whether rows are joined and cut into blocks; otherwise each row is an example (or several) of its own.
         group: Rows that are joined at a time, whose last tokens, too few for a block, are dropped; None joins all, and
@@ -98,7 +100,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the examples of a task follow from, besides the tokenizer: what a result records.
+    """Everything that determines the examples of a task, besides the tokenizer; results record it.
 
     Made by `make_recipe`; the fields are those of `Task` and `Preparation`.
     """
@@ -143,10 +145,10 @@ TASKS: dict[str, Task] = {
     "lm1b": Task("dvruette/lm1b", detokenizer="lm1b"),
     "openwebtext": Task(
         "Skylion007/openwebtext",
-        splits={"": "train[-100000:]"},
+        splits={"": OPENWEBTEXT_HELDOUT},
         notes={
-            "train[-100000:]": "The last 100,000 documents, as MDLM; the paper's own held-out 2 % are drawn at random "
-            "and not recorded."
+            OPENWEBTEXT_HELDOUT: "The last 100,000 documents, as MDLM; the paper's own held-out 2 % are drawn at "
+            "random and not recorded."
         },
     ),
     "text8": Task("afmck/text8", metric="bits_per_character", end_rows=False, length=256),
@@ -157,7 +159,7 @@ TASKS: dict[str, Task] = {
         metric="bits_per_dimension",
         notes={"validation": "Scaled to 64 × 64 in another way than the paper's."},
     ),
-    "digits": Task("digits", splits={"": "held-out tenth"}, metric="bits_per_dimension"),
+    "digits": Task(DIGITS, splits={"": "held-out tenth"}, metric="bits_per_dimension"),
 }
 SUITES: dict[str, tuple[str, ...]] = {
     "zero-shot": ("lambada", "wikitext2", "ptb", "wikitext103", "lm1b"),
@@ -237,7 +239,7 @@ def load_rows(recipe: Recipe) -> Dataset:
         FileNotFoundError, ValueError: As `load_documents`.
     """
     path = Path(recipe.data).expanduser()
-    if path.is_file() and path.suffix not in (".jsonl", ".parquet"):
+    if path.is_file() and path.suffix not in TABLE_FORMATS:
         rows = load_documents(recipe.data)  # which checks the file
         if recipe.split == TEXT8_TEST:
             return rows.map(_last_characters, fn_kwargs={"count": TEXT8_TEST_CHARACTERS})
@@ -256,7 +258,7 @@ def load_rows(recipe: Recipe) -> Dataset:
 
 
 def hub_commit(rows: Any) -> str | None:
-    """The commit of the Hub's data set that rows have been read from; None of local files, and where it is not known.
+    """The commit of the Hub's data set that rows were read from; None for local files, or if it is unknown.
 
     `datasets` names the folder of its cache after it.
     """
@@ -293,7 +295,7 @@ def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Reci
     Args:
         rows: Data set with a column `text`, see `load_rows`.
         tokenizer: Any tokenizer; one without an end token (eos, or else sep) ends rows with a line break.
-        recipe: How to cut.
+        recipe: How to cut them.
 
     Returns:
         A data set of `input_ids`, `labels` (-100 for the tokens that a window shares with the one before, which are
@@ -306,7 +308,7 @@ def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Reci
     end = _row_end(tokenizer, recipe.row_end)
     frame = Separator.of(tokenizer).input_ids if recipe.frame else ()
     options = {"rows": rows, "tokenizer": tokenizer, "end": end, "frame": frame, "recipe": asdict(recipe)}
-    if next(_generate_windows(**options), None) is None:  # of which `datasets` would say something else
+    if next(_generate_windows(**options), None) is None:  # for which the error of `datasets` is unclear
         raise ValueError(f"`data` must fill a block of {recipe.context} tokens, got {recipe.data!r} with too few.")
     return Dataset.from_generator(_generate_windows, features=WINDOW_FEATURES, gen_kwargs=options)
 
@@ -327,7 +329,7 @@ def _generate_windows(
     content = recipe["context"] - 2 * len(frame)
     keeps_last = recipe["group"] is None
     for group in _groups(_tokens_of_rows(rows, tokenizer, end), recipe):
-        for ids, characters, num_seen in cut(group, content, recipe["stride"], keeps_last):
+        for ids, characters, num_seen in sliding_windows(group, content, recipe["stride"], keeps_last):
             ids = np.concatenate([frame, ids, frame]).astype(np.int32)
             labels = ids.copy()
             if num_seen:  # the frame before them has been scored too
@@ -339,7 +341,7 @@ Tokens = tuple[np.ndarray, np.ndarray]  # ids, and the characters that each stan
 
 
 def _groups(rows: Iterator[Tokens], recipe: dict[str, Any]) -> Iterator[Iterator[Tokens]]:
-    """The rows that are joined: all of them, so many at a time, or one."""
+    """Groups of rows to be joined: all rows, a number of them at a time, or one."""
     size = 1 if not recipe["wrap"] else recipe["group"]
     if size is None:
         yield rows
@@ -359,7 +361,7 @@ def _tokens_of_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, end: Sepa
                 yield joined, characters
 
 
-def cut(
+def sliding_windows(
     pieces: Iterator[Tokens], length: int, stride: int, keeps_last: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Windows of `length` tokens, each `stride` after the one before: every token is scored once.

@@ -38,7 +38,7 @@ class LoraArguments:
     use_dora: bool = option("Train magnitude and direction apart (DoRA, arXiv:2402.09353).", default=False)
     use_rslora: bool = option("Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).", default=False)
     quantization: str | None = option(
-        "Load the base in 8 or 4 bits; needs bitsandbytes and what it runs on.", choices=["8bit", "4bit"]
+        "Load the base in 8 or 4 bits; needs bitsandbytes and a device that it supports.", choices=["8bit", "4bit"]
     )
 
     def __post_init__(self):
@@ -121,13 +121,13 @@ def add_adapter(model, arguments: LoraArguments):
 
 
 def save_base_record(base_fingerprint: str, folder: str | os.PathLike):
-    """Note beside an adapter which weights it belongs to."""
+    """Record beside an adapter the weights that it belongs to."""
     record = {"fingerprint": base_fingerprint}
     Path(folder, BASE_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def fingerprint(model) -> str:
-    """A short name of the weights of a model: a hash of a sample of its token embedding.
+    """Hash of a sample of a model's token embedding, which tells its weights from others.
 
     The embedding is sampled in bfloat16, so that the precision a model is loaded in does not change it. Where the model
     is sharded this is a collective: call it on all ranks.
@@ -146,7 +146,7 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
     Args:
         base: The base model.
         folder: The adapter's folder or Hub id.
-        revision, token: Of the Hub.
+        revision, token: Revision and access token of the Hub.
 
     Returns:
         A `PeftModel` in evaluation mode.
@@ -185,7 +185,7 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
 
 
 def _check_files(folder: str, **hub):
-    """Refuse what peft would open or run: pickled weights, and a Python module that the configuration names."""
+    """Refuse files that peft would run: pickled weights, and a Python module that the configuration names."""
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
     from transformers.utils import cached_file
 
@@ -198,7 +198,7 @@ def _check_files(folder: str, **hub):
 
 
 def stored_names(model) -> list[str]:
-    """The names that the trainable parameters of a `PeftModel` have in a file of its adapter, in order."""
+    """Names of the trainable parameters of a `PeftModel` in a file of its adapter, in order."""
     from peft import get_peft_model_state_dict
 
     names = parameter_names(model)

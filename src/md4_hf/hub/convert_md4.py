@@ -148,14 +148,14 @@ def _parse_schedule(name: str) -> tuple[str, float]:
 
 
 class FlaxParams:
-    """Flat Flax parameters that remembers which ones were taken, so that none is lost unseen."""
+    """Flat Flax parameters that remember which ones were taken, so that none is lost unnoticed."""
 
     def __init__(self, params: Mapping[str, Any]):
         prefixed = {name.removeprefix("params/"): x for name, x in params.items() if name.startswith("params/")}
         self._arrays = prefixed or dict(params)
 
     def take(self, name: str) -> Tensor:
-        """A parameter as it is, which is not there any more afterwards; a ValueError if it is missing."""
+        """Remove a parameter and return it unchanged; a ValueError if it is missing."""
         if name not in self._arrays:
             raise ValueError(f"`params` must hold {name!r}; not among {sorted(self._arrays)}.")
         array = self._arrays.pop(name)
@@ -208,7 +208,7 @@ class FlaxParams:
         return {f"{name}.weight": self.kernel(layer), f"{name}.bias": self.take(f"{layer}/bias")}
 
     def stacked_dense(self, widths: Mapping[str, int], in_features: int, name: str) -> dict[str, Tensor]:
-        """Dense layers with so many outputs each as one: their outputs one after the other."""
+        """Dense layers, by name with their number of outputs, as one layer: their outputs one after the other."""
         parts = [self.dense(layer, name) for layer in widths]
         for (layer, width), part in zip(widths.items(), parts, strict=True):
             for key, x in part.items():
@@ -311,7 +311,7 @@ def _convert_output(flax: FlaxParams, config: MD4Config) -> dict[str, Tensor]:
 
 
 def _convert_image_network(flax: FlaxParams, config: MD4Config, network: MD4UNet) -> dict[str, Tensor]:
-    """The whole network: flax numbers its residual blocks in the order in which they run."""
+    """State of the entire network; flax numbers its residual blocks in the order in which they run."""
     unet = "classifier/UNet5DWrapper_0/UNet_0"
     down = [f"down_blocks.{i}" for i in range(len(network.down_blocks))]
     middle = [] if config.backbone == "uvit" else ["mid_block.resnet1", "mid_block.resnet2"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Opens trained models by folder or Hub id: whole models, adapters with their base, and pipelines."""
+"""Opens trained models by folder or Hub id: full models, adapters with their base, and pipelines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_model(
         name_or_path: Folder or Hub id of an MD4 model or of a PEFT adapter for one.
         base: Base model in place of the one that the adapter names, for instance if that has moved.
         merge_adapter: Whether to add the adapter to the base's weights, which gives an ordinary model.
-        revision, token: Of the Hub.
+        revision, token: Revision and access token of the Hub.
         kwargs: Passed on to `from_pretrained` of the (base) model.
 
     Returns:
@@ -53,12 +53,12 @@ def load_model(
     if adapter is None:
         if base is not None:
             raise ValueError(f"`base` must be left out where `model` is no adapter, got {base!r}.")
-        return _load_whole_model(name_or_path, revision=revision, token=token, **kwargs)
+        return _load_full_model(name_or_path, revision=revision, token=token, **kwargs)
     if base is None and not Path(adapter).exists() and looks_like_path(adapter):
         raise FileNotFoundError(
             f"`base` must be given: the adapter {name_or_path} names its base model {adapter}, which is not there."
         )
-    model = _load_whole_model(base or adapter, token=token, **kwargs)
+    model = _load_full_model(base or adapter, token=token, **kwargs)
     model = load_adapter(model, name_or_path, revision=revision, token=token)
     if not merge_adapter:
         return model
@@ -84,7 +84,7 @@ def adapter_base(name_or_path: str, *, revision: str | None = None, token: str |
     return base
 
 
-def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
+def _load_full_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     _check_folder(name_or_path)
     if has_shards(name_or_path) and not any(Path(name_or_path).glob("*.safetensors")):
         raise ValueError(
@@ -111,7 +111,7 @@ def _load_whole_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
 
 
 def _check_folder(name_or_path: str):
-    """A clear error for what can only have been meant as a folder and is no model's; Hub ids pass."""
+    """Raise a clear error for a name that can only mean a folder and has no model in it; Hub ids pass."""
     folder = Path(name_or_path)
     is_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
     if is_path and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
@@ -122,7 +122,7 @@ def _check_folder(name_or_path: str):
 
 
 def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, image_processor=None):
-    """A pipeline; the default scheduler has the model's masking schedule and the paper's choice of grid for it.
+    """Make a pipeline; the default scheduler has the model's masking schedule and the paper's grid for it.
 
     The default image processor has the size, channels and levels of the model.
 
@@ -167,13 +167,12 @@ def load_pipeline(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
 ):
-    """The pipeline of a folder or Hub id: of a pipeline, of a model with its tokenizer or image processor, or of an
-    adapter.
+    """Open the pipeline of a folder or Hub id that holds a pipeline, a model or an adapter.
 
     Args:
         name_or_path, base, revision, token: As in `load_model`.
         dtype: Precision of the weights; that of the files by default.
-        device: Where to; the accelerator if there is one by default.
+        device: Device of the model; the accelerator if there is one by default.
 
     Raises:
         FileNotFoundError, ValueError: As `load_model`; and for a device that is not there.

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Makes the classes of this package known to the loaders of transformers and diffusers."""
+"""Registers the classes of this package with the loaders of transformers and diffusers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def register_auto_classes():
 
 
 def register_image_processor():
-    """The same for `AutoImageProcessor`."""
+    """Let `AutoImageProcessor` open the image processors of MD4 models."""
     from transformers import AutoImageProcessor
 
     from ..core.image_processing_md4 import MD4ImageProcessor
@@ -106,7 +106,7 @@ def register_with_diffusers():
 
 
 def register_when_imported():
-    """Register image processors, and with diffusers, once their modules are there: they take seconds, or never come."""
+    """Register image processors, and with diffusers, once their slow modules are imported, if they ever are."""
     if IMAGE_PROCESSORS in sys.modules:
         register_image_processor()
     else:

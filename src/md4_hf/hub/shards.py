@@ -75,7 +75,7 @@ def load_shards(folder: str | os.PathLike) -> MD4ForMaskedDiffusion:
         if (folder / FSDP_FOLDER).is_dir():
             weights = model.state_dict()
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what is wanted here
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as intended here
                 dcp.load({"model": weights}, storage_reader=_Reader(folder / FSDP_FOLDER), no_dist=True)
         else:
             weights = _deepspeed_weights(folder)
@@ -93,7 +93,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """Torch's reader, which makes nothing but what a checkpoint has, and reads no file of another folder."""
+    """Torch's reader, restricted to the classes of a checkpoint and to the files of its folder."""
 
     def read_metadata(self, *args, **kwargs) -> Metadata:
         """The index of the checkpoint, checked."""
@@ -118,10 +118,10 @@ def _deepspeed_weights(folder: Path) -> dict[str, torch.Tensor]:
     allowed = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
     names = {f"{cls.__module__}.{cls.__qualname__}" for cls in allowed}
     for path in sorted(folder.glob(f"{DEEPSPEED_FOLDERS}/*.pt")):
-        others = sorted(set(get_unsafe_globals_in_checkpoint(path)) - names)
-        if others:
+        unknown = sorted(set(get_unsafe_globals_in_checkpoint(path)) - names)
+        if unknown:
             raise pickle.UnpicklingError(
-                f"{path.name} refers to {', '.join(others)}, which is no part of a checkpoint"
+                f"{path.name} refers to {', '.join(unknown)}, which is no part of a checkpoint"
             )
     with safe_globals(allowed), _weights_only():
         return get_fp32_state_dict_from_zero_checkpoint(str(folder))

@@ -32,14 +32,14 @@ def example_nelbo(
     """NELBO of each example, reconstruction included, averaged over stratified draws of noise.
 
     The noise is a pure function of (seed, index of the example, draw): the result does not depend on the batch. There
-    are two estimators of one and the same bound:
+    are two estimators of the same bound:
 
     - `"time"`: a draw is a time, and each token is masked with its probability;
     - `"any_order"`: a draw is a number n of masked tokens, uniform in 1 ... N, and which they are; its term has the
       weight N·w_n (`masked_count_weights`). The number of masked tokens does not vary at a given weight, so that the
       variance is smaller. It needs a model that does not see the time and has a fixed schedule.
 
-    Of a causal model it is -log p, and nothing is drawn.
+    For a causal model the result is -log p, and nothing is drawn.
 
     Args:
         model: The denoiser, called as `MD4ForMaskedDiffusion`.
@@ -100,7 +100,7 @@ def nelbo_given_noise(
 
 
 def check_estimator(estimator: str, objective: Objective | None = None):
-    """Raise a ValueError for a name that no estimator has, and for one that is not for this objective."""
+    """Raise a ValueError for an unknown estimator, and for one that this objective does not allow."""
     if estimator not in _ESTIMATORS:
         raise ValueError(f"`estimator` must be one of {sorted(_ESTIMATORS)}, got {estimator!r}.")
     if estimator == ANY_ORDER and objective is not None and objective.any_order_obstacle is not None:
@@ -118,7 +118,7 @@ def _draw_by_time(
 def _draw_by_count(
     model: Callable, objective: MD4Objective, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same from a number of masked tokens, the uniform share of all that are scored."""
+    """One draw of both by the number of masked tokens, a uniform share of the scored ones."""
     process, is_scored = objective.process, inputs["labels"] != IGNORE_INDEX
     num_tokens = is_scored.flatten(1).sum(dim=1)
     num_masked = 1 + (uniform.double() * num_tokens).long().clamp(max=num_tokens - 1)
@@ -138,7 +138,7 @@ def _draw_by_count(
 
 @functools.lru_cache(maxsize=16)
 def _time_of_moderate_weight(schedule: MaskingSchedule, num_timesteps: int | None) -> tuple[float, float]:
-    """A time whose weight in the NELBO is neither 0 nor infinite, as near to 1 as may be, and that weight."""
+    """A time whose weight in the NELBO is neither 0 nor infinite but as near to 1 as possible, and that weight."""
     times = torch.arange(1, 129) / 128.0
     if num_timesteps is not None:
         times = discretize_times(times, num_timesteps).clamp(max=1.0)

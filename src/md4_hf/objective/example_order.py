@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The order of evaluation examples among themselves: their noise follows what they hold, not where they stand."""
+"""The order of evaluation examples by content, so that their noise does not depend on where they stand."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ROWS_PER_READ = 256
 
 
 class OrderedExamples(torch.utils.data.Dataset):
-    """The examples of a data set, each with its `noise_index`: its place when all are sorted by their digests.
+    """Examples of a data set, each with its `noise_index`: its rank when all are sorted by their digests.
 
-    So an example has the same noise wherever it stands in the data set, in whatever batch and on whatever process;
+    An example thus has the same noise wherever it stands in the data set, in any batch and on any process;
     and the indices are 0 ... n - 1, as the even spread of `evaluation_times` needs. Examples that are alike take
     neighbouring indices in the order in which they stand.
 
@@ -50,7 +50,7 @@ class OrderedExamples(torch.utils.data.Dataset):
 
 
 def can_be_ordered(dataset: Any) -> bool:
-    """Whether a data set has a length and examples with `input_ids`; a stream, for one, has no length."""
+    """Whether a data set has a length, as a stream has not, and examples with `input_ids`."""
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__") or not len(dataset):
         return False
     first = dataset[0]
@@ -58,12 +58,12 @@ def can_be_ordered(dataset: Any) -> bool:
 
 
 def data_sha256(dataset: Any) -> str:
-    """SHA-256, hexadecimal, of what all examples hold, in their order: of `example_digests`."""
+    """SHA-256, hexadecimal, of the contents of all examples, in their order."""
     return hashlib.sha256(b"".join(example_digests(dataset))).hexdigest()
 
 
 def example_digests(dataset: Any) -> list[bytes]:
-    """A digest of each example, 16 bytes: of its ids, labels, class, and of what tells padding and documents."""
+    """A digest of 16 bytes of each example: its ids, labels, class, padding and documents."""
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] in (None, "torch"):
         dataset = dataset.with_format("numpy")  # as lists, each id would be an object of Python
     digests = []

@@ -51,7 +51,7 @@ def figures_of(metrics: Mapping[str, float], prefix: str = "", is_bound: bool = 
 
     Args:
         metrics: Those of `nelbo_metrics`.
-        prefix: What stands before each key, such as "eval_".
+        prefix: Prefix of each key, such as "eval_".
         is_bound: Whether the nats are a bound, the NELBO; otherwise they are −log p.
     """
     loss, error = metrics[f"{prefix}loss"], metrics[f"{prefix}loss_stderr"]

@@ -93,7 +93,7 @@ def _stride(total: int) -> int:
 def most_masked_tokens(
     schedule: MaskingSchedule, num_timesteps: int | None, num_examples: int, total: int, length: int
 ) -> int:
-    """What the number of masked tokens of a micro-batch stays below, at any step of a training.
+    """Upper bound on the number of masked tokens of a micro-batch, at any step of a training.
 
     It is known beforehand, so that nothing has to wait for the count, because the times are stratified: the largest
     expectation over all times that `training_times` can give, and eight standard deviations (probability 1e-15).

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What happens around the training steps: stopping cleanly, showing progress."""
+"""Callbacks around the training steps: stopping cleanly, showing progress."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ class ImageSamplesCallback(TrainerCallback):
         self._draw, self._is_training = draw, False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """From now on."""
+        """Begin to draw at evaluations."""
         self._is_training = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Up to here."""
+        """End drawing at evaluations."""
         self._is_training = False
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Draw."""
+        """Draw samples while training."""
         if self._is_training:
             self._draw()
 
@@ -119,7 +119,7 @@ class BitsProgressCallback(ProgressCallback):
         self._shown: dict[str, str] = {}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
-        """Update what stands behind the bar; a log that is not a terminal gets its lines."""
+        """Update the text behind the bar; without a terminal, write a line per log."""
         if not sys.stderr.isatty():
             super().on_log(args, state, control, logs=logs, **kwargs)
             return
@@ -133,6 +133,6 @@ class BitsProgressCallback(ProgressCallback):
         self.training_bar.set_postfix(self._shown)
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Evaluations within training are short: they get no bar of their own."""
+        """Show a bar for evaluations outside training only: those within it are short."""
         if self.training_bar is None:
             super().on_prediction_step(args, state, control, **kwargs)

@@ -131,7 +131,7 @@ class CardFacts:
 
     Args:
         title: Heading; the name of the repository or folder by default.
-        data: What the model was trained on, in words.
+        data: The training data, in words.
         datasets: Ids of data sets on the Hub.
         language: Languages of the data, as two-letter codes.
         license: Identifier of the licence of the weights, such as "apache-2.0".

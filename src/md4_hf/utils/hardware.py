@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What this machine computes on, and what it is fast at."""
+"""Devices of this machine and their speed in bfloat16."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .integers import as_integer
 
 
 def picture_format(path: str | os.PathLike) -> str:
-    """The format that a picture's suffix stands for, by its name in PIL: to be asked before the work.
+    """PIL's name of the format that a picture's suffix stands for; call it before the work.
 
     Raises:
         ValueError: For a suffix that stands for none, and a folder that is not there.

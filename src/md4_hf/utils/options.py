@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the dataclasses are made of that the command line fills: fields with a help text, and their check."""
+"""Fields with a help text for the dataclasses that the command line fills, and checks of their values."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def option(help: str, default: Any = None, **metadata: Any) -> Any:
     """A field of a dataclass for `HfArgumentParser`.
 
     Args:
-        help: What `--help` says of it.
+        help: Its text in `--help`.
         default: Its value when it is left out.
-        metadata: What else the parser is to know, such as `choices`.
+        metadata: More for the parser, such as `choices`.
     """
     return field(default=default, metadata={"help": help, **metadata})
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of a training run, and how every picture is made and written."""
+"""Plots of a training run, and how every figure is made and written."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _plot_heldout(axes, heldout: Sequence[Mapping[str, float]], key: str):
 
 
 def new_figure(columns: int = 1):
-    """A figure with its axes side by side, for files and not for a screen: `(figure, list of axes)`."""
+    """A figure for a file, not for a screen, with its axes side by side: `(figure, list of axes)`."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What has to hold before several processes begin to train together, and one folder for one run."""
+"""Checks before several processes train together, agreement among them, and a lock for the folder of a run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check_agreement(args: TrainingArguments, facts: Mapping[str, Any]):
 
     Args:
         args: Of the run.
-        facts: What must be the same on all processes, by name.
+        facts: Values that must be the same on all processes, by name.
 
     Raises:
         ValueError: On all of them, naming the first fact that differs and each process's value.
@@ -88,7 +88,7 @@ def check_agreement(args: TrainingArguments, facts: Mapping[str, Any]):
 
 
 def gather(value: Any, num_ranks: int) -> list[Any]:
-    """The values of all processes, where they are joined in a group."""
+    """Values of all processes; without a process group, the own value for each."""
     values = [value] * num_ranks
     if num_ranks > 1 and torch.distributed.is_initialized():
         torch.distributed.all_gather_object(values, value)
@@ -133,9 +133,9 @@ def entered_by_first_process(args: TrainingArguments, context: AbstractContextMa
 
 
 class RunLock:
-    """Within it no other run can write to `args.output_dir`; the system frees it when the process dies.
+    """Context in which no other run can write to `args.output_dir`; the system frees it when the process dies.
 
-    It can be entered again while it is held.
+    A process may enter it again while it holds it.
 
     Raises:
         ValueError: On all processes, if another run has the folder, or if it is not the same folder for all of them.

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The weights of a model in training, wherever their parts are: whole, in FSDP2's DTensors or DeepSpeed's ZeRO-3."""
+"""The weights of a model in training: unsharded, in FSDP2's DTensors or in DeepSpeed's ZeRO-3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-# What wrappers (torch.compile, FSDP's activation checkpointing) put into the names of parameters.
+# Prefixes that wrappers (torch.compile, FSDP's activation checkpointing) put into the names of parameters.
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
@@ -37,7 +37,7 @@ def whole_weights(
 
     Args:
         model: The model in training.
-        values: What this rank holds of other values for its trained parameters, such as their average.
+        values: This rank's parts of other values for the trained parameters, such as their average.
         keep: Whether this rank wants the result; else it gets an empty one.
         trained_only: Leave out what is not trained.
 
@@ -45,14 +45,14 @@ def whole_weights(
         Tensors by name. They are copies on the CPU where the model is sharded.
     """
     held = trainable(model)
-    others = iter(held if values is None else values)
+    trained_values = iter(held if values is None else values)
     weights = {}
     for name, parameter in model.named_parameters():
-        value = next(others) if parameter.requires_grad else _held(parameter)
+        value = next(trained_values) if parameter.requires_grad else _held(parameter)
         if parameter.requires_grad or not trained_only:
-            whole = whole_value(value, parameter)
+            gathered = whole_value(value, parameter)
             if keep:
-                weights[_own_name(name)] = whole.detach() if whole is value else whole.cpu()
+                weights[_own_name(name)] = gathered.detach() if gathered is value else gathered.cpu()
     if keep and not trained_only:
         weights |= {_own_name(name): buffer for name, buffer in _saved_buffers(model)}
     return weights
@@ -64,7 +64,7 @@ def whole_parameter(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def count_parameters(model: torch.nn.Module, trained_only: bool = False) -> int:
-    """Numbers in the parameters of a model, wherever their parts are."""
+    """Number of scalars in the parameters of a model, sharded or not."""
     counted = trained_parameters(model) if trained_only else model.parameters()
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in counted)
 
@@ -81,7 +81,7 @@ def _saved_buffers(model: torch.nn.Module) -> Iterable[tuple[str, torch.Tensor]]
 
 
 def whole_value(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The whole of a value that is sharded as the parameter is. A collective."""
+    """The unsharded value of a tensor that is sharded as the parameter is. A collective."""
     if isinstance(value, DTensor):
         return value.full_tensor()
     return _gathered(value, parameter) if is_zero3(parameter) else value
@@ -114,7 +114,7 @@ def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """What this rank holds of the parameters that training changes, to be read or changed in place."""
+    """This rank's parts of the parameters that training changes, to be read or changed in place."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # the outermost stays whole after a forward, as tensors that are not the parameters
@@ -138,7 +138,7 @@ def zero_part(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def refresh_gathered(model: torch.nn.Module):
-    """Bring up to date what ZeRO-3 keeps whole on all ranks (small parameters), after the parts have changed."""
+    """Update the small parameters that ZeRO-3 keeps unsharded on all ranks, after their parts have changed."""
     for parameter in trained_parameters(model):
         if is_zero3(parameter) and parameter.ds_status.name == "AVAILABLE":
             parameter.data.copy_(_gathered(zero_part(parameter), parameter))
@@ -153,7 +153,7 @@ def _gathered(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def local_part(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """What of a value this rank would hold if the value was sharded as the parameter is."""
+    """The part of a value that this rank would hold if the value were sharded as the parameter is."""
     if isinstance(parameter, DTensor):
         if isinstance(value, DTensor):
             return value
@@ -164,6 +164,6 @@ def local_part(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if is_zero3(value):
         return zero_part(value)
     size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank(parameter.ds_process_group)
-    whole = value.new_zeros((rank + 1) * size)  # the last part is filled up
-    whole[: value.numel()] = value.flatten()[: len(whole)]
-    return whole[rank * size :]
+    padded = value.new_zeros((rank + 1) * size)  # the last part is filled up
+    padded[: value.numel()] = value.flatten()[: len(padded)]
+    return padded[rank * size :]

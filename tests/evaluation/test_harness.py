@@ -168,7 +168,7 @@ class ExactDenoiser(MD4ForMaskedDiffusion):
         return SimpleNamespace(token_nelbo=nelbo, reconstruction_nelbo=torch.zeros(len(labels)))
 
 
-def enumerated_nelbo(model, diffusion, inputs, index, *, seed, num_draws):
+def enumerated_nelbo(model, objective, inputs, index, *, seed, num_draws):
     """The expectation that `example_nelbo` estimates: over all numbers of masked tokens, and all sets of so many."""
     nelbos = []
     for row, (ids, labels) in enumerate(zip(inputs["input_ids"], inputs["labels"], strict=True)):
@@ -178,7 +178,7 @@ def enumerated_nelbo(model, diffusion, inputs, index, *, seed, num_draws):
             patterns = list(itertools.combinations(scored.tolist(), count))
             for pattern in patterns:
                 xt = ids.clone()
-                xt[list(pattern)] = diffusion.mask_token_id
+                xt[list(pattern)] = objective.process.mask_token_id
                 is_opened = (xt != ids)[None]
                 output = model(xt[None], None, attention_mask=mask[None], position_mask=is_opened)
                 log_probability = output.logits.log_softmax(-1).gather(1, ids[list(pattern), None]).sum()

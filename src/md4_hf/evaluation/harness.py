@@ -206,7 +206,8 @@ class MD4LM(LM):
         self.objective = Objective.of(self.model)
         self.is_autoregressive = self.objective.is_autoregressive
         self.estimator = estimator or (ANY_ORDER if self.objective.any_order_obstacle is None else TIME)
-        check_estimator(self.estimator, self.objective)
+        if self.estimator == ANY_ORDER:
+            check_estimator(self.estimator, self.objective)
         longest = config.max_position_embeddings
         self.max_length = longest if max_length is None else integer_setting("max_length", max_length, 1, longest)
         default = min(DEFAULT_MAX_GEN_TOKS, max(self.max_length // 2, 1))

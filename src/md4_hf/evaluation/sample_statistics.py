@@ -65,15 +65,7 @@ def distinct_n(sequences: Tensor | Sequence[Sequence[int] | Tensor], n: int) -> 
     Raises:
         ValueError: As `token_entropy`; if n < 1, and if no sequence has n tokens.
     """
-    rows = _rows_with_ngrams(sequences, n)
-    grams = [_ngrams(row, n) for row in rows]
-    num_ngrams = sum(map(len, grams))
-    return {
-        "distinct_n": len(set().union(*grams)) / num_ngrams,
-        "mean_distinct_n": sum(len(set(row)) / len(row) for row in grams) / len(grams),
-        "num_ngrams": num_ngrams,
-        "num_sequences": len(grams),
-    }
+    return _distinct_n(_rows_with_ngrams(sequences, n), n)
 
 
 def repetition(
@@ -98,13 +90,7 @@ def repetition(
     Raises:
         ValueError: As `distinct_n`.
     """
-    rows = [row.tolist() for row in checked_sequences(sequences)]
-    return {
-        "seq_rep_n": 1.0 - distinct_n(rows, n)["mean_distinct_n"],
-        "repeated_tokens": sum(_num_repeated(row, n) for row in rows) / sum(map(len, rows)),
-        "num_duplicates": _num_duplicates(rows),
-        "num_sequences": len(rows),
-    }
+    return _repetition(_rows_with_ngrams(sequences, n), n)
 
 
 def token_statistics(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> dict[str, float | int]:
@@ -120,17 +106,18 @@ def token_statistics(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> di
     Raises:
         ValueError: As `token_entropy`.
     """
-    rows = [row.tolist() for row in checked_sequences(sequences)]
+    tensors = checked_sequences(sequences)
+    rows = [row.tolist() for row in tensors]
     longest, n = max(map(len, rows)), REPETITION_ORDER
     distinct = {
-        f"distinct_{order}": distinct_n(rows, order)["distinct_n"] if order <= longest else math.nan
+        f"distinct_{order}": _distinct_n(rows, order)["distinct_n"] if order <= longest else math.nan
         for order in DISTINCT_ORDERS
     }
-    repeats = repetition(rows, n) if n <= longest else {"seq_rep_n": math.nan, "repeated_tokens": math.nan}
+    repeats = _repetition(rows, n) if n <= longest else {"seq_rep_n": math.nan, "repeated_tokens": math.nan}
     return {
         "num_sequences": len(rows),
         "num_tokens": sum(map(len, rows)),
-        "token_entropy": sum(map(_entropy_nats, checked_sequences(rows))) / len(rows),
+        "token_entropy": sum(map(_entropy_nats, tensors)) / len(rows),
         **distinct,
         f"seq_rep_{n}": repeats["seq_rep_n"],
         f"repeated_tokens_{n}": repeats["repeated_tokens"],
@@ -173,12 +160,33 @@ def _entropy_nats(ids: Tensor) -> float:
 
 
 def _rows_with_ngrams(sequences, n: int) -> list[list[int]]:
+    """Sequences as lists, checked: at least one of them has an n-gram."""
     as_integer("n", n, 1)
     rows = [row.tolist() for row in checked_sequences(sequences)]
-    long_enough = [row for row in rows if len(row) >= n]
-    if not long_enough:
-        raise ValueError(f"`n` must be at most the tokens of the longest sequence, {max(map(len, rows))}, got {n}.")
-    return long_enough
+    longest = max(map(len, rows))
+    if longest < n:
+        raise ValueError(f"`n` must be at most the tokens of the longest sequence, {longest}, got {n}.")
+    return rows
+
+
+def _distinct_n(rows: list[list[int]], n: int) -> dict[str, float | int]:
+    grams = [_ngrams(row, n) for row in rows if len(row) >= n]
+    num_ngrams = sum(map(len, grams))
+    return {
+        "distinct_n": len(set().union(*grams)) / num_ngrams,
+        "mean_distinct_n": sum(len(set(row)) / len(row) for row in grams) / len(grams),
+        "num_ngrams": num_ngrams,
+        "num_sequences": len(grams),
+    }
+
+
+def _repetition(rows: list[list[int]], n: int) -> dict[str, float | int]:
+    return {
+        "seq_rep_n": 1.0 - _distinct_n(rows, n)["mean_distinct_n"],
+        "repeated_tokens": sum(_num_repeated(row, n) for row in rows) / sum(map(len, rows)),
+        "num_duplicates": _num_duplicates(rows),
+        "num_sequences": len(rows),
+    }
 
 
 def _ngrams(ids: list[int], n: int) -> list[tuple[int, ...]]:

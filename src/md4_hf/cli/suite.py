@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.documents import DataArguments
-from ..data.images import DIGITS, ImageDataArguments
+from ..data.documents import DIGITS, DataArguments
+from ..data.images import ImageDataArguments
 from ..evaluation.provenance import environment, weights_sha256
 from ..evaluation.report import TaskResult, read_results, results_json, results_markdown, results_table
 from ..evaluation.rounds import Stopping, evaluate_in_rounds

@@ -28,7 +28,7 @@ from ..utils.files import looks_like_path
 from ..utils.options import check_options, option
 
 
-PYDOC = "pydoc"
+PYDOC, DIGITS = "pydoc", "digits"  # data that come with Python and with scikit-learn
 TABLE_FORMATS = {".jsonl": "json", ".parquet": "parquet"}
 MAX_TEXT_FILE_BYTES = 2**31 - 1  # Arrow addresses the characters of a string column with 32 bits
 

@@ -19,10 +19,9 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset
 
 from ..core.image_processing_md4 import MD4ImageProcessor
 from ..utils.options import check_options, option
-from .documents import PYDOC, DataArguments, load_table, load_train_validation, num_heldout
+from .documents import DIGITS, PYDOC, DataArguments, load_table, load_train_validation, num_heldout
 
 
-DIGITS = "digits"
 DIGITS_LEVELS = 17
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 SPLIT_SEED = 0

@@ -23,8 +23,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
-from ..data.documents import TABLE_FORMATS, load_documents
-from ..data.images import DIGITS
+from ..data.documents import DIGITS, TABLE_FORMATS, load_documents
 from ..data.packing import DOCUMENTS_PER_BATCH, Separator, tokenize_texts
 from ..objective.modality import Modality, modality_of_metrics
 from .detokenizers import RULES, detokenize

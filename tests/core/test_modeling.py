@@ -92,7 +92,8 @@ def loss_gradients(model, **inputs):
     return loss.detach(), gradients(model)
 
 
-def assert_close(actual, expected, atol=1e-6, rtol=0.0):
+def assert_close(actual, expected, atol=1e-6, rtol=1e-6):
+    """The relative part is 8 units in the last place: logits reach 10, and their rounding depends on the processor."""
     torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
 
 

@@ -67,8 +67,8 @@ def make_image_model(backbone):
 
 
 def make_pipeline(**kwargs):
-    model, scheduler = random_model(28, 16, std=0.3, **kwargs), MaskedDiffusionScheduler(num_inference_steps=6, top_p=0.9)
-    return quiet(MaskedDiffusionPipeline(model, scheduler, build_text8_tokenizer()))
+    scheduler = MaskedDiffusionScheduler(num_inference_steps=6, top_p=0.9)
+    return quiet(MaskedDiffusionPipeline(random_model(28, 16, std=0.3, **kwargs), scheduler, build_text8_tokenizer()))
 
 
 @pytest.fixture(scope="module")

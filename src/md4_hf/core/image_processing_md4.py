@@ -31,7 +31,7 @@ class MD4ImageProcessorKwargs(TypedDict, total=False):
 
 class MD4ImageProcessor(BaseImageProcessor):
     r"""
-    Converts images to ids, and ids to images.
+    Processor that converts images to ids, and ids to images.
 
     An id is the brightness level of one channel of one pixel, from 0 (dark) to `num_levels - 1`; the mask id is not a
     level. An 8-bit picture has 256 levels. With fewer levels, a value is read as the nearest level, and level k is

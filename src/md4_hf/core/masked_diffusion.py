@@ -177,7 +177,7 @@ def _binomial(num_trials: int, probability: Tensor) -> Tensor:
 
 
 def mask_lowest(x0: Tensor, is_scored: Tensor, num_masked: Tensor, mask_token_id: int, noise: Tensor) -> Tensor:
-    """Mask exactly `num_masked` tokens of each example, those of the lowest noise: each choice is equally likely.
+    """Draw x_t with exactly `num_masked` masked tokens, the scored ones of lowest noise: all choices equally likely.
 
     Args:
         x0: `(batch, ...)` clean ids.

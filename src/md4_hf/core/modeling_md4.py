@@ -143,6 +143,8 @@ class MD4Model(MD4PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
+        Hidden states of a batch of noised ids.
+
         Args:
             input_ids: `(batch, length)` ids of x_t, in [0, vocab_size); for images `(batch, channels, height, width)`,
                 whose only other inputs are `timesteps` and `class_labels`.
@@ -366,6 +368,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedDiffusionOutput:
         r"""
+        Logits of the clean tokens of a batch of noised ids and, with labels, the loss.
+
         Args:
             input_ids: `(batch, length)` ids of x_t, or `(batch, copies, length)`: several x_t of each example, at one
                 time. With `labels` and without `timesteps`, `(batch, length)` clean ids: times (stratified over the

@@ -51,6 +51,8 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedDiffusionOutput:
         r"""
+        Logits of the next token at each position and, with labels, the loss.
+
         Args:
             input_ids: `(batch, length)` ids.
             labels: `(batch, length)` ids, unshifted, of the tokens that are scored, -100 elsewhere.

@@ -487,7 +487,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------------------
 
     def _check_components(self):
-        """Check that all components agree on the mask id and the number of tokens or levels."""
+        """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
         if self.scheduler.config.mask_token_id is None:
             self.scheduler.register_to_config(mask_token_id=self.mask_token_id)
         elif self.scheduler.config.mask_token_id != self.mask_token_id:

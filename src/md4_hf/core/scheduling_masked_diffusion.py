@@ -74,7 +74,7 @@ class StepPlan(BaseOutput):
     left_over: torch.BoolTensor | None = None
 
     def to(self, device: torch.device) -> StepPlan:
-        """The plan on another device."""
+        """Copy the plan to another device."""
         return StepPlan(**{name: x.to(device) for name, x in self.items()})
 
 
@@ -430,7 +430,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     ) -> tuple[Tensor, Tensor]:
         """Tokens of n masked positions (the mask where they stay masked), and the tokens' probabilities, `(n,)`.
 
-        Args: `logits` `(n, vocab)`, `index` `(n,)` of the step of each position, `noise` `(n, 2)`, and `left_over`
+        Inputs are `logits` `(n, vocab)`, `index` `(n,)` of the step of each position, `noise` `(n, 2)`, and `left_over`
         `(n,)`: positions to decode by arg max, while all others open. If None, the positions that open are drawn.
         """
         if left_over is None:

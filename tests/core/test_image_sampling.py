@@ -360,7 +360,7 @@ def test_bad_arguments_are_named_before_any_work(pipe, monkeypatch, arguments, m
 
 def test_what_a_model_or_pipeline_lacks_is_named(pipe):
     no_null = image_pipeline(class_dropout=0.0)
-    with pytest.raises(ValueError, match="`guidance_scale` must be 1 for a model without a label for no class, got 2"):
+    with pytest.raises(ValueError, match="`guidance_scale` must be 1 for a model without a null class, got 2"):
         no_null(class_labels=0, guidance_scale=2.0)
     with pytest.raises(ValueError, match="`class_labels` must be given: the model has 2 classes"):
         no_null()

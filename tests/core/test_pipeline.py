@@ -170,7 +170,7 @@ def test_components_and_tuple_output(pipe):
         ({"length": 0}, r"`length` must be in \[1, 24\]"),
         ({"num_samples": 0}, "`num_samples` must be >= 1, got 0"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be >= 1, got 0"),
-        ({"temperature": -0.5}, "`temperature` must be >= 0, got -0.5"),
+        ({"temperature": -0.5}, "`temperature` must be finite and >= 0, got -0.5"),
         ({"top_p": 0.0}, r"`top_p` must be in \(0, 1\], got 0.0"),
         ({"top_k": 0}, "`top_k` must be >= 1, got 0"),
         ({"output_type": "pil"}, "`output_type` must be one of"),
@@ -208,4 +208,4 @@ def test_a_prompt_that_the_tokenizer_rewrites_is_reported(pipe, caplog):
 
     diffusers.utils.logging.enable_propagation()
     pipe(prompt="Hello, World![MASK]")
-    assert "what is kept is 'hello world [MASK]'" in caplog.text
+    assert "The pipeline uses 'hello world [MASK]' instead" in caplog.text

@@ -7,15 +7,16 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .schedules import MAX_POWER
+
 
 INTERMEDIATE_SIZE_MULTIPLE = 32
-MAX_POWER = 1e6  # as in `masked_diffusion`
-MAX_TIMESTEPS = 2**24  # whose numbers float32 tells apart
+MAX_TIMESTEPS = 2**24  # float32 represents all integers up to here
 NUM_NORM_GROUPS = 32  # of the group norms of the image networks
 
 
 def default_intermediate_size(hidden_size: int) -> int:
-    """MD4's feed-forward width: two thirds of four times the model's, rounded up to a multiple of 32."""
+    """Feed-forward width of MD4: two thirds of four times `hidden_size`, rounded up to a multiple of 32."""
     width = 2 * (4 * hidden_size) // 3
     return -(-width // INTERMEDIATE_SIZE_MULTIPLE) * INTERMEDIATE_SIZE_MULTIPLE
 
@@ -23,11 +24,12 @@ def default_intermediate_size(hidden_size: int) -> int:
 @strict
 class MD4Config(PreTrainedConfig):
     r"""
-    Configuration of a masked diffusion model (MD4, arXiv:2406.04329): its denoising network and its diffusion.
+    Configuration of a masked diffusion model (MD4, arXiv:2406.04329): its denoising network and its diffusion process.
 
-    The network is the official one: for text, `hidden_size` is MD4's `feature_dim * num_heads`, `embedding_size` its
-    `outside_embed`, `conditioning_size` its `feature_dim`; for images, `hidden_size` is its `feature_dim`,
-    `channel_multipliers` its `ch_mult`, `residual_dropout` its `dropout_rate`. Unset sizes follow the official rules.
+    The networks are those of the official code, which has other names: for text, `hidden_size` is its
+    `feature_dim * num_heads`, `embedding_size` its `outside_embed`, `conditioning_size` its `feature_dim`; for images,
+    `hidden_size` is its `feature_dim`, `channel_multipliers` its `ch_mult`, `residual_dropout` its `dropout_rate`.
+    Sizes that are left unset follow the official rules.
 
     Args:
         vocab_size (`int`, defaults to 50258):
@@ -36,21 +38,21 @@ class MD4Config(PreTrainedConfig):
             Id of the mask token; defaults to `vocab_size - 1`.
         backbone (`str`, defaults to `"transformer"`):
             The denoising network: `"transformer"` for text, `"unet"` or `"uvit"` (a U-Net with a transformer in its
-            middle) for images, of which each value of each channel is a token.
+            middle) for images, where each value of each channel is a token.
         hidden_size (`int`, defaults to 768):
-            Width of the transformer; a multiple of twice the number of heads (rotary pairs). For images the width of
-            the first resolution and of the embedding of a value; a multiple of 32 (the groups of the norms).
+            Width of the transformer; a multiple of twice the number of heads (rotary pairs). For images, width of
+            the first resolution and of the embedding of a value; a multiple of 32, the number of groups of the norms.
         num_hidden_layers (`int`, defaults to 12):
-            Number of blocks; for images at each resolution, on the way down (one more on the way up).
+            Number of blocks. For images, number of blocks at each resolution on the way down; on the way up there is
+            one more.
         num_attention_heads (`int`, defaults to 12):
             Number of attention heads of the text transformer.
         intermediate_size (`int`, *optional*):
-            Width of the feed-forward; defaults to 2/3 * 4 * `hidden_size` rounded up to a multiple of 32.
+            Width of the feed-forward layer; defaults to 2/3 * 4 * `hidden_size` rounded up to a multiple of 32.
         embedding_size (`int`, *optional*):
-            Width of the token embedding when it differs from the model's: a linear layer then leads to `hidden_size`.
-            `None` embeds at `hidden_size`.
+            Width of the token embedding if it differs from `hidden_size`: a linear layer then maps it to `hidden_size`.
         mlp_type (`str`, defaults to `"swiglu"`):
-            Gate of the feed-forward, and activation of the conditioning: `"glu"` (sigmoid), `"swiglu"` (SiLU) or
+            Gate of the feed-forward layer, and activation of the conditioning: `"glu"` (sigmoid), `"swiglu"` (SiLU) or
             `"geglu"` (tanh-approximated GELU).
         time_conditioning (`bool`, defaults to `True`):
             Whether the network sees the time. Without time and classes the blocks use RMSNorm and no modulation.
@@ -58,14 +60,15 @@ class MD4Config(PreTrainedConfig):
             Width of the conditioning vector; defaults to `hidden_size // num_attention_heads`, for images to
             `hidden_size`.
         modulation (`str`, defaults to `"adaln_zero"`):
-            How conditioning enters the blocks: `"adaln"` or `"adaln_zero"` (starts from zero: each block the identity).
+            How conditioning enters the blocks: `"adaln"` or `"adaln_zero"` (starts from zero, so that
+            each block is the identity).
         is_causal (`bool`, defaults to `False`):
-            Whether tokens see only those before them: the autoregressive baseline, `MD4ForCausalLM`.
+            Whether each token sees only the tokens before it, as in the autoregressive baseline `MD4ForCausalLM`.
         num_classes (`int`, *optional*):
             Number of class labels of a class-conditional model.
         class_dropout (`float`, defaults to 0.0):
-            Probability with which a label is replaced by the null class in training, in [0, 1). If it is not 0, the
-            model has one more class, `num_classes`, that stands for no label, as classifier-free guidance needs it.
+            Probability, in [0, 1), that a label is replaced by the null class in training. If it is above 0, the model
+            has one more class, numbered `num_classes`, which stands for no label; classifier-free guidance needs it.
         depth_scaled_init (`bool`, defaults to `False`):
             Whether the variance of the initial feed-forward weights is scaled by 2 / `num_hidden_layers`.
         norm_eps (`float`, *optional*):
@@ -76,12 +79,12 @@ class MD4Config(PreTrainedConfig):
             Dropout of the attention probabilities.
         residual_dropout (`float`, defaults to 0.0):
             Dropout of the outputs of attention and feed-forward, one draw per (example, channel) for all positions.
-            For images the dropout, of every value by itself, before the second convolution of a residual block.
+            For images, dropout before the second convolution of a residual block, one draw per value.
         max_position_embeddings (`int`, defaults to 1024):
             Sequence length that the model was trained on.
         image_size (`int` or `list[int]`, defaults to 32):
-            Height and width of the images, or both as one number. `"uvit"` needs squares, and sizes that can be halved
-            once for each resolution; `"unet"` once less often.
+            Height and width of the images, or one number for both. With n resolutions, `"unet"` needs multiples of
+            2^(n - 1), and `"uvit"` squares whose sides are multiples of 2^n.
         num_channels (`int`, defaults to 3):
             Number of channels of the images.
         channel_multipliers (`list[int]`, defaults to `[1]`):
@@ -90,9 +93,9 @@ class MD4Config(PreTrainedConfig):
         dit_hidden_size (`int`, defaults to 768):
             Width of the transformer in the middle of `"uvit"`; a multiple of 4 and of its number of heads.
         dit_num_hidden_layers (`int`, defaults to 20):
-            Number of its blocks.
+            Number of blocks of that transformer.
         dit_num_attention_heads (`int`, defaults to 12):
-            Number of its attention heads.
+            Number of attention heads of that transformer.
         rope_parameters (`dict`, *optional*):
             Rotary embedding, e.g. `{"rope_type": "default", "rope_theta": 10000.0}` (the default).
         masking_schedule (`str`, defaults to `"linear"`):
@@ -102,10 +105,10 @@ class MD4Config(PreTrainedConfig):
         schedule_eps (`float`, defaults to 1e-4):
             Distance that the schedule keeps from 0 and 1, in [0, 0.5).
         learn_masking_schedule (`bool`, defaults to `False`):
-            GenMD4: learn an exponent for each token, alpha_t = 1 - (1 - eps) t^w, with the model; needs the `"poly"`
-            schedule, whose `schedule_power` is the exponent that all start from, and continuous time.
+            Whether to learn an exponent w for each token with the model (GenMD4): alpha_t = 1 - (1 - eps) t^w. Needs
+            continuous time and the `"poly"` schedule, whose `schedule_power` is the initial exponent of all tokens.
         schedule_first_time (`float`, defaults to 1e-3):
-            GenMD4's t_1: its times lie in [t_1, 1].
+            Earliest time t_1 of GenMD4, in (0, 1); its times lie in [t_1, 1].
         num_train_timesteps (`int`, *optional*):
             Number of steps of discrete-time training; `None` trains in continuous time.
         tie_word_embeddings (`bool`, defaults to `False`):
@@ -166,7 +169,7 @@ class MD4Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        # As they come back from a file.
+        # Lists, as they come back from a file.
         self.channel_multipliers = list(self.channel_multipliers)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -182,14 +185,16 @@ class MD4Config(PreTrainedConfig):
         if self.norm_eps is None:
             self.norm_eps = 1e-6 if self.is_image else 1e-5
         self._check_values()
-        self._check_files(kwargs)
+        # transformers would open this file in place of the weights, even if it is pickled.
+        weights_file = kwargs.get("transformers_weights")
+        _check(weights_file is None, "transformers_weights", "be left out", weights_file)
         super().__post_init__(**kwargs)
-        if self.architectures is None:  # for the Auto classes, which choose by it
+        if self.architectures is None:  # the Auto classes choose the model class by it
             self.architectures = ["MD4ForCausalLM" if self.is_causal else "MD4ForMaskedDiffusion"]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers, but a configuration of another model type is an error."""
+        """Build as transformers does, but raise a ValueError for a configuration of another model type."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"`model_type` must be {cls.model_type!r} for {cls.__name__}, got {model_type!r}.")
@@ -207,17 +212,17 @@ class MD4Config(PreTrainedConfig):
 
     @property
     def null_class(self) -> int | None:
-        """The label that stands for no label, if the model has one: `num_classes`."""
+        """Class that stands for no label: `num_classes` if the model has a null class, else None."""
         return self.num_classes if self.class_dropout > 0 else None
 
     @property
     def is_image(self) -> bool:
-        """Whether an example is an image, `(num_channels, height, width)` ids, and no text, `(length,)`."""
+        """Whether an example is an image of `(num_channels, height, width)` ids rather than text of `(length,)` ids."""
         return self.backbone != "transformer"
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """The shape of one example: `(num_channels, height, width)`, for text `(max_position_embeddings,)`."""
+        """Shape of one example: `(num_channels, height, width)`, or `(max_position_embeddings,)` for text."""
         if not self.is_image:
             return (self.max_position_embeddings,)
         height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
@@ -306,7 +311,7 @@ class MD4Config(PreTrainedConfig):
             )
 
     def validate_rope(self):
-        """As in transformers, but what is missing is a ValueError too; images have no rotary embedding."""
+        """Validate as transformers does, with a ValueError for missing entries too; images have no rotary embedding."""
         if self.is_image:
             return
         try:
@@ -319,12 +324,6 @@ class MD4Config(PreTrainedConfig):
         kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 1e4)
         is_known = isinstance(kind, str) and isinstance(theta, Real) and 1.0 <= theta <= 1e12
         _check(is_known, "rope_parameters", "have a `rope_type` and a `rope_theta` in [1, 1e12]", rope)
-
-    @staticmethod
-    def _check_files(others: dict[str, Any]):
-        # transformers would open this one in place of the weights, even if it is pickled.
-        name = others.get("transformers_weights")
-        _check(name is None, "transformers_weights", "be left out", name)
 
 
 def _check(holds: bool, name: str, rule: str, value: object):

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Images to the ids of a masked diffusion model and back: a token for each channel of each pixel, no tokenizer."""
+"""Conversion of images to ids of a masked diffusion model and back: one token for each channel of each pixel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 class MD4ImageProcessorKwargs(TypedDict, total=False):
-    """What `MD4ImageProcessor.from_pretrained` can be given other values of."""
+    """Arguments that `MD4ImageProcessor.from_pretrained` can override."""
 
     size: Any
     num_channels: int
@@ -31,11 +31,11 @@ class MD4ImageProcessorKwargs(TypedDict, total=False):
 
 class MD4ImageProcessor(BaseImageProcessor):
     r"""
-    Makes ids of images, and images of ids.
+    Processor that converts images to ids, and ids to images.
 
-    An id is a level of brightness of one channel, 0 (dark) to `num_levels - 1`; the mask is none of them. A picture of
-    8 bits has 256 levels. With fewer, a value v is read as the nearest level, and level k is written as the nearest
-    value to 255 k / (num_levels - 1): from ids to pictures and back, every id stays as it is.
+    An id is the brightness level of one channel of one pixel, from 0 (dark) to `num_levels - 1`; the mask id is not a
+    level. An 8-bit picture has 256 levels. With fewer levels, a value is read as the nearest level, and level k is
+    written as the value nearest to 255 k / (num_levels - 1). Ids that become a picture and ids again do not change.
 
     Args:
         size (`int`, `tuple[int, int]` or `dict[str, int]`, defaults to 32):
@@ -43,10 +43,10 @@ class MD4ImageProcessor(BaseImageProcessor):
         num_channels (`int`, defaults to 3): 1 for grey images, 3 for RGB.
         num_levels (`int`, defaults to 256): Number of levels, 2 to 256; `vocab_size - 1` of the model.
         do_resize (`bool`, defaults to `False`):
-            Whether to crop the middle of images of another size, in the proportion of `size`, and scale it.
+            Whether to fit images of another size: crop the middle to the aspect ratio of `size`, then scale it.
         do_convert (`bool`, defaults to `False`):
             Whether to turn pictures of other modes (RGBA, palettes, grey, ...) into grey or RGB ones.
-        resample (`int`, defaults to 3): The filter of `do_resize`, a number of `PIL.Image.Resampling`; bicubic.
+        resample (`int`, defaults to 3): Filter of `do_resize`, a number of `PIL.Image.Resampling`; 3 is bicubic.
 
     Raises:
         ValueError: For a value out of its range.
@@ -94,22 +94,22 @@ class MD4ImageProcessor(BaseImageProcessor):
 
     @classmethod
     def for_config(cls, config, **options: Any) -> MD4ImageProcessor:
-        """The processor that fits an `MD4Config` of images: size, channels and levels are the model's.
+        """Create the processor for an `MD4Config` of images, with its size, channels and levels.
 
         Args:
-            config: The configuration; its mask is the last id.
-            options: Other arguments, such as `do_resize`.
+            config: Configuration of a model of images, whose mask is the last id.
+            options: Other arguments of the processor, such as `do_resize`.
         """
         channels, *size = config.sample_shape
         return cls(size, channels, config.vocab_size - 1, **options)
 
     def preprocess(self, images, return_tensors: str | None = "pt") -> BatchFeature:
         """
-        Images to ids.
+        Convert images to ids.
 
         Args:
             images:
-                One image, or a list of them: PIL images; arrays `(height, width)` or `(height, width, channels)`;
+                One image or a list of images: PIL images; arrays `(height, width)` or `(height, width, channels)`;
                 tensors `(height, width)` or `(channels, height, width)`. An array or tensor with four axes is a batch.
                 Numbers are uint8 in [0, 255], or floats in [0, 1].
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
@@ -123,7 +123,7 @@ class MD4ImageProcessor(BaseImageProcessor):
         if return_tensors not in ("pt", "np"):
             raise ValueError(f'`return_tensors` must be "pt" or "np", got {return_tensors!r}.')
         pixels = np.stack([self._read(image) for image in _as_list(images)])
-        # To the nearest level, in integers: (num_levels - 1) v / 255 is never halfway between two.
+        # Rounds to the nearest level in integers: (num_levels - 1) v / 255 is never halfway between two levels.
         ids = (pixels.astype(np.int64) * (2 * (self.num_levels - 1)) + WHITE) // (2 * WHITE)
         return BatchFeature({"input_ids": ids.transpose(0, 3, 1, 2)}, tensor_type=return_tensors)
 
@@ -131,18 +131,18 @@ class MD4ImageProcessor(BaseImageProcessor):
         self, ids: torch.Tensor | np.ndarray, output_type: str = "pil"
     ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
         """
-        Ids to images.
+        Convert ids to images.
 
         Args:
             ids: Integers `(batch, channels, height, width)` in [0, num_levels), of any height and width.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
 
         Returns:
-            A list of PIL images; or float32 numbers in [0, 1], an array `(batch, height, width, channels)` with
-            `"np"`, a tensor `(batch, channels, height, width)` with `"pt"`.
+            A list of PIL images; or float32 numbers in [0, 1], as an array `(batch, height, width, channels)` for
+            `"np"` and as a tensor `(batch, channels, height, width)` for `"pt"`.
 
         Raises:
-            ValueError: For ids of another shape, kind or range (the mask is no level), or another output type.
+            ValueError: For ids of another shape, kind or range (the mask id is not a level), or another output type.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
@@ -168,7 +168,7 @@ class MD4ImageProcessor(BaseImageProcessor):
         return ids.long()
 
     def _read(self, image) -> np.ndarray:
-        """One image as bytes `(height, width, channels)`."""
+        """Read one image as uint8 values `(height, width, channels)`."""
         if isinstance(image, PIL.Image.Image):
             pixels = self._read_picture(image)
         elif isinstance(image, torch.Tensor):
@@ -208,7 +208,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _size(size) -> dict[str, int]:
-    """Height and width by name, of any way to give them."""
+    """Height and width by name, from one number, a pair or a mapping."""
     if isinstance(size, Mapping):
         values = [size[name] for name in ("height", "width")] if set(size) == {"height", "width"} else []
     else:
@@ -220,7 +220,7 @@ def _size(size) -> dict[str, int]:
 
 
 def _as_list(images) -> list:
-    """The images one by one."""
+    """Split a list or a batch into its images; a single image becomes a list of one."""
     if isinstance(images, (list, tuple)):
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
@@ -230,7 +230,7 @@ def _as_list(images) -> list:
 
 
 def _to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1] as numbers of 8 bits; those of 8 bits as they are."""
+    """Convert floats in [0, 1] to uint8 values in [0, 255]; uint8 values stay unchanged."""
     if pixels.dtype == np.uint8:
         return pixels
     if not np.issubdtype(pixels.dtype, np.floating):

@@ -1,7 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Checks of what a user gives to a model: each raises a ValueError that names argument, rule and value.
+"""Checks of a model's inputs: each raises a ValueError that names the argument, the rule and the value.
 
-Values on an accelerator are not read: the check would wait for the device at every call.
+Values on an accelerator are not read, as that would wait for the device at every call.
 """
 
 import math
@@ -43,7 +43,7 @@ def check_range(name: str, x: Tensor, largest: int):
 
 
 def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None):
-    """Raise a ValueError unless exactly one is given, and as a tensor of the right kind."""
+    """Raise a ValueError unless exactly one of ids and embeddings is given, as a non-empty tensor of the right kind."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
     if input_ids is not None:
@@ -67,10 +67,9 @@ def check_shape(name: str, x: Tensor, *allowed: Iterable[int | None]):
 
 def check_image(input_ids: Tensor, config: MD4Config):
     """Raise a ValueError unless the network can take images of this shape."""
-    channels = config.num_channels
-    if config.backbone == "uvit":  # it has a position embedding
-        check_shape("input_ids", input_ids, (None, *config.sample_shape))
-    check_shape("input_ids", input_ids, (None, channels, None, None))
+    is_fixed = config.backbone == "uvit"  # by its position embedding
+    shape = config.sample_shape if is_fixed else (config.num_channels, None, None)
+    check_shape("input_ids", input_ids, (None, *shape))
     multiple = 2 ** (len(config.channel_multipliers) - 1)
     if any(size % multiple for size in input_ids.shape[2:]):
         raise ValueError(
@@ -79,14 +78,14 @@ def check_image(input_ids: Tensor, config: MD4Config):
 
 
 def check_left_out(names: Iterable[str], values: Iterable[object]):
-    """Raise a ValueError if one of these arguments is given."""
+    """Raise a ValueError if one of these arguments, which images do not have, is given."""
     for name, value in zip(names, values, strict=True):
         if value is not None:
             raise ValueError(f"`{name}` must be None for images, got {type(value).__name__}.")
 
 
 def check_num_items(num_items: Tensor | int | None):
-    """Raise a ValueError unless it is None or a positive number, of which a tensor's sign is seen on the CPU only."""
+    """Raise a ValueError unless the number is None or positive; the sign of a tensor is checked on the CPU only."""
     if num_items is None:
         return
     is_number = num_items.numel() == 1 if isinstance(num_items, Tensor) else isinstance(num_items, Real)

@@ -1,8 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Diffusion part of the NELBO straight from the hidden states: head and cross entropy in one operator.
+"""Diffusion part of the NELBO directly from hidden states: head and cross entropy as one operator.
 
-The logits are made for a few rows at a time and turned into gradients on the spot, so that those of all masked
-positions never exist. torch and the standard library only.
+Logits are computed for a few rows at a time and turned into gradients at once, so that the logits of all masked
+positions never exist together. Needs torch and the standard library only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from torch import Tensor
 from .masked_diffusion import IGNORE_INDEX
 
 
-# Logits that exist at a time: on the CPU what its caches and memory bandwidth like, elsewhere what keeps it busy.
+# Number of logits that exist at a time: on the CPU chosen for its caches, elsewhere enough to keep the device busy.
 LOGITS_AT_A_TIME = {"cpu": 2**24}
-
-
 LOGITS_AT_A_TIME_ELSEWHERE = 2**26
 
 
@@ -38,23 +36,24 @@ def linear_nelbo(
     """Diffusion part of the NELBO of masked positions from their hidden states, without all their logits in memory.
 
     The value of a row is `row_weight` times `cross_entropy_nats` (with `exponents`, `genmd4_cross_entropy_nats`) of the
-    logits `hidden_states weight^T + bias`, the mask's column left out. The logits are made for a few rows at a time and
-    turned into gradients on the spot; under autocast the products are in its precision, all else is in float32.
+    logits `hidden_states weight^T + bias`, without the mask's column. Logits are computed for a few rows at a
+    time and turned into gradients at once. Under autocast the matrix products are in its precision, all else is in
+    float32.
 
-    The gradient of the sum costs nothing more; that of single values runs the head once more. There is no second
-    derivative.
+    The gradient of the sum costs nothing extra; a gradient through single values runs the head a second time. There is
+    no second derivative.
 
     Args:
         hidden_states: `(rows, hidden)`.
-        weight: `(vocab, hidden)`, the head's.
-        bias: `(vocab,)`, or None.
+        weight: `(vocab, hidden)` weight of the head.
+        bias: `(vocab,)` bias of the head, or None.
         target: `(rows,)` clean ids.
         row_weight: `(rows,)` weights; carries no gradient.
         mask_token_id: The mask id m.
-        exponents: `(vocab,)` w of GenMD4.
+        exponents: `(vocab,)` exponents w of GenMD4; None for MD4.
 
     Returns:
-        The sum of the values `()`, and the values `(rows,)`, at least float32.
+        The sum of the values `()`, and the values `(rows,)`, in at least float32.
     """
     device_type = hidden_states.device.type
     dtype = hidden_states.dtype
@@ -80,17 +79,17 @@ def _linear_nelbo(
     dtype: torch.dtype,
     needs_gradient: list[bool],
 ) -> tuple[Tensor, ...]:
-    """What `linear_nelbo` gives, and the gradients of the sum in its four parameters (empty where not needed)."""
+    """Outputs of `linear_nelbo`, and the gradients of the sum in its four parameters (empty where not needed)."""
     outputs = _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
     _, values, *gradients = outputs
     at_a_time = LOGITS_AT_A_TIME.get(hidden_states.device.type, LOGITS_AT_A_TIME_ELSEWHERE)
     with torch.autocast(hidden_states.device.type, enabled=False), torch.no_grad():
         head, head_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        size = max(at_a_time // len(weight), 1)
-        for start in range(0, len(target), size):
-            part = slice(start, start + size)
-            row = hidden_states[part].to(dtype)
-            logits = F.linear(row, head, head_bias).to(values.dtype)
+        num_rows = max(at_a_time // len(weight), 1)
+        for start in range(0, len(target), num_rows):
+            part = slice(start, start + num_rows)
+            hidden = hidden_states[part].to(dtype)
+            logits = F.linear(hidden, head, head_bias).to(values.dtype)
             logits[:, mask_token_id] = -torch.inf
             scale = row_weight[part].to(values.dtype)
             value, d_logits, d_exponents = _value_and_gradients(
@@ -98,12 +97,12 @@ def _linear_nelbo(
             )
             values[part] = scale * value
             if d_logits is not None:
-                _add_gradients(gradients, part, row, head, d_logits, d_exponents, scale)
+                _add_gradients(gradients, part, hidden, head, d_logits, d_exponents, scale)
     return values.sum(), *outputs[1:]
 
 
 def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[bool]) -> tuple[Tensor, ...]:
-    """Sum, values and gradients, in the precision of the logits: at least float32, like sums over many rows."""
+    """Allocate sum, values and gradients in the precision of the logits, at least float32."""
     precision = torch.promote_types(hidden_states.dtype, torch.float32)
     values = hidden_states.new_zeros(hidden_states.shape[0], dtype=precision)
     parameters = (hidden_states, weight, bias, exponents)
@@ -115,9 +114,9 @@ def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[
 def _value_and_gradients(
     logits: Tensor, target: Tensor, exponents: Tensor | None, row_weight: Tensor, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Values of rows, their gradients in the logits, and that of their weighted sum in the exponents.
+    """Values of rows, their gradients in the logits, and the gradient of their weighted sum in the exponents.
 
-    The logits are overwritten.
+    The logits are overwritten. Gradients that are not needed are None.
     """
     if exponents is None:
         if needs_gradient:
@@ -139,7 +138,7 @@ def _value_and_gradients(
 def nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """-log mu of the target, `(rows,)`, and its gradient mu - [j = target] in the logits, which are overwritten.
 
-    This is the place where it is chosen how: by Liger's fused kernel on a GPU where that is installed, else by torch.
+    Runs Liger's fused kernel on a GPU where that is installed, and torch otherwise.
     """
     if logits.device.type == "cuda" and liger_cross_entropy() is not None:
         return liger_nll_and_gradient(logits, target)
@@ -150,15 +149,15 @@ def nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def liger_cross_entropy() -> Callable | None:
-    """The kernel of liger-kernel, if that is installed."""
-    try:  # by name: tools that read this file for what it needs would ask for an optional library
+    """Cross entropy kernel of liger-kernel, or None if that is not installed."""
+    try:  # by name: tools that scan the imports of this file would demand the optional library
         return importlib.import_module("liger_kernel.ops.cross_entropy").cross_entropy_forward
     except ImportError:
         return None
 
 
 def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """`nll_and_gradient` by Liger's kernel, which leaves the gradient in the place of the logits."""
+    """`nll_and_gradient` with Liger's kernel, which overwrites the logits by the gradient."""
     options: dict[str, Any] = {"weight": None, "ignore_index": IGNORE_INDEX, "reduction": "none", "softcap": None}
     options |= {"lse_square_scale": 0.0, "label_smoothing": 0.0, "return_z_loss": False}
     nll, *_ = liger_cross_entropy()(logits.requires_grad_(), target, **options)
@@ -168,22 +167,22 @@ def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tens
 def _add_gradients(
     gradients: list[Tensor],
     part: slice,
-    row: Tensor,
+    hidden: Tensor,
     head: Tensor,
     d_logits: Tensor,
     d_exponents: Tensor | None,
     row_weight: Tensor,
 ):
-    """Add what some rows give to the gradients in hidden states, weight, bias and exponents."""
+    """Add the contribution of some rows to the gradients in hidden states, weight, bias and exponents."""
     d_hidden, d_weight, d_bias, d_schedule = gradients
-    products = d_logits.to(row.dtype)
+    products = d_logits.to(hidden.dtype)
     if d_hidden.numel():
         d_hidden[part] = row_weight[:, None] * (products @ head)
-    if d_weight.numel() and row.dtype == d_weight.dtype:
-        d_weight.addmm_(products.T, row_weight[:, None] * row)
+    if d_weight.numel() and hidden.dtype == d_weight.dtype:
+        d_weight.addmm_(products.T, row_weight[:, None] * hidden)
     elif d_weight.numel():
-        largest = row_weight.abs().max().clamp(min=1e-30)  # weights reach 1/eps, and 16-bit floats perhaps not
-        product = products.T @ ((row_weight / largest)[:, None] * row).to(row.dtype)
+        largest = row_weight.abs().max().clamp(min=1e-30)  # row weights reach 1/eps, which may overflow 16-bit floats
+        product = products.T @ ((row_weight / largest)[:, None] * hidden).to(hidden.dtype)
         d_weight += largest * product.to(d_weight.dtype)
     if d_bias.numel():
         d_bias += row_weight @ d_logits
@@ -194,7 +193,7 @@ def _add_gradients(
 def _fake_linear_nelbo(
     hidden_states, weight, bias, target, row_weight, exponents, mask_token_id, dtype, needs_gradient
 ) -> tuple[Tensor, ...]:
-    """The shapes of `_linear_nelbo`, for tracing."""
+    """Outputs of the shapes of `_linear_nelbo`, for tracing."""
     return _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
 
 
@@ -205,9 +204,9 @@ def _save_for_backward(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _linear_nelbo_backward(ctx, d_sum: Tensor | None, d_values: Tensor | None, *of_gradients: Tensor | None):
-    """Gradients in the inputs of `_linear_nelbo`. Those of the sum are there already."""
-    if any(x is not None for x in of_gradients):
+def _linear_nelbo_backward(ctx, d_sum: Tensor | None, d_values: Tensor | None, *d_gradients: Tensor | None):
+    """Gradients in the inputs of `_linear_nelbo`; the forward pass has computed those of the sum."""
+    if any(x is not None for x in d_gradients):
         raise NotImplementedError("`linear_nelbo` has no second derivative: use logits (`output_logits=True`).")
     *inputs, d_hidden, d_weight, d_bias, d_schedule = ctx.saved_tensors
     gradients, scale = (d_hidden, d_weight, d_bias, d_schedule), d_sum
@@ -226,7 +225,7 @@ def _linear_nelbo_backward(ctx, d_sum: Tensor | None, d_values: Tensor | None, *
     return d_hidden, d_weight, d_bias, None, None, d_schedule, None, None, None
 
 
-# This file may be there twice, as a module of the package and as the code that a model carries: the first one counts.
+# This file may be loaded twice, as a module of the package and as remote code of a model: the first one registers.
 if not hasattr(torch.ops.md4_hf, "linear_nelbo"):
     _operator = torch.library.custom_op(
         "md4_hf::linear_nelbo",

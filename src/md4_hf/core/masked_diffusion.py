@@ -44,7 +44,7 @@ def stratified_times(offset: float | Tensor, index: Tensor, total: int) -> Tenso
 
 
 def discretize_times(t: Tensor, num_timesteps: int) -> Tensor:
-    """Map times of [0, 1), of any shape, to the end of their cell of {1/T, 2/T, ..., 1}: discrete-time MD4's times.
+    """Map times in [0, 1), of any shape, to the ends 1/T, 2/T, ..., 1 of their cells: the times of discrete-time MD4.
 
     `num_timesteps` is T >= 1.
     """
@@ -52,7 +52,7 @@ def discretize_times(t: Tensor, num_timesteps: int) -> Tensor:
 
 
 def rescale_times(t: Tensor, first_time: float) -> Tensor:
-    """Map times of [0, 1) to [t_1, 1), as GenMD4 trains on."""
+    """Map times in [0, 1) to [t_1, 1), the times that GenMD4 trains on."""
     return (1.0 - first_time) * t + first_time
 
 
@@ -93,16 +93,16 @@ def draw_xt(
     generator: torch.Generator | None = None,
     is_scored: Tensor | None = None,
 ) -> Tensor:
-    """Draw x_t from q(x_t | x_0) of a batch, by a fixed or by learned schedules.
+    """Draw x_t from q(x_t | x_0) for a batch, with a fixed schedule or with learned ones.
 
     Args:
-        schedule: The masking schedule, or the schedules of the tokens.
+        schedule: The masking schedule, or the learned schedules of the tokens.
         t: Times of the examples, `(batch,)` in [0, 1].
         x0: `(batch, ...)` clean ids.
         mask_token_id: The mask id m.
         noise: Uniform numbers of the shape of `x0`, as in `corrupt`.
         generator: Source of the draws when `noise` is not given.
-        is_scored: `(batch, ...)` booleans: other tokens are never masked; all may be by default.
+        is_scored: `(batch, ...)` booleans; tokens where it is False are never masked. By default any token may be.
 
     Returns:
         `xt`, same shape and dtype as `x0`.
@@ -133,7 +133,7 @@ def nelbo_weight(schedule: MaskingSchedule, t: Tensor, num_timesteps: int | None
     return num_timesteps * unmask_probability(schedule, t, s)
 
 
-# Rows of N tokens are of N lengths at most. All lengths to 4096 fit: 4096 vectors of 2048 float64 on average, 64 MiB.
+# All lengths up to 4096 fit into the cache: 4096 vectors of 2048 float64 on average, 64 MiB.
 @functools.lru_cache(maxsize=4096)
 def masked_count_weights(schedule: MaskingSchedule, num_tokens: int, num_timesteps: int | None = None) -> Tensor:
     """Weights w_n of the NELBO as a sum over the number n of masked tokens, `(num_tokens + 1,)` float64, w_0 = 0.
@@ -143,14 +143,14 @@ def masked_count_weights(schedule: MaskingSchedule, num_tokens: int, num_timeste
 
         Σ_{n=1}^N w_n E[Σ_{masked} -log mu(x_t)[x_0]],  w_n = ∫ (-alpha'_t / (1 - alpha_t)) Bin(n; N, 1 - alpha_t) dt
 
-    With u = 1 - alpha_t as the variable, w_n = (P(Bin(N, u_1) >= n) - P(Bin(N, u_0) >= n)) / n, which knows the
-    schedule by its ends u_0 = 1 - alpha_0 and u_1 = 1 - alpha_1 alone; with eps = 0 it is 1/n, the bound of
+    With u = 1 - alpha_t as the variable, w_n = (P(Bin(N, u_1) >= n) - P(Bin(N, u_0) >= n)) / n, which depends
+    on the schedule only through its ends u_0 = 1 - alpha_0 and u_1 = 1 - alpha_1. With eps = 0 it is 1/n, the bound of
     order-agnostic autoregression (Uria, Murray, Larochelle 2014; Hoogeboom et al., arXiv:2110.02037). In discrete time
     the integral is a sum over the T times.
 
     Args:
         schedule: The masking schedule.
-        num_tokens: N >= 1, the number of tokens that are scored, and may be masked.
+        num_tokens: N >= 1, the number of scored tokens, which are those that may be masked.
         num_timesteps: T, or None for continuous time.
     """
     if num_timesteps is None:
@@ -177,7 +177,7 @@ def _binomial(num_trials: int, probability: Tensor) -> Tensor:
 
 
 def mask_lowest(x0: Tensor, is_scored: Tensor, num_masked: Tensor, mask_token_id: int, noise: Tensor) -> Tensor:
-    """x_t with exactly so many masked tokens, the scored ones with the lowest noise: each choice is equally likely.
+    """Draw x_t with exactly `num_masked` masked tokens, the scored ones of lowest noise: all choices equally likely.
 
     Args:
         x0: `(batch, ...)` clean ids.
@@ -212,7 +212,7 @@ def token_nelbo(logits: Tensor, x0: Tensor, xt: Tensor, weight: Tensor, mask_tok
 
 
 def cross_entropy_nats(logits: Tensor, target: Tensor) -> Tensor:
-    """-log softmax(logits)[target] row by row, at least in float32; 0 where the target is -100."""
+    """Cross entropy -log softmax(logits)[target] of each row, in at least float32; 0 where the target is -100."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(logits, target.long(), ignore_index=IGNORE_INDEX, reduction="none")
 
@@ -235,15 +235,15 @@ def reconstruction_nelbo(schedule: MaskingSchedule, num_tokens: int | Tensor, vo
 
 
 def genmd4_cross_entropy_nats(logits: Tensor, target: Tensor, exponents: Tensor) -> Tensor:
-    """w_x (-log mu[x] - 1) + sum_v w_v mu_v, row by row, at least in float32; 0 where the target is -100.
+    """GenMD4's w_x (-log mu[x] - 1) + sum_v w_v mu_v of each row, in at least float32; 0 where the target is -100.
 
-    Divided by t, it is the diffusion part of GenMD4's NELBO of a masked position (paper, the T -> infinity limit): the
-    sum over v of (alpha'_t / (1 - alpha_t))_v (x_v (log mu_v + 1) - mu_v), where alpha'/(1 - alpha) = -w / t.
+    Divided by t, this is the diffusion part of GenMD4's NELBO at a masked position (paper, the limit T -> infinity):
+    the sum over v of (alpha'_t / (1 - alpha_t))_v (x_v (log mu_v + 1) - mu_v), where alpha'/(1 - alpha) = -w / t.
 
     Args:
         logits: `(rows, vocab)`; the mask's own logit has to be suppressed by the caller.
         target: `(rows,)` ids.
-        exponents: `(vocab,)` w.
+        exponents: `(vocab,)` exponents w of the tokens' schedules.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nll = cross_entropy_nats(logits, target)
@@ -262,7 +262,7 @@ def genmd4_token_nelbo(
         logits: `(batch, ..., vocab)` logits of the denoiser; the mask's own has to be suppressed by the caller.
         x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored.
         xt: `(batch, ...)` noised ids.
-        exponents: `(vocab,)` w.
+        exponents: `(vocab,)` exponents w of the tokens' schedules.
         t: `(batch,)` times in [t_1, 1].
         mask_token_id: The mask id m.
     """
@@ -274,13 +274,13 @@ def genmd4_token_nelbo(
 def genmd4_reconstruction_nelbo(
     x0: Tensor, schedule: TokenPolynomialSchedule, first_time: float, mask_token_id: int
 ) -> Tensor:
-    """Reconstruction part of GenMD4's NELBO in nats per token: a token still masked at t_1 is guessed by its schedule.
+    """Reconstruction part of GenMD4's NELBO in nats per token: tokens masked at t_1 are guessed from the schedules.
 
-    It is masked with probability (1 - eps) t_1^{w_x}, and guessed right with probability t_1^{w_x} / sum_v t_1^{w_v}.
+    Token x is masked with probability (1 - eps) t_1^{w_x} and guessed with probability t_1^{w_x} / sum_v t_1^{w_v}.
 
     Args:
         x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored, which get 0.
-        schedule: The schedules.
+        schedule: The schedules of the tokens.
         first_time: t_1, in (0, 1).
         mask_token_id: The mask id m, which is never guessed.
     """
@@ -300,7 +300,7 @@ def log_forward_probability(
     Args:
         schedule: The schedules of the tokens.
         t: `(batch,)` times in (0, 1].
-        x0: `(batch, ...)` clean ids; tokens whose id is -100 are given, and count 0.
+        x0: `(batch, ...)` clean ids; -100 marks tokens that are never masked, which get 0.
         xt: `(batch, ...)` noised ids.
         mask_token_id: The mask id m.
     """
@@ -313,10 +313,11 @@ def log_forward_probability(
 
 
 def rloo_surrogate(losses: Tensor, log_probabilities: Tensor) -> Tensor:
-    """What to differentiate for an unbiased gradient of E_q[loss], where the parameters also shape q.
+    """Surrogate whose gradient is an unbiased estimate of that of E_q[loss], where the parameters also shape q.
 
-    The mean loss of K samples, plus the REINFORCE leave-one-out term: the log probability of each sample times by how
-    much its loss exceeds the mean of the others' (Kool, van Hoof, Welling, 2019; Salimans and Knowles, 2014).
+    The surrogate is the mean loss of K samples plus the REINFORCE leave-one-out term: the log probability of each
+    sample, times the amount by which its loss exceeds the mean loss of the remaining samples (Kool, van Hoof, Welling,
+    2019; Salimans and Knowles, 2014).
 
     Args:
         losses: `(..., copies)` losses of K >= 2 independent samples from q.
@@ -331,8 +332,8 @@ def rloo_surrogate(losses: Tensor, log_probabilities: Tensor) -> Tensor:
     copies = losses.shape[-1]
     if copies < 2:
         raise ValueError(f"`losses` must hold at least 2 copies, got {copies}.")
-    others = (losses.sum(dim=-1, keepdim=True) - losses) / (copies - 1)
-    return (losses + (losses - others).detach() * log_probabilities).mean(dim=-1)
+    baseline = (losses.sum(dim=-1, keepdim=True) - losses) / (copies - 1)
+    return (losses + (losses - baseline).detach() * log_probabilities).mean(dim=-1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -351,7 +352,7 @@ def unmask_probability(schedule: MaskingSchedule, t: Tensor, s: Tensor) -> Tenso
 
 
 def reverse_probabilities(logits: Tensor, unmask_probability: Tensor, mask_token_id: int) -> Tensor:
-    """The table p(x_s | x_t = m): token j with probability r mu_j, the mask with 1 - r; float64.
+    """Table p(x_s | x_t = m) of a reverse step: token j with probability r mu_j, the mask with 1 - r; float64.
 
     Args:
         logits: `(batch, ..., vocab)`, mask column included (its value is not used).
@@ -365,7 +366,7 @@ def reverse_probabilities(logits: Tensor, unmask_probability: Tensor, mask_token
 
 
 def genmd4_reverse_probabilities(logits: Tensor, unmask_probabilities: Tensor, mask_token_id: int) -> Tensor:
-    """GenMD4's table p(x_s | x_t = m): token j with probability r_j mu_j, the mask with the rest; float64.
+    """Table p(x_s | x_t = m) of GenMD4: token j with probability r_j mu_j, the mask with the rest; float64.
 
     Args:
         logits: `(batch, ..., vocab)`, mask column included (its value is not used).
@@ -378,7 +379,7 @@ def genmd4_reverse_probabilities(logits: Tensor, unmask_probabilities: Tensor, m
 
 
 def denoiser_probabilities(logits: Tensor, mask_token_id: int) -> Tensor:
-    """mu = softmax of the logits in float64 with the mask excluded; same shape as `logits`."""
+    """Denoiser probabilities mu, the softmax of the logits in float64 without the mask; same shape as `logits`."""
     is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
     return torch.softmax(logits.double().masked_fill(is_mask, -torch.inf), dim=-1)
 
@@ -404,7 +405,7 @@ def mean_from_score(score: Tensor, alpha_t: Tensor) -> Tensor:
 
 
 def forward_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
-    """beta(t) = -alpha'_t / alpha_t, the rate at which an unmasked token jumps to the mask.
+    """Rate beta(t) = -alpha'_t / alpha_t at which an unmasked token jumps to the mask.
 
     The generator of the forward Markov chain is Q(t) = beta(t) (1 m^T - I). Times of any shape in [0, 1] give rates of
     the same shape, >= 0; infinite where alpha_t is 0, as at t = 1 without eps.
@@ -413,10 +414,10 @@ def forward_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
 
 
 def reverse_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
-    """-alpha'_t / (1 - alpha_t), the rate at which a masked token is unmasked in reverse time.
+    """Rate -alpha'_t / (1 - alpha_t) at which a masked token is unmasked in reverse time.
 
-    It jumps to token j at this rate times mu_j. It is the weight of the continuous-time NELBO. Times of any shape in
-    [0, 1] give rates of the same shape, >= 0; infinite where alpha_t is 1, as at t = 0 without eps.
+    A token becomes j at this rate times mu_j. The rate is also the weight of the continuous-time NELBO. Times of any
+    shape in [0, 1] give rates of the same shape, >= 0; infinite where alpha_t is 1, as at t = 0 without eps.
     """
     return nelbo_weight(schedule, t)
 
@@ -429,8 +430,8 @@ def reverse_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
 def draw_categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Inverse-CDF draw of one category per row.
 
-    float64 keeps the tail that float32 Gumbel noise cuts off, which lowers the temperature (arXiv:2409.02908). A
-    category of probability 0 is never drawn.
+    Draws are in float64: float32 Gumbel noise cuts off the tail, which in effect lowers the temperature
+    (arXiv:2409.02908). A category of probability 0 is never drawn.
 
     Args:
         probabilities: `(..., categories)` non-negative float64 weights; they need not sum to one.
@@ -442,7 +443,7 @@ def draw_categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
     cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
     drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    # Rounding can carry the threshold to the total: then the last category with any weight is meant.
+    # Rounding can raise the threshold to the total: the last category with any weight is then the draw.
     last = (probabilities > 0).cumsum(dim=-1).argmax(dim=-1)
     return torch.minimum(drawn, last)
 
@@ -458,8 +459,8 @@ def top_p_logits(logits: Tensor, top_p: float) -> Tensor:
     ordered = logits.sort(dim=-1, descending=True).values
     probabilities = ordered.softmax(dim=-1)
     mass_before = probabilities.cumsum(dim=-1) - probabilities
-    kept = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # 0 of logits that are not numbers
-    return _below_to_min(logits, ordered.gather(-1, kept - 1))
+    num_kept = (mass_before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # the sum is 0 for nan
+    return _below_to_min(logits, ordered.gather(-1, num_kept - 1))
 
 
 def top_k_logits(logits: Tensor, top_k: int) -> Tensor:
@@ -471,13 +472,13 @@ def top_k_logits(logits: Tensor, top_k: int) -> Tensor:
 
 
 def check_top_p(top_p: float):
-    """Raise a ValueError unless it is a number in (0, 1]."""
+    """Raise a ValueError unless `top_p` is a number in (0, 1]."""
     if not (isinstance(top_p, Real) and 0.0 < top_p <= 1.0):
         raise ValueError(f"`top_p` must be in (0, 1], got {top_p!r}.")
 
 
 def check_top_k(top_k: int):
-    """Raise a ValueError unless it is an integer >= 1."""
+    """Raise a ValueError unless `top_k` is an integer >= 1."""
     if not (isinstance(top_k, Integral) and top_k >= 1):
         raise ValueError(f"`top_k` must be >= 1, got {top_k!r}.")
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The forward process of a model and the terms of its NELBO: MD4's, with one schedule for all tokens, and GenMD4's.
+"""Forward processes and the terms of their NELBO: MD4, with one schedule for all tokens, and GenMD4, with one for each.
 
-Both answer the same calls, so that models, objectives and samplers need not ask which one they have. torch only.
+Both have the same methods, so that models, objectives and samplers need not know which one they use. Needs torch only.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from .schedules import MaskingSchedule, TokenPolynomialSchedule, make_schedule
 
 
 class MaskingProcess:
-    """Forward process q(x_t | x_0) by the `schedule` of the tokens."""
+    """Forward process q(x_t | x_0) with the masking `schedule`."""
 
     schedule: MaskingSchedule | TokenPolynomialSchedule
     mask_token_id: int
 
     def draw_xt(self, x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t of clean ids at times `(batch,)`; tokens with the label -100 stay. See `masked_diffusion.draw_xt`."""
+        """Draw x_t of clean ids at times `(batch,)`; tokens with the label -100 are never masked."""
         return draw_xt(self.schedule, t, x0, self.mask_token_id, noise=noise, is_scored=labels != IGNORE_INDEX)
 
 
 @dataclass(frozen=True)
 class MD4Process(MaskingProcess):
-    """MD4: every token is masked by one fixed schedule.
+    """Forward process of MD4: one fixed schedule masks all tokens.
 
     Args:
         schedule: The masking schedule.
@@ -58,19 +58,19 @@ class MD4Process(MaskingProcess):
     training_copies: ClassVar[int | None] = None  # one x_t of each example, without an axis of copies
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Training times from uniform numbers of [0, 1), of any shape."""
+        """Training times from uniform numbers in [0, 1), of any shape."""
         return uniform if self.num_timesteps is None else discretize_times(uniform, self.num_timesteps)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight of a masked token's term at times of any shape."""
+        """Weight of the term of a masked token, at times of any shape."""
         return nelbo_weight(self.schedule, t, self.num_timesteps)
 
     def exponents(self, device: torch.device) -> Tensor | None:
-        """Learned exponents `(vocab,)` of the tokens' schedules; None without any."""
+        """Learned exponents of the tokens' schedules: None, as there are none."""
         return None
 
     def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """Diffusion part of the NELBO in nats of each token, of the shape of the ids, from all logits."""
+        """Diffusion part of the NELBO in nats of each token, from all logits; same shape as the ids."""
         return token_nelbo(logits, x0, xt, self.weight(t), self.mask_token_id)
 
     def reconstruction(self, labels: Tensor) -> Tensor:
@@ -79,18 +79,18 @@ class MD4Process(MaskingProcess):
         return reconstruction_nelbo(self.schedule, num_scored, self.num_data_tokens)
 
     def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
-        """Sum to differentiate beside the diffusion part, as the schedule is learned; None where it is fixed."""
+        """Term that carries the gradient of learned schedules: None, as the schedule is fixed."""
         return None
 
 
 @dataclass(frozen=True)
 class GenMD4Process(MaskingProcess):
-    """GenMD4: each token has a schedule of its own, learned with the denoiser.
+    """Forward process of GenMD4: each token has a schedule of its own, learned with the denoiser.
 
     Args:
         schedule: The learned schedules.
         mask_token_id: The mask id m.
-        first_time: t_1, where the times begin.
+        first_time: t_1, the earliest time.
     """
 
     schedule: TokenPolynomialSchedule
@@ -100,11 +100,11 @@ class GenMD4Process(MaskingProcess):
     training_copies: ClassVar[int | None] = 2  # noised copies of each example: the leave-one-out gradient needs two
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Training times in [t_1, 1) from uniform numbers of [0, 1), of any shape."""
+        """Training times in [t_1, 1) from uniform numbers in [0, 1), of any shape."""
         return rescale_times(uniform, self.first_time)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight 1/t of a masked token's term."""
+        """Weight 1/t of the term of a masked token, at times of any shape."""
         return 1.0 / t
 
     def exponents(self, device: torch.device) -> Tensor | None:
@@ -112,7 +112,7 @@ class GenMD4Process(MaskingProcess):
         return self.schedule.exponents.to(device)
 
     def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """Diffusion part of the NELBO in nats of each token, of the shape of the ids, from all logits."""
+        """Diffusion part of the NELBO in nats of each token, from all logits; same shape as the ids."""
         return genmd4_token_nelbo(logits, x0, xt, self.exponents(logits.device), t, self.mask_token_id)
 
     def reconstruction(self, labels: Tensor) -> Tensor:
@@ -143,5 +143,5 @@ def md4_process(config) -> MD4Process:
 
 
 def genmd4_process(config, token_schedule: TokenPolynomialSchedule) -> GenMD4Process:
-    """Forward process with the learned schedules of a model that an `MD4Config` describes."""
+    """Forward process with the learned schedules of a model and its `MD4Config`."""
     return GenMD4Process(token_schedule, config.mask_token_id, config.schedule_first_time)

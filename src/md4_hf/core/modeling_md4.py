@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The MD4 denoiser: a bidirectional transformer over partly masked text, or a U-Net over images, and its loss.
+"""MD4 denoiser: a bidirectional transformer over partly masked text, or a U-Net over images, and its loss.
 
 Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
 """
@@ -64,14 +64,14 @@ from .schedules import MaskingSchedule, TokenPolynomialSchedule
 logger = logging.get_logger(__name__)
 
 
-# Arguments of the forward that images do not have.
+# Arguments of `MD4Model.forward` that images do not have.
 TEXT_ARGUMENTS = ("attention_mask", "position_ids", "inputs_embeds", "document_ids", "past_key_values")
 
 
 @dataclass
 class MaskedDiffusionOutput(ModelOutput):
     """
-    Output of a masked diffusion model. What is `length` for text is `channels, height, width` for images.
+    Output of a masked diffusion model. For images, `length` stands for `channels, height, width`.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): NELBO in nats per scored token, reconstruction term included.
@@ -80,12 +80,12 @@ class MaskedDiffusionOutput(ModelOutput):
         token_nelbo (`torch.FloatTensor` of shape `(batch, length)`, with copies `(batch, copies, length)`):
             Diffusion part of the NELBO in nats, zero at unmasked positions.
         hidden_states (`tuple(torch.FloatTensor)`):
-            Of shape `(batch, length, hidden_size)`, input and layers; for images input and residual blocks, each of
-            shape `(batch, its channels, its height, its width)`.
+            Those of the input and of each layer, `(batch, length, hidden_size)`; for images those of the input and of
+            each residual block, `(batch, channels, height, width)` in sizes of their own.
         attentions (`tuple(torch.FloatTensor)`):
-            Of shape `(batch, heads, length, length)`, one per layer; text only.
+            Probabilities of each layer, `(batch, heads, length, length)`; text only.
         nelbo (`torch.FloatTensor` of shape `()`):
-            The bound; `loss` is the same, but in GenMD4's training a surrogate that has the right gradient.
+            The bound. `loss` equals it, except in GenMD4's training, where it is a surrogate with the right gradient.
         reconstruction_nelbo (`torch.FloatTensor` of shape `(batch,)`): Reconstruction part in nats.
     """
 
@@ -104,7 +104,7 @@ class MaskedDiffusionOutput(ModelOutput):
 
 
 class MD4Model(MD4PreTrainedModel):
-    """The MD4 network that `backbone` names, without its head: ids to hidden states."""
+    """MD4 network of the kind that `backbone` names, without its head: ids to hidden states."""
 
     _auto_map = {"AutoConfig": "configuration_md4.MD4Config", "AutoModel": "modeling_md4.MD4Model"}
 
@@ -143,30 +143,34 @@ class MD4Model(MD4PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
+        Hidden states of a batch of noised ids.
+
         Args:
-            input_ids: `(batch, length)` ids of x_t, in [0, vocab_size); of images `(batch, channels, height, width)`,
-                for which there are `timesteps` and `class_labels` alone beside.
+            input_ids: `(batch, length)` ids of x_t, in [0, vocab_size); for images `(batch, channels, height, width)`,
+                whose only other inputs are `timesteps` and `class_labels`.
             timesteps: `(batch,)` times in [0, 1]; required when the model is time-conditioned.
             class_labels: `(batch,)` labels in [0, num_classes); required when the model is class-conditional. With
-                `class_dropout` in the configuration `num_classes` is the null class, and None stands for it.
-            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding; with `past_key_values` of those too.
+                `class_dropout` in the configuration, `num_classes` is the null class, and is the default.
+            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding; with `past_key_values`, `length` counts
+                earlier tokens too.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids`.
-            document_ids: `(batch, length)`, which document of a packed row a token belongs to, as runs of equal
-                numbers: tokens attend within their document only, where positions start at 0. Not with flash attention.
-            past_key_values: Keys and values of earlier tokens, which are attended to and stay as they were; those of
-                the tokens given are added. Positions go on after them. Only without time conditioning.
+            document_ids: `(batch, length)` number of the document that each token of a packed row belongs to, in runs
+                of equal numbers: tokens attend within their document only, and positions start at 0 in each document.
+                Not with flash attention.
+            past_key_values: Keys and values of earlier tokens, which are attended to but not computed again; those of
+                the given tokens are added. Positions continue after them. Only without time conditioning.
             rows: Flat indices `(rows,)` into (batch, length) of the only positions whose hidden states are needed: the
-                last layer's feed-forward runs for them alone. Not with `output_hidden_states`.
+                feed-forward of the last layer runs only there. Not with `output_hidden_states`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
 
         Returns:
             `last_hidden_state` `(batch, length, hidden_size)`, with `rows` `(rows, hidden_size)`, normalised and
-            modulated, ready for the head; of images `(batch, channels of the last block, height, width)`.
+            modulated, ready for the head; for images `(batch, channels of the last block, height, width)`.
 
         Raises:
             ValueError: For missing inputs, wrong shapes, and ids, times or labels out of range. Values are checked on
-                the CPU only: on an accelerator the check would wait for the device at every call.
+                the CPU only: on an accelerator, each check would wait for the device.
         """
         check_tokens(input_ids, inputs_embeds)
         tokens = inputs_embeds if input_ids is None else input_ids
@@ -179,14 +183,14 @@ class MD4Model(MD4PreTrainedModel):
             check_left_out(TEXT_ARGUMENTS, given)
             return self._denoise_image(input_ids, timesteps, class_labels)
         self._check_cache(past_key_values, document_ids)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        self._check_attention(shape, past, attention_mask, position_ids, document_ids)
+        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        self._check_attention(shape, num_past, attention_mask, position_ids, document_ids)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         hidden_states = inputs_embeds if self.embed_proj is None else self.embed_proj(inputs_embeds)
         hidden_states = self.embedding_dropout(hidden_states)
         if position_ids is None:
-            position_ids = torch.arange(past, past + hidden_states.shape[1], device=hidden_states.device)[None]
+            position_ids = torch.arange(num_past, num_past + shape[1], device=hidden_states.device)[None]
             if document_ids is not None:
                 position_ids = positions_in_documents(document_ids)
         make_mask = create_causal_mask if self.config.is_causal else create_bidirectional_mask
@@ -203,26 +207,25 @@ class MD4Model(MD4PreTrainedModel):
             conditioning = self.conditioning(timesteps, class_labels, hidden_states.dtype)
             modulations = self.modulation(ACTIVATIONS[self.config.mlp_type](conditioning))
         for layer, modulation in zip(self.layers, modulations, strict=False):
-            whole, is_last = hidden_states, layer is self.layers[-1]
             hidden_states = layer(
-                whole,
+                hidden_states,
                 modulation,
                 attention_mask=attention_mask,
                 rotation=rotation,
-                rows=rows if is_last else None,
+                rows=rows if layer is self.layers[-1] else None,
                 past_key_values=past_key_values,
                 **kwargs,
             )
         hidden_states = self.norm(hidden_states)
         if modulations[-1] is not None:
-            modulation = of_examples(modulations[-1], whole, rows).to(hidden_states.device)
+            modulation = of_examples(modulations[-1], shape[1], rows).to(hidden_states.device)
             hidden_states = modulate(hidden_states, *modulation.chunk(2, dim=-1))
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def _denoise_image(
         self, input_ids: Tensor, timesteps: Tensor | None, class_labels: Tensor | None
     ) -> BaseModelOutput:
-        # A pixel's features are the embeddings of its channels one after the other, and lie side by side in memory.
+        # The features of a pixel are the joined embeddings of its channels, adjacent in memory (channels last).
         pixels = self.embed_tokens(input_ids.permute(0, 2, 3, 1)).flatten(3).permute(0, 3, 1, 2)
         conditioning = None
         if self.conditioning is not None:
@@ -257,15 +260,15 @@ class MD4Model(MD4PreTrainedModel):
     def _check_attention(
         self,
         shape: torch.Size,
-        past: int,
+        num_past: int,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         document_ids: Tensor | None,
     ):
         batch, length = shape[:2]
-        # One of four dimensions is left to the attention's backend.
+        # A mask of four axes goes to the attention backend unchecked.
         if attention_mask is not None and len(getattr(attention_mask, "shape", ())) != 4:
-            check_shape("attention_mask", attention_mask, (batch, past + length))
+            check_shape("attention_mask", attention_mask, (batch, num_past + length))
         if position_ids is not None:
             check_shape("position_ids", position_ids, (batch, length), (1, length))
             check_tensor("position_ids", position_ids, "integers")
@@ -295,7 +298,7 @@ class MD4Model(MD4PreTrainedModel):
 
 
 class MD4ForMaskedDiffusion(MD4PreTrainedModel):
-    """The MD4 network with its head, and the negative evidence lower bound of masked diffusion as its loss."""
+    """MD4 network with its head; the loss is the negative evidence lower bound (NELBO) of masked diffusion."""
 
     _auto_map = {
         "AutoConfig": "configuration_md4.MD4Config",
@@ -303,7 +306,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         "AutoModelForMaskedLM": "modeling_md4.MD4ForMaskedDiffusion",
     }
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    # Learned exponents are in float32 whatever the precision of the weights.
+    # Learned exponents stay in float32, whatever the precision of the weights.
     _keep_in_fp32_modules_strict = ["token_schedule"]
     # The loss honours `num_items_in_batch`: `Trainer` must not divide it again by the accumulation steps.
     accepts_loss_kwargs = True
@@ -325,24 +328,24 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head: a linear layer of `vocab_size` rows, for images a convolution of so many for each channel."""
+        """The head: a linear layer of `vocab_size` rows; for images, a convolution of `vocab_size` rows per channel."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module):
         """Replace the head."""
-        is_plain = type(new_embeddings) is nn.Linear  # as transformers makes them
+        is_plain = type(new_embeddings) is nn.Linear  # as transformers makes it
         self.lm_head = MD4Head.with_parameters_of(new_embeddings) if is_plain else new_embeddings
 
     @property
     def masking_process(self) -> MD4Process | GenMD4Process:
-        """Forward process and terms of the bound, with the schedule of the configuration or the learned ones."""
+        """Forward process and terms of the bound, with the schedule of the configuration or the learned schedules."""
         if self.config.learn_masking_schedule:
             return genmd4_process(self.config, self.token_schedule)
         return md4_process(self.config)
 
     @property
     def masking_schedule(self) -> MaskingSchedule | TokenPolynomialSchedule:
-        """The masking schedule that the configuration names, or the learned ones of GenMD4."""
+        """Masking schedule that the configuration names, or the learned schedules of GenMD4."""
         return self.masking_process.schedule
 
     @can_return_tuple
@@ -365,39 +368,41 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedDiffusionOutput:
         r"""
+        Logits of the clean tokens of a batch of noised ids and, with labels, the loss.
+
         Args:
-            input_ids: `(batch, length)` ids of x_t, or `(batch, copies, length)`: several x_t of each example, at the
-                same time. With `labels` and without `timesteps`, `(batch, length)` clean ids: the times and masks (and
-                in training which labels are dropped) are then drawn here, stratified over the batch, from torch's
-                global generator. For images, `length` is `channels, height, width` here and below.
+            input_ids: `(batch, length)` ids of x_t, or `(batch, copies, length)`: several x_t of each example, at one
+                time. With `labels` and without `timesteps`, `(batch, length)` clean ids: times (stratified over the
+                batch), masks and, in training, the classes to drop are then drawn here, from torch's global generator.
+                For images, `length` stands for `channels, height, width` here and below.
             timesteps: `(batch,)` times in [0, 1]; required by time-conditioned models. With them, no noise is drawn.
             labels: `(batch, length)` clean ids x_0 of all tokens that are scored, -100 elsewhere. Tokens that are not
                 scored must not be masked.
-            class_labels: `(batch,)` labels of a class-conditional model, see `MD4Model.forward`. transformers' own
-                `Trainer` takes them for targets by their name: to evaluate with it, set `label_names=["labels"]` in its
-                arguments.
+            class_labels: `(batch,)` labels of a class-conditional model, see `MD4Model.forward`. Because of their name,
+                the `Trainer` of transformers mistakes them for targets: to evaluate with it, set
+                `label_names=["labels"]` in its arguments.
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.
-            position_mask: Of the shape of `input_ids`: evaluate the head only where it is true.
+            position_mask: Booleans of the shape of `input_ids`: the head runs only where they are true.
             mask_noise: Uniform numbers in [0, 1) of shape `(batch, length)` or `(batch, copies, length)`: `input_ids`
-                are then clean, `(batch, length)`, and masked here where alpha_t is not larger. Learned schedules,
-                which may be sharded over devices, are applied in this way.
+                are then clean ids `(batch, length)`, which are masked here where the number is at least alpha_t. This
+                is how learned schedules, which may be sharded over devices, are applied.
             num_items_in_batch: Number of scored tokens to divide the loss by, when the batch is a part of a larger one.
-            output_logits: Whether to return logits; by default they are, but not in training with labels, where the
-                last feed-forward and the head run on masked positions only, and no logits of all of them ever exist.
-                Compiled, `token_nelbo` then has no gradient, and `loss` never has a second derivative.
-            document_ids: `(batch, length)`, which document of a packed row a token belongs to: see `MD4Model.forward`.
+            output_logits: Whether to return logits. True by default, but not in training with labels: there the last
+                feed-forward and the head run on masked positions only, whose logits never exist all at once. Then
+                `loss` has no second derivative, and `token_nelbo` of a compiled model has no gradient.
+            document_ids: `(batch, length)` number of each token's document in a packed row: see `MD4Model.forward`.
             past_key_values: Keys and values of earlier tokens: see `MD4Model.forward`.
-            max_masked: No more masked tokens than this are in the batch (it is an error if there are). With it, a step
-                on an accelerator does not wait to hear how many there are, and a compiled one runs for so many.
+            max_masked: Upper bound on the number of masked tokens of the batch; more are an error. With it, a step on
+                an accelerator does not wait for their number, and a compiled step is of this size.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
 
         Returns:
             `MaskedDiffusionOutput`.
 
         Raises:
-            ValueError: As `MD4Model.forward`, and for labels of another shape than the input or that hold the mask id.
+            ValueError: As in `MD4Model.forward`, and for labels that hold the mask id or do not fit the input's shape.
         """
         check_tokens(input_ids, inputs_embeds)
         self._check_options(input_ids, inputs_embeds, labels, position_mask, mask_noise, max_masked)
@@ -453,7 +458,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     @property
     def _copies_dim(self) -> int:
-        """Number of axes of ids with copies: batch and copies before those of an example."""
+        """Number of axes of ids with copies: batch, copies, and the axes of an example."""
         return 2 + len(self.config.sample_shape)
 
     def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -466,14 +471,14 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         return process.times(uniform), torch.rand((batch, *copies, *shape), device=labels.device)
 
     def _drop_classes(self, class_labels: Tensor | None) -> Tensor | None:
-        """Replace some labels by the null class, in the training of a model that has one."""
+        """Replace random class labels by the null class when a model that has one is trained."""
         if not (self.training and self.config.null_class is not None and isinstance(class_labels, Tensor)):
             return class_labels
         is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout
         return class_labels.masked_fill(is_dropped, self.config.null_class)
 
     def _noised(self, input_ids: Tensor, labels: Tensor, timesteps: Tensor, mask_noise: Tensor | None) -> Tensor:
-        """x_t of the shape of the noise; without noise, `input_ids` are x_t already."""
+        """Mask clean ids by the noise, whose shape x_t has; without noise, `input_ids` already are x_t."""
         check_per_example("timesteps", timesteps, labels.shape[0], "`labels` are given")
         check_range("timesteps", timesteps, 1)
         if mask_noise is None:
@@ -485,23 +490,23 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         return self.masking_process.draw_xt(input_ids, labels, timesteps, mask_noise)
 
     def _run_network(self, rows: Tensor | None, **inputs) -> BaseModelOutput:
-        """Run the network for these rows alone where it can; its hidden states come back to the inputs' device."""
-        keeps_all = self.config.is_image or inputs.get("output_hidden_states") or self.config.output_hidden_states
-        outputs = self.model(rows=None if keeps_all else rows, return_dict=True, **inputs)
+        """Run the network, for these rows only where it can, and move its hidden states to the inputs' device."""
+        needs_all = self.config.is_image or inputs.get("output_hidden_states") or self.config.output_hidden_states
+        outputs = self.model(rows=None if needs_all else rows, return_dict=True, **inputs)
         # A device map may have put the last layer elsewhere.
         tokens = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
         hidden_states = outputs.last_hidden_state.to(tokens.device)
-        if keeps_all and not self.config.is_image:
+        if needs_all and not self.config.is_image:
             hidden_states = at_rows(hidden_states, rows)
         outputs.last_hidden_state = hidden_states
         return outputs
 
     def _logits(self, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits that never predict the mask."""
+        """Logits with that of the mask suppressed."""
         return logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._rows_for_head(rows))
 
     def _rows_for_head(self, rows: Tensor | None) -> Tensor | None:
-        """Rows that the head selects itself: that of images sees a pixel's neighbours, that of text only its rows."""
+        """Rows for the head to select: the head of images needs all pixels, the head of text is given its rows only."""
         return rows if self.config.is_image else None
 
     def _masked_nelbo(
@@ -509,8 +514,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Diffusion part of the NELBO from the hidden states of masked tokens: its sum, and its value for each token.
 
-        `rows` are flat indices of the hidden states: all masked tokens, and perhaps more to fill up. Without them, the
-        hidden states are those of all tokens, as they always are for images.
+        `rows` are the flat indices of the hidden states: all masked tokens, and possibly padding after them. Without
+        rows, and always for images, the hidden states are those of all tokens.
         """
         process = self.masking_process
         target, weight = x0.flatten(), process.weight(t).repeat_interleave(x0[0].numel())
@@ -518,9 +523,9 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             weight = torch.where(is_masked, weight, 0.0)
             hidden_states = hidden_states if self.config.is_image else hidden_states.flatten(0, 1)
         else:
-            is_wanted = torch.arange(len(rows), device=rows.device) < is_masked.sum()
-            target, weight = target[rows], torch.where(is_wanted, weight[rows], 0.0)
-        any_token = int(self.config.mask_token_id == 0)  # in the place of labels of -100, whose weight is 0
+            is_masked_row = torch.arange(len(rows), device=rows.device) < is_masked.sum()
+            target, weight = target[rows], torch.where(is_masked_row, weight[rows], 0.0)
+        any_token = int(self.config.mask_token_id == 0)  # replaces the label -100, whose weight is 0
         total, values = nelbo_of_rows(
             self.lm_head,
             hidden_states,
@@ -531,7 +536,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             self._rows_for_head(rows),
         )
         if torch.compiler.is_compiling():
-            values = values.detach()  # as an output of the graph it would be given a gradient, of zeros, at a price
+            values = values.detach()  # an output of the graph would be given a gradient of zeros, at a price
         if rows is not None:
             values = values.new_zeros(is_masked.shape).index_add(0, rows, values)
         return total, values.view(x0.shape)
@@ -546,9 +551,10 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         copies: int | None,
         num_items_in_batch: Tensor | int | None,
     ) -> dict[str, Tensor]:
-        """Losses in nats, `loss` and `nelbo` per scored token: of those here, or of the batch that this is a part of.
+        """Losses in nats; `loss` and `nelbo` are per scored token of this batch, or of the larger one it is part of.
 
-        The gradient of the diffusion part goes through its `total` over all tokens and copies, not through its values.
+        The gradient of the diffusion part flows through `total`, its sum over all tokens and copies, not through
+        `values`.
         """
         process, num_copies = self.masking_process, copies or 1
         num_items = number_of_items(labels != IGNORE_INDEX, num_items_in_batch, values.device)
@@ -558,10 +564,10 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if self.training:
             surrogate = process.surrogate(fold_copies(values, num_copies), labels, fold_copies(xt, num_copies), t)
         if surrogate is not None:
-            # The same number as with the gradient of each value, at a fraction of its price.
+            # `total` adds its gradient but not its value, at a fraction of the price of a gradient through `values`.
             loss = (surrogate + (total - total.detach()) / num_copies + reconstruction.sum()) / num_items
             nelbo = nelbo.detach()
-        # No view: FSDP2 hooks the outputs, and warns of views.
+        # Not a view: FSDP2 hooks the outputs, and warns about views.
         values = fold_copies(values, copies).clone()
         return {"loss": loss, "nelbo": nelbo, "token_nelbo": values, "reconstruction_nelbo": reconstruction}
 
@@ -585,19 +591,19 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     def _check_clean(self, input_ids: Tensor, labels: Tensor):
         if input_ids.shape != labels.shape:
             raise ValueError(
-                f"`input_ids` must be clean and have the shape {tuple(labels.shape)} of `labels` here, got "
-                f"{tuple(input_ids.shape)}."
+                f"`input_ids` must be clean and have the shape {tuple(labels.shape)} of `labels` when the forward "
+                f"masks them, got {tuple(input_ids.shape)}."
             )
         if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
             raise ValueError(
-                "`input_ids` must be clean where `labels` are scored if no `timesteps` (or `mask_noise`) are given, "
-                f"and the forward masks them, got the mask id {self.config.mask_token_id}."
+                "`input_ids` must be clean where `labels` are scored when the forward masks them (without `timesteps`, "
+                f"or with `mask_noise`), got the mask id {self.config.mask_token_id}."
             )
 
     def _check_labels(self, input_ids: Tensor | None, labels: Tensor, position_mask: Tensor | None):
         check_tensor("labels", labels, "integers")
         if input_ids is None:
-            raise ValueError("`labels` need `input_ids`: which positions are masked is read from the ids.")
+            raise ValueError("`labels` need `input_ids`: the ids say which positions are masked.")
         if position_mask is not None:
             raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every masked position.")
         axes = len(self.config.sample_shape)
@@ -618,19 +624,19 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Logits and losses of rows, copies, packed documents, and checks of the inputs
+# Packed documents, copies, and the rows that the head needs
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """`(batch, length)` runs of equal numbers -> the place of each token in its run, from 0."""
+    """Position of each token in its run of equal numbers, from 0: `(batch, length)` -> `(batch, length)`."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
     starts = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
     return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
 def fold_copies(x: Tensor | None, copies: int | None) -> Tensor | None:
-    """`(batch * copies, ...)` -> `(batch, copies, ...)`; as it is without copies."""
+    """Reshape `(batch * copies, ...)` to `(batch, copies, ...)`; nothing changes without copies."""
     return x if x is None or copies is None else x.unflatten(0, (-1, copies))
 
 
@@ -643,8 +649,8 @@ def rows_of_copies(
         copies: Number of copies, None for ids without an axis of copies.
         input_ids: `(batch, copies, ...)`.
         position_mask: `(batch, copies, ...)` or None.
-        shared: What the copies of an example share: labels, times, classes, attention mask, positions `(1 or batch,
-            length)`, documents.
+        shared: Inputs that the copies of an example share: labels, times, classes, attention mask, positions
+            `(1 or batch, length)`, documents.
     """
     if copies is None:
         return input_ids, position_mask, shared
@@ -661,7 +667,7 @@ def rows_of_copies(
 
 
 def needed_rows(position_mask: Tensor | None, is_masked: Tensor | None, max_masked: int | None) -> Tensor | None:
-    """Flat indices of the positions that the head is needed at, None for all of them."""
+    """Flat indices of the positions where the head is needed; None for all positions."""
     if position_mask is not None:
         return position_mask.flatten().nonzero().squeeze(1)
     return None if is_masked is None else indices_of(is_masked, max_masked)

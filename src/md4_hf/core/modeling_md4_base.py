@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Initialisation, loading and saving that all MD4 models share."""
+"""Initialisation, loading and saving of all MD4 models."""
 
 import json
 import math
@@ -22,10 +22,8 @@ from .schedules import TokenPolynomialSchedule, inverse_softplus
 
 logger = logging.get_logger(__name__)
 
-# Standard deviation of a standard normal cut at +-2: what a truncated normal has to be divided by (as in JAX).
+# Standard deviation of a standard normal truncated at +-2, by which the initial draws are divided, as in JAX.
 TRUNCATED_NORMAL_STD = 0.87962566103423978
-
-
 HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr", "tags")
 
 
@@ -36,22 +34,22 @@ class MD4PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    # Modules that combine the outputs of their parts: a device map has to put each on one device.
+    # Modules that combine the outputs of their parts: a device map must keep each on one device.
     _no_split_modules = ["MD4Layer", "MD4Conditioning", "MD4ResnetBlock", "MD4AttentionBlock", "MD4DiTLayer", "MD4DiT"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": [MD4Layer, MD4ResnetBlock], "attentions": MD4Attention}
-    # What opens a saved folder: the name of the class, by Auto class. Literal, as FSDP2 renames the classes it wraps.
+    # Class that opens a saved folder, for each Auto class. Written out, as FSDP2 renames the classes that it wraps.
     _auto_map: dict[str, str] = {}
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
     ):
-        """As in transformers, with the code beside the weights, so that the Auto classes open the folder anywhere.
+        """Save as transformers does, with the code beside the weights, so that the Auto classes open the folder.
 
-        Where this package is not installed, they ask for `trust_remote_code=True`.
+        Where this package is not installed, they need `trust_remote_code=True`.
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
         repo_id = hub.pop("repo_id", Path(save_directory).name)
@@ -59,7 +57,7 @@ class MD4PreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, **kwargs)
         if not self.should_save_on_this_rank(is_main_process):
             return
-        # An adapter has neither configuration nor code; a causal model opens with this package alone.
+        # An adapter is saved without configuration and code; a causal model opens only with this package.
         if self._auto_map and Path(save_directory, CONFIG_NAME).is_file():
             copy_code(Path(__file__).with_name("modeling_md4.py"), save_directory)
         if push_to_hub:
@@ -73,15 +71,15 @@ class MD4PreTrainedModel(PreTrainedModel):
         use_safetensors: bool | None = None,
         **kwargs,
     ):
-        """As in transformers, but pickled weights are opened only on request: with `use_safetensors=False`.
+        """Load as transformers does, but open pickled weights only on request: with `use_safetensors=False`.
 
         Raises:
             OSError: If there are no weights in safetensors format.
-            ValueError: If an index of several files names one that is not beside it.
+            ValueError: If the index of weights in several files is damaged or names a file outside its folder.
         """
         if use_safetensors is False:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=False, **kwargs)
-        # A commit in place of "main": for that, transformers would ask a server to convert weights that are pickled.
+        # A commit in place of "main", for which transformers would ask a server to convert pickled weights.
         hub = {name: kwargs[name] for name in ("revision", "token", "local_files_only", "cache_dir") if name in kwargs}
         revision = resolve_revision(pretrained_model_name_or_path, **hub)
         if revision is not None:
@@ -95,13 +93,13 @@ class MD4PreTrainedModel(PreTrainedModel):
             if "safetensors" not in str(error):
                 raise
             raise OSError(
-                f"{error} Weights are opened in safetensors format; pickled ones, which can run any code, only with "
-                "`use_safetensors=False`."
+                f"{error} Weights are opened in safetensors format; pickled weights, which can run any code, are "
+                "opened only with `use_safetensors=False`."
             ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The official initialisation: truncated normal of variance init_scale / fan_in, normal embeddings."""
+        """Initialise as the official code: truncated normals of variance init_scale / fan_in, normal embeddings."""
         super()._init_weights(module)
         if isinstance(module, TokenPolynomialSchedule):
             init.constant_(module.free_exponents, inverse_softplus(self.config.schedule_power))
@@ -119,18 +117,18 @@ class MD4PreTrainedModel(PreTrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether any layer is checkpointed; peft asks for it by this name, at which transformers' own warns."""
+        """Whether any layer is checkpointed. peft reads this property, of which transformers' own version warns."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As in transformers. If the mask's row is cut off, the last row left becomes the mask's (with a warning).
+        """Resize as transformers does; if the mask's row is cut off, the last row becomes the mask's, with a warning.
 
         No row changes its values, as in every other model: the new mask has the embedding of the token it replaces.
 
         Raises:
-            ValueError: For a model of images, whose head has a place for every level.
+            ValueError: For a model of images, whose head has outputs for every level.
         """
         if self.config.is_image:
             raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
@@ -148,7 +146,7 @@ class MD4PreTrainedModel(PreTrainedModel):
 
 
 def check_shards(name_or_path: str, variant: str | None, **hub):
-    """Raise a ValueError if the index of weights in several files is damaged, or leads out of its folder."""
+    """Raise a ValueError if the index of weights in several files is damaged or names a file outside its folder."""
     name = f"model.safetensors.index.{variant}.json" if variant else SAFE_WEIGHTS_INDEX_NAME
     index_file = cached_file(
         name_or_path,

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The autoregressive baseline: MD4's network of the same size, where each token sees those before it."""
+"""Autoregressive baseline: MD4's network, where each token sees only those before it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .modeling_md4_head import MD4Head, logits_of, nelbo_of_rows, number_of_item
 
 
 class MD4ForCausalLM(MD4PreTrainedModel):
-    """MD4's network with causal attention, and -log p as its loss: what a masked diffusion model is compared with.
+    """MD4's network with causal attention and the loss -log p: the baseline to compare masked diffusion with.
 
-    It has the parameters of the masked diffusion model with the same configuration, `is_causal` apart. The mask token
-    takes the place before the first token, so that every token is predicted, the first one too. A time-conditioned
-    network is told t = 0 throughout. It is for likelihoods: `generate` is not defined.
+    Its parameters are those of the masked diffusion model with the same configuration except `is_causal`. The mask
+    token is put before the first token, so that every token is predicted, including the first. A time-conditioned
+    network is always given t = 0. The model is for likelihoods: `generate` is not defined.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -31,7 +31,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         if not config.is_causal:
             raise ValueError("`config` must have `is_causal=True` for MD4ForCausalLM, got False.")
         super().__init__(config)
-        self.loss_type = None  # by the name of the class, `Trainer` would leave the first token out of the count
+        self.loss_type = None  # `Trainer` would leave out the first token with the loss that the class name suggests
         self.model = MD4Model(config)
         self.lm_head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head.init_scale = 0.0
@@ -51,25 +51,27 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedDiffusionOutput:
         r"""
+        Logits of the next token at each position and, with labels, the loss.
+
         Args:
             input_ids: `(batch, length)` ids.
-            labels: `(batch, length)` the same ids where they are scored, -100 elsewhere: they are shifted here.
+            labels: `(batch, length)` ids, unshifted, of the tokens that are scored, -100 elsewhere.
             class_labels: `(batch,)` labels of a class-conditional model.
-            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding, which comes after them.
-            position_mask: `(batch, length)`, not with labels: where it is true, the logits are asked for that the token
-                there is predicted with, also the first one. The last token is not read then.
-            document_ids: Must be None: documents are not kept apart.
+            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding, which must follow the tokens.
+            position_mask: `(batch, length)` booleans, not with labels: return the logits that predict the tokens where
+                it is true, the first token included. The last token is then not read.
+            document_ids: Must be None: documents of a packed row are not kept apart.
             num_items_in_batch: Number of scored tokens to divide the loss by, when the batch is a part of a larger one.
-            output_logits: Whether to return logits; by default they are, but not with labels.
+            output_logits: Whether to return logits; by default only without labels.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
 
         Returns:
-            `MaskedDiffusionOutput`: `logits` `(batch, length, vocab)` are those of each token's successor, as of any
-            causal model in transformers, but with `position_mask` `(selected, vocab)`; `token_nelbo` is -log p of each
-            scored token in nats, and `reconstruction_nelbo` is 0.
+            `MaskedDiffusionOutput`: `logits` `(batch, length, vocab)` predict the successor of each token, as in every
+            causal model of transformers; with `position_mask` they are `(selected, vocab)`. `token_nelbo` is -log p of
+            each scored token in nats, and `reconstruction_nelbo` is 0.
 
         Raises:
-            ValueError: As `MD4Model.forward`, for `document_ids`, and for `position_mask` with labels.
+            ValueError: As in `MD4Model.forward`, for `document_ids`, and for `position_mask` with labels.
         """
         if document_ids is not None:
             raise ValueError("`document_ids` must be None for a causal model, got a tensor.")
@@ -81,13 +83,13 @@ class MD4ForCausalLM(MD4PreTrainedModel):
             if labels is not None:
                 raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every label.")
         output_logits = labels is None if output_logits is None else output_logits
-        # The last token is read for the logits of its successor alone.
+        # The last token is read only to predict its successor.
         length = input_ids.shape[1] - (not output_logits or position_mask is not None)
         outputs = self.model(
-            input_ids=_after(self.config.mask_token_id, input_ids[:, :length]),
+            input_ids=_prepend(self.config.mask_token_id, input_ids[:, :length]),
             timesteps=self._times(input_ids),
             class_labels=class_labels,
-            attention_mask=None if attention_mask is None else _after(1, attention_mask[:, :length]),
+            attention_mask=None if attention_mask is None else _prepend(1, attention_mask[:, :length]),
             return_dict=True,
             **kwargs,
         )
@@ -122,6 +124,6 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         return torch.zeros(len(input_ids), device=input_ids.device)
 
 
-def _after(first: int, x: Tensor) -> Tensor:
-    """`(batch, length)` -> `(batch, 1 + length)`, with a number before each row."""
+def _prepend(first: int, x: Tensor) -> Tensor:
+    """Put a number before each row: `(batch, length)` -> `(batch, 1 + length)`."""
     return torch.cat([x.new_full((len(x), 1), first), x], dim=1)

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Layers of the MD4 transformer: norms, conditioning and modulation, rotary attention, feed-forward, head.
+"""Layers of the MD4 transformer: norms, conditioning and modulation, rotary attention, feed-forward.
 
 Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
 """
@@ -19,14 +19,8 @@ from .configuration_md4 import MD4Config
 
 
 TIME_SCALE = 1000.0
-
-
 MAX_PERIOD = 10000.0
-
-
-FLEX_CPU_HEAD_DIM = 24  # of narrower heads, flex attention on a CPU may read keys past the last (torch 2.13)
-
-
+FLEX_CPU_HEAD_DIM = 24  # with narrower heads, flex attention on a CPU may read keys beyond the last (torch 2.13)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "glu": torch.sigmoid,
     "swiglu": F.silu,
@@ -35,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def make_norm(config: MD4Config, width: int | None = None) -> nn.Module:
-    """LayerNorm without parameters where a modulation follows, RMSNorm otherwise; of `hidden_size` by default."""
+    """LayerNorm without parameters where a modulation follows, else RMSNorm; `width` defaults to `hidden_size`."""
     width = config.hidden_size if width is None else width
     if config.is_conditional:
         return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=False)
@@ -43,12 +37,12 @@ def make_norm(config: MD4Config, width: int | None = None) -> nn.Module:
 
 
 def modulate(hidden_states: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift."""
+    """Scale and shift hidden states: x (1 + scale) + shift."""
     return torch.addcmul(shift, hidden_states, 1.0 + scale)
 
 
 def zero_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """A linear layer that starts from zero."""
+    """Create a linear layer whose initial weight is zero."""
     linear = nn.Linear(in_features, out_features, bias=bias)
     linear.init_scale = 0.0
     return linear
@@ -82,10 +76,10 @@ class MD4Conditioning(nn.Module):
             self.dense_out = nn.Linear(4 * size, size)
 
     def forward(self, timesteps: Tensor | None, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """`(batch,)` times and class labels, each if the model uses it -> `(batch, conditioning_size)` of `dtype`."""
+        """Map `(batch,)` times and class labels, if the model uses them, to `(batch, conditioning_size)` in `dtype`."""
         features = []
         if self.config.time_conditioning:
-            # Not the weight's dtype: that of a quantised layer is an integer's.
+            # Not the dtype of the weight, which is an integer in a quantised layer.
             features.append(time_embedding(timesteps, self.config.conditioning_size).to(dtype))
         if self.config.num_classes is not None:
             features.append(self.class_embedding(class_labels))
@@ -96,17 +90,17 @@ class MD4Conditioning(nn.Module):
 
 
 class MD4Modulation(nn.Module):
-    """What all blocks and the output are shifted, scaled and gated with, in one product with the conditioning."""
+    """Shift, scale and gate for every block and the output, from one linear layer."""
 
     def __init__(self, config: MD4Config):
         super().__init__()
-        # Shift, scale and gate before attention and before the feed-forward of each block; at the output no gate.
+        # Shift, scale and gate before attention and before the feed-forward of each block; the output has no gate.
         self.widths = [6 * config.hidden_size] * config.num_hidden_layers + [2 * config.hidden_size]
         self.dense = nn.Linear(config.conditioning_size, sum(self.widths))
         self.dense.init_scale = 0.0 if config.modulation == "adaln_zero" else 1.0
 
     def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
-        """Activated `(batch, conditioning_size)` -> `(batch, 1, 6 hidden)` per block, last `(batch, 1, 2 hidden)`."""
+        """Map activated `(batch, conditioning_size)` to `(batch, 1, 6 hidden)` per block and `(batch, 1, 2 hidden)`."""
         return self.dense(conditioning)[:, None].split(self.widths, dim=-1)
 
 
@@ -132,7 +126,7 @@ class MD4RotaryEmbedding(nn.Module):
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        """Follow the model to its device, but stay in float32: a rounded frequency turns far positions wrongly."""
+        """Move with the model, but stay in float32: rounded frequencies give wrong angles at distant positions."""
         before = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in before.items():
@@ -156,17 +150,17 @@ class MD4RotaryEmbedding(nn.Module):
 
 
 def apply_rotary(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the pairs (2k, 2k+1) of queries or keys by their position's angles, in float32.
+    """Rotate the pairs (2k, 2k+1) of queries or keys by the angles of their positions, in float32.
 
     Args:
         x: `(batch, length, ..., head_dim)`.
-        rotation: What `MD4RotaryEmbedding` gives, `(batch, length, head_dim / 2, 2)`.
+        rotation: Output of `MD4RotaryEmbedding`, `(batch, length, head_dim / 2, 2)`.
     """
     pairs = x.float().unflatten(-1, (-1, 2))
     rotation = rotation.reshape(*rotation.shape[:2], *(1,) * (x.dim() - 3), *rotation.shape[2:])
     if x.device.type in ("cpu", "cuda") and not torch.compiler.is_compiling():
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    else:  # the compiler writes no kernels for complex numbers
+    else:  # the compiler makes no kernels for complex numbers
         (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
         rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     return rotated.flatten(-2).to(x.dtype)
@@ -182,7 +176,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Plain attention, with its probabilities; the signature is that of transformers' attention functions."""
+    """Plain attention that returns its probabilities; the signature is that of transformers' attention functions."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -192,10 +186,10 @@ def eager_attention_forward(
 
 
 def for_flex_attention_on_a_cpu(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What torch's kernel for CPUs does not get wrong: the same attention, from wide enough heads and from no views.
+    """Prepare inputs for torch's CPU kernel, which fails on narrow heads and on views; the attention is unchanged.
 
-    In a compiled model, the kernel reads a view from where its storage begins; of a single position, `contiguous` would
-    leave the view as it is.
+    In a compiled model, the kernel reads a view from the beginning of its storage; `contiguous` would leave the view of
+    a single position as it is.
     """
     query, key, value = (x.clone(memory_format=torch.contiguous_format) for x in (query, key, value))
     missing = FLEX_CPU_HEAD_DIM - query.shape[-1]
@@ -226,9 +220,9 @@ class MD4Attention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """`(batch, length, hidden)` -> the same, and the attention probabilities where the backend has them.
+        """Map `(batch, length, hidden)` to the same shape, and return the attention probabilities if there are any.
 
-        With flat indices `rows`, the output is of these positions only, `(rows, hidden)`.
+        With flat indices `rows`, the output is that of these positions only, `(rows, hidden)`.
         """
         batch, length, _ = hidden_states.shape
         qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)
@@ -267,7 +261,7 @@ class MD4MLP(nn.Module):
             linear.init_scale = 2.0 / config.num_hidden_layers if config.depth_scaled_init else 1.0
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(batch, length, hidden)` -> the same."""
+        """Map `(batch, length, hidden)` to the same shape."""
         gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
         return self.down_proj(self.activation(gate) * up)
 
@@ -297,44 +291,48 @@ class MD4Layer(GradientCheckpointingLayer):
         rows: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """`(batch, length, hidden)`, and the block's modulation `(batch, 1, 6 hidden)` -> the former's shape.
+        """Map `(batch, length, hidden)` to the same shape; `modulation` is the block's, `(batch, 1, 6 hidden)`.
 
-        With flat indices `rows`, only these positions are gone on with after the attention: `(rows, hidden)`.
+        With flat indices `rows`, only these positions continue after the attention: the output is `(rows, hidden)`.
         `attention_mask`, `rotation` and `kwargs` go to the attention.
         """
-        whole = hidden_states
+        shape = hidden_states.shape
+        _, length, width = shape
 
         def attend(x: Tensor) -> Tensor:
-            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0], whole, rows)
+            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0], shape, rows)
 
         def feed(x: Tensor) -> Tensor:
-            return self._drop(self.mlp(x), whole, rows)
+            return self._drop(self.mlp(x), shape, rows)
 
         if modulation is None:
             attended = attend(self.attention_norm(hidden_states))
             hidden_states = at_rows(hidden_states, rows) + attended
             return hidden_states + feed(self.mlp_norm(hidden_states))
-        shift, scale = modulation[..., : 2 * hidden_states.shape[-1]].chunk(2, dim=-1)
+        shift, scale = modulation[..., : 2 * width].chunk(2, dim=-1)
         attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
-        others = of_examples(modulation[..., 2 * hidden_states.shape[-1] :], hidden_states, rows)
-        gate_a, shift_m, scale_m, gate_m = others.chunk(4, dim=-1)
+        modulation_of_rows = of_examples(modulation[..., 2 * width :], length, rows)
+        gate_a, shift_m, scale_m, gate_m = modulation_of_rows.chunk(4, dim=-1)
         hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
         fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
         return torch.addcmul(hidden_states, gate_m, fed)
 
-    def _drop(self, x: Tensor, whole: Tensor, rows: Tensor | None) -> Tensor:
+    def _drop(self, x: Tensor, shape: torch.Size, rows: Tensor | None) -> Tensor:
         if self.residual_dropout.p == 0.0 or not self.training:
             return x
-        batch, _, channels = whole.shape
-        kept = self.residual_dropout(x.new_ones(batch, channels, 1)).transpose(1, 2)
-        return x * of_examples(kept, whole, rows)
+        batch, length, channels = shape
+        factor = self.residual_dropout(x.new_ones(batch, channels, 1)).transpose(1, 2)
+        return x * of_examples(factor, length, rows)
 
 
 def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """`(batch, length, ...)` at flat indices `(rows,)`: `(rows, ...)`; without indices as it is."""
+    """Select flat indices `(rows,)` of `(batch, length, ...)`: `(rows, ...)`; without indices, `x` unchanged."""
     return x if rows is None else x.flatten(0, 1).index_select(0, rows.to(x.device))
 
 
-def of_examples(x: Tensor, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-    """`(batch, 1, width)` at the examples that the flat indices `rows` of positions belong to, `(rows, width)`."""
-    return x if rows is None else x.squeeze(1).index_select(0, (rows // hidden_states.shape[1]).to(x.device))
+def of_examples(x: Tensor, length: int, rows: Tensor | None) -> Tensor:
+    """Select from `(batch, 1, width)` the examples of the flat indices `rows` into (batch, length): `(rows, width)`.
+
+    Without indices, `x` is returned unchanged.
+    """
+    return x if rows is None else x.squeeze(1).index_select(0, (rows // length).to(x.device))

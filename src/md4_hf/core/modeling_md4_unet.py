@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The pixel-level denoisers of MD4: a U-Net, and a U-Net with a diffusion transformer in its middle (U-ViT).
+"""Pixel-level denoisers of MD4: a U-Net, and a U-Net with a diffusion transformer in its middle (U-ViT).
 
 Source: Shi et al., arXiv:2406.04329, and the official implementation's networks, which checkpoints convert to exactly.
 Their blocks are those of Ho et al., arXiv:2006.11239, Hoogeboom et al., arXiv:2301.11093 (simple diffusion), and
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_md4 import NUM_NORM_GROUPS, MD4Config
-from .modeling_md4_layers import make_norm, modulate, zero_linear
+from .modeling_md4_layers import MAX_PERIOD, make_norm, modulate, zero_linear
 
 
 PATCH_SIZE = 2
-MAX_PERIOD = 10000.0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -25,7 +24,7 @@ MAX_PERIOD = 10000.0
 
 
 class MD4GroupNorm(nn.Module):
-    """Group norm; in a conditional U-ViT the conditioning scales and shifts it, else parameters do."""
+    """Group norm, scaled and shifted by the conditioning in a conditional U-ViT and by parameters otherwise."""
 
     def __init__(self, config: MD4Config, channels: int):
         super().__init__()
@@ -34,7 +33,7 @@ class MD4GroupNorm(nn.Module):
         self.modulation = zero_linear(config.conditioning_size, 2 * channels) if is_modulated else None
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
-        """`(batch, channels, height, width)` and `(batch, conditioning_size)` -> the former's shape."""
+        """Map `(batch, channels, height, width)` to the same shape, given `(batch, conditioning_size)`."""
         hidden_states = self.norm(hidden_states)
         if self.modulation is None:
             return hidden_states
@@ -48,20 +47,20 @@ class MD4GroupNorm(nn.Module):
 
 
 class MD4ResnetBlock(GradientCheckpointingLayer):
-    """Residual block: two 3x3 convolutions, each after a norm and SiLU, beside a shortcut.
+    """Residual block: two 3x3 convolutions, each after a norm and SiLU, and a shortcut around them.
 
     The conditioning is added between the convolutions (U-Net) or modulates the norms (U-ViT).
 
     Args:
         config: The configuration.
         in_channels: Channels of the block's input.
-        out_channels: Channels of its output.
+        out_channels: Channels of the block's output.
         skip_channels: Channels of a second input from the way down, if there is one.
-        resample: What halves or doubles height and width, before the first convolution and on the shortcut.
+        resample: Module that halves or doubles height and width, before the first convolution and on the shortcut.
     """
 
-    # With one channel in each group of a norm (32 channels), what is added to a whole channel before it has no effect:
-    # the first convolution's bias, and the conditioning. That is the official network.
+    # With 32 channels, each group of a norm has one channel, and constants added to a channel before the second norm
+    # have no effect: the bias of the first convolution, and the conditioning. The official network does the same.
 
     def __init__(
         self,
@@ -88,7 +87,7 @@ class MD4ResnetBlock(GradientCheckpointingLayer):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None, skip: Tensor | None = None) -> Tensor:
-        """`(batch, in_channels, height, width)` -> `(batch, out_channels, height, width)`, resampled.
+        """Map `(batch, in_channels, height, width)` to `(batch, out_channels, height, width)`, resampled.
 
         `conditioning` is `(batch, conditioning_size)`, `skip` `(batch, skip_channels, height, width)`.
         """
@@ -105,7 +104,7 @@ class MD4ResnetBlock(GradientCheckpointingLayer):
 
 
 class MD4ImageAttention(nn.Module):
-    """Self-attention of all positions to all, with biases of queries, keys and values."""
+    """Self-attention between all positions, with biases of queries, keys and values."""
 
     def __init__(self, width: int, num_heads: int, output_bias: bool):
         super().__init__()
@@ -114,7 +113,7 @@ class MD4ImageAttention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=output_bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(batch, positions, width)` -> the same."""
+        """Map `(batch, positions, width)` to the same shape."""
         qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         output = F.scaled_dot_product_attention(query, key, value)
@@ -122,7 +121,7 @@ class MD4ImageAttention(nn.Module):
 
 
 class MD4AttentionBlock(GradientCheckpointingLayer):
-    """Self-attention of one head between the pixels, after a norm and beside a shortcut."""
+    """Self-attention between the pixels, with one head, after a norm and with a shortcut."""
 
     def __init__(self, config: MD4Config, channels: int):
         super().__init__()
@@ -130,13 +129,13 @@ class MD4AttentionBlock(GradientCheckpointingLayer):
         self.attention = MD4ImageAttention(channels, num_heads=1, output_bias=True)
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
-        """`(batch, channels, height, width)` -> the same."""
+        """Map `(batch, channels, height, width)` to the same shape."""
         pixels = self.norm(hidden_states, conditioning).flatten(2).transpose(1, 2)
         return hidden_states + self.attention(pixels).transpose(1, 2).unflatten(2, hidden_states.shape[2:])
 
 
 class MD4UNetMiddle(nn.Module):
-    """The middle of the U-Net: residual block, attention, residual block."""
+    """Middle of the U-Net: residual block, attention, residual block."""
 
     def __init__(self, config: MD4Config, channels: int):
         super().__init__()
@@ -145,7 +144,7 @@ class MD4UNetMiddle(nn.Module):
         self.resnet2 = MD4ResnetBlock(config, channels, channels)
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
-        """`(batch, channels, height, width)` and `(batch, conditioning_size)` -> the former's shape."""
+        """Map `(batch, channels, height, width)` to the same shape, given `(batch, conditioning_size)`."""
         for block in (self.resnet1, self.attention, self.resnet2):
             hidden_states = block(hidden_states, conditioning)
         return hidden_states
@@ -172,7 +171,7 @@ class MD4DiTLayer(GradientCheckpointingLayer):
         self.modulation = zero_linear(config.conditioning_size, 6 * width) if config.is_conditional else None
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
-        """`(batch, patches, width)` and `(batch, conditioning_size)` -> the former's shape."""
+        """Map `(batch, patches, width)` to the same shape, given `(batch, conditioning_size)`."""
         if self.modulation is None:
             hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states))
             return hidden_states + self.mlp(self.mlp_norm(hidden_states))
@@ -185,7 +184,7 @@ class MD4DiTLayer(GradientCheckpointingLayer):
 
 
 class MD4DiT(nn.Module):
-    """The middle of the U-ViT: a transformer over patches of 2x2 pixels, without a shortcut around it."""
+    """Middle of the U-ViT: a transformer over patches of 2x2 pixels, without a shortcut around it."""
 
     def __init__(self, config: MD4Config, channels: int):
         super().__init__()
@@ -199,7 +198,7 @@ class MD4DiT(nn.Module):
         self.proj_out = zero_linear(width, PATCH_SIZE**2 * channels)
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
-        """`(batch, channels, height, width)` and `(batch, conditioning_size)` -> the former's shape."""
+        """Map `(batch, channels, height, width)` to the same shape, given `(batch, conditioning_size)`."""
         hidden_states = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2) + self.position_embedding
         for layer in self.layers:
             hidden_states = layer(hidden_states, conditioning)
@@ -214,7 +213,7 @@ class MD4DiT(nn.Module):
 
 
 def position_table(grid: int, width: int) -> Tensor:
-    """What the position embedding starts from, `(grid * grid, width)`: sinusoids of the column, then of the row."""
+    """Initial position embedding, `(grid * grid, width)`: sinusoids of the column, then of the row."""
     frequencies = MAX_PERIOD ** (-torch.arange(width // 4) / (width // 4))
     angles = torch.arange(grid)[:, None] * frequencies
     places = torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -227,7 +226,7 @@ def position_table(grid: int, width: int) -> Tensor:
 
 
 class MD4UNet(nn.Module):
-    """U-Net over embedded pixels: residual blocks down, a middle, and residual blocks up that see those passed before.
+    """U-Net over embedded pixels: residual blocks down, a middle, and residual blocks up with skip connections.
 
     The tensors keep the memory format of the embedding, channels last.
     """
@@ -259,7 +258,7 @@ class MD4UNet(nn.Module):
         self.out_channels = channels
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
-        """Embedded pixels `(batch, num_channels * hidden_size, height, width)` -> `(batch, out_channels, ...)`.
+        """Map embedded pixels `(batch, num_channels * hidden_size, height, width)` to `(batch, out_channels, ...)`.
 
         `conditioning` is `(batch, conditioning_size)`, or None for a model without time and classes.
         """
@@ -275,7 +274,7 @@ class MD4UNet(nn.Module):
 
 
 class MD4ImageHead(nn.Conv2d):
-    """Hidden states to the logits of every value of every pixel."""
+    """Convolution from hidden states to the logits of every value of every pixel."""
 
     def __init__(self, in_channels: int, num_channels: int, vocab_size: int):
         super().__init__(in_channels, num_channels * vocab_size, 3, padding=1)
@@ -283,14 +282,14 @@ class MD4ImageHead(nn.Conv2d):
         self.init_scale = 0.0
 
     def forward(self, hidden_states: Tensor, rows: Tensor | None = None) -> Tensor:
-        """`(batch, in_channels, height, width)` -> logits `(batch, num_channels, height, width, vocab)`.
+        """Map `(batch, in_channels, height, width)` to logits `(batch, num_channels, height, width, vocab)`.
 
-        With flat indices `rows` of values of such images, `(rows, vocab)`.
+        With flat indices `rows` into (batch, num_channels, height, width), only their logits `(rows, vocab)`.
         """
         logits = super().forward(hidden_states).permute(0, 2, 3, 1).unflatten(3, (self.num_channels, -1))
         if rows is None:
             return logits.permute(0, 3, 1, 2, 4)
-        # The order of `rows` is example, channel, pixel; that of the logits in memory example, pixel, channel.
+        # `rows` count example, channel, pixel; the logits lie in memory as example, pixel, channel.
         rows, pixels, channels = rows.to(logits.device), logits.shape[1] * logits.shape[2], self.num_channels
         example, channel, pixel = rows // (channels * pixels), rows // pixels % channels, rows % pixels
         return logits.flatten(0, 3).index_select(0, (example * pixels + pixel) * channels + channel)

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a call of the pipeline is given, checked and turned into rows of ids; and rows turned into text or images."""
+"""Inputs and outputs of the pipeline: arguments to rows of ids, with their checks, and rows to text or images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of a call that say what is filled in: see `MaskedDiffusionPipeline.__call__`.
+    """Arguments of a call that determine what is filled in: see `MaskedDiffusionPipeline.__call__`.
 
     Args:
         prompt, input_ids, image, mask_image, length, block_length: As in the call.
-        num_unprompted: Number of rows where nothing is given to start from.
+        num_unprompted: Number of rows if nothing is given to start from.
     """
 
     prompt: Any
@@ -35,14 +35,14 @@ class Request:
     num_unprompted: int
 
     def check_left_out(self, names: tuple[str, ...], kind: str):
-        """Raise a ValueError for one of these arguments, which are for a model of another kind."""
+        """Raise a ValueError if one of these arguments, which are for a model of another kind, is given."""
         for name in names:
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` must be None: the model is not one of {kind}.")
 
 
 class TextInputs:
-    """Prompts and ids in, ids and text out.
+    """Inputs and outputs of a model of text: prompts or ids in, ids or text out.
 
     Args:
         config: The model's configuration.
@@ -83,12 +83,12 @@ class TextInputs:
             raise ValueError(f"`length` must be >= 1, got {length!r}.")
         if getattr(self.config, "time_conditioning", True):
             raise ValueError(
-                "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`): cached "
-                "keys would be of another time."
+                "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`): the "
+                "keys cached at one time are wrong at another."
             )
 
     def rows(self, request: Request) -> list[Tensor]:
-        """Ids of each prompt, `(length,)`, with masks appended to its final length."""
+        """Ids of each prompt, `(length,)`, with masks appended up to the final length."""
         input_ids = request.input_ids
         if request.prompt is not None:
             prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
@@ -108,7 +108,9 @@ class TextInputs:
         ids = self.processor.encode(text, add_special_tokens=False)
         decoded = self.processor.decode(ids, skip_special_tokens=False)
         if decoded != text:
-            logger.warning(f"The tokenizer rewrites the prompt: what is kept is {decoded!r}.")
+            logger.warning(
+                f"The tokenizer cannot represent the prompt exactly. The pipeline uses {decoded!r} instead."
+            )
         return ids
 
     def _extend(self, row: Tensor, length: int | None, is_bounded: bool) -> Tensor:
@@ -125,7 +127,7 @@ class TextInputs:
         return torch.cat([row, row.new_full((length - len(row),), mask_token_id)])
 
     def batch(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Rows padded to the longest, with any token but the mask, and an attention mask, None if no row is padded."""
+        """Pad rows to the longest, with any token but the mask; the attention mask is None if no row is padded."""
         padding = 0 if self.config.mask_token_id != 0 else 1
         sample = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
         lengths = torch.tensor([len(row) for row in rows])
@@ -133,12 +135,12 @@ class TextInputs:
         return sample.to(device), None if attention_mask.all() else attention_mask.to(device)
 
     def decode(self, sequences: list[Tensor], output_type: str, skip_special_tokens: bool = True) -> list[str]:
-        """Texts of the rows."""
+        """Decode rows to texts."""
         return [self.processor.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
 
 
 class ImageInputs:
-    """Images and masks, or ids, in; ids and images out.
+    """Inputs and outputs of a model of images: images with masks or ids in, ids or images out.
 
     Args:
         config: The model's configuration.
@@ -160,12 +162,12 @@ class ImageInputs:
         if request.image is not None and self.processor is None:
             raise ValueError("`image` needs a pipeline with an image processor; give `input_ids`.")
         if request.image is not None and request.mask_image is None:
-            raise ValueError("`mask_image` must be given with `image`: it says what to fill.")
+            raise ValueError("`mask_image` must be given with `image`: it is the part to fill.")
         if request.mask_image is not None and request.image is None and request.input_ids is None:
-            raise ValueError("`mask_image` needs `image` or `input_ids`, whose rest is kept.")
+            raise ValueError("`mask_image` needs `image` or `input_ids`, of which it is the part to fill.")
 
     def rows(self, request: Request) -> list[Tensor]:
-        """Ids `(channels, height, width)` of each image, with masks where to fill."""
+        """Ids `(channels, height, width)` of each image, with masks where it is to be filled."""
         input_ids, mask_token_id, shape = request.input_ids, self.config.mask_token_id, self.config.sample_shape
         if request.image is not None:
             input_ids = self.processor(request.image, return_tensors="pt")["input_ids"]
@@ -183,18 +185,18 @@ class ImageInputs:
         return list(ids)
 
     def batch(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, None]:
-        """Images together; none of them is padded."""
+        """Stack images, which need no padding and no attention mask."""
         return torch.stack(rows).to(device), None
 
     def decode(self, sequences: Tensor, output_type: str, skip_special_tokens: bool = True):
-        """Images of ids `(rows, channels, height, width)`; masks are grey."""
+        """Convert ids `(rows, channels, height, width)` to images, in which masks are grey."""
         grey = self.processor.num_levels // 2
         ids = sequences.masked_fill(sequences == self.config.mask_token_id, grey)
         return self.processor.postprocess(ids.cpu(), output_type=output_type)
 
 
 def output_type_of(inputs: TextInputs | ImageInputs, output_type: str | None) -> str:
-    """The output type, or the default one of these inputs.
+    """Output type of a call; by default the first one of these inputs.
 
     Raises:
         ValueError: For a type that these inputs do not have, or without the processor that it needs.
@@ -211,7 +213,7 @@ def output_type_of(inputs: TextInputs | ImageInputs, output_type: str | None) ->
 
 
 def check_ids(ids: Tensor, config):
-    """Raise a ValueError for ids that the model has no row for."""
+    """Raise a ValueError for ids outside the model's vocabulary."""
     if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocab_size:
         raise ValueError(
             f"`input_ids` must be in [0, {config.vocab_size}), got values from {ids.min()} to {ids.max()}."
@@ -219,19 +221,19 @@ def check_ids(ids: Tensor, config):
 
 
 class DenoiserInputs:
-    """What the denoiser is given besides ids and times, a row each."""
+    """Inputs of the denoiser besides ids and times, one row each."""
 
     def __init__(self, attention_mask: Tensor | None, class_labels: Tensor | None):
         self.attention_mask, self.class_labels = attention_mask, class_labels
 
     def of(self, rows: Tensor) -> dict[str, Any]:
-        """The keyword arguments for some rows."""
+        """Keyword arguments for some rows."""
         inputs = {"attention_mask": self.attention_mask, "class_labels": self.class_labels}
         return {name: None if x is None else x[rows] for name, x in inputs.items()}
 
 
 class BlockInputs(DenoiserInputs):
-    """The same for the columns from `start` to `end`, with keys and values of the `window` columns before them."""
+    """Inputs of the denoiser for columns `start` to `end`, with keys and values of the `window` columns before them."""
 
     def __init__(
         self, model: PreTrainedModel, attention_mask: Tensor | None, class_labels: Tensor | None, window: int
@@ -239,10 +241,10 @@ class BlockInputs(DenoiserInputs):
         super().__init__(attention_mask, class_labels)
         self.model, self.window = model, window
         self.start = self.end = 0
-        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # of each layer
+        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # one pair per layer
 
     def of(self, rows: Tensor) -> dict[str, Any]:
-        """The keyword arguments for some rows; the cache among them is theirs alone, and may be added to."""
+        """Keyword arguments for some rows, with a cache of their own, which the model may extend."""
         inputs = super().of(rows)
         past = [(key[rows.to(key.device)], value[rows.to(key.device)]) for key, value in self._keys_and_values]
         inputs["past_key_values"] = DynamicCache(past)
@@ -253,7 +255,7 @@ class BlockInputs(DenoiserInputs):
         return inputs
 
     def take_in(self, sample: Tensor, start: int, end: int):
-        """Add the keys and values of these decided columns, and forget what is out of the window."""
+        """Add the keys and values of decided columns, and drop those that leave the window."""
         if start == end:
             return
         self.start, self.end = start, end
@@ -266,7 +268,7 @@ class BlockInputs(DenoiserInputs):
 
 
 def id_rows(input_ids) -> list[Tensor]:
-    """The rows of a tensor or list of lists of ids, `(length,)` each."""
+    """Split a tensor or list of lists of ids into rows `(length,)`."""
     is_rows = input_ids.dim() == 2 if isinstance(input_ids, Tensor) else isinstance(input_ids, (list, tuple))
     rows = [integers("input_ids", row).cpu() for row in input_ids] if is_rows else []
     if not is_rows or any(row.dim() != 1 for row in rows):
@@ -275,7 +277,7 @@ def id_rows(input_ids) -> list[Tensor]:
 
 
 def fill_mask(mask_image, shape: torch.Size) -> Tensor:
-    """What of images of this shape to fill, as booleans that broadcast with them.
+    """Booleans that broadcast with images of this shape and are true where these are to be filled.
 
     Raises:
         ValueError: For masks of another kind, shape or range.
@@ -295,7 +297,7 @@ def fill_mask(mask_image, shape: torch.Size) -> Tensor:
 
 
 def one_fill_mask(mask_image) -> Tensor:
-    """A picture, array or tensor as booleans `(batch, channels, height, width)`, batch and channels 1 if not given."""
+    """Convert a picture, array or tensor to booleans `(batch, channels, height, width)`, with axes of 1 if missing."""
     if isinstance(mask_image, PIL.Image.Image):
         mask_image = mask_image.convert("L")
     elif not isinstance(mask_image, (np.ndarray, Tensor)):
@@ -312,13 +314,15 @@ def one_fill_mask(mask_image) -> Tensor:
         mask = mask / 255
     if mask.dtype != torch.bool:
         if not (mask.dtype.is_floating_point and ((mask >= 0.0) & (mask <= 1.0)).all()):
-            raise ValueError(f"`mask_image` must be boolean, 8-bit or numbers in [0, 1], got others of {mask.dtype}.")
+            raise ValueError(
+                f"`mask_image` must be boolean, 8-bit or numbers in [0, 1], got other values of {mask.dtype}."
+            )
         mask = mask >= 0.5
     return mask[None, None] if mask.dim() == 2 else mask[:, None] if mask.dim() == 3 else mask
 
 
 def integers(name: str, values) -> Tensor:
-    """A number, list or tensor of integers as an int64 tensor; no others are rounded."""
+    """Convert a number, list or tensor of integers to an int64 tensor; other numbers are not rounded."""
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -329,24 +333,24 @@ def integers(name: str, values) -> Tensor:
 
 
 def row_generators(generator: torch.Generator | list[torch.Generator] | None, num_rows: int) -> list[torch.Generator]:
-    """One generator per row, seeded by the row's given one, or in turn by the single one (or torch's own)."""
+    """Create one generator per row, seeded by the row's own of a list, or in turn by a single one (or torch's)."""
     given = generator if isinstance(generator, list) else [generator]
     if not all(x is None or isinstance(x, torch.Generator) for x in given):
         raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {generator!r}.")
     if isinstance(generator, list):
         if len(generator) != num_rows:
             raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
-        # Seeded too, so that a list of one gives what its generator gives alone.
+        # Seeded too, so that a list of one generator gives the same draws as that generator alone.
         return [reseed(row_generator) for row_generator in generator]
     return [reseed(generator) for _ in range(num_rows)]
 
 
 def reseed_all(generators: list[torch.Generator]) -> list[torch.Generator]:
-    """A fresh generator for each: a row uses its first numbers only, so that padding does not shift what comes next."""
+    """Seed a fresh generator from each: a row uses only its first numbers, so that padding shifts no later draws."""
     return [reseed(generator) for generator in generators]
 
 
 def reseed(generator: torch.Generator | None) -> torch.Generator:
-    """A new generator, seeded by one draw from the given one (or from torch's own)."""
+    """Create a generator seeded by one draw from the given one (or from torch's own)."""
     device = generator.device if generator is not None else "cpu"
     return torch.Generator("cpu").manual_seed(torch.randint(2**62, (), generator=generator, device=device).item())

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Sampling and infilling with a masked diffusion model as a diffusers pipeline: the one denoising loop."""
+"""Sampling and infilling with a masked diffusion model, as a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ logger = logging.get_logger(__name__)
 CALLBACK_TENSORS = ["sample", "logits"]
 
 REMOTE_MODULE = "remote_pipeline"  # opens a saved pipeline where this package is not installed
-# The libraries that the index names for our components: this package, or those that diffusers always knows.
+# Libraries that `model_index.json` names for the components: this package, or those that diffusers always knows.
 OWN_LIBRARY = "md4_hf"
 REMOTE_LIBRARIES = {
     "MD4ForMaskedDiffusion": "transformers",
@@ -58,11 +58,11 @@ class MaskedDiffusionPipelineOutput(BaseOutput):
 
     Args:
         sequences (`torch.LongTensor` of shape `(rows, length)`, or `list[torch.LongTensor]`):
-            The ids, on the CPU; a list of `(length of the row,)` where rows differ in length. Of images,
+            The ids, on the CPU; a list of tensors `(length,)` if rows differ in length. For images,
             `(rows, channels, height, width)`.
         texts (`list[str]`, *optional*): The decoded rows, with `output_type="text"`.
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
-            The images of a model of images: pictures with `output_type="pil"`, or numbers in [0, 1] of shape
+            The decoded images: PIL images with `output_type="pil"`, or numbers in [0, 1] of shape
             `(rows, height, width, channels)` with `"np"`, `(rows, channels, height, width)` with `"pt"`.
     """
 
@@ -76,13 +76,13 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     Generation of text or images with a masked diffusion model: unconditional, of a class, from a prompt, and infilling
     in any order.
 
-    Every mask token of the prompt or image is filled in, everything else of it is kept. The pipeline relies on the
+    Every mask token of the prompt or image is filled in, and everything else is kept. The pipeline relies on the
     forward contract of `MD4ForMaskedDiffusion` (`input_ids`, `timesteps`, `attention_mask`, `class_labels`,
-    `position_mask` in, logits of the selected positions out) and on its `config.mask_token_id`, and of text
+    `position_mask` in, logits of the selected positions out), on its `config.mask_token_id` and, for text, on its
     `config.max_position_embeddings`.
 
-    It saves to one flat folder (config, weights, tokenizer or image processor, scheduler and `model_index.json` side by
-    side), so that the same folder opens with `AutoModel`, `AutoTokenizer` and `AutoImageProcessor`.
+    A pipeline saves to one flat folder (config, weights, tokenizer or image processor, scheduler and `model_index.json`
+    side by side), so that the same folder opens with `AutoModel`, `AutoTokenizer` and `AutoImageProcessor`.
 
     Args:
         model (`PreTrainedModel`): The denoiser.
@@ -125,12 +125,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """The guidance of the last call."""
+        """Guidance scale of the last call."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the last call asked the model twice: at scale 1 the label's answer is enough, at 0 that without."""
+        """Whether the last call ran the model with and without labels, for a scale other than 0 and 1."""
         return self._guidance_scale not in (0.0, 1.0)
 
     @property
@@ -140,7 +140,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop; positions not yet opened stay masked."""
+        """Whether to stop, for a callback to set as `pipe._interrupt = True`; unopened positions then stay masked."""
         return self._interrupt
 
     @torch.no_grad()
@@ -170,46 +170,46 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> MaskedDiffusionPipelineOutput | tuple:
         r"""
-        Sample.
+        Generate text or images.
 
         Args:
             prompt (`str` or `list[str]`, *optional*):
                 Text whose mask tokens (`tokenizer.mask_token`) are filled in. Without `prompt` and `input_ids`, the
                 samples are unconditional.
             input_ids (`torch.LongTensor` of shape `(batch, length)` or `list[list[int]]`, *optional*):
-                Ids in place of `prompt`; rows may differ in length. Of images, `(batch, channels, height, width)`.
+                Ids in place of `prompt`; rows may differ in length. For images, `(batch, channels, height, width)`.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                Images, as the image processor takes them, of which `mask_image` is filled in.
+                Images in any form that the image processor takes; the part that `mask_image` marks is filled in.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                What to fill of `image` or of `input_ids`: white, true or at least 0.5. Arrays are boolean, floating
+                Part of `image` or `input_ids` to fill: white, true or at least 0.5. Arrays are boolean, floating
                 point in [0, 1] or 8-bit, of shape `(height, width)`, `(batch, height, width)` or `(batch, channels,
-                height, width)`. All else is kept to the bit.
+                height, width)`. All else is kept exactly.
             num_samples (`int`, defaults to 1): Samples per prompt, per image, or per class label.
             length (`int`, *optional*):
                 Tokens per row; masks are appended up to it. Without it, a prompt that holds masks keeps its own length,
                 and any other row is continued to the model's `max_position_embeddings`.
             block_length (`int`, *optional*):
-                Generate block by block from the left, each by a reverse process of its own that sees what was decided
-                before through cached keys and values: text of any `length`, from a model without `time_conditioning`.
-                It sees the last `max_position_embeddings - block_length` tokens. This is exact for attention that is
-                block-causal, so that no token sees later blocks; for MD4's, which does, it is an approximation.
-                Blocks begin at the first mask of any row: rows with longer prompts see it in their blocks.
+                Tokens per block, to generate text of any `length` block by block from the left, with a model without
+                `time_conditioning`. Each block has a reverse process of its own, which sees the last
+                `max_position_embeddings - block_length` earlier tokens through cached keys and values. This is exact
+                for block-causal attention, where no token sees later blocks, and an approximation for MD4's attention.
+                The first block begins at the first mask of any row; in other rows, it may begin with known tokens.
             class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
-                Label of each prompt (or of all), for class-conditional models. A model with a label for no class
-                (`config.null_class`) samples without one if none is given.
+                Label of each prompt (or of all), for class-conditional models. A model with a null class
+                (`config.null_class`) samples without a label if none is given.
             guidance_scale (`float`, defaults to 1.0):
-                Classifier-free guidance, on logits: unconditional + scale * (conditional - unconditional), from one
-                call of the model with two copies of each row. Exactly conditional at 1 and unconditional at 0, with
-                one copy. Needs a model with a label for no class.
+                Scale of classifier-free guidance: logits are unconditional + scale * (conditional - unconditional),
+                from one call of the model with two copies of each row. At 1 they are conditional and at 0
+                unconditional, from one copy. Other scales than 1 need a model with a null class.
             num_inference_steps (`int`, *optional*): Steps (of each block); the scheduler's own number by default.
             temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
             top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
             top_k (`int`, *optional*): Keep the k most probable tokens.
             generator (`torch.Generator` or `list`, *optional*):
-                One generator, from which each row's own is seeded, or a list of one per row, each of which seeds its
-                row's. Either way a row's draws do not depend on the rows beside it.
+                One generator that seeds a generator for each row, or a list of one per row, each of which seeds that
+                of its row. Either way, the draws of a row do not depend on the other rows.
             output_type (`str`, *optional*):
-                `"text"` (the default) or `"ids"`; of images `"pil"` (the default), `"np"`, `"pt"` or `"ids"`.
+                `"text"` (the default) or `"ids"`; for images `"pil"` (the default), `"np"`, `"pt"` or `"ids"`.
             skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
             return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
@@ -218,7 +218,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 Names among `"sample"` (the default) and `"logits"`; a callback object of diffusers brings its own.
 
         Returns:
-            `MaskedDiffusionPipelineOutput`, or `(sequences, texts)`, of images `(sequences, images)`.
+            `MaskedDiffusionPipelineOutput`, or `(sequences, texts)`, for images `(sequences, images)`.
 
         Raises:
             ValueError: For arguments out of range or that contradict each other, before any computation.
@@ -228,7 +228,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = ["sample"]
         tensor_names = callback_on_step_end_tensor_inputs
-        # Not `self.device`: the weights of an offloaded model lie elsewhere than where it runs.
+        # Not `self.device`: an offloaded model does not run where its weights lie.
         device = self._execution_device
         output_type = output_type_of(self._inputs, output_type)
         labels = self._prepare_class_labels(class_labels)
@@ -278,10 +278,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         self, sample: torch.LongTensor, output_type: str = "pil"
     ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
         """
-        Images of a sample that may hold masks, for instance of the one that a callback sees: masks are grey.
+        Convert a sample that may hold masks, such as one that a callback sees, to images in which masks are grey.
 
         Args:
-            sample (`torch.LongTensor` of shape `(rows, channels, height, width)`): Ids; masks show the middle level.
+            sample (`torch.LongTensor` of shape `(rows, channels, height, width)`): Ids; masks get the middle level.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as in a call.
 
         Raises:
@@ -310,13 +310,13 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Args:
             save_directory (`str` or `os.PathLike`): The folder.
             remote_code (`bool`, *optional*):
-                Whether the folder carries the code of the pipeline too, so that it opens where md4_hf is not installed:
-                `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`. By default, whether this
-                pipeline was opened in that way. The code of the model is always there, for the Auto classes.
+                Whether to save the code of the pipeline too, so that it opens where md4_hf is not installed:
+                `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`. By default, whether this pipeline
+                was itself opened in that way. The code of the model is always saved, for the Auto classes.
             push_to_hub (`bool`, defaults to `False`):
-                Whether to upload the folder, with all that is in it, as one commit. A folder without a `README.md` gets
+                Whether to upload the folder and all that is in it as one commit. A folder without a `README.md` gets
                 the repository's, or a draft.
-            repo_id (`str`, *optional*): Where to; by default, a repository with the name of the folder.
+            repo_id (`str`, *optional*): Repository to upload to; by default, one with the name of the folder.
             commit_message, private, token, create_pr: As in `push_to_hub`.
             kwargs: Passed on to the model's `save_pretrained`.
         """
@@ -332,7 +332,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             copy_code(Path(__file__).with_name(f"{REMOTE_MODULE}.py"), save_directory)
         if not push_to_hub:
             return
-        # Not by the components' own `push_to_hub`: a commit holds a whole pipeline.
+        # Not by `push_to_hub` of the components: one commit holds the complete pipeline.
         folder = Path(save_directory).resolve()
         repo_id = create_repo(repo_id or folder.name, private=private, token=token, exist_ok=True).repo_id
         if not (folder / "README.md").exists():
@@ -341,7 +341,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """The index of a folder; as this class is at hand, the copy of it that the folder may carry is not needed."""
+        """Read the index of a folder with this class in place of any copy of it that the folder carries."""
         index = super()._dict_from_json_file(json_file)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
@@ -356,7 +356,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         callback: Callable[[Any, int, Tensor, dict], dict] | None,
         tensor_names: list[str],
     ) -> Tensor:
-        """`(rows, ...)` ids with masks -> the same without; `step_arguments` go to the scheduler."""
+        """Fill the masks of ids `(rows, ...)`; `step_arguments` go to the scheduler."""
         if callback is None and self.scheduler.token_schedule is None:
             return self._denoise_by_openings(sample, inputs, generators, step_arguments)
         plan, logits = None, None
@@ -388,9 +388,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         generators: list[torch.Generator],
         step_arguments: dict[str, Any],
     ) -> Tensor:
-        """The same from opening to opening: each row goes at once to the next step that opens something in it.
+        """Fill the masks from opening to opening: each row goes at once to the next step that opens something in it.
 
-        So the denoiser runs as often as the busiest row has such steps, on rows that may be at different times.
+        The denoiser thus runs as often as the busiest row has such steps, on rows that may be at different times.
         """
         plan = self.scheduler.plan_openings(sample, reseed_all(generators))
         pending, sample, times = plan.steps, sample.clone(), self.scheduler.timesteps.cpu()
@@ -406,10 +406,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 pending = pending.index_put(
                     (rows,), pending[rows].masked_fill(step_plan.candidates, self._num_timesteps)
                 )
-                t, where = times[steps], rows.to(sample.device)
-                logits = self._predict(sample, where, t.to(sample.device), step_plan.candidates, inputs)
-                opened = self.scheduler.step(logits, t, sample[where], plan=step_plan, **step_arguments).prev_sample
-                sample[where] = opened
+                t, rows = times[steps], rows.to(sample.device)
+                logits = self._predict(sample, rows, t.to(sample.device), step_plan.candidates, inputs)
+                opened = self.scheduler.step(logits, t, sample[rows], plan=step_plan, **step_arguments).prev_sample
+                sample[rows] = opened
         return sample
 
     def _denoise_blocks(
@@ -421,7 +421,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         step_arguments: dict[str, Any],
         block_length: int,
     ) -> Tensor:
-        """The same block by block: after what no row has a mask in, each sees what lies before it as it was decided."""
+        """Fill the masks block by block, from the first column with a mask; each block sees those before as decided."""
         sample, length = sample.clone(), sample.shape[1]
         has_mask = (sample == self.mask_token_id).any(dim=0)
         start = int(has_mask.int().argmax()) if has_mask.any() else length
@@ -440,7 +440,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return sample
 
     def _predict(self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: DenoiserInputs) -> Tensor:
-        """The denoiser's logits at the candidates `(rows, ...)` of these rows at times `(rows,)`, guided."""
+        """Guided logits of the denoiser at the candidates `(rows, ...)` of these rows, at times `(rows,)`."""
         copies = torch.cat([rows, rows + len(sample)]) if self.do_classifier_free_guidance else rows
         logits = self.model(
             input_ids=self._in_copies(self.scheduler.scale_model_input(sample[rows], t)),
@@ -454,13 +454,13 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return torch.lerp(unconditional, conditional, self._guidance_scale)
 
     def _in_copies(self, rows: Tensor) -> Tensor:
-        """The rows as the denoiser gets them: with guidance once with and once without their class."""
+        """Rows for the denoiser: with guidance two copies, one to see its class and one not."""
         return torch.cat([rows, rows]) if self.do_classifier_free_guidance else rows
 
     def _with_guidance(
         self, attention_mask: Tensor | None, class_labels: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What goes with the denoiser's rows: with guidance those with their class, then those without."""
+        """Attention mask and labels for the denoiser: with guidance the copies with labels, then those without."""
         if attention_mask is not None:
             attention_mask = self._in_copies(attention_mask)
         if class_labels is None or self._guidance_scale == 1.0:
@@ -471,7 +471,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return attention_mask, torch.cat([class_labels, no_class])
 
     def _follow(self, plan, sample: Tensor, step: int, generators: list[torch.Generator]):
-        """The opening plan for this sample at this step: a callback may have filled positions, or masked them again."""
+        """Update the opening plan for this step: a callback may have filled positions, or masked them again."""
         if plan is None:
             return self.scheduler.plan_openings(sample, reseed_all(generators), first_step=step)
         masked = (sample == self.mask_token_id).cpu()
@@ -487,7 +487,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------------------
 
     def _check_components(self):
-        """One mask id everywhere, and no token that the model has no row for."""
+        """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
         if self.scheduler.config.mask_token_id is None:
             self.scheduler.register_to_config(mask_token_id=self.mask_token_id)
         elif self.scheduler.config.mask_token_id != self.mask_token_id:
@@ -524,14 +524,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if guidance_scale == 1.0:
             return
         if self._null_class() is None:
-            raise ValueError(
-                f"`guidance_scale` must be 1 for a model without a label for no class, got {guidance_scale}."
-            )
+            raise ValueError(f"`guidance_scale` must be 1 for a model without a null class, got {guidance_scale}.")
         if class_labels is None:
             raise ValueError(f"`class_labels` must be given with a `guidance_scale`, got {guidance_scale} without.")
 
     def _null_class(self) -> int | None:
-        """The label that stands for no class, None if the model has none."""
+        """Label that stands for no class; None if the model has none."""
         return getattr(self.model.config, "null_class", None)
 
     def _prepare_class_labels(self, class_labels) -> Tensor | None:
@@ -549,17 +547,17 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     @staticmethod
     def _expand_labels(labels: Tensor, num_rows: int) -> Tensor:
-        """One label for each row, from one for all of them or for each."""
+        """Expand labels to one per row, from one for all rows or one for each."""
         if len(labels) not in (1, num_rows):
             raise ValueError(f"`class_labels` must hold 1 or {num_rows} labels, got {len(labels)}.")
         return labels.expand(num_rows)
 
 
 def _name_classes(path: Path, remote_code: bool):
-    """Say in an index where to find the pipeline and its components, wherever the ones at hand came from."""
+    """Write into an index which library or file holds the pipeline and each of its components."""
     index = json.loads(path.read_text(encoding="utf-8"))
     class_name = MaskedDiffusionPipeline.__name__
-    index.pop("_name_or_path", None)  # of this machine
+    index.pop("_name_or_path", None)  # a path of this machine
     index["_class_name"] = [REMOTE_MODULE, class_name] if remote_code else class_name
     for name, entry in index.items():
         if name != "_class_name" and isinstance(entry, list) and entry[1] in REMOTE_LIBRARIES:

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Copies of this folder's files beside weights, which open them where this package is not installed."""
+"""Copying of this folder's code beside weights, so that they open where this package is not installed."""
 
 import os
 import shutil

@@ -1,9 +1,9 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a pipeline's folder names in its `model_index.json` to open where this package is not installed.
+"""Entry point in `model_index.json` for a pipeline that opens where this package is not installed.
 
 `MaskedDiffusionPipeline.save_pretrained(folder, remote_code=True)` copies this file and the ones it names beside the
 weights, and `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` starts here. diffusers copies only the
-files that are named in the first one: hence the imports that look superfluous.
+files that this one imports: hence the imports that seem superfluous.
 """
 
 import diffusers
@@ -27,7 +27,7 @@ from .schedules import MaskingSchedule  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 
-# diffusers takes the components of a flat folder from libraries that it knows: the index says that they are in these.
+# diffusers takes the components of a flat folder from libraries that it knows: the index names these libraries.
 for library, component in (
     (transformers, MD4ForMaskedDiffusion),
     (transformers, MD4ImageProcessor),

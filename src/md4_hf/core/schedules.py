@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-MAX_POWER = 1e6  # far beyond, the weight of the loss is no float32
+MAX_POWER = 1e6  # far above, the weight of the loss overflows float32
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MaskingSchedule:
         return (1.0 - 2.0 * self.eps) * self._a_prime(t)
 
     def alpha_of(self, t: Tensor, tokens: Tensor) -> Tensor:
-        """Probability that each of `tokens` `(batch, ...)` is unmasked at its example's time `(batch,)`; broadcasts."""
+        """Probability that `tokens` `(batch, ...)` are unmasked at the times `(batch,)`, in a shape that broadcasts."""
         return left_broadcast(self.alpha(t), tokens.dim())
 
     def _a(self, t: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class MaskingSchedule:
 
 @dataclass(frozen=True)
 class LinearSchedule(MaskingSchedule):
-    """a_t = 1 - t."""
+    """Linear schedule a_t = 1 - t."""
 
     name: ClassVar[str] = "linear"
 
@@ -69,7 +69,7 @@ class LinearSchedule(MaskingSchedule):
 
 @dataclass(frozen=True)
 class CosineSchedule(MaskingSchedule):
-    """a_t = 1 - cos(pi/2 (1 - t))."""
+    """Cosine schedule a_t = 1 - cos(pi/2 (1 - t))."""
 
     name: ClassVar[str] = "cosine"
 
@@ -82,7 +82,7 @@ class CosineSchedule(MaskingSchedule):
 
 @dataclass(frozen=True)
 class PolynomialSchedule(MaskingSchedule):
-    """a_t = 1 - t^power, power in (0, 1e6]."""
+    """Polynomial schedule a_t = 1 - t^power, power in (0, 1e6]."""
 
     name: ClassVar[str] = "poly"
     power: float = 1.0
@@ -100,9 +100,9 @@ class PolynomialSchedule(MaskingSchedule):
 
 @dataclass(frozen=True)
 class GeometricSchedule(MaskingSchedule):
-    """a_t = exp(-beta_min^(1-t) beta_max^t), the geometric schedule of the paper's appendix.
+    """Geometric schedule a_t = exp(-beta_min^(1-t) beta_max^t) of the paper's appendix.
 
-    It meets its ends only nearly: a_0 = exp(-beta_min) and a_1 = exp(-beta_max).
+    The ends are only approximate: a_0 = exp(-beta_min) and a_1 = exp(-beta_max).
     """
 
     name: ClassVar[str] = "geometric"
@@ -131,11 +131,11 @@ SCHEDULES: dict[str, type[MaskingSchedule]] = {
 
 
 def make_schedule(name: str, *, power: float = 1.0, eps: float = 1e-4) -> MaskingSchedule:
-    """Turn the name of a masking schedule into the schedule.
+    """Create the masking schedule of a name.
 
     Args:
         name: "linear", "cosine", "poly" or "geometric".
-        power: Exponent of "poly"; the others do not use it.
+        power: Exponent of "poly"; the other schedules do not use it.
         eps: See `MaskingSchedule`.
 
     Raises:
@@ -149,15 +149,15 @@ def make_schedule(name: str, *, power: float = 1.0, eps: float = 1e-4) -> Maskin
 
 
 class TokenPolynomialSchedule(nn.Module):
-    """The masking schedules of GenMD4: (alpha_t)_i = 1 - (1 - eps) t^{w_i} for each token i, w = softplus(parameter).
+    """Masking schedules of GenMD4: (alpha_t)_i = 1 - (1 - eps) t^{w_i} for each token i, w = softplus(parameter).
 
-    A token with a large exponent w stays long and is generated early. alpha is 1 at t=0 and eps at t=1. Exponents and
-    probabilities are computed at least in float32.
+    A token with a large exponent w stays unmasked for long and is generated early. alpha is 1 at t=0 and eps
+    at t=1. Exponents and probabilities are computed in at least float32.
 
     Args:
-        num_tokens: Number of ids, the mask's included; its exponent is not used.
+        num_tokens: Number of ids, including the mask, whose exponent is not used.
         power: Initial exponent of every token, in (0, 1e6].
-        eps: Probability that a token is left at t=1, in [0, 0.5).
+        eps: Probability that a token is still unmasked at t=1, in [0, 0.5).
     """
 
     def __init__(self, num_tokens: int, power: float = 1.0, eps: float = 1e-4):
@@ -173,18 +173,18 @@ class TokenPolynomialSchedule(nn.Module):
         """Keep the exponents of the first `num_tokens` ids; new ids start with the exponent `power`."""
         old = self.free_exponents.data
         new = old.new_full((num_tokens,), inverse_softplus(power))
-        kept = min(num_tokens, len(old))
-        new[:kept] = old[:kept]
+        num_kept = min(num_tokens, len(old))
+        new[:num_kept] = old[:num_kept]
         self.free_exponents = nn.Parameter(new)
 
     def forward(self) -> Tensor:
-        """The exponents: as a call of the module, for hooks that bring weights from where they are offloaded to."""
+        """Exponents w, `(num_tokens,)`, as a call of the module, so that the hooks of offloaded weights run."""
         free = self.free_exponents
         return F.softplus(free if free.dtype == torch.float64 else free.float())
 
     @property
     def exponents(self) -> Tensor:
-        """w, `(num_tokens,)`, positive."""
+        """Exponents w, `(num_tokens,)`, positive."""
         return self()
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class TokenPolynomialSchedule(nn.Module):
         return 1.0 - (1.0 - self.eps) * left_broadcast(t, tokens.dim()) ** self.exponents.to(t.device)[tokens]
 
     def unmask_probabilities(self, t: Tensor, s: Tensor) -> Tensor:
-        """r_j = (alpha_s - alpha_t)_j / (1 - alpha_t)_j = 1 - (s/t)^{w_j}, in float64: `(*t.shape, num_tokens)`.
+        """Float64 r_j = (alpha_s - alpha_t)_j / (1 - alpha_t)_j = 1 - (s/t)^{w_j}, `(*t.shape, num_tokens)`.
 
         A masked position becomes token j with probability r_j mu_j between `t` and `s` <= `t`.
         """
@@ -210,7 +210,7 @@ class TokenPolynomialSchedule(nn.Module):
 
 
 def inverse_softplus(value: float) -> float:
-    """x with log(1 + exp(x)) = value, for value > 0."""
+    """Solve log(1 + exp(x)) = value for x, where value > 0."""
     return value + math.log(-math.expm1(-value))
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The reverse process of masked diffusion as a diffusers scheduler: time grids and samplers."""
+"""Reverse process of masked diffusion as a diffusers scheduler: time grids and samplers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ from .masked_diffusion import (
 from .schedules import MaskingSchedule, TokenPolynomialSchedule, make_schedule
 
 
-# Probabilities, in float64, that exist at a time while tokens are drawn.
+# Number of float64 probabilities that exist at a time while tokens are drawn.
 PROBABILITIES_AT_A_TIME = 2**22
-MAX_TEMPERATURE = sys.float_info.max
-MIN_TEMPERATURE = 1e-100  # below, the most probable token is taken: quotients overflow
-MAX_INFERENCE_STEPS = 2**20  # the times of more would not differ in float32
+MIN_TEMPERATURE = 1e-100  # below, where quotients overflow, the most probable token is taken
+MAX_INFERENCE_STEPS = 2**20  # the times of more steps would coincide in float32
 
 
 @dataclass
@@ -59,7 +58,7 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 @dataclass
 class StepPlan(BaseOutput):
     """
-    What a reverse step can be told before the denoiser runs.
+    Noise of a reverse step, drawn before the denoiser runs, and the positions where the denoiser is needed.
 
     Args:
         candidates (`torch.BoolTensor` of shape `(batch, ...)`):
@@ -75,18 +74,18 @@ class StepPlan(BaseOutput):
     left_over: torch.BoolTensor | None = None
 
     def to(self, device: torch.device) -> StepPlan:
-        """The plan on another device."""
+        """Copy the plan to another device."""
         return StepPlan(**{name: x.to(device) for name, x in self.items()})
 
 
 @dataclass
 class OpeningPlan(BaseOutput):
     """
-    When each masked position opens, for a whole reverse process.
+    Step of a reverse process at which each masked position opens.
 
     Args:
         steps (`torch.LongTensor` of shape `(batch, ...)`):
-            Index into `timesteps` of the step that opens the position; the number of steps where nothing is masked.
+            Index into `timesteps` of the step that opens the position; the number of steps if it is not masked.
         noise (`torch.DoubleTensor` of shape `(batch, ..., 2)`): The uniform numbers; the second one draws the token.
         left_over (`torch.BoolTensor` of shape `(batch, ...)`): Positions that the last step decodes by arg max.
     """
@@ -96,7 +95,7 @@ class OpeningPlan(BaseOutput):
     left_over: torch.BoolTensor
 
     def at(self, step: int | Tensor, rows: Tensor | slice = slice(None)) -> StepPlan:
-        """The plan of a step, for all rows or for some: then `step` `(rows,)` may be another one for each."""
+        """Plan of a step, for all rows or for some; `step` is one for all of these rows, or `(rows,)`."""
         steps = self.steps[rows]
         step = torch.as_tensor(step, device=steps.device)
         candidates = steps == step.view(-1, *(1,) * (steps.dim() - 1))
@@ -109,12 +108,15 @@ class OpeningPlan(BaseOutput):
 
 
 def uniform_grid(num_inference_steps: int) -> Tensor:
-    """t_i = 1 - i/T."""
+    """Uniform times t_i = 1 - i/T."""
     return torch.arange(num_inference_steps, -1, -1, dtype=torch.float64) / num_inference_steps
 
 
 def cosine_grid(num_inference_steps: int) -> Tensor:
-    """t_i = cos(pi/2 (i/T)): small steps near t=1; with the linear schedule it opens tokens as the cosine one does."""
+    """Cosine times t_i = cos(pi/2 (i/T)), with small steps near t=1.
+
+    With these times, the linear schedule opens tokens as the cosine schedule does with uniform times.
+    """
     grid = torch.cos(math.pi / 2.0 * (1.0 - uniform_grid(num_inference_steps)))
     grid[-1] = 0.0
     return grid
@@ -129,7 +131,7 @@ GRIDS: dict[str, Callable[[int], Tensor]] = {"uniform": uniform_grid, "cosine": 
 
 
 def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """One inverse-CDF draw from the table [r mu, 1 - r]: it opens if u < r, and u / r then draws the token.
+    """Inverse-CDF draw from the table [r mu, 1 - r]: a position opens if u < r, and u / r then draws its token.
 
     Args:
         probability: `(n,)` r, the probability that a masked position opens; float64.
@@ -142,14 +144,14 @@ def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tenso
     return u < probability, u / probability.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-SAMPLERS = ("ancestral", "mean")  # of one law, and drawn in one way: "mean" is the paper's name of two draws (App. G)
+SAMPLERS = ("ancestral", "mean")  # one sampler: "mean" is the paper's name for two draws of the same law (App. G)
 
 
 # GenMD4, where the probability that a position opens depends on the token that is put there ---------------------------
 
 
 def ancestral_token_sampler(mu: Tensor, r: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """One inverse-CDF draw from the table [r_j mu_j, the rest].
+    """Inverse-CDF draw from the table [r_j mu_j, the rest].
 
     Args:
         mu: `(n, vocab)` the denoiser's distribution; float64.
@@ -169,19 +171,18 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     Reverse process of masked diffusion (MD4, arXiv:2406.04329, section 2 and App. G).
 
     A step from time t to s < t opens each masked position with probability r = (alpha_s - alpha_t) / (1 - alpha_t) and
-    puts a token drawn from the denoiser's softmax there; what is decided is never rewritten. The last step opens all
-    that is left. Categorical draws are made in float64.
+    puts a token drawn from the denoiser's softmax there; decided tokens are never rewritten. The last step opens all
+    positions that are left. Categorical draws are made in float64.
 
     With GenMD4's schedules (`set_token_schedule`, which the pipeline calls) r depends on the token: the position
     becomes token j with probability r_j mu_j.
 
-    As r does not depend on the tokens, the step that opens a position can be drawn before the denoiser has run at all
-    (`plan_openings`): it is then needed at the steps that open something, and there at those positions only. Samples
-    have the same distribution.
+    With one schedule for all tokens, r does not depend on them, and the step that opens a position can be drawn before
+    the denoiser runs at all (`plan_openings`). The denoiser is then needed only at steps that open something, and only
+    at the positions that open. Samples have the same distribution.
 
-    For GenMD4 a step can be planned when its turn has come (`plan_step`), by thinning: candidates at the largest r_j,
-    each of which opens with the ratio of its own to that. The step gives the very sample that it would have given
-    without the plan.
+    For GenMD4, a step can be planned when its turn comes (`plan_step`), by thinning: candidates are drawn with the
+    largest r_j, and open with the ratio of their own r_j to it. The sample is exactly that of a step without a plan.
 
     Args:
         mask_token_id (`int`, *optional*):
@@ -194,14 +195,14 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         sampler (`str`, defaults to `"ancestral"`): `"ancestral"`, or `"mean"`, the paper's name for the same thing.
         top_p (`float`, *optional*): Nucleus used by `step` when the call gives none, in (0, 1].
         final_decode (`str`, defaults to `"sample"`):
-            What the last step puts where the schedule would leave a mask (alpha_0 = 1 - eps): a draw (`"sample"`), or
-            the most probable token (`"argmax"`, as the official code; it calls the network once more at t=0 for it,
-            here the last call's output serves).
+            How the last step fills positions that the schedule would leave masked (alpha_0 = 1 - eps): with a draw
+            (`"sample"`), or with the most probable token (`"argmax"`, as in the official code, which calls the network
+            once more at t=0 for it; here the output of the last call is used).
         num_inference_steps (`int`, defaults to 256): Steps of the initial time grid.
     """
 
     order = 1
-    init_noise_sigma = 1.0  # pipelines scale their start by it; the all-masked state is what it is
+    init_noise_sigma = 1.0  # by which pipelines scale their initial state; ids are not scaled
 
     @register_to_config
     def __init__(
@@ -228,11 +229,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(num_inference_steps)
 
     def set_token_schedule(self, token_schedule: TokenPolynomialSchedule | None):
-        """Sample with GenMD4's schedules, those of a model; None goes back to the schedule of the configuration."""
+        """Sample with the learned schedules of a GenMD4 model; None restores the schedule of the configuration."""
         self.token_schedule = token_schedule
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
-        """Lay out the time grid: `timesteps` `(num_inference_steps,)` float32, from 1 down, without the final 0."""
+        """Set the time grid: `timesteps` `(num_inference_steps,)` float32, decreasing from 1, without the final 0."""
         if not (isinstance(num_inference_steps, Integral) and num_inference_steps >= 1):
             raise ValueError(f"`num_inference_steps` must be >= 1, got {num_inference_steps!r}.")
         if num_inference_steps > MAX_INFERENCE_STEPS:
@@ -244,7 +245,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = self._grid[:-1].float().to(device)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
-        """The sample itself: masked diffusion does not scale its inputs."""
+        """Return the sample itself, as masked diffusion does not scale its inputs."""
         return sample
 
     def add_noise(
@@ -256,7 +257,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """Draw x_t from q(x_t | x_0) at times `(batch,)` in [0, 1]; same shape as `original_samples`.
 
         Raises:
-            ValueError: For ids that are no integers, and times of another shape or (on the CPU) out of range.
+            ValueError: For ids that are not integers, and times of another shape or (on the CPU) out of range.
         """
         mask_token_id = self._mask_token_id()
         check_tensor("original_samples", original_samples, "integers")
@@ -271,9 +272,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return draw_xt(schedule, timesteps, original_samples, mask_token_id, generator=generator)
 
     def unmask_probabilities(self) -> Tensor:
-        """`(num_inference_steps,)` float64: probability r that a masked position opens by a draw, at each step.
+        """Probability r that a masked position opens by a draw at each step, `(num_inference_steps,)` float64.
 
-        The last is 1 with `final_decode="sample"`; with "argmax" what the last step leaves masked is decoded.
+        The last one is 1 with `final_decode="sample"`; with "argmax", positions that it leaves masked are decoded.
         """
         probability = unmask_probability(self.schedule, self._grid[:-1], self._grid[1:])
         if self.config.final_decode == "sample":
@@ -287,18 +288,18 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         first_step: int = 0,
     ) -> OpeningPlan:
-        """Draw the step that opens each masked position of `sample` `(batch, ...)`, of the steps from `first_step` on.
+        """Draw the step, from `first_step` on, that opens each masked position of `sample` `(batch, ...)`.
 
         A position opens at step i with probability r_i (1 - r_{i-1}) (1 - r_{i-2}) ...: one uniform number decides.
 
         Raises:
-            ValueError: With GenMD4's schedules, where it depends on the tokens; and for a `first_step` out of range.
+            ValueError: With GenMD4's schedules, where r depends on the tokens, and for a `first_step` out of range.
         """
         if self.token_schedule is not None:
             raise ValueError("`plan_openings` needs one schedule for all tokens: with GenMD4's use `plan_step`.")
         if not 0 <= first_step < self.num_inference_steps:
             raise ValueError(f"`first_step` must be in [0, {self.num_inference_steps}), got {first_step}.")
-        state = sample.cpu()  # where generators usually are, and no kernel has to be waited for
+        state = sample.cpu()  # generators usually are there, and no kernel has to be waited for
         noise = _uniform(state.shape, generator, state.device)
         opened_by = 1.0 - (1.0 - self.unmask_probabilities()[first_step:]).cumprod(dim=0)
         steps = first_step + torch.searchsorted(opened_by, noise[..., 0].contiguous(), right=True)
@@ -314,7 +315,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.LongTensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> StepPlan:
-        """Draw the noise of a step, and with it the positions where the denoiser is needed. Arguments as in `step`."""
+        """Draw the noise of a step, and thus the positions where the denoiser is needed. Arguments as in `step`."""
         state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
         noise = _uniform(state.shape, generator, state.device)
         index = self._step_index(timestep, state.shape[0]).to(state.device)
@@ -323,13 +324,13 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return StepPlan(candidates=(state == self._mask_token_id()) & (may_open | is_last), noise=noise)
 
     def _opening_bound(self, index: Tensor) -> Tensor:
-        """The largest probability that a position opens, over the tokens to put there, for steps `(n,)`; float64."""
+        """Largest probability over all tokens that a position opens, for steps `(n,)`; float64."""
         if self.token_schedule is None:
             return self.unmask_probabilities().to(index.device)[index]
         return self._token_unmask_probabilities(index).amax(dim=-1)
 
     def _token_unmask_probabilities(self, index: Tensor) -> Tensor:
-        """GenMD4's r_j for steps `(n,)`: `(n, vocab)` float64, 0 for the mask."""
+        """Probabilities r_j of GenMD4 for steps `(n,)`: `(n, vocab)` float64, 0 for the mask."""
         steps, inverse = index.unique(return_inverse=True)
         grid = self._grid.to(index.device)
         r = self.token_schedule.unmask_probabilities(grid[steps], grid[steps + 1])
@@ -350,7 +351,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> MaskedDiffusionSchedulerOutput | tuple:
         """
-        One reverse step, from `timestep` to the next time of the grid.
+        Take a reverse step, from `timestep` to the next time of the grid.
 
         Args:
             model_output: `(*sample.shape, vocab)` logits of the denoiser, or `(masked, vocab)`: those of the masked
@@ -360,9 +361,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             temperature: Divides the logits; 0 takes the most probable token. >= 0.
             top_p: Nucleus in (0, 1]; `config.top_p` by default.
             top_k: Keep the k >= 1 most probable tokens.
-            generator: One generator, or one per row (a row's draws then do not depend on the others).
-            plan: What `plan_step` gave for this time and sample, or `plan_openings` for this step (`OpeningPlan.at`);
-                its noise is used, and no other drawn.
+            generator: One generator, or one per row (the draws of a row then do not depend on other rows).
+            plan: Plan of `plan_step` for this time and sample, or of `plan_openings` for this step (`OpeningPlan.at`);
+                its noise is used instead of a new draw.
             return_dict: Whether to return a `MaskedDiffusionSchedulerOutput` or a tuple of its fields.
 
         Raises:
@@ -382,18 +383,16 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if device.type == "mps":  # has no float64: draw on the CPU
             logits, state = logits.cpu(), state.cpu()
         if plan is None:
-            masked, noise = state == mask_token_id, _uniform(state.shape, generator, state.device)
-            plan = StepPlan(masked, noise)
-        else:
-            plan = plan.to(state.device)
-            masked, noise = plan.candidates, plan.noise
+            plan = StepPlan(state == mask_token_id, _uniform(state.shape, generator, state.device))
+        plan = plan.to(state.device)
+        masked = plan.candidates
         row = masked.nonzero()[:, 0]
         if logits.shape[:-1] != row.shape:
             logits = self._masked_rows(logits, masked)
         index = self._step_index(timestep, state.shape[0]).to(state.device)[row]
         left_over = None if plan.left_over is None else plan.left_over[masked]
         top_p = self.config.top_p if top_p is None else top_p
-        tokens, probs = self._draw_in_parts(logits, index, noise[masked], left_over, temperature, top_p, top_k)
+        tokens, probs = self._draw_in_parts(logits, index, plan.noise[masked], left_over, temperature, top_p, top_k)
 
         sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(masked, tokens.to(state.dtype))
         sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(masked, probs.float())
@@ -409,7 +408,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def _draw_in_parts(
         self, logits: Tensor, index: Tensor, noise: Tensor, left_over: Tensor | None, *arguments
     ) -> tuple[Tensor, Tensor]:
-        """What `_draw` gives, without float64 tables of all positions' distributions in memory."""
+        """Draw in parts, so that float64 distributions of all positions never exist together."""
         size = max(PROBABILITIES_AT_A_TIME // logits.shape[-1], 1)
         draw = self._draw if self.token_schedule is None else self._draw_by_token
         tokens, probs = torch.empty_like(index), noise.new_empty(index.shape)
@@ -429,10 +428,10 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         top_p: float | None,
         top_k: int | None,
     ) -> tuple[Tensor, Tensor]:
-        """Decide n masked positions: their tokens (the mask where they stay) and the tokens' probabilities, `(n,)`.
+        """Tokens of n masked positions (the mask where they stay masked), and the tokens' probabilities, `(n,)`.
 
-        `logits` `(n, vocab)`, `index` `(n,)` of each position's step, `noise` `(n, 2)`, and `left_over` `(n,)`, with
-        which all else opens; without, it is drawn what does.
+        Inputs are `logits` `(n, vocab)`, `index` `(n,)` of the step of each position, `noise` `(n, 2)`, and `left_over`
+        `(n,)`: positions to decode by arg max, while all others open. If None, the positions that open are drawn.
         """
         if left_over is None:
             probability = self.unmask_probabilities().to(index.device)[index]
@@ -457,7 +456,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         top_p: float | None,
         top_k: int | None,
     ) -> tuple[Tensor, Tensor]:
-        """As `_draw`, for GenMD4. At the last step r = 1: what rounding leaves becomes the most probable token."""
+        """Draw as `_draw`, for GenMD4. At the last step r = 1; what rounding leaves gets the most probable token."""
         mu = self._token_probabilities(logits, temperature, top_p, top_k)
         opens, drawn = ancestral_token_sampler(mu, self._token_unmask_probabilities(index), noise)
         left_over = (index == self.num_inference_steps - 1) & ~opens
@@ -468,11 +467,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def check_sampling_arguments(temperature: float, top_p: float | None, top_k: int | None):
-        """Raise a ValueError for a value that `step` would not take."""
-        if not (isinstance(temperature, Real) and temperature >= 0.0):
-            raise ValueError(f"`temperature` must be >= 0, got {temperature!r}.")
-        if temperature > MAX_TEMPERATURE:
-            raise ValueError(f"`temperature` must be finite, got {temperature}.")
+        """Raise a ValueError for a value that `step` does not accept."""
+        if not (isinstance(temperature, Real) and 0.0 <= temperature <= sys.float_info.max):
+            raise ValueError(f"`temperature` must be finite and >= 0, got {temperature!r}.")
         if top_p is not None:
             check_top_p(top_p)
         if top_k is not None:
@@ -481,7 +478,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def _token_probabilities(
         self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None
     ) -> Tensor:
-        """The distribution that tokens are drawn from, `(n, vocab)` float64."""
+        """Distribution that tokens are drawn from, `(n, vocab)` float64."""
         if temperature >= MIN_TEMPERATURE:
             logits = logits.double() / float(temperature)
             logits[..., self._mask_token_id()] = -torch.inf
@@ -490,7 +487,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             if top_p is not None:
                 logits = top_p_logits(logits, top_p)
         mu = denoiser_probabilities(logits, self._mask_token_id())
-        if mu.device.type == "cpu" and mu[:, 0].isnan().any():  # elsewhere one would have to wait for it
+        if mu.device.type == "cpu" and mu[:, 0].isnan().any():  # a check elsewhere would wait for the device
             raise ValueError("`model_output` must be finite, got rows with nan or infinity.")
         if temperature < MIN_TEMPERATURE:
             mu = torch.zeros_like(mu).scatter(-1, mu.argmax(dim=-1, keepdim=True), 1.0)
@@ -510,14 +507,14 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return model_output[masked]
 
     def _step_index(self, timestep: float | Tensor, batch: int) -> Tensor:
-        """`(batch,)` indices of the given times in the grid, on the CPU."""
+        """Indices `(batch,)` of the given times in the grid, on the CPU."""
         if not isinstance(timestep, (Real, Tensor)):
             raise ValueError(f"`timestep` must be a number or a tensor, got {timestep!r}.")
         timestep = torch.as_tensor(timestep, dtype=torch.float32).cpu()
         if timestep.shape not in ((), (1,), (batch,)):
             raise ValueError(f"`timestep` must be one time or have shape ({batch},), got {tuple(timestep.shape)}.")
         distance, index = (self._grid[:-1].float()[None] - timestep.reshape(-1, 1)).abs().min(dim=-1)
-        if not (distance <= 1e-6).all():  # nan is no time either
+        if not (distance <= 1e-6).all():  # false for nan too
             worst = timestep.reshape(-1)[distance.argmax()].item()
             raise ValueError(
                 f"`timestep` must be one of the {self.num_inference_steps} times of `timesteps`, got {worst}."
@@ -526,7 +523,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def _get_compatibles(cls) -> list[type[MaskedDiffusionScheduler]]:
-        # diffusers looks for compatible schedulers by name among its own, where this one is not.
+        # diffusers looks for compatible schedulers by name among its own, which do not include this one.
         return [cls]
 
     def __len__(self) -> int:
@@ -536,7 +533,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 def _uniform(
     shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None, device: torch.device
 ) -> Tensor:
-    """Two uniform float64 numbers per position, `(*shape, 2)`, drawn where the generator lives."""
+    """Draw two uniform float64 numbers per position, `(*shape, 2)`, on the device of the generator."""
     if isinstance(generator, list):
         if len(generator) != shape[0]:
             raise ValueError(f"`generator` must hold one generator per row, {shape[0]}, got {len(generator)}.")

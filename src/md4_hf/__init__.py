@@ -1,8 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """MD4 and GenMD4 masked diffusion models for Hugging Face transformers and diffusers (arXiv:2406.04329).
 
-Importing the package registers MD4 with the Auto classes of transformers and, once diffusers' pipelines are imported,
-with diffusers. Everything else is loaded when it is used.
+Importing the package registers MD4 with the Auto classes of transformers and with diffusers' pipelines, as soon as
+these are imported. Everything else is loaded when it is used.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from .core.configuration_md4 import MD4Config
-from .hub.registration import register_auto_classes, register_when_imported
+from .hub.registration import register_when_imported
 
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "cli.arguments": ["ModelArguments", "RunArguments", "StartArguments", "parse_arguments"],
+    "core.configuration_md4": ["MD4Config"],
     "core.image_processing_md4": ["MD4ImageProcessor"],
     "core.masked_diffusion": [
         "IGNORE_INDEX",
@@ -46,9 +46,9 @@ _LAZY = {
     "core.pipeline_masked_diffusion": ["MaskedDiffusionPipeline", "MaskedDiffusionPipelineOutput"],
     "core.schedules": ["MaskingSchedule", "TokenPolynomialSchedule", "make_schedule"],
     "core.scheduling_masked_diffusion": ["MaskedDiffusionScheduler", "MaskedDiffusionSchedulerOutput"],
+    "data.arguments": ["DataArguments", "ImageDataArguments", "PairArguments"],
     "data.collators": ["DataCollatorForMaskedDiffusion", "PaddingCollator"],
     "data.documents": [
-        "DataArguments",
         "hold_out",
         "load_documents",
         "load_table",
@@ -57,7 +57,6 @@ _LAZY = {
         "pydoc_documents",
     ],
     "data.images": [
-        "ImageDataArguments",
         "ImageDataset",
         "digits",
         "encode_images",
@@ -65,7 +64,7 @@ _LAZY = {
         "load_images",
     ],
     "data.packing": ["PackingReport", "pack"],
-    "data.pairs": ["PairArguments", "PairReport", "encode_pairs", "load_pairs"],
+    "data.pairs": ["PairReport", "encode_pairs", "load_pairs"],
     "data.tokenizers": [
         "build_byte_tokenizer",
         "build_text8_tokenizer",
@@ -77,6 +76,7 @@ _LAZY = {
     "evaluation.detokenizers": ["detokenize"],
     "evaluation.images": ["image_sample_metrics", "load_inception"],
     "evaluation.provenance": ["environment", "versions", "weights_sha256"],
+    "evaluation.recipes": ["PREPARATIONS", "Recipe", "SUITES", "TASKS", "Task", "make_recipe"],
     "evaluation.report": ["TaskResult", "finite", "read_results", "results_json", "results_markdown", "results_table"],
     "evaluation.rounds": ["Rounds", "Stopping", "evaluate_in_rounds"],
     "evaluation.sample_statistics": ["distinct_n", "repetition", "token_entropy", "token_statistics"],
@@ -87,19 +87,10 @@ _LAZY = {
         "plot_token_schedules",
         "plot_unmasked_per_step",
     ],
-    "evaluation.tasks": [
-        "PREPARATIONS",
-        "Recipe",
-        "SUITES",
-        "TASKS",
-        "Task",
-        "hub_commit",
-        "load_rows",
-        "make_recipe",
-        "make_windows",
-    ],
-    "hub.adapters": ["LoraArguments", "add_adapter", "load_adapter"],
+    "evaluation.tasks": ["hub_commit", "load_rows", "make_windows"],
+    "hub.adapters": ["add_adapter", "load_adapter"],
     "hub.convert_md4": ["config_from_official", "convert_flax_params"],
+    "hub.lora_arguments": ["LoraArguments"],
     "hub.loading": ["adapter_base", "load_model", "load_pipeline", "make_pipeline"],
     "hub.shards": ["has_shards", "load_shards"],
     "objective.estimators": ["ANY_ORDER", "TIME", "example_nelbo", "nelbo_given_noise", "nelbo_metrics"],
@@ -122,10 +113,7 @@ _LAZY = {
 }
 _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
 
-__all__ = [
-    "MD4Config",
-    *sorted(_MODULE_OF),
-]
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str):
@@ -141,10 +129,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-register_auto_classes()
 register_when_imported()
 
 if TYPE_CHECKING:
+    from .core.configuration_md4 import MD4Config
     from .core.modeling_md4 import MaskedDiffusionOutput, MD4ForMaskedDiffusion, MD4Model
     from .core.modeling_md4_causal import MD4ForCausalLM
     from .core.pipeline_masked_diffusion import MaskedDiffusionPipeline

@@ -177,7 +177,7 @@ def test_the_paper_of_a_preparation_decides_the_split():
 
 
 def test_text8_is_scored_on_its_last_five_million_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr("md4_hf.evaluation.tasks.TEXT8_CHARACTERS", 1000)
+    monkeypatch.setattr("md4_hf.evaluation.recipes.TEXT8_CHARACTERS", 1000)
     monkeypatch.setattr("md4_hf.evaluation.tasks.TEXT8_TEST_CHARACTERS", 50)
     complete, part = tmp_path / "text8", tmp_path / "part.txt"
     complete.write_text("ab cd" * 200)

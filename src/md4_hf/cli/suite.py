@@ -7,22 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.documents import DIGITS, DataArguments
+from ..data.arguments import DIGITS, DataArguments
 from ..data.images import ImageDataArguments
 from ..evaluation.provenance import environment, weights_sha256
+from ..evaluation.recipes import PREPARATIONS, SUITES, TASKS, Recipe, Task, make_recipe
 from ..evaluation.report import TaskResult, read_results, results_json, results_markdown, results_table
 from ..evaluation.rounds import Stopping, evaluate_in_rounds
-from ..evaluation.tasks import (
-    PREPARATIONS,
-    SUITES,
-    TASKS,
-    Recipe,
-    Task,
-    hub_commit,
-    load_rows,
-    make_recipe,
-    make_windows,
-)
+from ..evaluation.tasks import hub_commit, load_rows, make_windows
 from ..objective.example_order import data_sha256
 from ..objective.modality import IMAGES, Modality
 from ..training.trainer import MD4Trainer

@@ -11,7 +11,6 @@ of `datasets`, and the others read it.
 import codecs
 import glob
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -25,50 +24,11 @@ from datasets.exceptions import DatasetNotFoundError
 
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
-from ..utils.options import check_options, option
+from .arguments import PYDOC, DataArguments
 
 
-PYDOC, DIGITS = "pydoc", "digits"  # data that come with Python and with scikit-learn
 TABLE_FORMATS = {".jsonl": "json", ".parquet": "parquet"}
 MAX_TEXT_FILE_BYTES = 2**31 - 1  # Arrow addresses the characters of a string column with 32 bits
-
-
-@dataclass
-class DataArguments:
-    """Source of the text and how it is cut into blocks, for `HfArgumentParser`."""
-
-    _argument_group_name = "data"
-
-    data: str = option(
-        'Text: "pydoc" (the reference manual that comes with Python), a text, .jsonl or .parquet file, a folder, or '
-        'the id of a data set on the Hub; or images: "digits", a folder of images, or an id.',
-        default=PYDOC,
-    )
-    data_config: str | None = option("Configuration of the data set, where it has several.")
-    data_split: str = option(
-        'Split of the data set for training; slices such as "train[:1%%]" work too.', default="train"
-    )
-    data_revision: str | None = option("Branch, tag or commit of the data set on the Hub.")
-    text_column: str = option("Column of the data set that holds the text.", default="text")
-    validation_data: str | None = option("Validation text or images, in any of the forms of `data`.")
-    validation_config: str | None = option("Configuration of `validation_data`, where it has several.")
-    validation_split: str | None = option("Split of `validation_data`, or else of `data`, for validation.")
-    validation_fraction: float = option(
-        "Part held out when no validation data is named: of text the last characters, of pairs the last rows, of "
-        "images some drawn once and for all.",
-        default=0.1,
-    )
-    block_size: int = option("Tokens of a block.", default=256)
-    document_mask: bool = option(
-        "Let tokens attend within their own document only, where positions start at 0.", default=False
-    )
-    streaming: bool = option("Read the data while training instead of preparing it on disk first.", default=False)
-    num_proc: int | None = option("Number of processes that tokenise.")
-
-    def __post_init__(self):
-        check_options(self, may_be_none=("block_size",))  # which commands replace by the length of the model
-        if self.num_proc is not None and self.num_proc < 1:
-            raise ValueError(f"`num_proc` must be >= 1, got {self.num_proc}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -18,8 +17,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 
 from ..core.image_processing_md4 import MD4ImageProcessor
-from ..utils.options import check_options, option
-from .documents import DIGITS, PYDOC, DataArguments, load_table, load_train_validation, num_heldout
+from .arguments import DIGITS, PYDOC, DataArguments, ImageDataArguments
+from .documents import load_table, load_train_validation, num_heldout
 
 
 DIGITS_LEVELS = 17
@@ -27,27 +26,6 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 SPLIT_SEED = 0
 MAX_BYTES_IN_MEMORY = 2**28  # of ids: CIFAR-10 fits
 IMAGES_PER_BATCH = 256
-
-
-@dataclass
-class ImageDataArguments:
-    """How the images of a data set are read; the data set itself is named by `DataArguments`."""
-
-    _argument_group_name = "images (of a data set, a folder of images or a data set on the Hub)"
-
-    image_column: str | None = option("Column of the images; the only one that has images if left out.")
-    label_column: str | None = option("Column of the classes of a class-conditional model; the only one if left out.")
-    num_levels: int | None = option("Levels of brightness of a new model, 2 to 256; 256 if left out.")
-    resize: bool = option("Crop the middle of images of another size, and scale it to the model's.", default=False)
-    convert: bool = option("Turn images of other modes (RGBA, palettes, grey, ...) into the model's.", default=False)
-
-    def __post_init__(self):
-        check_options(self)
-
-    @property
-    def given(self) -> bool:
-        """Whether any of these options is given."""
-        return self != type(self)()
 
 
 class ImageDataset(torch.utils.data.Dataset):

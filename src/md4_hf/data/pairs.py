@@ -12,40 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..utils.integers import as_integer
-from ..utils.options import check_options, option
-from .documents import DataArguments, holds_strings, load_table, load_train_validation, num_heldout
-
-
-RESPONSE_ENDS = ("fill", "eos", "none")
-
-
-@dataclass
-class PairArguments:
-    """Columns of a data set of prompts and responses, and how a response ends."""
-
-    _argument_group_name = "prompts and responses (without them, the text of --data is packed into blocks)"
-
-    prompt_column: str | None = option("Column with the prompts; they are given, never masked and not scored.")
-    response_column: str | None = option("Column with the responses; only they are scored.")
-    response_end: str = option(
-        'End of a response: "fill" (EOS tokens up to --block_size, all scored: the model learns how long '
-        'responses are, and leaves the rest of its canvas empty), "eos" (one EOS, scored) or "none".',
-        default="fill",
-        choices=list(RESPONSE_ENDS),
-    )
-
-    def __post_init__(self):
-        check_options(self)
-        if (self.prompt_column is None) != (self.response_column is None):
-            given = {"prompt_column": self.prompt_column, "response_column": self.response_column}
-            raise ValueError(f"`prompt_column` and `response_column` must be given together, got {given}.")
-        if self.response_end not in RESPONSE_ENDS:
-            raise ValueError(f"`response_end` must be one of {RESPONSE_ENDS}, got {self.response_end!r}.")
-
-    @property
-    def given(self) -> bool:
-        """Whether the data are prompts and responses."""
-        return self.prompt_column is not None
+from .arguments import DataArguments, PairArguments
+from .documents import holds_strings, load_table, load_train_validation, num_heldout
 
 
 @dataclass(frozen=True)

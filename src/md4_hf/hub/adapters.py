@@ -6,100 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..utils.errors import file_errors_as_value_errors
-from ..utils.options import check_options, option
 from ..utils.sharding import parameter_names, whole_parameter
+from .lora_arguments import LoraArguments, import_peft
 
 
 BASE_RECORD = "base_model.json"
 FINGERPRINT_ROWS, FINGERPRINT_COLUMNS = 64, 16
-
-
-@dataclass
-class LoraArguments:
-    """Fields of `peft.LoraConfig` (Hu et al., arXiv:2106.09685), and how the base model is loaded."""
-
-    _argument_group_name = "adapter"
-
-    lora_r: int = option("Rank of the adapter.", default=16)
-    lora_alpha: int = option("Scale: the update is multiplied by alpha / r (alpha / sqrt(r) with rsLoRA).", default=32)
-    lora_dropout: float = option("Dropout before the adapter.", default=0.0)
-    target_modules: str = option(
-        'Layers that get an adapter: "all-linear" (all but the head), or names, such as "qkv_proj,o_proj".',
-        default="all-linear",
-    )
-    modules_to_save: str | None = option('Layers trained in full and saved with the adapter, such as "lm_head".')
-    use_dora: bool = option("Train magnitude and direction apart (DoRA, arXiv:2402.09353).", default=False)
-    use_rslora: bool = option("Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).", default=False)
-    quantization: str | None = option(
-        "Load the base in 8 or 4 bits; needs bitsandbytes and a device that it supports.", choices=["8bit", "4bit"]
-    )
-
-    def __post_init__(self):
-        check_options(self)
-        if self.lora_r < 1:
-            raise ValueError(f"`lora_r` must be >= 1, got {self.lora_r}.")
-        if self.lora_alpha <= 0:
-            raise ValueError(f"`lora_alpha` must be > 0, got {self.lora_alpha}.")
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
-
-    def config(self):
-        """The `peft.LoraConfig`.
-
-        Raises:
-            ImportError: Without peft.
-        """
-        names = self.target_modules.split(",")
-        return _peft().LoraConfig(
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=self.target_modules if len(names) == 1 and names[0] == "all-linear" else names,
-            modules_to_save=self.modules_to_save.split(",") if self.modules_to_save else None,
-            use_dora=self.use_dora,
-            use_rslora=self.use_rslora,
-        )
-
-    def loading_arguments(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` for the base.
-
-        Raises:
-            ValueError: With `quantization`, where bitsandbytes is not installed.
-        """
-        if self.quantization is None:
-            return {}
-        from transformers import BitsAndBytesConfig
-        from transformers.utils import is_bitsandbytes_available
-
-        if not is_bitsandbytes_available():
-            raise ValueError(
-                f"`quantization` must be left out where bitsandbytes is not installed, got {self.quantization!r}."
-            )
-        is_4bit = self.quantization == "4bit"
-        config = BitsAndBytesConfig(
-            load_in_4bit=is_4bit,
-            load_in_8bit=not is_4bit,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["lm_head"],
-        )
-        return {"quantization_config": config}
-
-
-def _peft():
-    """The module `peft`."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError("LoRA adapters need peft: pip install 'md4_hf[lora]'.") from error
-    return peft
 
 
 def is_adapted(model) -> bool:
@@ -114,7 +31,7 @@ def add_adapter(model, arguments: LoraArguments):
         ImportError: Without peft.
         ValueError: If the model has no layer of the given names.
     """
-    peft = _peft()
+    peft = import_peft()
     if getattr(model, "is_quantized", False):
         model = peft.prepare_model_for_kbit_training(model)
     return peft.get_peft_model(model, arguments.config())
@@ -158,7 +75,7 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
     """
     from transformers.utils import cached_file
 
-    peft = _peft()
+    peft = import_peft()
     record = cached_file(
         folder,
         BASE_RECORD,

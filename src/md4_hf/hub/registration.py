@@ -1,5 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Registers the classes of this package with the loaders of transformers and diffusers."""
+"""Registers the classes of this package with the loaders of transformers and diffusers.
+
+Neither library is imported for it: each class is registered as soon as the module of its loader has been imported.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,10 @@ import importlib.util
 import sys
 from collections.abc import Callable
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
-
-from ..core.configuration_md4 import MD4Config
-
 
 PACKAGE = __package__.partition(".")[0]
-IMAGE_PROCESSORS = "transformers.models.auto.image_processing_auto"
+CONFIGURATION = f"{PACKAGE}.core.configuration_md4"
+AUTO = "transformers.models.auto"
 DIFFUSERS_LOADER = "diffusers.pipelines.pipeline_utils"
 # Our modules with classes for diffusers, which import it themselves.
 DIFFUSERS_CLASSES = {
@@ -24,24 +24,60 @@ DIFFUSERS_CLASSES = {
 }
 
 
+def register_when_imported():
+    """Register every class whose loader is imported already, and the others once theirs is."""
+    functions: dict[str, Callable[[], None]] = {
+        **dict.fromkeys((*AUTO_CLASSES, CONFIGURATION), register_auto_classes),
+        **dict.fromkeys((DIFFUSERS_LOADER, *DIFFUSERS_CLASSES), register_with_diffusers),
+    }
+    sys.meta_path.insert(0, _AfterImport(functions))
+    register_auto_classes()
+    if DIFFUSERS_LOADER in sys.modules:
+        register_with_diffusers()
+
+
 def register_auto_classes():
-    """Let the Auto classes of transformers open MD4 models. Networks are imported when one is opened."""
-    AutoConfig.register(MD4Config.model_type, MD4Config, exist_ok=True)
+    """Let those Auto classes of transformers that are imported open MD4 models. Idempotent.
+
+    Networks are imported when one is opened.
+    """
+    loaded = [module for module in AUTO_CLASSES if _has(module, AUTO_CLASSES[module][0])]
+    if not loaded or _is_underway(CONFIGURATION, "MD4Config"):  # at whose end this is called again
+        return
+    for module in loaded:
+        AUTO_CLASSES[module][1](sys.modules[module])
+
+
+def _register_configuration(auto):
+    from ..core.configuration_md4 import MD4Config
+
+    auto.AutoConfig.register(MD4Config.model_type, MD4Config, exist_ok=True)
+
+
+def _register_models(auto):
+    from ..core.configuration_md4 import MD4Config
+
     denoiser, network = "modeling_md4.MD4ForMaskedDiffusion", "modeling_md4.MD4Model"
     baseline = "modeling_md4_causal.MD4ForCausalLM"
-    AutoModel.register(MD4Config, LazyClasses(denoiser, network, baseline), exist_ok=True)
-    AutoModelForCausalLM.register(MD4Config, LazyClasses(baseline), exist_ok=True)
-    AutoModelForMaskedLM.register(MD4Config, LazyClasses(denoiser), exist_ok=True)
+    auto.AutoModel.register(MD4Config, LazyClasses(denoiser, network, baseline), exist_ok=True)
+    auto.AutoModelForCausalLM.register(MD4Config, LazyClasses(baseline), exist_ok=True)
+    auto.AutoModelForMaskedLM.register(MD4Config, LazyClasses(denoiser), exist_ok=True)
 
 
-def register_image_processor():
-    """Let `AutoImageProcessor` open the image processors of MD4 models."""
-    from transformers import AutoImageProcessor
-
+def _register_image_processor(auto):
+    from ..core.configuration_md4 import MD4Config
     from ..core.image_processing_md4 import MD4ImageProcessor
 
     processors = dict.fromkeys(("pil", "torchvision"), MD4ImageProcessor)  # one class, whichever is asked for
-    AutoImageProcessor.register(MD4Config, image_processor_classes=processors, exist_ok=True)
+    auto.AutoImageProcessor.register(MD4Config, image_processor_classes=processors, exist_ok=True)
+
+
+# Each module of Auto classes with the last class that it defines, and what registers ours with it.
+AUTO_CLASSES: dict[str, tuple[str, Callable]] = {
+    f"{AUTO}.configuration_auto": ("AutoConfig", _register_configuration),
+    f"{AUTO}.modeling_auto": ("AutoModelForMaskedLM", _register_models),
+    f"{AUTO}.image_processing_auto": ("AutoImageProcessor", _register_image_processor),
+}
 
 
 class LazyClasses(tuple):
@@ -84,8 +120,11 @@ def register_with_diffusers():
     """Let diffusers load our components by the name of this package, and find our pipeline by its class name.
 
     Components of folders that carry their code are named as classes of transformers and diffusers, see
-    `remote_pipeline`. Idempotent.
+    `remote_pipeline`. Idempotent. In the middle of an import of one of our own modules nothing is done: its end calls
+    this again.
     """
+    if any(_is_underway(module, name) for module, name in DIFFUSERS_CLASSES.items()):
+        return
     import diffusers
     import transformers
     from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
@@ -105,38 +144,30 @@ def register_with_diffusers():
     diffusers.MaskedDiffusionPipeline = MaskedDiffusionPipeline
 
 
-def register_when_imported():
-    """Register image processors, and with diffusers, once their slow modules are imported, if they ever are."""
-    if IMAGE_PROCESSORS in sys.modules:
-        register_image_processor()
-    else:
-        sys.meta_path.insert(0, _AfterImport(IMAGE_PROCESSORS, register_image_processor))
-    if DIFFUSERS_LOADER in sys.modules:
-        register_with_diffusers()
-        return
-    for module in (DIFFUSERS_LOADER, *DIFFUSERS_CLASSES):
-        sys.meta_path.insert(0, _AfterImport(module, _register_unless_underway))
+def _has(module: str, name: str) -> bool:
+    return hasattr(sys.modules.get(module), name)
 
 
-def _register_unless_underway():
-    """Register, but not in the middle of the import of one of our own modules: its end will do it."""
-    for module, name in DIFFUSERS_CLASSES.items():
-        if module in sys.modules and not hasattr(sys.modules[module], name):
-            return
-    register_with_diffusers()
+def _is_underway(module: str, name: str) -> bool:
+    """Whether a module is being imported, and has not come to this name."""
+    return module in sys.modules and not _has(module, name)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function once, right after a module has been imported."""
+    """Calls functions right after modules have been imported.
 
-    def __init__(self, module: str, function: Callable[[], None]):
-        self.module, self.function = module, function
+    Args:
+        functions: By the name of the module, which is taken out when it is imported.
+    """
+
+    def __init__(self, functions: dict[str, Callable[[], None]]):
+        self.functions = functions
 
     def find_spec(self, fullname, path, target=None):
         """The module's own spec, with a loader that calls the function when it is done; None for other modules."""
-        if fullname != self.module:
+        function = self.functions.pop(fullname, None)
+        if function is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is None or spec.loader is None:
             return spec
@@ -144,7 +175,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
         def run_module_and_call(module):
             run_module(module)
-            self.function()
+            function()
 
         spec.loader.exec_module = run_module_and_call
         return spec

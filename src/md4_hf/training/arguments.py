@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from ..objective.estimators import ANY_ORDER, TIME, check_estimator
+from ..objective.estimators import check_estimator
 from ..utils.options import option
+from .elbo_arguments import ElboArguments
 
 
 # Arguments that all processes must have been started with alike.
@@ -26,7 +27,7 @@ REQUIRED_VALUES = {"batch_eval_metrics": False, "eval_do_concat_batches": True, 
 
 
 @dataclass(repr=False)  # `TrainingArguments` has one that hides the token of the Hub
-class MD4TrainingArguments(TrainingArguments):
+class MD4TrainingArguments(ElboArguments, TrainingArguments):
     """
     `transformers.TrainingArguments` with the arguments that masked diffusion adds.
 
@@ -34,45 +35,9 @@ class MD4TrainingArguments(TrainingArguments):
     logged as they are.
     """
 
-    _argument_group_name = "training (more with --help_all)"
-
-    ema_decay: float = option(
-        "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.", default=0.9999
-    )
-    num_copies: int = option(
-        "Noised copies of an example in a step of GenMD4, whose leave-one-out gradient needs two.", default=2
-    )
-    schedule_lr_multiplier: float = option(
-        "Learning rate of GenMD4's exponents, as a multiple of the network's.", default=1.0
-    )
-    eval_draws: int = option("Stratified draws of time and masks per example in an evaluation.", default=1)
-    eval_seed: int = option("Seed of the evaluation noise.", default=0)
-    eval_estimator: str = option(
-        'Kind of draw: a "time", or, for models that do not see it, a number of masked tokens, "any_order".',
-        default=TIME,
-        choices=[TIME, ANY_ORDER],
-    )
-    random_flip: bool = option("Mirror each training image with probability one half, left to right.", default=False)
-    image_samples: int = option(
-        "Images in samples.png, which every evaluation of a training draws; 0 for none.", default=25
-    )
-    image_sample_steps: int | None = option(
-        "Steps of the sampler for samples.png; the scheduler's own number if left out."
-    )
-    use_muon: bool = option(
-        "Optimise the blocks' matrices with torch's Muon (one process or DDP); `optim` then does not count.",
-        default=False,
-    )
-    matmul_precision: str | None = option(
-        "Precision of float32 products for torch.set_float32_matmul_precision; torch's own if left out.",
-        choices=["highest", "high", "medium"],
-    )
     ddp_find_unused_parameters: bool | None = option(
         "Look for parameters without gradient in every step of DDP; MD4 has none.", default=False
     )
-    license: str | None = option('Licence of the weights for the model card, such as "apache-2.0".')
-    card_samples: int = option("Samples to draw for the model card at the end.", default=1)
-    expected_processes: int | None = option("Processes that must take part; the start fails with another number.")
     logging_nan_inf_filter: bool = option("Leave NaN and infinite losses out of the logged mean.", default=False)
 
     def __post_init__(self):

@@ -1,0 +1,100 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Options of the data: plain dataclasses, which need neither torch nor `datasets`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..utils.options import check_options, option
+
+
+PYDOC, DIGITS = "pydoc", "digits"  # data that come with Python and with scikit-learn
+RESPONSE_ENDS = ("fill", "eos", "none")
+
+
+@dataclass
+class DataArguments:
+    """Source of the data, and the blocks that text is cut into."""
+
+    _argument_group_name = "data"
+
+    data: str = option(
+        'Text: "pydoc" (the reference manual that comes with Python), a text, .jsonl or .parquet file, a folder, or '
+        'the id of a data set on the Hub; or images: "digits", a folder of images, or an id.',
+        default=PYDOC,
+    )
+    data_config: str | None = option("Configuration of the data set, where it has several.")
+    data_split: str = option(
+        'Split of the data set for training; slices such as "train[:1%%]" work too.', default="train"
+    )
+    data_revision: str | None = option("Branch, tag or commit of the data set on the Hub.")
+    text_column: str = option("Column of the data set that holds the text.", default="text")
+    validation_data: str | None = option("Validation text or images, in any of the forms of `data`.")
+    validation_config: str | None = option("Configuration of `validation_data`, where it has several.")
+    validation_split: str | None = option("Split of `validation_data`, or else of `data`, for validation.")
+    validation_fraction: float = option(
+        "Part held out when no validation data is named: of text the last characters, of pairs the last rows, of "
+        "images some drawn once and for all.",
+        default=0.1,
+    )
+    block_size: int = option("Tokens of a block.", default=256)
+    document_mask: bool = option(
+        "Let tokens attend within their own document only, where positions start at 0.", default=False
+    )
+    streaming: bool = option("Read the data while training instead of preparing it on disk first.", default=False)
+    num_proc: int | None = option("Number of processes that tokenise.")
+
+    def __post_init__(self):
+        check_options(self, may_be_none=("block_size",))  # which commands replace by the length of the model
+        if self.num_proc is not None and self.num_proc < 1:
+            raise ValueError(f"`num_proc` must be >= 1, got {self.num_proc}.")
+
+
+@dataclass
+class ImageDataArguments:
+    """Reading of the images of the data set that `DataArguments` names."""
+
+    _argument_group_name = "images (of a data set, a folder of images or a data set on the Hub)"
+
+    image_column: str | None = option("Column of the images; the only one that has images if left out.")
+    label_column: str | None = option("Column of the classes of a class-conditional model; the only one if left out.")
+    num_levels: int | None = option("Levels of brightness of a new model, 2 to 256; 256 if left out.")
+    resize: bool = option("Crop the middle of images of another size, and scale it to the model's.", default=False)
+    convert: bool = option("Turn images of other modes (RGBA, palettes, grey, ...) into the model's.", default=False)
+
+    def __post_init__(self):
+        check_options(self)
+
+    @property
+    def given(self) -> bool:
+        """Whether any of these options is given."""
+        return self != type(self)()
+
+
+@dataclass
+class PairArguments:
+    """Columns of a data set of prompts and responses, and how a response ends."""
+
+    _argument_group_name = "prompts and responses (without them, the text of --data is packed into blocks)"
+
+    prompt_column: str | None = option("Column with the prompts; they are given, never masked and not scored.")
+    response_column: str | None = option("Column with the responses; only they are scored.")
+    response_end: str = option(
+        'End of a response: "fill" (EOS tokens up to --block_size, all scored: the model learns how long '
+        'responses are, and leaves the rest of its canvas empty), "eos" (one EOS, scored) or "none".',
+        default="fill",
+        choices=list(RESPONSE_ENDS),
+    )
+
+    def __post_init__(self):
+        check_options(self)
+        if (self.prompt_column is None) != (self.response_column is None):
+            given = {"prompt_column": self.prompt_column, "response_column": self.response_column}
+            raise ValueError(f"`prompt_column` and `response_column` must be given together, got {given}.")
+        if self.response_end not in RESPONSE_ENDS:
+            raise ValueError(f"`response_end` must be one of {RESPONSE_ENDS}, got {self.response_end!r}.")
+
+    @property
+    def given(self) -> bool:
+        """Whether the data are prompts and responses."""
+        return self.prompt_column is not None

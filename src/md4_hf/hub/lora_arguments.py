@@ -1,0 +1,94 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Options of a LoRA adapter; neither torch nor peft is imported before they are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..utils.options import check_options, option
+
+
+@dataclass
+class LoraArguments:
+    """Fields of `peft.LoraConfig` (Hu et al., arXiv:2106.09685), and how the base model is loaded."""
+
+    _argument_group_name = "adapter"
+
+    lora_r: int = option("Rank of the adapter.", default=16)
+    lora_alpha: int = option("Scale: the update is multiplied by alpha / r (alpha / sqrt(r) with rsLoRA).", default=32)
+    lora_dropout: float = option("Dropout before the adapter.", default=0.0)
+    target_modules: str = option(
+        'Layers that get an adapter: "all-linear" (all but the head), or names, such as "qkv_proj,o_proj".',
+        default="all-linear",
+    )
+    modules_to_save: str | None = option('Layers trained in full and saved with the adapter, such as "lm_head".')
+    use_dora: bool = option("Train magnitude and direction apart (DoRA, arXiv:2402.09353).", default=False)
+    use_rslora: bool = option("Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).", default=False)
+    quantization: str | None = option(
+        "Load the base in 8 or 4 bits; needs bitsandbytes and a device that it supports.", choices=["8bit", "4bit"]
+    )
+
+    def __post_init__(self):
+        check_options(self)
+        if self.lora_r < 1:
+            raise ValueError(f"`lora_r` must be >= 1, got {self.lora_r}.")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"`lora_alpha` must be > 0, got {self.lora_alpha}.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
+
+    def config(self):
+        """The `peft.LoraConfig`.
+
+        Raises:
+            ImportError: Without peft.
+        """
+        names = self.target_modules.split(",")
+        return import_peft().LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.target_modules if len(names) == 1 and names[0] == "all-linear" else names,
+            modules_to_save=self.modules_to_save.split(",") if self.modules_to_save else None,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+        )
+
+    def loading_arguments(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` for the base.
+
+        Raises:
+            ValueError: With `quantization`, where bitsandbytes is not installed.
+        """
+        if self.quantization is None:
+            return {}
+        from transformers import BitsAndBytesConfig
+        from transformers.utils import is_bitsandbytes_available
+
+        if not is_bitsandbytes_available():
+            raise ValueError(
+                f"`quantization` must be left out where bitsandbytes is not installed, got {self.quantization!r}."
+            )
+        is_4bit = self.quantization == "4bit"
+        config = BitsAndBytesConfig(
+            load_in_4bit=is_4bit,
+            load_in_8bit=not is_4bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype="bfloat16",
+            llm_int8_skip_modules=["lm_head"],
+        )
+        return {"quantization_config": config}
+
+
+def import_peft():
+    """The module `peft`.
+
+    Raises:
+        ImportError: Without peft, with the way to install it.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError("LoRA adapters need peft: pip install 'md4_hf[lora]'.") from error
+    return peft

@@ -16,7 +16,8 @@ from .hub.registration import register_when_imported
 __version__ = "0.1.0"
 
 _LAZY = {
-    "cli.arguments": ["ModelArguments", "RunArguments", "StartArguments", "parse_arguments"],
+    "cli.arguments": ["parse_arguments"],
+    "cli.train_options": ["ModelArguments", "RunArguments", "StartArguments"],
     "core.configuration_md4": ["MD4Config"],
     "core.image_processing_md4": ["MD4ImageProcessor"],
     "core.masked_diffusion": [

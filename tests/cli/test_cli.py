@@ -33,7 +33,9 @@ from md4_hf import (
 )
 from md4_hf.cli import main
 from md4_hf.cli.sample import expand_gaps
-from md4_hf.cli.train import measure_baselines, set_batch_size
+from md4_hf.cli.texts import measure_baselines
+from md4_hf.cli.train import set_batch_size
+from md4_hf.cli.train_options import ShownTrainingArguments
 
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
@@ -256,7 +258,7 @@ def test_gaps_become_mask_tokens():
 
 def parse(argv):
     _, run, model, args, _ = parse_arguments(
-        (StartArguments, RunArguments, ModelArguments, MD4TrainingArguments),
+        (StartArguments, RunArguments, ModelArguments, ShownTrainingArguments),
         argv,
         prog="x",
         description="y",
@@ -275,7 +277,7 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_the_preset(tm
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bf16_of_a_preset_is_left_out_on_processors_that_emulate_it(fast, tmp_path, monkeypatch):
-    monkeypatch.setattr("md4_hf.cli.arguments.has_fast_bf16", lambda: fast)
+    monkeypatch.setattr("md4_hf.utils.hardware.has_fast_bf16", lambda: fast)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     options = ["--preset", "tiny", "--output_dir", str(tmp_path)]
     assert parse(options)[2].bf16 is fast

@@ -31,7 +31,8 @@ from md4_hf import (
 )
 from md4_hf.cli import main
 from md4_hf.cli.draw import draw_samples, sampling_recipe, unfinished
-from md4_hf.cli.sample import SamplerArguments, print_texts, read_printed_texts
+from md4_hf.cli.options import SamplerArguments
+from md4_hf.cli.sample import print_texts, read_printed_texts
 
 
 LENGTH = 24

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What `md4 score` scores: samples that it draws, and keeps in a file as they come, or samples from a file."""
+"""Samples for `md4 score`: drawn, and kept in a file as they come, or read from a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from ..evaluation.provenance import weights_sha256
 from ..utils.files import write_whole
-from .sample import SamplerArguments, read_printed_texts
+from .options import SamplerArguments
+from .sample import pipeline_arguments, read_printed_texts
 
 
 @dataclass
@@ -34,8 +35,8 @@ class TextSamples:
 
 
 def sampling_recipe(pipeline, options: SamplerArguments) -> dict[str, Any]:
-    """All that a sample depends on besides its number: the same recipe draws the same samples."""
-    recipe = options.pipeline_arguments() | {"seed": options.seed}
+    """Everything that determines a sample besides its number: equal recipes draw equal samples."""
+    recipe = pipeline_arguments(options) | {"seed": options.seed}
     for name in ("generator", "num_samples"):
         del recipe[name]
     if options.class_labels is not None:
@@ -49,7 +50,7 @@ def sampling_recipe(pipeline, options: SamplerArguments) -> dict[str, Any]:
 def draw_samples(
     pipeline, options: SamplerArguments, recipe: dict[str, Any], batch_size: int, path: Path | None
 ) -> list[dict[str, Any]]:
-    """The samples of `md4 sample` with the same options, drawn some at a time, and kept in a file if there is one.
+    """Draw the samples of `md4 sample` with the same options, some at a time, and keep them in a file if there is one.
 
     Args:
         pipeline: Of text or images.
@@ -71,7 +72,7 @@ def draw_samples(
     total = options.num_samples if labels is None else len(labels)
     rows = [] if path is None else kept_samples(path, recipe)
     num_kept = len(rows)
-    arguments = options.pipeline_arguments()
+    arguments = pipeline_arguments(options)
     for _ in rows:  # the pipeline takes one number of the generator for each sample
         torch.randint(2**62, (), generator=arguments["generator"])
     pipeline.set_progress_bar_config(leave=False)
@@ -91,16 +92,16 @@ def draw_samples(
                 sys.exit(128 + signal.SIGINT)
             drawn = describe_samples(output, start, None if labels is None else labels[start:end], recipe)
             if path is not None:
-                keep(path, rows, drawn, is_first=start == num_kept)
+                append_samples(path, rows, drawn, is_first=start == num_kept)
             rows += drawn
             bar.update(len(drawn))
     if path is not None:
-        finish(path, rows)
+        complete_file(path, rows)
     return rows[:total]
 
 
 def describe_samples(output, start: int, labels: list[int] | None, recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is kept of each sample of a call of the pipeline; `start` is the number of the first."""
+    """A row for each sample of a call of the pipeline; `start` is the number of the first."""
     rows = []
     for place, ids in enumerate(output.sequences):
         text = {} if output.texts is None else {"text": output.texts[place]}
@@ -113,7 +114,7 @@ def describe_samples(output, start: int, labels: list[int] | None, recipe: dict[
 
 
 def unfinished(path: Path) -> Path:
-    """Where the samples are that are to become the file."""
+    """Hidden file beside the samples' own, for as long as some are to be drawn."""
     return path.with_name(f".{path.name}.unfinished")
 
 
@@ -129,7 +130,7 @@ def kept_samples(path: Path, recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_recipe(file: Path, rows: list[dict[str, Any]], recipe: dict[str, Any]):
-    """Refuse to take samples for others."""
+    """Refuse samples of another recipe."""
     for index, row in enumerate(rows):
         kept = row.get("recipe")
         if not isinstance(kept, dict) or row.get("index") != index or "input_ids" not in row:
@@ -142,28 +143,28 @@ def check_recipe(file: Path, rows: list[dict[str, Any]], recipe: dict[str, Any])
             )
 
 
-def keep(path: Path, rows: list[dict[str, Any]], drawn: list[dict[str, Any]], is_first: bool):
-    """Add samples to the unfinished file, which the first call of a run begins anew with those that are kept."""
+def append_samples(path: Path, rows: list[dict[str, Any]], drawn: list[dict[str, Any]], is_first: bool):
+    """Add samples to the unfinished file; the first call of a run writes those that it has kept before them."""
     if is_first:
         write_whole(unfinished(path), to_lines(rows))
     with unfinished(path).open("a", encoding="utf-8") as stream:
         stream.write(to_lines(drawn))
 
 
-def finish(path: Path, rows: list[dict[str, Any]]):
-    """Give the samples their file, unless it has them."""
+def complete_file(path: Path, rows: list[dict[str, Any]]):
+    """Write all samples to their file, unless it holds them already."""
     if unfinished(path).is_file():
         write_whole(path, to_lines(rows))
         unfinished(path).unlink()
 
 
 def to_lines(rows: list[dict[str, Any]]) -> str:
-    """JSON, a line for each."""
+    """JSON lines, one for each row."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_rows(file: Path, may_be_torn: bool = False) -> list[dict[str, Any]]:
-    """The objects of JSON lines; the last one may be missing a part, and is left out then."""
+    """The objects of JSON lines; a last line that is torn may be left out."""
     rows = []
     lines = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -181,8 +182,8 @@ def read_rows(file: Path, may_be_torn: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def names_samples(name: str) -> bool:
-    """Whether a file of samples is meant, and no model."""
+def is_samples_file(name: str) -> bool:
+    """Whether a name means a file of samples, not a model."""
     return Path(name).suffix in (".txt", ".jsonl") and not Path(name).is_dir()
 
 
@@ -205,7 +206,7 @@ def read_samples(path: Path) -> TextSamples:
 
 
 def printed_rows(path: Path) -> list[dict[str, Any]]:
-    """The samples of what `md4 sample` has printed, or the one that a text is."""
+    """The samples that `md4 sample` has printed; any other text is one sample."""
     try:
         return [{"text": text} for text in read_printed_texts(path.read_text(encoding="utf-8"))]
     except UnicodeDecodeError as error:
@@ -213,5 +214,5 @@ def printed_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def is_ids(value: Any) -> bool:
-    """Whether these are the ids of a text."""
+    """Whether a value is the ids of a text."""
     return isinstance(value, list) and bool(value) and all(type(x) is int and x >= 0 for x in value)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,37 +13,12 @@ from ..data.tokenizers import load_tokenizer
 from ..hub.loading import adapter_base, load_pipeline, make_pipeline
 from ..hub.shards import has_shards, load_shards
 from ..utils.files import whole_folder
-from ..utils.options import check_left_out, option
-from .arguments import parse_arguments
+from ..utils.options import check_left_out
+from .options import ExportArguments
 
 
-@dataclass
-class ExportArguments:
-    """How to write the folder."""
-
-    _argument_group_name = "export"
-
-    remote_code: bool = option("Add the code, so that the folder opens where md4_hf is not installed.", default=True)
-    dtype: str | None = option("Precision of the weights.", choices=["float32", "bfloat16", "float16"])
-    base: str | None = option("Base model of an adapter, if not the one it names.")
-    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
-    push_to_hub: str | None = option("Also upload the folder to this repository.")
-    private: bool = option("Make a new repository private.", default=False)
-
-
-def export(argv: list[str] | None = None):
-    """`md4 export`: one flat folder with model, tokenizer, scheduler and code; an adapter is merged into its base."""
-    options, rest = parse_arguments(
-        (ExportArguments,),
-        argv,
-        prog="md4 export",
-        description="Write a model with its tokenizer and scheduler as one folder that every loader opens, also where "
-        "md4_hf is not installed. An adapter is merged into its base; the shards of a checkpoint are put together.",
-        positional={
-            "model": "Folder or Hub id of a model or adapter, or a checkpoint.",
-            "folder": "New folder to write.",
-        },
-    )
+def export(options: ExportArguments, rest: argparse.Namespace):
+    """Write one flat folder with model, tokenizer, scheduler and code; an adapter is merged into its base."""
     folder = Path(rest.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`folder` must be empty or absent, got {folder}.")

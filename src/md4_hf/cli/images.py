@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the commands do with models of images."""
+"""Images of the commands: model and images of a training, images of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import torch
 from ..core.configuration_md4 import MD4Config
 from ..core.image_processing_md4 import MD4ImageProcessor
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
-from ..data.documents import DataArguments, load_validation
-from ..data.images import ImageDataArguments, ImageDataset, encode_images, load_image_table, load_images
+from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
+from ..data.documents import load_validation
+from ..data.images import ImageDataset, encode_images, load_image_table, load_images
 from ..evaluation.baselines import pixel_histogram_bits
 from ..objective.modality import IMAGES
+from ..training.arguments import MD4TrainingArguments
 from ..utils.options import check_left_out
-from .arguments import ModelArguments
+from .material import Material, describe_data
+from .train_options import ModelArguments, StartArguments
 
 
 MAX_VALUES_FOR_BASELINES = 10_000_000
@@ -25,16 +28,44 @@ ALL_LEVELS = 256
 
 
 def trains_images(name_or_path: str | None, model_args: ModelArguments) -> bool:
-    """Whether a training is one of images: a new model of them, or one to go on with."""
+    """Whether the model to train, new or trained before, is one of images."""
     if name_or_path is not None:
         return MD4Config.from_pretrained(name_or_path).is_image
     return model_args.backbone not in (None, "transformer")
 
 
+def prepare_image_training(
+    start: StartArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    image_args: ImageDataArguments,
+    args: MD4TrainingArguments,
+) -> Material:
+    """Model and images of a training on images."""
+    check_left_out(start, ["tokenizer"], "for a model of images")
+    check_no_text(data_args)
+    model = make_image_model(start.model_name_or_path, model_args, image_args)
+    config = model.config
+    with args.main_process_first(desc="preparing the data"):
+        train_images, heldout_images = prepare_images(data_args, image_args, config, verbose=args.process_index == 0)
+    examples = IMAGES.describe_examples(config, None)
+    return Material(
+        model=model,
+        processor=MD4ImageProcessor.for_config(config),
+        train_examples=train_images,
+        heldout_examples=heldout_images,
+        facts={
+            **describe_data(data_args, IMAGES.describe_examples(config, None)),
+            "base_model": start.model_name_or_path,
+        },
+        measure_baselines=lambda: measure_image_baselines(train_images, heldout_images, config),
+    )
+
+
 def make_image_model(
     name_or_path: str | None, model_args: ModelArguments, image_args: ImageDataArguments
 ) -> MD4ForMaskedDiffusion:
-    """A new model of images, or the one to go on with."""
+    """A new model of images, or the trained one to continue."""
     if name_or_path is None:
         return MD4ForMaskedDiffusion(model_args.image_config(image_args.num_levels or ALL_LEVELS))
     config = MD4Config.from_pretrained(name_or_path)
@@ -67,7 +98,7 @@ def check_no_text(data_args: DataArguments):
 def prepare_images(
     data_args: DataArguments, image_args: ImageDataArguments, config: MD4Config, verbose: bool
 ) -> list[ImageDataset]:
-    """Training and held-out images as ids; `verbose` prints how many they are."""
+    """Training and held-out images as ids; `verbose` prints their number."""
     examples = []
     for name, images in zip(("training", "held-out"), load_images(data_args), strict=True):
         encoded = encode_images(images, MD4ImageProcessor.for_config(config), image_args, config.num_classes)
@@ -97,3 +128,27 @@ def _first_ids(images: ImageDataset) -> np.ndarray:
     """The ids of a data set, of a large one the first ten million."""
     count = min(len(images), max(1, MAX_VALUES_FOR_BASELINES // images[0]["input_ids"].size))
     return np.stack([image["input_ids"] for image in images.__getitems__(list(range(count)))])
+
+
+class ImageEvaluation:
+    """Held-out images for a model, and its image processor, with the arguments and methods of `TextEvaluation`."""
+
+    tokenizer = None
+
+    def __init__(self, name: str, config: MD4Config, revision: str | None):
+        self.config = config
+        self.processor = MD4ImageProcessor.for_config(config)
+
+    def check(self, data_args: DataArguments, pair_args: PairArguments, image_args: ImageDataArguments):
+        """Refuse options of text."""
+        check_no_text(data_args)
+        check_left_out(pair_args, [field.name for field in dataclasses.fields(pair_args)], "for a model of images")
+
+    def block_size(self, block_size: int | None) -> None:
+        """Images are not cut into blocks."""
+        if block_size is not None:
+            raise ValueError(f"`block_size` must be left out for a model of images, got {block_size}.")
+
+    def examples(self, data_args: DataArguments, pair_args: PairArguments, image_args: ImageDataArguments):
+        """The images named for validation, or the held-out part of the data, as ids."""
+        return evaluation_images(data_args, image_args, self.config)

@@ -3,133 +3,58 @@
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
-from dataclasses import dataclass
 
 import PIL.Image
 import torch
 
 from ..hub.loading import load_pipeline
 from ..utils.image_grid import picture_format, save_image_grid
-from ..utils.options import check_left_out, option
-from .arguments import parse_arguments
+from ..utils.options import check_left_out
+from .options import ImageArguments, PromptArguments, SampleArguments, SamplerArguments
 
 
 GAP = re.compile(r"<mask:(\d+)>")
 RULE = "-" * 60
-MAX_GAP_DIGITS = 6  # more tokens than any model has, and still a text that fits into memory
+ARGUMENTS_OF_PIPELINE = (
+    *("num_samples", "num_inference_steps", "length", "block_length"),
+    *("temperature", "top_p", "top_k", "class_labels", "guidance_scale"),
+)
 
 
-@dataclass
-class SamplerArguments:
-    """How samples are drawn, and by which model."""
-
-    _argument_group_name = "sampling"
-
-    num_samples: int = option("Samples (of each text, image or class).", default=1)
-    num_inference_steps: int | None = option("Steps; the scheduler's own by default.")
-    length: int | None = option("Tokens; the model's length by default.")
-    block_length: int | None = option("Generate block by block, of so many tokens, to any --length.")
-    temperature: float = option("Divides the logits; 0 takes the most probable token.", default=1.0)
-    top_p: float | None = option("Nucleus in (0, 1].")
-    top_k: int | None = option("Keep the k most probable tokens.")
-    class_labels: list[int] | None = option("Classes to sample, of a class-conditional model.")
-    guidance_scale: float = option(
-        "Classifier-free guidance: 1 is the class's own distribution, more is sharper.", default=1.0
-    )
-    seed: int | None = option("Seed; another sample every time without one.")
-    device: str | None = option("Device; an accelerator if there is one.")
-    base: str | None = option("Base model of an adapter, if not the one it names.")
-    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
-
-    def pipeline_arguments(self) -> dict:
-        """Keyword arguments for the pipeline's call."""
-        names = (
-            "num_samples",
-            "num_inference_steps",
-            "length",
-            "block_length",
-            "temperature",
-            "top_p",
-            "top_k",
-            "class_labels",
-            "guidance_scale",
-        )
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-        return {**{name: getattr(self, name) for name in names}, "generator": generator}
+def sample(options: SampleArguments, prompt: PromptArguments, rest: argparse.Namespace):
+    """Sample text or images from nothing or of a class, or continue a prompt."""
+    pipeline = open_pipeline(rest.model, options)
+    write_samples(pipeline(prompt=prompt.prompt, **pipeline_arguments(options)), options)
 
 
-@dataclass
-class SampleArguments(SamplerArguments):
-    """How to sample, and what to write."""
-
-    output: str | None = option("Picture to write, of a model of images.")
-    enlarge: int = option("Pixels of the picture for a pixel, in each direction.", default=1)
-
-    def load_pipeline(self, model: str):
-        """The pipeline of a folder or Hub id, of images only if there is a picture to write."""
-        if self.output is not None:
-            picture_format(self.output)
-        if self.enlarge < 1:
-            raise ValueError(f"`enlarge` must be >= 1, got {self.enlarge}.")
-        pipeline = load_pipeline(model, base=self.base, revision=self.revision, device=self.device)
-        if pipeline.image_shape is None:
-            check_left_out(self, ["output", "enlarge"], "for a model of text")
-        elif self.output is None:
-            raise ValueError("`output` must name a picture to write for a model of images.")
-        return pipeline
-
-
-@dataclass
-class PromptArguments:
-    """What to start from."""
-
-    _argument_group_name = "prompt"
-
-    prompt: str | None = option("Text that every sample begins with.")
-
-
-@dataclass
-class ImageArguments:
-    """Which part of an image to fill."""
-
-    _argument_group_name = "image"
-
-    image: str | None = option("Picture, of the model's size, in place of the text.")
-    mask: str | None = option("Picture of the same size, white where to fill it.")
-
-
-def sample(argv: list[str] | None = None):
-    """`md4 sample`: text or images from nothing or of a class, or the continuation of a prompt."""
-    options, prompt, rest = parse_arguments(
-        (SampleArguments, PromptArguments),
-        argv,
-        prog="md4 sample",
-        description="Sample text, from nothing or from a prompt, or images, from nothing or of a class.",
-        positional={"model": "Folder or Hub id of a model or adapter."},
-    )
-    pipeline = options.load_pipeline(rest.model)
-    show(pipeline(prompt=prompt.prompt, **options.pipeline_arguments()), options)
-
-
-def infill(argv: list[str] | None = None):
-    """`md4 infill`: fill the gaps of a text or of an image, and keep the rest as it is."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    is_image = any(word.split("=")[0] == "--image" for word in argv)
-    text = {"text": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'}
-    options, image, rest = parse_arguments(
-        (SampleArguments, ImageArguments),
-        argv,
-        prog="md4 infill",
-        description="Fill the gaps of a text or of an image and keep the rest of it. A gap of n tokens is written "
-        "<mask:n>, the gap of an image is what is white in another one.",
-        positional={"model": "Folder or Hub id of a model or adapter.", **({} if is_image else text)},
-    )
-    if is_image:
+def infill(options: SampleArguments, image: ImageArguments, rest: argparse.Namespace):
+    """Fill the gaps of a text or of an image, and keep the rest as it is."""
+    if (rest.text is None) == (image.image is None):
+        raise ValueError(f"Either `text` or `image` must be given, got {rest.text!r} and {image.image!r}.")
+    if rest.text is None:
         infill_image(rest.model, image, options)
     else:
         infill_text(rest.model, rest.text, image, options)
+
+
+def pipeline_arguments(options: SamplerArguments) -> dict:
+    """Keyword arguments for the pipeline's call."""
+    generator = None if options.seed is None else torch.Generator().manual_seed(options.seed)
+    return {**{name: getattr(options, name) for name in ARGUMENTS_OF_PIPELINE}, "generator": generator}
+
+
+def open_pipeline(model: str, options: SampleArguments):
+    """The pipeline of a folder or Hub id; of images only if there is a picture to write."""
+    if options.output is not None:
+        picture_format(options.output)
+    pipeline = load_pipeline(model, base=options.base, revision=options.revision, device=options.device)
+    if pipeline.image_shape is None:
+        check_left_out(options, ["output", "enlarge"], "for a model of text")
+    elif options.output is None:
+        raise ValueError("`output` must name a picture to write for a model of images.")
+    return pipeline
 
 
 def infill_text(model: str, text: str, image: ImageArguments, options: SampleArguments):
@@ -137,34 +62,35 @@ def infill_text(model: str, text: str, image: ImageArguments, options: SampleArg
     gaps = GAP.findall(text)
     if not gaps:
         raise ValueError(f'`text` must have a gap such as <mask:12>, got "{text}".')
-    if max(map(len, gaps)) > MAX_GAP_DIGITS:
-        raise ValueError(f'`text` must have gaps of less than a million tokens, got "{text}".')
     if image.mask is not None:
         raise ValueError(f"`mask` needs an `image`, got {image.mask} without.")
-    pipeline = options.load_pipeline(model)
+    pipeline = open_pipeline(model, options)
     if pipeline.tokenizer is None:
         raise ValueError("`image` and `mask` must be given for a model of images, got a text.")
+    longest = max(pipeline.model.config.max_position_embeddings, options.length or 0)
+    if sum(map(int, gaps)) > longest:
+        raise ValueError(f'`text` must have gaps of at most {longest} tokens in all, the length, got "{text}".')
     prompt = expand_gaps(text, pipeline.tokenizer.mask_token)
-    show(pipeline(prompt=prompt, **options.pipeline_arguments()), options)
+    write_samples(pipeline(prompt=prompt, **pipeline_arguments(options)), options)
 
 
 def infill_image(model: str, image: ImageArguments, options: SampleArguments):
-    """Fill what is white in the mask."""
+    """Fill the white part of the mask."""
     if image.mask is None:
         raise ValueError(f"`mask` must be given with `image`, got {image.image} without.")
     picture, mask = PIL.Image.open(image.image), PIL.Image.open(image.mask)
-    pipeline = options.load_pipeline(model)
+    pipeline = open_pipeline(model, options)
     is_grey = pipeline.image_shape is not None and pipeline.image_shape[0] == 1
     given = picture.convert("L" if is_grey else "RGB")
-    show(pipeline(image=given, mask_image=mask, **options.pipeline_arguments()), options)
+    write_samples(pipeline(image=given, mask_image=mask, **pipeline_arguments(options)), options)
 
 
 def expand_gaps(text: str, mask_token: str) -> str:
-    """ "<mask:3>" -> three mask tokens."""
+    """Write each gap `<mask:n>` as n mask tokens."""
     return GAP.sub(lambda gap: mask_token * int(gap.group(1)), text)
 
 
-def show(output, options: SampleArguments):
+def write_samples(output, options: SampleArguments):
     """Print texts, or write images as one picture, with a row for each class."""
     if output.images is None:
         print_texts(output.texts)

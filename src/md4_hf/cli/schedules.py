@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from ..data.documents import DataArguments, load_train_validation
+from ..data.arguments import DataArguments
+from ..data.documents import load_train_validation
 from ..data.packing import pack
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.schedule_plots import (
@@ -19,50 +20,24 @@ from ..evaluation.schedule_plots import (
     plot_unmasked_per_step,
 )
 from ..hub.loading import load_model
-from ..utils.options import option
-from .arguments import parse_arguments
+from .options import ScheduleArguments
 
 
-@dataclass
-class ScheduleArguments:
-    """What to show."""
-
-    _argument_group_name = "schedules"
-
-    rows: int = option("Tokens in each half of the table: smallest and largest exponents.", default=10)
-    min_count: int = option("Leave out tokens that are rarer in --data.", default=1)
-    output_dir: str | None = option("Write the pictures to this folder.")
-    format: str = option("Kind of picture.", default="png", choices=["png", "svg"])
-    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
-
-    def __post_init__(self):
-        if self.min_count < 0:
-            raise ValueError(f"`min_count` must be >= 0, got {self.min_count}.")
-        if self.rows < 1:
-            raise ValueError(f"`rows` must be >= 1, got {self.rows}.")
-
-
-def schedules(argv: list[str] | None = None):
-    """`md4 schedules`: the exponents of a GenMD4 model as a table and as pictures."""
-    options, data_args, rest = parse_arguments(
-        (ScheduleArguments, DataArguments),
-        argv,
-        prog="md4 schedules",
-        description="Show the masking schedules 1 - t^w that a GenMD4 model has learned: tokens with a large exponent "
-        "w are masked late and generated early. Counts are those of the training part of --data.",
-        positional={"model": "Folder or Hub id of a GenMD4 model."},
+def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argparse.Namespace):
+    """Show the exponents of a GenMD4 model as a table and as pictures."""
+    model, tokenizer = (
+        load_model(rest.model, revision=options.revision),
+        load_tokenizer(rest.model, revision=options.revision),
     )
-    hub = {"revision": options.revision}
-    model, tokenizer = load_model(rest.model, **hub), load_tokenizer(rest.model, **hub)
     if not model.config.learn_masking_schedule:
         raise ValueError(f"`model` must be a GenMD4 model, got {rest.model}, whose schedule is not learned.")
     exponents = model.token_schedule.exponents.detach()
     counts = count_tokens(data_args, tokenizer)
     counts[model.config.mask_token_id] = -1  # no token of the data
-    kept = np.flatnonzero(counts >= options.min_count)
-    if not len(kept):
+    frequent = np.flatnonzero(counts >= options.min_count)
+    if not len(frequent):
         raise ValueError(f"`min_count` must leave some tokens, got {options.min_count}; {data_args.data} has none.")
-    order = kept[exponents[kept].argsort(stable=True)]
+    order = frequent[exponents[frequent].argsort(stable=True)]
     print_table(order, exponents, counts, tokenizer, options.rows)
     if options.output_dir is not None:
         folder = Path(options.output_dir)
@@ -71,7 +46,7 @@ def schedules(argv: list[str] | None = None):
 
 
 def count_tokens(data_args: DataArguments, tokenizer) -> np.ndarray:
-    """How often each token occurs in the training part of the data, `(vocab,)`."""
+    """Number of occurrences of each token in the training part of the data, `(vocab,)`."""
     blocks, _ = pack(load_train_validation(data_args)[0], tokenizer, data_args.block_size, num_proc=data_args.num_proc)
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     for batch in blocks.with_format("numpy").iter(1000):

@@ -1,12 +1,12 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """MD4 models in the lm-evaluation-harness (`pip install 'md4_hf[eval]'`): the model type "md4_hf".
 
-The harness finds models outside its own package only once their module is imported. So run its command through this
-module, which takes the same arguments as `lm_eval`:
+The harness finds models outside its own package only once their module is imported. `md4 harness` does so, and takes
+the same arguments as `lm_eval`:
 
-    python -m md4_hf.lm_eval_adapter --model md4_hf --model_args pretrained=FOLDER,draws=32 --tasks TASK --batch_size 64
+    md4 harness --model md4_hf --model_args pretrained=FOLDER,draws=32 --tasks TASK --batch_size 64
 
-or import this module before `lm_eval.simple_evaluate(model="md4_hf", ...)`.
+In Python, import this module before `lm_eval.simple_evaluate(model="md4_hf", ...)`.
 """
 
 from __future__ import annotations
@@ -605,14 +605,3 @@ def as_strings(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) for string in strings):
         raise ValueError(f"`{name}` must be a string or a list of strings, got {value!r}.")
     return tuple(string for string in strings if string)
-
-
-def main():
-    """The harness's own command, with the model type "md4_hf" registered."""
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
-
-
-if __name__ == "__main__":
-    main()

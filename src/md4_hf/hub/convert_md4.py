@@ -1,7 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Convert checkpoints of the official JAX implementation of MD4 to `save_pretrained` folders.
 
-    python -m md4_hf.convert_md4_checkpoint --checkpoint CHECKPOINT --config CONFIG.json --output_dir FOLDER
+    md4 convert CHECKPOINT CONFIG.json FOLDER
 
 `CHECKPOINT` is an Orbax checkpoint folder (needs `orbax-checkpoint`) or a safetensors file of flat parameters whose
 names are slash-joined Flax paths. `CONFIG.json` holds the fields of the official configuration.
@@ -9,7 +9,6 @@ names are slash-joined Flax paths. `CONFIG.json` holds the fields of the officia
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Mapping
@@ -402,7 +401,7 @@ def _convert_image_head(flax: FlaxParams, config: MD4Config, conv: str) -> dict[
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The command
+# Checkpoints
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -452,22 +451,3 @@ def convert_checkpoint(checkpoint: Path, config_file: Path, output_dir: Path):
     model.load_state_dict(convert_flax_params(params, config))
     model.save_pretrained(output_dir)
     scheduler_from_official(official).save_pretrained(output_dir)
-
-
-def main(argv: list[str] | None = None):
-    """Entry point of the command described at the top of this file."""
-    parser = argparse.ArgumentParser(description="Convert an official MD4 checkpoint to a save_pretrained folder.")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="Orbax folder, or safetensors of flat parameters."
-    )
-    parser.add_argument(
-        "--config", type=Path, required=True, help="JSON file with the official configuration's fields."
-    )
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write; empty or absent.")
-    args = parser.parse_args(argv)
-    convert_checkpoint(args.checkpoint, args.config, args.output_dir)
-    print(f"Wrote {args.output_dir}")
-
-
-if __name__ == "__main__":
-    main()

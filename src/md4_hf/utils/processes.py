@@ -176,3 +176,9 @@ class RunLock:
                 f"`output_dir` must be a folder that all nodes share, got {self.folder}, which processes "
                 f"{[rank for rank, found in enumerate(seen) if not found]} do not see."
             )
+
+
+def print_on_first(args: TrainingArguments, text: str):
+    """Print on the first process, at once."""
+    if args.process_index == 0:
+        print(text, flush=True)

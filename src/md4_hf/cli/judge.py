@@ -1,0 +1,118 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""The causal language model that `md4 score` measures samples under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..evaluation.samples import generative_perplexity, generative_perplexity_of_ids
+from ..utils.errors import file_errors_as_value_errors
+from .draw import TextSamples
+from .options import ScoreArguments
+
+
+@dataclass
+class Judge:
+    """A causal language model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_judge(options: ScoreArguments) -> Judge | None:
+    """The judge, None if there is none.
+
+    Raises:
+        OSError, ValueError: If it is no causal language model with a tokenizer.
+    """
+    if options.judge is None:
+        return None
+    hub = {"revision": options.judge_revision or "main"}
+    try:
+        with file_errors_as_value_errors("judge", options.judge):
+            config = AutoConfig.from_pretrained(options.judge, **hub)
+            is_causal = getattr(config, "is_causal", True)  # said of MD4's, which are causal or not by configuration
+            if not (is_causal and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING):
+                raise ValueError(f"there is no causal language model of type {config.model_type!r}.")
+            tokenizer = AutoTokenizer.from_pretrained(options.judge, **hub)
+            model = AutoModelForCausalLM.from_pretrained(options.judge, **hub).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`judge` must be a folder or Hub id of a causal language model, got {options.judge}."
+        ) from error
+    check_causal(model, options.judge)
+    return Judge(model, tokenizer)
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, name: str):
+    """Refuse a model whose prediction for one token depends on those after it: BERT opens as a causal model too."""
+    logits = model(input_ids=torch.tensor([[0, 0], [0, 1]]), use_cache=False).logits[:, 0].float()
+    if (logits[0] - logits[1]).abs().max() > 1e-2 * logits.std():
+        raise ValueError(f"`judge` must be a causal language model, got {name}, which sees the tokens to come.")
+
+
+def judge_recipe(judge: Judge | None) -> dict[str, Any]:
+    """Facts of the judge beyond its name."""
+    if judge is None:
+        return {}
+    return {
+        "judge_commit": commit(judge.model),
+        "judge_dtype": str(judge.model.dtype).removeprefix("torch."),
+        "judge_length": getattr(judge.model.config.get_text_config(), "max_position_embeddings", None),
+        "judge_bos_token": judge.tokenizer.bos_token,
+    }
+
+
+def commit(model: PreTrainedModel) -> str | None:
+    """The commit of a model of the Hub."""
+    return getattr(model.config, "_commit_hash", None)
+
+
+def perplexity(
+    samples: TextSamples, tokenizer: PreTrainedTokenizerBase | None, judge: Judge, options: ScoreArguments
+) -> dict[str, Any]:
+    """Figures of `generative_perplexity`; samples of fewer than two tokens have none, and are counted."""
+    settings = {
+        "batch_size": options.batch_size,
+        "max_length": options.max_length,
+        "add_bos": options.add_bos,
+        "progress": True,
+    }
+    if options.retokenise:
+        lengths = map(len, encode(judge.tokenizer, samples.texts))
+        texts = [text for text, length in zip(samples.texts, lengths, strict=True) if length >= 2]
+        check_any_left(texts)
+        measures = generative_perplexity(texts, judge.model, judge.tokenizer, **settings)
+        return {**measures, "num_too_short": len(samples) - len(texts)}
+    if samples.ids is None or tokenizer is None:
+        raise ValueError("`retokenise` must be true for samples without `input_ids` and a `tokenizer`, got false.")
+    ids = [row for row in samples.ids if len(row) >= 2]
+    check_any_left(ids)
+    measures = generative_perplexity_of_ids(ids, judge.model, judge.tokenizer, tokenizer, **settings)
+    return {**measures, "num_too_short": len(samples) - len(ids)}
+
+
+def check_any_left(samples: list):
+    """Refuse samples that leave nothing to score."""
+    if not samples:
+        raise ValueError("`model_or_file` must give samples of at least two tokens of the judge, got none.")
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The ids of texts, without special tokens."""
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+# Images ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,233 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Options of the commands that use a trained model: evaluate, suite, sample, infill, score, schedules and export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.recipes import PREPARATIONS
+from ..utils.options import check_left_out, option
+
+
+SCORED_SAMPLES, SCORED_SEED = 64, 0  # of a model, unless others are asked for
+PREPARATION = "sedd"  # the paper's, as far as it says
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EstimateArguments:
+    """Estimate of the likelihood: draws, rounds, precision."""
+
+    _argument_group_name = "evaluation"
+
+    draws: int = option("Stratified draws of time and masks per sequence and round.", default=8)
+    estimator: str = option(
+        'Kind of draw: a "time", or, for models that do not see it, a number of masked tokens, "any_order".',
+        default="time",
+        choices=["time", "any_order"],
+    )
+    num_timesteps: int | None = option(
+        "Steps of discrete time, 0 for continuous time; as the model was trained if left out."
+    )
+    rounds: int = option("Independent evaluations; two or more give the error of the draws.", default=1)
+    target_stderr: float | None = option("Add rounds until the error of the draws, in nats per token, is no larger.")
+    max_rounds: int = option("Rounds at most, with --target_stderr.", default=1000)
+    batch_size: int = option("Sequences per forward pass.", default=32)
+    seed: int = option("Seed of the evaluation noise.", default=0)
+    bf16: bool = option("Evaluate under bf16 autocast.", default=False)
+    use_cpu: bool = option("Use the CPU even if there is an accelerator.", default=False)
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+
+    def __post_init__(self):
+        for name in ("draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
+        if self.num_timesteps is not None and self.num_timesteps < 0:
+            raise ValueError(f"`num_timesteps` must be >= 0, got {self.num_timesteps}.")
+        if self.target_stderr is None:
+            check_left_out(self, ["max_rounds"], "without --target_stderr")
+
+
+@dataclass
+class EvaluateArguments(EstimateArguments):
+    """Estimate of the likelihood of a data set, and the file of its figures."""
+
+    output_file: str | None = option("Also write the figures to this JSON file.")
+
+
+@dataclass
+class SuiteArguments:
+    """Choice of published data sets, and their preparation."""
+
+    _argument_group_name = "suite"
+
+    tasks: list[str] | None = option("Some tasks of the suite; all if left out.")
+    preparation: str = option(
+        f"How text is prepared: {', '.join(PREPARATIONS)} (docs/evaluate.md).",
+        default=PREPARATION,
+        choices=[*PREPARATIONS],
+    )
+    stride: int | None = option("Tokens between the starts of two blocks; if left out, those of the preparation.")
+    wrap: bool | None = option("Join rows and cut them into blocks; if left out, as the preparation does.")
+    detokenizer: str | None = option('Detokenizer, if not the task\'s own; "none" for none.')
+    replace: list[str] | None = option(
+        "Local files in place of data sets, as TASK=FILE: each line of a text file is a row."
+    )
+    block_size: int | None = option("Tokens of a block of text; the model's length if left out.")
+    output_dir: str | None = option(
+        "Folder for the results; if left out, `evaluation` in a local model's folder, else runs/evaluation/NAME."
+    )
+
+    @property
+    def settings(self) -> list[str]:
+        """Settings that differ from the default, in words for the name of a file."""
+        words = [self.preparation] if self.preparation != PREPARATION else []
+        words += [f"stride-{self.stride}"] if self.stride is not None else []
+        words += [{True: "wrapped", False: "rows-alone"}[self.wrap]] if self.wrap is not None else []
+        return words + ([f"detokenizer-{self.detokenizer}"] if self.detokenizer is not None else [])
+
+
+# Samples --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SamplerArguments:
+    """Drawing of samples, and the model that draws them."""
+
+    _argument_group_name = "sampling"
+
+    num_samples: int = option("Samples (of each text, image or class).", default=1)
+    num_inference_steps: int | None = option("Steps; the scheduler's own by default.")
+    length: int | None = option("Tokens; the model's length by default.")
+    block_length: int | None = option("Tokens of a block, to generate block by block, to any --length.")
+    temperature: float = option("Divides the logits; 0 takes the most probable token.", default=1.0)
+    top_p: float | None = option("Nucleus in (0, 1].")
+    top_k: int | None = option("Keep the k most probable tokens.")
+    class_labels: list[int] | None = option("Classes to sample, of a class-conditional model.")
+    guidance_scale: float = option(
+        "Classifier-free guidance: 1 is the class's own distribution, more is sharper.", default=1.0
+    )
+    seed: int | None = option("Seed; another sample every time without one.")
+    device: str | None = option("Device; an accelerator if there is one.")
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+
+
+@dataclass
+class SampleArguments(SamplerArguments):
+    """Drawing of samples, and the picture to write."""
+
+    output: str | None = option("Picture to write, of a model of images.")
+    enlarge: int = option("Width and height in the picture of one pixel of an image.", default=1)
+
+    def __post_init__(self):
+        if self.enlarge < 1:
+            raise ValueError(f"`enlarge` must be >= 1, got {self.enlarge}.")
+
+
+@dataclass
+class PromptArguments:
+    """Text to start from."""
+
+    _argument_group_name = "prompt"
+
+    prompt: str | None = option("Text that every sample begins with.")
+
+
+@dataclass
+class ImageArguments:
+    """Image, and the part of it to fill."""
+
+    _argument_group_name = "image"
+
+    image: str | None = option("Picture, of the model's size, in place of the text.")
+    mask: str | None = option("Picture of the same size, white where it is to be filled.")
+
+
+@dataclass
+class ScoreArguments:
+    """Measures of samples, and real data to compare them with."""
+
+    _argument_group_name = "scores"
+
+    judge: str | None = option("Folder or Hub id of a causal language model, for the perplexity.")
+    judge_revision: str | None = option("Branch, tag or commit of the judge.")
+    retokenise: bool = option(
+        "Give the judge the texts, in its own tokens; otherwise the samples' own tokens, which have to be "
+        "the judge's too.",
+        default=True,
+    )
+    add_bos: bool = option(
+        "Put the judge's BOS token before each sample, and score the first token too.", default=False
+    )
+    max_length: int | None = option("Tokens of the judge that are scored; as many as it takes by default.")
+    batch_size: int = option("Samples at a time.", default=16)
+    tokenizer: str | None = option("Tokenizer of the samples of a file; of a model, its own.")
+    references: str | None = option("Real text or images to measure beside the samples: a file, a folder, a Hub id.")
+    references_config: str | None = option("Configuration of the references' data set.")
+    references_split: str = option('Split of the references, or a slice, "train[:1%%]".', default="train")
+    references_revision: str | None = option("Branch, tag or commit of the references on the Hub.")
+    text_column: str = option("Column of the references that holds the text.", default="text")
+    output_file: str | None = option("Also write scores and recipe to this JSON file.")
+    samples_file: str | None = option("Keep the samples in this .jsonl file; the ones in it are not drawn again.")
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be >= 1, got {self.batch_size}.")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"`max_length` must be >= 2, got {self.max_length}.")
+        for name in ("output_file", "samples_file"):
+            value = getattr(self, name)
+            if value is not None and (Path(value).is_dir() or not Path(value).absolute().parent.is_dir()):
+                raise ValueError(f"`{name}` must be a file in a folder that exists, got {value}.")
+        if self.samples_file is not None and Path(self.samples_file).suffix != ".jsonl":
+            raise ValueError(f"`samples_file` must end in .jsonl, got {self.samples_file}.")
+
+    def reference_options(self) -> dict[str, Any]:
+        """Part of the references' data set, as arguments of its loader."""
+        return {
+            "config": self.references_config,
+            "split": self.references_split,
+            "revision": self.references_revision,
+        }
+
+
+# Other commands -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ScheduleArguments:
+    """Table and pictures of schedules."""
+
+    _argument_group_name = "schedules"
+
+    rows: int = option("Tokens in each half of the table: smallest and largest exponents.", default=10)
+    min_count: int = option("Leave out tokens that are rarer in --data.", default=1)
+    output_dir: str | None = option("Write the pictures to this folder.")
+    format: str = option("Kind of picture.", default="png", choices=["png", "svg"])
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+
+    def __post_init__(self):
+        if self.min_count < 0:
+            raise ValueError(f"`min_count` must be >= 0, got {self.min_count}.")
+        if self.rows < 1:
+            raise ValueError(f"`rows` must be >= 1, got {self.rows}.")
+
+
+@dataclass
+class ExportArguments:
+    """Contents of the folder, and its upload."""
+
+    _argument_group_name = "export"
+
+    remote_code: bool = option("Add the code, so that the folder opens where md4_hf is not installed.", default=True)
+    dtype: str | None = option("Precision of the weights.", choices=["float32", "bfloat16", "float16"])
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    push_to_hub: str | None = option("Also upload the folder to this repository.")
+    private: bool = option("Make a new repository private.", default=False)

@@ -1,0 +1,185 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Text of the commands: tokenizer, model and blocks of a training, documents or pairs of an evaluation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from ..core.configuration_md4 import MD4Config
+from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from ..core.modeling_md4_causal import MD4ForCausalLM
+from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
+from ..data.documents import load_table, load_train_validation, load_validation
+from ..data.packing import pack
+from ..data.pairs import encode_pairs, load_pairs
+from ..data.tokenizers import check_tokenizer_matches, load_tokenizer
+from ..evaluation.baselines import ngram_bits_per_character
+from ..hub.loading import load_model
+from ..training.arguments import MD4TrainingArguments
+from ..utils.errors import file_errors_as_value_errors
+from ..utils.options import check_left_out
+from .images import check_no_images
+from .material import Material, describe_data
+from .train_options import ModelArguments, StartArguments
+
+
+MAX_SYMBOLS_FOR_BASELINES = 1000
+MAX_TOKENS_FOR_BASELINES = 10_000_000
+OPTIONS_OF_IMAGES = ("image_samples", "image_sample_steps")
+
+
+def open_tokenizer(name: str, config: MD4Config, revision: str | None = None):
+    """The tokenizer of a model of text, with as many tokens and the same mask as the model."""
+    tokenizer = load_tokenizer(name, revision=revision)
+    check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
+    return tokenizer
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def prepare_text_training(
+    start: StartArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    image_args: ImageDataArguments,
+    args: MD4TrainingArguments,
+) -> Material:
+    """Model and blocks of a training on text."""
+    check_no_images(image_args)
+    check_left_out(args, OPTIONS_OF_IMAGES, "for a model of text")
+    argument = "tokenizer" if start.tokenizer else "model_name_or_path"
+    tokenizer = load_tokenizer(getattr(start, argument) or "text8", argument=argument)
+    model = make_model(start.model_name_or_path, model_args, tokenizer, data_args.block_size)
+    with args.main_process_first(desc="preparing the data"):
+        train_blocks, heldout_blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
+    return Material(
+        model=model,
+        processor=tokenizer,
+        train_examples=train_blocks,
+        heldout_examples=heldout_blocks,
+        facts={**describe_text(data_args, tokenizer), "base_model": start.model_name_or_path},
+        measure_baselines=lambda: measure_baselines(train_blocks, heldout_blocks, tokenizer),
+    )
+
+
+def make_model(name_or_path: str | None, model_args: ModelArguments, tokenizer, length: int):
+    """A new model for the tokenizer, or the trained one to continue."""
+    if name_or_path is None:
+        config = model_args.config(len(tokenizer), tokenizer.mask_token_id, length)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, name, getattr(tokenizer, name))
+        return (MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion)(config)
+    with file_errors_as_value_errors("model_name_or_path", name_or_path):
+        config = MD4Config.from_pretrained(name_or_path)
+    check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
+    model_args.change(config)  # before the layers are built, which take their dropout from it
+    check_block_size(length, config)
+    return load_model(
+        name_or_path, config=config, dtype=torch.float32, attn_implementation=model_args.attn_implementation
+    )
+
+
+def check_block_size(block_size: int, config: MD4Config):
+    """Refuse blocks that are longer than the model can read."""
+    if block_size > config.max_position_embeddings:
+        raise ValueError(
+            f"`block_size` must be at most the model's {config.max_position_embeddings} tokens, got {block_size}."
+        )
+
+
+def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
+    """Training and held-out text as blocks of ids; `verbose` prints their numbers."""
+    blocks = []
+    for name, documents in zip(("training", "held-out"), load_train_validation(data_args), strict=True):
+        packed, report = pack_documents(documents, tokenizer, data_args)
+        blocks.append(packed)
+        if report is not None and verbose:
+            print(
+                f"{name} data: {report.num_documents:,} documents, {report.num_tokens:,} tokens in "
+                f"{report.num_blocks:,} blocks of {data_args.block_size} ({report.num_dropped_tokens} tokens left over)"
+            )
+    return blocks
+
+
+def pack_documents(documents, tokenizer, data_args: DataArguments):
+    """Pack documents into blocks with the options of the command."""
+    return pack(
+        documents,
+        tokenizer,
+        data_args.block_size,
+        num_proc=data_args.num_proc,
+        document_ids=data_args.document_mask,
+    )
+
+
+def check_no_document_mask(data_args: DataArguments):
+    """Refuse a mask of documents for prompts and responses."""
+    if data_args.document_mask:
+        raise ValueError("`document_mask` must be False with prompts and responses: each pair is a row of its own.")
+
+
+def describe_text(data_args: DataArguments, tokenizer, prompt: str | None = None) -> dict:
+    """Facts of the model card about text."""
+    facts = describe_data(data_args, f"blocks of {data_args.block_size} tokens")
+    return {**facts, "sample_prompt": prompt, "widget": [f"{prompt or 'the '}{tokenizer.mask_token * 4}"]}
+
+
+def measure_baselines(train_blocks, heldout_blocks, tokenizer) -> dict[str, float]:
+    """Held-out bits per character of count models of the same data, for small alphabets with the mask last."""
+    symbols = len(tokenizer) - 1
+    counted = all(hasattr(blocks, "__len__") for blocks in (train_blocks, heldout_blocks))
+    if not counted or symbols > MAX_SYMBOLS_FOR_BASELINES or tokenizer.mask_token_id != symbols:
+        return {}
+    train_ids, heldout_ids = first_ids(train_blocks), first_ids(heldout_blocks)
+    block_size = len(heldout_blocks[0]["input_ids"])
+    tokens_per_character = block_size / np.mean(heldout_blocks["num_characters"][:])
+    baselines = {"uniform": math.log2(symbols)}
+    for order, name in ((1, "unigram"), (2, "bigram")):
+        baselines[name] = ngram_bits_per_character(train_ids, heldout_ids, order, symbols)
+    return {name: bits * tokens_per_character for name, bits in baselines.items()}
+
+
+def first_ids(blocks) -> np.ndarray:
+    """The ids of a data set one after the other; of a large one, the first ten million."""
+    count = min(len(blocks), MAX_TOKENS_FOR_BASELINES // len(blocks[0]["input_ids"]))
+    return np.concatenate(blocks.select(range(count)).with_format("numpy")["input_ids"][:])
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+class TextEvaluation:
+    """Held-out text for a model, and its tokenizer; `ImageEvaluation` is its sibling.
+
+    Args:
+        name: Folder or Hub id of the model.
+        config: Configuration of the model.
+        revision: Branch, tag or commit on the Hub.
+    """
+
+    def __init__(self, name: str, config: MD4Config, revision: str | None):
+        self.config = config
+        self.processor = self.tokenizer = open_tokenizer(name, config, revision)
+
+    def check(self, data_args: DataArguments, pair_args: PairArguments, image_args: ImageDataArguments):
+        """Refuse options of images, and set the length of a block."""
+        check_no_images(image_args)
+        data_args.block_size = self.block_size(data_args.block_size)
+
+    def block_size(self, block_size: int | None) -> int:
+        """Tokens of a block, by default the model's length."""
+        block_size = block_size or self.config.max_position_embeddings
+        check_block_size(block_size, self.config)
+        return block_size
+
+    def examples(self, data_args: DataArguments, pair_args: PairArguments, image_args: ImageDataArguments):
+        """The data named for validation, or the held-out part of the data, as pairs or as blocks of text."""
+        if pair_args.given:
+            check_no_document_mask(data_args)
+            pairs = load_validation(data_args, load_pairs, load_table)
+            return encode_pairs(pairs, self.processor, data_args.block_size, pair_args, data_args.num_proc)[0]
+        return pack_documents(load_validation(data_args), self.processor, data_args)[0]

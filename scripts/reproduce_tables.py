@@ -1,11 +1,11 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Print the tables of the papers, with a row for each way in which the suite has measured your own models.
 
-md4 evaluate runs/my-model --suite zero-shot
+md4 suite runs/my-model zero-shot
 python scripts/reproduce_tables.py runs/my-model --tables zero-shot text8
 
 The published figures are in `published_results.json`, as their papers print them; a model's own come from the JSON that
-`md4 evaluate --suite` writes, with the preparation and the split in the last column. Nothing is measured here.
+`md4 suite` writes, with the preparation and the split in the last column. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -161,10 +161,9 @@ def lines_of(table: Table, models: list[str], results: str) -> Iterator[str]:
         own = [row for report in measured(model, table.suite, results) for row in own_rows(table, report)]
         rows += own
         if not own:
-            options = f"--suite {table.suite}" + (f" --preparation {table.preparation}" if table.preparation else "")
-            print(
-                f"{table.name}: no results of {model}. To have them: md4 evaluate {model} {options}", file=sys.stderr
-            )
+            options = f" --preparation {table.preparation}" if table.preparation else ""
+            command = f"md4 suite {model} {table.suite}{options}"
+            print(f"{table.name}: no results of {model}. To have them: {command}", file=sys.stderr)
     for row in (header, ["---"] * len(header), *rows):
         yield f"| {' | '.join(row)} |"
     yield from ("", f"Published figures: {table.source}. {table.note}".rstrip(), "")

@@ -706,11 +706,11 @@ def test_evaluations_work_or_name_what_is_wrong(saved, tmp_path_factory, options
     assume(max(len(options.get(name, "")) for name in ("draws", "rounds")) < 3 and "target_stderr" not in options)
     folder = tmp_path_factory.mktemp("evaluation")
     (folder / "text.txt").write_text("held out text of a few words\n" * 4, encoding="utf-8")
-    suite_of_file = ["--suite=text8", f"--replace=text8={folder / 'text.txt'}", f"--output_dir={folder / 'out'}"]
+    suite_of_file = ["text8", f"--replace=text8={folder / 'text.txt'}", f"--output_dir={folder / 'out'}"]
     data = suite_of_file if suite else [f"--data={folder / 'text.txt'}", "--validation_fraction=0.5"]
-    argv = [str(saved / "model"), *data, "--use_cpu=true"]
+    argv = ["suite" if suite else "evaluate", str(saved / "model"), *data, "--use_cpu=true"]
     with unchanged(saved):
-        code, said = exit_code(main, ["evaluate", *argv, *(f"--{k}={v}" for k, v in options.items())])
+        code, said = exit_code(main, [*argv, *(f"--{k}={v}" for k, v in options.items())])
     assert code == 0 or (code in (1, 2) and any(name in said for name in [*options, "unknown"])), said
 
 

@@ -1,6 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """The command line, run as a user runs it."""
 
+import argparse
+import dataclasses
 import json
 import math
 import os
@@ -9,13 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from enum import Enum
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from commands import failure
 from datasets import Dataset
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
 import md4_hf
 from md4_hf import (
@@ -31,11 +35,12 @@ from md4_hf import (
     pack,
     parse_arguments,
 )
-from md4_hf.cli import main
+from md4_hf.cli import COMMANDS, main
+from md4_hf.cli.arguments import add_options, to_bool
 from md4_hf.cli.sample import expand_gaps
 from md4_hf.cli.texts import measure_baselines
 from md4_hf.cli.train import set_batch_size
-from md4_hf.cli.train_options import ShownTrainingArguments
+from md4_hf.cli.train_options import ShownTrainerArguments, ShownTrainingArguments
 
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
@@ -330,6 +335,48 @@ def test_help_is_short_unless_all_is_asked_for(capsys):
         assert ("--torchdynamo" in text or "--fsdp_config" in text) == expected
 
 
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_help_is_printed_without_torch_and_transformers(name):
+    """Each of them takes more than a second of the processor to import."""
+    code = f"""
+import sys
+from md4_hf.cli import COMMANDS, main
+from md4_hf.cli.arguments import add_options, to_bool
+try:
+    main({[*([name] if name else []), "--help"]})
+finally:
+    print({{"torch", "transformers", "diffusers", "datasets", "numpy"}} & {{*sys.modules}})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: md4 {name or 'COMMAND'}") and result.stdout.endswith("set()\n")
+
+
+def test_the_shown_training_options_are_those_of_the_trainer():
+    """Names, types and defaults, as transformers has them, with fewer words for some types."""
+    types, fields = get_type_hints(MD4TrainingArguments), {f.name: f for f in dataclasses.fields(MD4TrainingArguments)}
+    shown_types = get_type_hints(ShownTrainerArguments)
+    for field in dataclasses.fields(ShownTrainingArguments):
+        assert fields[field.name].default == field.default, field.name
+    for field in dataclasses.fields(ShownTrainerArguments):
+        kinds = get_args(types[field.name]) or (types[field.name],)
+        assert {*(get_args(shown_types[field.name]) or (shown_types[field.name],))} <= {*kinds}, field.name
+        choices = [
+            [member.value for member in kind] for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum)
+        ]
+        assert field.metadata.get("choices") in (None, *choices), field.name
+
+
+def test_options_are_read_as_transformers_own_parser_reads_them():
+    ours, theirs = argparse.ArgumentParser(), HfArgumentParser([MD4TrainingArguments])
+    add_options(ours, MD4TrainingArguments)
+    for option, expected in zip(ours._actions, theirs._actions, strict=True):
+        names = ("option_strings", "dest", "nargs", "const", "default", "required")
+        assert [getattr(option, name) for name in names] == [getattr(expected, name) for name in names]
+        assert option.choices is None or [*option.choices] == [*expected.choices]
+        assert option.type == expected.type or option.type in (None, to_bool)
+
+
 def test_the_version_is_that_of_the_package(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"md4_hf {md4_hf.__version__}\n"
@@ -354,6 +401,10 @@ def test_help_tells_values_and_defaults(command, shown, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ["infill", "RUN", "--seed", "1", "<mask:99>"],
+            "`text` must have gaps of at most 32 tokens in all",
+        ),
         (["sample", "RUN", "--enlarge", "8"], "`enlarge` must be left out for a model of text, got 8"),
         (["export", "RUN", "new", "--private"], "`private` must be left out without --push_to_hub, got True"),
         (["export", "RUN", "new", "--base", "x"], "`base` must be left out where `model` is no adapter, got 'x'"),
@@ -391,6 +442,8 @@ def test_what_a_model_cannot_use_is_refused(run, options, message, capsys, tmp_p
         (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
         (["train", *QUICK, "--config", "no.yaml"], "`config` must be a YAML file, got 'no.yaml'"),
         (["sample", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such"),
+        (["infill", "./no-such-model"], "Either `text` or `image` must be given, got None and None"),
+        (["infill", "./no-such-model", "<mask:1>", "--image", "x.png"], "Either `text` or `image` must be given"),
         (
             ["infill", "./no-such-model", "no gap"],
             '`text` must have a gap such as <mask:12>, got "no gap"',

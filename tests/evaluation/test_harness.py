@@ -671,11 +671,12 @@ def test_the_models_of_the_harness_stay_registered():
 
 # What takes long: the index of the harness's own thousands of tasks, and the list of all packages here.
 COMMAND = """
-import functools, runpy
+import functools
 import lm_eval.evaluator, lm_eval.tasks
 lm_eval.evaluator.add_env_info = lambda results: None
 lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
-runpy.run_module("md4_hf.evaluation.harness", run_name="__main__")
+from md4_hf.cli import main
+main()
 """
 
 
@@ -685,7 +686,7 @@ def start_command(folder, task_folder, output, **environment):
     arguments += f" --batch_size 8 --device cpu --output_path {output}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments.split()],
+        [sys.executable, "-c", COMMAND, "harness", *arguments.split()],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -705,7 +706,7 @@ def written_metrics(output, expected):
     return {name: results[f"{name},none"] for name in expected}
 
 
-def test_the_command_of_the_module(folder, task_folder, questions, tmp_path):
+def test_the_command(folder, task_folder, questions, tmp_path):
     table = finished(start_command(folder, task_folder, tmp_path))
     assert "|endings|" in table and "acc_norm" in table
     expected = expected_metrics(folder, questions)

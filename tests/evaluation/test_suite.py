@@ -242,7 +242,7 @@ def evaluate(model, files, output, *options):
     """The results of a call that has a folder to itself."""
     if "--tasks" in options:
         files = [file for file in files if file.split("=")[0] in options]
-    main(["evaluate", str(model), "--suite", "zero-shot", "--replace", *files, "--output_dir", str(output), *options])
+    main(["suite", str(model), "zero-shot", "--replace", *files, "--output_dir", str(output), *options])
     return report_in(output)
 
 
@@ -304,8 +304,8 @@ def test_results_of_other_settings_and_tasks_are_kept(model, files, tmp_path):
     ptb = next(file for file in files if file.startswith("ptb="))
     settings = (["--seed", "1"], ["--wrap", "false"], ["--detokenizer", "none"], ["--estimator", "any_order"])
     for option in (*settings, ["--num_timesteps", "4"], ["--preparation", "mdlm"], ["--bf16"]):
-        common = ["--suite", "zero-shot", "--tasks", "ptb", "--replace", ptb, "--output_dir", str(folder)]
-        main(["evaluate", str(model), *common, "--draws", "1", *option])
+        common = ["zero-shot", "--tasks", "ptb", "--replace", ptb, "--output_dir", str(folder)]
+        main(["suite", str(model), *common, "--draws", "1", *option])
     names = "bf16 detokenizer-none mdlm rows-alone seed-1 stride-4 any_order timesteps-4"
     kinds = {path.stem.removeprefix("zero-shot-").replace("draws-1", "").strip("-") for path in folder.glob("*.json")}
     assert {kind.replace("--", "-") for kind in kinds} == set(names.split())
@@ -332,9 +332,8 @@ def test_two_processes_give_the_results_of_one(model, files, tmp_path):
     command = [
         "-m",
         "md4_hf",
-        "evaluate",
+        "suite",
         model,
-        "--suite",
         "zero-shot",
         "--replace",
         *[file for file in files if file.split("=")[0] in options],
@@ -362,7 +361,7 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
     pytest.importorskip("sklearn")
     model = tmp_path / "model"
     random_image_model(17, 8, std=0.05).save_pretrained(model)
-    main(["evaluate", str(model), "--suite", "digits", "--draws", "1"])
+    main(["suite", str(model), "digits", "--draws", "1"])
     (result,) = report_in(model / "evaluation")["results"]
     assert result["metric"] == "bits_per_dimension" and result["metrics"]["num_tokens"] == 180 * 64
     assert 3.5 < result["value"] < 6.0 and "bits per dimension" in capsys.readouterr().out
@@ -379,42 +378,54 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
         example["image"].resize((32, 32)).convert("RGB").save(folder / f"{number}.png")
     rgb = tmp_path / "rgb"
     random_image_model(256, 32, num_channels=3, std=0.02).save_pretrained(rgb)
-    main(["evaluate", str(rgb), "--suite", "cifar10", "--draws", "1", "--replace", f"cifar10={folder}"])
+    main(["suite", str(rgb), "cifar10", "--draws", "1", "--replace", f"cifar10={folder}"])
     (result,) = report_in(rgb / "evaluation")["results"]
     assert result["metrics"]["num_tokens"] == 6 * 3072
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        main(["evaluate", str(rgb), "--suite", "cifar10", "--stride", "4", "--preparation", "mdlm"])
+        main(["suite", str(rgb), "cifar10", "--stride", "4", "--preparation", "mdlm"])
     message = "The options of preparing text must be left out for images, got ['mdlm', 'stride-4']"
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("argv", "message"),
     [
-        (["--suite", "zero-shot", "--tasks", "enwik8"], "`tasks` must be among"),
-        (["--suite", "text8", "--replace", "ptb=x.txt"], "`replace` must be TASK=FILE, of a task in ['text8']"),
-        (["--suite", "text8", "--replace", "text8=x.txt"], "`replace` must name a file or folder that is there"),
-        (["--suite", "cifar10"], "`tasks` must be of text for a model of text, got 'cifar10'"),
-        (["--suite", "text8", "--data", "other.txt"], "must be left out with --suite"),
-        (["--suite", "text8", "--output_file", "figures.json"], "`output_file` must be left out with --suite"),
-        (["--suite", "text8", "--stride", "99"], "`stride` must be in [1, 16]"),
-        (["--suite", "text8", "--output_dir", "FILE"], "`output_dir` must be a folder that can be written"),
-        (["--data", "other.txt", "--output_file", "FILE/x.json"], "`output_file` must be a file that can be written"),
+        (["suite", "MODEL", "zero-shot", "--tasks", "enwik8"], "`tasks` must be among"),
+        (["suite", "MODEL", "text8", "--replace", "ptb=x.txt"], "`replace` must be TASK=FILE, of a task in ['text8']"),
         (
-            ["--suite", "zero-shot", "--tasks", "lm1b", "--replace", "ptb=FILE"],
+            ["suite", "MODEL", "text8", "--replace", "text8=x.txt"],
+            "`replace` must name a file or folder that is there",
+        ),
+        (["suite", "MODEL", "cifar10"], "`tasks` must be of text for a model of text, got 'cifar10'"),
+        (["suite", "MODEL", "text8", "--data", "other.txt"], "unknown options: --data other.txt"),
+        (["suite", "MODEL", "text8", "--output_file", "figures.json"], "unknown options: --output_file figures.json"),
+        (["suite", "MODEL", "text9"], "`name` must be one of ['zero-shot', 'openwebtext', "),
+        (
+            ["suite", "MODEL", "text8", "--block_size", "99"],
+            "`block_size` must be at most the model's 16",
+        ),
+        (["suite", "MODEL", "text8", "--rounds", "0"], "`rounds` must be >= 1, got 0"),
+        (["suite", "MODEL", "text8", "--stride", "99"], "`stride` must be in [1, 16]"),
+        (["suite", "MODEL", "text8", "--output_dir", "FILE"], "`output_dir` must be a folder that can be written"),
+        (
+            ["evaluate", "MODEL", "--data", "other.txt", "--output_file", "FILE/x.json"],
+            "`output_file` must be a file",
+        ),
+        (
+            ["suite", "MODEL", "zero-shot", "--tasks", "lm1b", "--replace", "ptb=FILE"],
             "`replace` must be of tasks that are evaluated, ['lm1b'], got 'ptb'",
         ),
-        (["--data", "other.txt", "--stride", "4"], "`stride` must be left out without --suite, got 4"),
-        (["--max_rounds", "4"], "`max_rounds` must be left out without --target_stderr, got 4"),
-        (["--num_timesteps", "-1"], "`num_timesteps` must be >= 0, got -1"),
-        (["--rounds", "0"], "`rounds` must be >= 1, got 0"),
+        (["evaluate", "MODEL", "--data", "other.txt", "--stride", "4"], "unknown options: --stride 4"),
+        (["evaluate", "MODEL", "--max_rounds", "4"], "`max_rounds` must be left out without --target_stderr, got 4"),
+        (["evaluate", "MODEL", "--num_timesteps", "-1"], "`num_timesteps` must be >= 0, got -1"),
+        (["evaluate", "MODEL", "--rounds", "0"], "`rounds` must be >= 1, got 0"),
     ],
 )
-def test_options_that_do_not_fit_are_errors_before_any_work(model, options, message, capsys, tmp_path):
+def test_options_that_do_not_fit_are_errors_before_any_work(model, argv, message, capsys, tmp_path):
     (tmp_path / "file").write_text("a file, and no folder")
     with pytest.raises(SystemExit):
-        main(["evaluate", str(model), *[option.replace("FILE", str(tmp_path / "file")) for option in options]])
+        main([word.replace("FILE", str(tmp_path / "file")).replace("MODEL", str(model)) for word in argv])
     assert message in capsys.readouterr().err
     assert not (model / "evaluation").exists()
 
@@ -456,7 +467,7 @@ def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files,
     options = ["--draws", "2", "--tasks", "ptb", "lm1b", "--replace", *replace, "--output_dir", str(tmp_path)]
     ways = ["--preparation mdlm", "--preparation gpt2 --stride 4", "--detokenizer none --wrap false"]
     for way in ways:
-        main(["evaluate", str(model), "--suite", "zero-shot", *way.split(), *options])
+        main(["suite", str(model), "zero-shot", *way.split(), *options])
     (tmp_path / "zero-shot-notes.json").write_text("[]")
     capsys.readouterr()
     tables["main"]([str(tmp_path), "--tables", "zero-shot"])
@@ -491,7 +502,7 @@ def test_one_report_with_several_recipes_has_a_row_for_each(tables, model, files
 def test_a_single_example_has_a_figure_without_an_error(tables, model, tmp_path, capsys):
     (tmp_path / "one.txt").write_text("a b c d e f g")
     options = ["--tasks", "ptb", "--preparation", "whole", "--draws", "2", "--output_dir", str(tmp_path / "one")]
-    main(["evaluate", str(model), "--suite", "zero-shot", "--replace", f"ptb={tmp_path / 'one.txt'}", *options])
+    main(["suite", str(model), "zero-shot", "--replace", f"ptb={tmp_path / 'one.txt'}", *options])
     (result,) = report_in(tmp_path / "one")["results"]
     assert result["stderr"] is None
     capsys.readouterr()

@@ -13,7 +13,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoModel
 
 from md4_hf import MaskedDiffusionScheduler, MD4ForMaskedDiffusion, config_from_official, convert_flax_params
-from md4_hf.hub.convert_md4 import main, scheduler_from_official
+from md4_hf.cli import main
+from md4_hf.hub.convert_md4 import convert_checkpoint, scheduler_from_official
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -258,8 +259,10 @@ def flax_params_of(config):
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def arguments(output_dir, checkpoint=GOLDEN / f"{CASE}.safetensors", config=GOLDEN / f"{CASE}.json"):
-    return ["--checkpoint", str(checkpoint), "--config", str(config), "--output_dir", str(output_dir)]
+def arguments(output_dir, **replaced):
+    """Checkpoint, configuration and folder."""
+    given = {"checkpoint": GOLDEN / f"{CASE}.safetensors", "config": GOLDEN / f"{CASE}.json", **replaced}
+    return [*given.values(), output_dir]
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["record", "plain fields"])
@@ -268,7 +271,7 @@ def test_the_command_writes_a_folder_that_the_auto_class_and_the_scheduler_load(
     config_file = tmp_path / "config.json"
     config_file.write_text(json.dumps(record if nested else record["config"]))
     output_dir = tmp_path / "new" / "model"
-    main(arguments(output_dir, config=config_file))
+    main(["convert", *map(str, arguments(output_dir, config=config_file))])
     assert str(output_dir) in capsys.readouterr().out
     assert {"config.json", "model.safetensors", "scheduler_config.json"} <= {
         file.name for file in output_dir.iterdir()
@@ -294,25 +297,25 @@ def test_the_command_writes_a_folder_that_the_auto_class_and_the_scheduler_load(
 
 
 def test_the_command_writes_into_an_empty_folder_and_refuses_any_other(tmp_path):
-    main(arguments(tmp_path))
+    convert_checkpoint(*arguments(tmp_path))
     written = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(FileExistsError, match=f"`output_dir` must be empty, got {re.escape(str(tmp_path))}"):
-        main(arguments(tmp_path))
+        convert_checkpoint(*arguments(tmp_path))
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == written
 
 
 def test_a_missing_file_is_named_and_nothing_is_written(tmp_path):
     absent, output_dir = tmp_path / "absent.safetensors", tmp_path / "model"
     with pytest.raises(FileNotFoundError, match=f"`checkpoint` must exist, got {re.escape(str(absent))}"):
-        main(arguments(output_dir, checkpoint=absent))
+        convert_checkpoint(*arguments(output_dir, checkpoint=absent))
     with pytest.raises(FileNotFoundError, match="absent.json"):
-        main(arguments(output_dir, config=tmp_path / "absent.json"))
+        convert_checkpoint(*arguments(output_dir, config=tmp_path / "absent.json"))
     assert not output_dir.exists()
 
 
 def test_a_checkpoint_that_does_not_fit_its_configuration_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="`params` must"):
-        main(arguments(tmp_path / "model", config=GOLDEN / "net_text_adaln_swiglu.json"))
+        convert_checkpoint(*arguments(tmp_path / "model", config=GOLDEN / "net_text_adaln_swiglu.json"))
     assert not (tmp_path / "model").exists()
 
 
@@ -320,13 +323,10 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_writes_nothing(tmp_pat
 def test_an_orbax_folder_asks_for_orbax(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     with pytest.raises(ImportError, match="pip install orbax-checkpoint"):
-        main(arguments(tmp_path / "model", checkpoint=tmp_path / "checkpoint"))
+        convert_checkpoint(*arguments(tmp_path / "model", checkpoint=tmp_path / "checkpoint"))
 
 
-@pytest.mark.parametrize("left_out", ["--checkpoint", "--config", "--output_dir"])
-def test_the_command_needs_all_its_options(tmp_path, left_out, capsys):
-    argv = arguments(tmp_path)
-    index = argv.index(left_out)
+def test_the_command_needs_all_its_arguments(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(argv[:index] + argv[index + 2 :])
-    assert left_out in capsys.readouterr().err
+        main(["convert", *map(str, arguments(tmp_path)[:-1])])
+    assert "output_dir" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def parse_arguments(
         formatter_class=_HelpFormatter,
     )
     for cls in filled:
-        _add_options(parser, cls)
+        add_options(parser, cls)
     for name, text in (positional or {}).items():
         parser.add_argument(name, help=text, nargs="?" if name in optional else None)
     if filled:
@@ -160,7 +160,7 @@ def _add_general_options(parser: argparse.ArgumentParser, with_presets: bool, wi
 # Options of a dataclass -----------------------------------------------------------------------------------------------
 
 
-def _add_options(parser: argparse.ArgumentParser, cls: type):
+def add_options(parser: argparse.ArgumentParser, cls: type):
     """Add an option for each field of a dataclass, as transformers' `HfArgumentParser` does."""
     group = parser.add_argument_group(getattr(cls, "_argument_group_name", None))
     hints = get_type_hints(cls)

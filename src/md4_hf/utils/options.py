@@ -12,7 +12,7 @@ from .errors import check_types
 
 
 def option(help: str, default: Any = None, **metadata: Any) -> Any:
-    """A field of a dataclass for `HfArgumentParser`.
+    """A field of a dataclass that is an option of the command line.
 
     Args:
         help: Its text in `--help`.
@@ -28,7 +28,7 @@ def check_left_out(options: Any, names: Iterable[str], where: str):
     Args:
         options: The instance of a dataclass.
         names: Fields of it.
-        where: In which case they have no effect, such as "without --suite".
+        where: In which case they have no effect, such as "without --push_to_hub".
     """
     defaults = {f.name: f.default for f in fields(options)}
     for name in names:

@@ -102,25 +102,14 @@ def parse_arguments(
         The instances, then a namespace with the positional arguments if there are any, and the preset.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    asks_for_all = "--help_all" in argv and ShownTrainingArguments in dataclass_types
+    trains = ShownTrainingArguments in dataclass_types
+    asks_for_all = trains and "--help_all" in argv
     asks_for_help = asks_for_all or not {"-h", "--help"}.isdisjoint(argv)
-    filled = list(dataclass_types) if asks_for_help and not asks_for_all else _with_all_fields(dataclass_types)
-    names = [f"[{name.upper()}]" if name in optional else name.upper() for name in positional or {}]
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        allow_abbrev=False,
-        usage=" ".join([prog, *names, *(["[OPTIONS]"] if filled else [])]),
-        formatter_class=_HelpFormatter,
-    )
-    for cls in filled:
-        add_options(parser, cls)
-    for name, text in (positional or {}).items():
-        parser.add_argument(name, help=text, nargs="?" if name in optional else None)
+    filled = dataclass_types if asks_for_help and not asks_for_all else _with_all_fields(dataclass_types)
+    parser = _make_parser(filled, prog, description, positional or {}, optional)
     if filled:
-        _add_general_options(parser, with_presets, ShownTrainingArguments in dataclass_types)
-    parser.set_defaults(**(defaults or {}))
-    if filled:
+        _add_general_options(parser, with_presets, with_help_all=trains)
+        parser.set_defaults(**(defaults or {}))
         _set_defaults(parser, argv, with_presets, dataclass_types, is_strict=not asks_for_help)
     if asks_for_help:
         parser.print_help()
@@ -131,10 +120,33 @@ def parse_arguments(
     return (*(_fill(cls, namespace) for cls in filled), namespace)
 
 
-def _with_all_fields(dataclass_types: Iterable[type]) -> list[type]:
+def _make_parser(
+    dataclass_types: Sequence[type],
+    prog: str,
+    description: str,
+    positional: Mapping[str, str],
+    optional: Sequence[str],
+) -> argparse.ArgumentParser:
+    """A parser of positional arguments and of an option for each field."""
+    names = [f"[{name.upper()}]" if name in optional else name.upper() for name in positional]
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        usage=" ".join([prog, *names, *(["[OPTIONS]"] if dataclass_types else [])]),
+        formatter_class=_HelpFormatter,
+    )
+    for cls in dataclass_types:
+        add_options(parser, cls)
+    for name, text in positional.items():
+        parser.add_argument(name, help=text, nargs="?" if name in optional else None)
+    return parser
+
+
+def _with_all_fields(dataclass_types: Sequence[type]) -> Sequence[type]:
     """The dataclasses themselves, with transformers' training arguments in full."""
     if ShownTrainingArguments not in dataclass_types:
-        return list(dataclass_types)
+        return dataclass_types
     from ..training.arguments import MD4TrainingArguments
 
     return [MD4TrainingArguments if cls is ShownTrainingArguments else cls for cls in dataclass_types]

@@ -66,10 +66,8 @@ def draw_samples(
     Raises:
         ValueError: If the file holds samples of another recipe.
     """
-    labels = None
-    if options.class_labels is not None:
-        labels = [label for label in options.class_labels for _ in range(options.num_samples)]
-    total = options.num_samples if labels is None else len(labels)
+    labels = [label for label in options.class_labels or [None] for _ in range(options.num_samples)]
+    total = len(labels)
     rows = [] if path is None else kept_samples(path, recipe)
     num_kept = len(rows)
     arguments = pipeline_arguments(options)
@@ -78,10 +76,12 @@ def draw_samples(
     pipeline.set_progress_bar_config(leave=False)
     with tqdm(total=total, initial=min(num_kept, total), desc="Sampling", unit="sample") as bar:
         while len(rows) < total:
-            start, end = len(rows), min(len(rows) + batch_size, total)
-            arguments |= {"num_samples": end - start}
-            if labels is not None:
-                arguments |= {"num_samples": 1, "class_labels": labels[start:end]}
+            start = len(rows)
+            batch = labels[start : start + batch_size]
+            if options.class_labels is None:
+                arguments |= {"num_samples": len(batch)}
+            else:
+                arguments |= {"num_samples": 1, "class_labels": batch}
             try:
                 output = pipeline(output_type="text" if pipeline.image_shape is None else "ids", **arguments)
             except KeyboardInterrupt:
@@ -90,7 +90,7 @@ def draw_samples(
                 bar.close()
                 print(f"\n{start} of {total} samples are kept. To go on, run the same command again.", file=sys.stderr)
                 sys.exit(128 + signal.SIGINT)
-            drawn = describe_samples(output, start, None if labels is None else labels[start:end], recipe)
+            drawn = describe_samples(output, start, batch, recipe)
             if path is not None:
                 append_samples(path, rows, drawn, is_first=start == num_kept)
             rows += drawn
@@ -100,12 +100,12 @@ def draw_samples(
     return rows[:total]
 
 
-def describe_samples(output, start: int, labels: list[int] | None, recipe: dict[str, Any]) -> list[dict[str, Any]]:
+def describe_samples(output, start: int, labels: list[int | None], recipe: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each sample of a call of the pipeline; `start` is the number of the first."""
     rows = []
     for place, ids in enumerate(output.sequences):
         text = {} if output.texts is None else {"text": output.texts[place]}
-        label = {} if labels is None else {"class_label": labels[place]}
+        label = {} if labels[place] is None else {"class_label": labels[place]}
         rows.append({"index": start + place, **text, **label, "input_ids": ids.tolist(), "recipe": recipe})
     return rows
 

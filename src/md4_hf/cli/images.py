@@ -54,10 +54,7 @@ def prepare_image_training(
         processor=MD4ImageProcessor.for_config(config),
         train_examples=train_images,
         heldout_examples=heldout_images,
-        facts={
-            **describe_data(data_args, IMAGES.describe_examples(config, None)),
-            "base_model": start.model_name_or_path,
-        },
+        facts={**describe_data(data_args, examples), "base_model": start.model_name_or_path},
         measure_baselines=lambda: measure_image_baselines(train_images, heldout_images, config),
     )
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from ..data.arguments import ImageDataArguments
 from ..data.documents import load_documents
@@ -35,6 +35,8 @@ from .images import check_no_images
 from .judge import Judge, commit, encode, judge_recipe, load_judge, perplexity
 from .options import SCORED_SAMPLES, SCORED_SEED, SamplerArguments, ScoreArguments
 
+
+Draw = Callable[[], list[dict[str, Any]]]
 
 OF_THE_JUDGE = ("judge_revision", "retokenise", "add_bos", "max_length")
 OF_REFERENCES = ("references_config", "references_split", "references_revision", "text_column")
@@ -133,21 +135,32 @@ def score_model(
     pipeline = load_pipeline(source, base=sampler.base, revision=sampler.revision, device=sampler.device)
     if pipeline.image_shape is None:
         check_no_images(image_args)
+        score_drawn = score_drawn_texts
     else:
-        check_left_out(options, ("judge", *OF_THE_JUDGE, "text_column"), "for a model of images")
-        if options.references is None:
-            check_left_out(image_args, [f.name for f in dataclasses.fields(image_args)], "without `references`")
+        check_for_images(options, image_args)
+        score_drawn = score_drawn_images
     recipe = sampling_recipe(pipeline, sampler)
-    names = {"model": source, "base": sampler.base, "revision": sampler.revision, "commit": commit(pipeline.model)}
-    recipe_of_all = {**names, "num_samples": sampler.num_samples, **recipe}
     path = None if options.samples_file is None else Path(options.samples_file)
+    draw = functools.partial(draw_samples, pipeline, sampler, recipe, options.batch_size, path)
+    scores, facts = score_drawn(source, pipeline, draw, options, image_args)
+    names = {"model": source, "base": sampler.base, "revision": sampler.revision, "commit": commit(pipeline.model)}
+    return scores, {**names, "num_samples": sampler.num_samples, **recipe, **facts}
 
-    def draw():
-        return draw_samples(pipeline, sampler, recipe, options.batch_size, path)
 
-    if pipeline.image_shape is not None:
-        scores = score_images(source, pipeline, draw, options, image_args)
-        return scores, recipe_of_all | dataclasses.asdict(image_args)
+def check_for_images(options: ScoreArguments, image_args: ImageDataArguments):
+    """Refuse options of text, and those of references where there are none, for a model of images."""
+    check_left_out(options, ("judge", *OF_THE_JUDGE, "text_column"), "for a model of images")
+    if options.references is None:
+        check_left_out(image_args, [f.name for f in dataclasses.fields(image_args)], "without `references`")
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def score_drawn_texts(
+    source: str, pipeline, draw: Draw, options: ScoreArguments, image_args: ImageDataArguments
+) -> tuple[dict, dict]:
+    """Scores of texts that a model draws, and facts of their judge."""
     judge = load_judge(options)  # before samples are drawn for nothing
     documents = load_references(options)
     if judge is not None and not options.retokenise:
@@ -156,10 +169,7 @@ def score_model(
     samples = TextSamples([row["text"] for row in rows], [row["input_ids"] for row in rows])
     scores = score_texts(samples, documents, pipeline.tokenizer, judge, options, pipeline.device)
     print_scores(scores, TEXT_ROWS, f"{len(samples)} samples of {source}", options)
-    return scores, recipe_of_all | judge_recipe(judge)
-
-
-# Text -----------------------------------------------------------------------------------------------------------------
+    return scores, judge_recipe(judge)
 
 
 def score_texts(
@@ -170,7 +180,7 @@ def score_texts(
     options: ScoreArguments,
     on: torch.device | str,
 ) -> dict[str, dict[str, Any]]:
-    """The measures of samples, and of references if there are any."""
+    """Measures of samples, and of references if there are any."""
     scores = {"samples": measure_texts(samples, tokenizer, judge, options, on)}
     if documents is not None:
         cutter = tokenizer or (judge.tokenizer if judge is not None else None)
@@ -221,8 +231,10 @@ def reference_texts(documents: Dataset, tokenizer: PreTrainedTokenizerBase, leng
     return TextSamples([tokenizer.decode(row, skip_special_tokens=True) for row in ids], ids)
 
 
-def score_images(source: str, pipeline, draw, options: ScoreArguments, image_args: ImageDataArguments) -> dict:
-    """The measures of images."""
+def score_drawn_images(
+    source: str, pipeline, draw: Draw, options: ScoreArguments, image_args: ImageDataArguments
+) -> tuple[dict, dict]:
+    """Scores of images that a model draws, and facts of the references."""
     if pipeline.image_processor is None:
         raise ValueError(f"`model_or_file` must be a model of pictures, got images of shape {pipeline.image_shape}.")
     on = "cpu" if pipeline.device.type == "mps" else pipeline.device  # which has no float64
@@ -245,7 +257,7 @@ def score_images(source: str, pipeline, draw, options: ScoreArguments, image_arg
     )
     scores = {"samples": {"images": metrics}}
     print_scores(scores, IMAGE_ROWS, f"{len(samples)} samples of {source}", options)
-    return scores
+    return scores, dataclasses.asdict(image_args)
 
 
 def as_pictures(ids: list, pipeline) -> torch.Tensor:

@@ -192,8 +192,8 @@ COMMANDS: dict[str, Command] = {
         "run the lm-evaluation-harness with MD4 models",
         "Run the lm-evaluation-harness (pip install 'md4_hf[eval]') with the model type \"md4_hf\" added. All "
         "arguments are those of lm_eval: md4 harness --model md4_hf --model_args pretrained=FOLDER,draws=32 --tasks "
-        "TASK --batch_size 64. The model's own arguments are those of md4_hf.evaluation.harness.MD4LM; "
-        "`md4 harness run --help` lists the harness's.",
+        "TASK --batch_size 64. The model's own arguments are those of md4_hf.evaluation.harness.MD4LM.",
+        positional={"options_of_lm_eval": "Those that `md4 harness run --help` lists."},
         passes_on=True,
     ),
 }

@@ -165,7 +165,7 @@ class ShownTrainerArguments:
     )
     torch_compile: bool = option("Compile the model with `torch.compile`.", default=False)
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", default=500)
-    report_to: str = option('Where logs go besides: "tensorboard", "wandb", ..., "all" or "none".', default="none")
+    report_to: str = option('Services that also get the logs: "tensorboard", "wandb", "all", "none".', default="none")
     eval_strategy: str = option("When to evaluate.", default="no", choices=["no", "steps", "epoch"])
     eval_steps: float | None = option(
         'Steps between evaluations with --eval_strategy "steps"; below 1, a share of all steps; --logging_steps if '

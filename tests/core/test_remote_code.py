@@ -221,12 +221,17 @@ def test_importing_the_package_imports_no_library():
         "import md4_hf",
         *(
             pytest.param(statement, marks=pytest.mark.slow)
-            for statement in ("import transformers.models.auto.modeling_auto", "import md4_hf.core.modeling_md4")
+            for statement in (
+                "import transformers.models.auto.modeling_auto",
+                "import md4_hf.core.modeling_md4",
+                "import md4_hf, importlib.util; importlib.util.find_spec(AUTO)",
+            )
         ),
     ],
 )
 def test_the_auto_classes_know_the_package_whatever_is_imported_first(first, folders):
-    code = f"""{first}; import md4_hf; from transformers import AutoConfig, AutoModel
+    code = f"""AUTO = "transformers.models.auto.modeling_auto"
+{first}; import md4_hf; from transformers import AutoConfig, AutoModel
 print(AutoConfig.from_pretrained({str(folders / "timed")!r}).__class__.__module__)
 print(AutoModel.from_pretrained({str(folders / "timed")!r}).__class__.__module__)"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

@@ -157,7 +157,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     """Calls functions right after modules have been imported.
 
     Args:
-        functions: By the name of the module, which is taken out when it is imported.
+        functions: By the name of the module; taken out once it is imported, not when it is only looked for.
     """
 
     def __init__(self, functions: dict[str, Callable[[], None]]):
@@ -165,16 +165,18 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname, path, target=None):
         """The module's own spec, with a loader that calls the function when it is done; None for other modules."""
-        function = self.functions.pop(fullname, None)
+        function = self.functions.pop(fullname, None)  # for a moment, so that the other finders answer
         if function is None:
             return None
         spec = importlib.util.find_spec(fullname)
+        self.functions[fullname] = function
         if spec is None or spec.loader is None:
             return spec
         run_module = spec.loader.exec_module
 
         def run_module_and_call(module):
             run_module(module)
+            self.functions.pop(fullname, None)
             function()
 
         spec.loader.exec_module = run_module_and_call

@@ -27,15 +27,15 @@ from sklearn.svm import SVC
 
 from md4_hf import (
     DataArguments,
-    ImageDataset,
     MaskedDiffusionPipeline,
     MD4ImageProcessor,
     encode_images,
     load_images,
-    pixel_histogram_bits,
     save_image_grid,
 )
 from md4_hf.cli import main
+from md4_hf.data.images import ImageDataset
+from md4_hf.evaluation.baselines import pixel_histogram_bits
 
 
 LEVELS, CLASSES = 17, 10

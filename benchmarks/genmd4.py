@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import md4_hf
 from md4_hf.cli import main
+from md4_hf.utils.files import write_whole
 
 
 OBJECTIVES = ("md4", "genmd4")
@@ -64,7 +65,7 @@ def train(folder: Path, data: str, objective: str, seed: int, max_steps: int) ->
             main(["train", *argv])
         metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
         metrics["seconds"] = time.perf_counter() - start
-        md4_hf.write_whole(result, json.dumps(metrics))
+        write_whole(result, json.dumps(metrics))
     return json.loads(result.read_text(encoding="utf-8"))
 
 

@@ -15,6 +15,7 @@ import transformers
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 import md4_hf
+from md4_hf.utils.files import write_whole
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,4 +118,4 @@ def publish(text: str, output: str | None):
     if output is None:
         print(text)
         return
-    md4_hf.write_whole(output, text)
+    write_whole(output, text)

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from md4_hf import TASKS, write_whole
+from md4_hf.evaluation.recipes import TASKS
 from md4_hf.objective.figures import Figure
+from md4_hf.utils.files import write_whole
 
 
 PUBLISHED = Path(__file__).with_name("published_results.json")

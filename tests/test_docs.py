@@ -300,6 +300,11 @@ def test_every_name_of_the_mathematics_is_in_the_code():
     assert all(any(hasattr(module, name) for module in modules) for name in names), names
 
 
+def test_every_public_name_has_a_line():
+    names = re.findall(r"^\| `(\w+)` \| .+ \|$", read("docs/api.md"), re.MULTILINE)
+    assert sorted(names) == sorted(md4_hf.__all__) and len(names) <= 75
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
 def test_the_options_that_a_page_names_exist(page, capsys):
     known = set()

@@ -27,8 +27,6 @@ from hypothesis import strategies as st
 from tiny import random_image_model, random_model
 
 from md4_hf import (
-    PREPARATIONS,
-    TASKS,
     DataArguments,
     DataCollatorForMaskedDiffusion,
     LoraArguments,
@@ -36,10 +34,7 @@ from md4_hf import (
     MaskedDiffusionScheduler,
     MD4Config,
     MD4ForMaskedDiffusion,
-    ModelArguments,
     PairArguments,
-    RunArguments,
-    StartArguments,
     TokenPolynomialSchedule,
     add_adapter,
     build_byte_tokenizer,
@@ -52,16 +47,17 @@ from md4_hf import (
     load_pipeline,
     load_tokenizer,
     load_train_validation,
-    make_recipe,
     make_schedule,
-    make_windows,
     pack,
-    parse_arguments,
     repetition,
     token_entropy,
 )
 from md4_hf.cli import main
+from md4_hf.cli.arguments import parse_arguments
+from md4_hf.cli.train_options import ModelArguments, RunArguments, StartArguments
 from md4_hf.data.packing import Separator
+from md4_hf.evaluation.recipes import PREPARATIONS, TASKS, make_recipe
+from md4_hf.evaluation.tasks import make_windows
 from md4_hf.hub.adapters import fingerprint, save_base_record
 from md4_hf.hub.convert_md4 import convert_checkpoint
 

@@ -29,9 +29,9 @@ from md4_hf import (
     load_pipeline,
     load_tokenizer,
     make_pipeline,
-    parse_arguments,
 )
 from md4_hf.cli import main
+from md4_hf.cli.arguments import parse_arguments
 from md4_hf.hub.adapters import fingerprint, save_base_record
 from md4_hf.hub.convert_md4 import load_official_params
 from md4_hf.training.checkpoints import commit

@@ -27,20 +27,22 @@ from md4_hf import (
     MaskedDiffusionPipeline,
     MD4Config,
     MD4TrainingArguments,
-    ModelArguments,
-    RunArguments,
-    StartArguments,
     build_byte_tokenizer,
     load_model,
     pack,
-    parse_arguments,
 )
 from md4_hf.cli import COMMANDS, main
-from md4_hf.cli.arguments import add_options, to_bool
+from md4_hf.cli.arguments import add_options, parse_arguments, to_bool
 from md4_hf.cli.sample import expand_gaps
 from md4_hf.cli.texts import measure_baselines
 from md4_hf.cli.train import set_batch_size
-from md4_hf.cli.train_options import ShownTrainerArguments, ShownTrainingArguments
+from md4_hf.cli.train_options import (
+    ModelArguments,
+    RunArguments,
+    ShownTrainerArguments,
+    ShownTrainingArguments,
+    StartArguments,
+)
 
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]

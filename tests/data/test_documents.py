@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
-from md4_hf import PaddingCollator, ngram_bits_per_character, pack
+from md4_hf import PaddingCollator, pack
 from md4_hf.data import documents as data_module
 from md4_hf.data import packing as packing_module
 from md4_hf.data.documents import (
@@ -21,6 +21,7 @@ from md4_hf.data.documents import (
     pydoc_documents,
 )
 from md4_hf.data.tokenizers import build_byte_tokenizer, build_text8_tokenizer
+from md4_hf.evaluation.baselines import ngram_bits_per_character
 
 
 DOCUMENTS = ["The first: 1 text.", "", "second", None, "x", "Ünïcödé 日本", "a longer document " * 7]

@@ -29,10 +29,10 @@ from md4_hf import (
     encode_images,
     load_images,
     nelbo_metrics,
-    pixel_histogram_bits,
 )
 from md4_hf.cli import main
 from md4_hf.data import images
+from md4_hf.evaluation.baselines import pixel_histogram_bits
 
 
 LEVELS, CLASSES = 5, 3

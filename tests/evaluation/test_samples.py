@@ -17,22 +17,22 @@ from md4_hf import (
     MD4ForCausalLM,
     build_byte_tokenizer,
     build_text8_tokenizer,
-    check_same_tokens,
     distinct_n,
     generative_perplexity,
     generative_perplexity_of_ids,
     image_sample_metrics,
-    load_inception,
     make_pipeline,
     pack,
     repetition,
     token_entropy,
-    token_statistics,
 )
 from md4_hf.cli import main
 from md4_hf.cli.draw import draw_samples, sampling_recipe, unfinished
 from md4_hf.cli.options import SamplerArguments
 from md4_hf.cli.sample import print_texts, read_printed_texts
+from md4_hf.evaluation.images import load_inception
+from md4_hf.evaluation.sample_statistics import token_statistics
+from md4_hf.evaluation.samples import check_same_tokens
 
 
 LENGTH = 24

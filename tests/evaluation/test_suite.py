@@ -15,21 +15,11 @@ from huggingface_hub import ModelCard
 from launching import TORCHRUN, run
 from tiny import random_image_model, random_model
 
-from md4_hf import (
-    PREPARATIONS,
-    SUITES,
-    TASKS,
-    build_byte_tokenizer,
-    build_text8_tokenizer,
-    detokenize,
-    digits,
-    hub_commit,
-    load_rows,
-    make_recipe,
-    make_windows,
-)
+from md4_hf import build_byte_tokenizer, build_text8_tokenizer, digits
 from md4_hf.cli import main
-from md4_hf.evaluation.tasks import sliding_windows
+from md4_hf.evaluation.detokenizers import detokenize
+from md4_hf.evaluation.recipes import PREPARATIONS, SUITES, TASKS, make_recipe
+from md4_hf.evaluation.tasks import hub_commit, load_rows, make_windows, sliding_windows
 
 
 ROOT = Path(__file__).parents[2]

@@ -17,18 +17,16 @@ from md4_hf import (
     MD4Trainer,
     MD4TrainingArguments,
     Objective,
-    Stopping,
-    evaluate_in_rounds,
     example_nelbo,
     make_schedule,
-    mask_lowest,
     masked_count_weights,
     nelbo_weight,
     reconstruction_nelbo,
     token_nelbo,
 )
+from md4_hf.core.masked_diffusion import mask_lowest
 from md4_hf.core.masking_process import MD4Process
-from md4_hf.evaluation.rounds import SEED_STRIDE, Rounds
+from md4_hf.evaluation.rounds import SEED_STRIDE, Rounds, Stopping, evaluate_in_rounds
 from md4_hf.objective.objectives import MD4Objective
 
 

@@ -20,12 +20,14 @@ from md4_hf import (
     MD4TrainingArguments,
     add_adapter,
     build_text8_tokenizer,
+)
+from md4_hf.cli import main
+from md4_hf.evaluation.schedule_plots import (
     plot_exponents,
     plot_masking_schedules,
     plot_token_schedules,
     plot_unmasked_per_step,
 )
-from md4_hf.cli import main
 
 
 LENGTH, VOCAB = 8, 5

@@ -3,7 +3,7 @@
 
 import pytest
 
-from md4_hf import plot_losses
+from md4_hf.utils.plots import plot_losses
 
 
 HISTORY = [

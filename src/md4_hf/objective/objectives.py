@@ -23,7 +23,7 @@ OF_TIMES = "a model that sees the time or learns its schedule, where the bound i
 
 @dataclass(frozen=True)
 class Objective:
-    """What every objective has: classes that are dropped for guidance.
+    """Step from a clean batch to the inputs that a model computes its loss from.
 
     Args:
         null_class: The label that stands for no class, if the model has one.

@@ -57,6 +57,7 @@ def seed():
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
+    torch.set_float32_matmul_precision("highest")  # the preset "tiny" lowers it for its process
 
 
 @pytest.fixture(scope="session")

@@ -44,8 +44,7 @@ class MD4ImageProcessor(BaseImageProcessor):
         num_levels (`int`, defaults to 256): Number of levels, 2 to 256; `vocab_size - 1` of the model.
         do_resize (`bool`, defaults to `False`):
             Whether to fit images of another size: crop the middle to the aspect ratio of `size`, then scale it.
-        do_convert (`bool`, defaults to `False`):
-            Whether to turn pictures of other modes (RGBA, palettes, grey, ...) into grey or RGB ones.
+        do_convert (`bool`, defaults to `False`): Whether to convert pictures of other modes (RGBA, palettes, ...).
         resample (`int`, defaults to 3): Filter of `do_resize`, a number of `PIL.Image.Resampling`; 3 is bicubic.
 
     Raises:
@@ -94,12 +93,7 @@ class MD4ImageProcessor(BaseImageProcessor):
 
     @classmethod
     def for_config(cls, config, **options: Any) -> MD4ImageProcessor:
-        """Create the processor for an `MD4Config` of images, with its size, channels and levels.
-
-        Args:
-            config: Configuration of a model of images, whose mask is the last id.
-            options: Other arguments of the processor, such as `do_resize`.
-        """
+        """Create the processor for an `MD4Config` of images whose mask is the last id, with other `options`."""
         channels, *size = config.sample_shape
         return cls(size, channels, config.vocab_size - 1, **options)
 
@@ -146,7 +140,15 @@ class MD4ImageProcessor(BaseImageProcessor):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        ids = self._check_ids(ids)
+        ids = torch.as_tensor(ids).cpu()
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"`ids` must be integers, got {ids.dtype}.")
+        if ids.dim() != 4 or ids.shape[1] != self.num_channels or not ids.numel():
+            shape = f"(batch, {self.num_channels}, height, width)"
+            raise ValueError(f"`ids` must have shape {shape}, got {tuple(ids.shape)}.")
+        if not 0 <= ids.min() <= ids.max() < self.num_levels:
+            raise ValueError(f"`ids` must be in [0, {self.num_levels}), got values from {ids.min()} to {ids.max()}.")
+        ids = ids.long()
         if output_type == "pt":
             return ids.float() / (self.num_levels - 1)
         levels = ids.permute(0, 2, 3, 1).numpy()
@@ -155,25 +157,15 @@ class MD4ImageProcessor(BaseImageProcessor):
         pixels = ((levels * (2 * WHITE) + self.num_levels - 1) // (2 * (self.num_levels - 1))).astype(np.uint8)
         return [PIL.Image.fromarray(image[..., 0] if self.num_channels == 1 else image) for image in pixels]
 
-    def _check_ids(self, ids) -> torch.Tensor:
-        ids = torch.as_tensor(ids).cpu()
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ValueError(f"`ids` must be integers, got {ids.dtype}.")
-        if ids.dim() != 4 or ids.shape[1] != self.num_channels or not ids.numel():
-            raise ValueError(
-                f"`ids` must have shape (batch, {self.num_channels}, height, width), got {tuple(ids.shape)}."
-            )
-        if not 0 <= ids.min() <= ids.max() < self.num_levels:
-            raise ValueError(f"`ids` must be in [0, {self.num_levels}), got values from {ids.min()} to {ids.max()}.")
-        return ids.long()
-
     def _read(self, image) -> np.ndarray:
         """Read one image as uint8 values `(height, width, channels)`."""
         if isinstance(image, PIL.Image.Image):
-            pixels = self._read_picture(image)
+            mode = MODES[self.num_channels]
+            if image.mode != mode and not self.do_convert:
+                raise ValueError(f"`images` must have the mode {mode} (or set `do_convert`), got {image.mode}.")
+            pixels = np.asarray(image.convert(mode))
         elif isinstance(image, torch.Tensor):
-            pixels = image.detach().cpu()
-            pixels = _to_bytes((pixels.permute(1, 2, 0) if pixels.dim() == 3 else pixels).numpy())
+            pixels = _to_bytes((image.permute(1, 2, 0) if image.dim() == 3 else image).numpy(force=True))
         elif isinstance(image, np.ndarray):
             pixels = _to_bytes(image)
         else:
@@ -183,13 +175,8 @@ class MD4ImageProcessor(BaseImageProcessor):
             raise ValueError(f"`images` must have {self.num_channels} channels, got an image of shape {image.shape}.")
         return self._fit(pixels)
 
-    def _read_picture(self, image: PIL.Image.Image) -> np.ndarray:
-        mode = MODES[self.num_channels]
-        if image.mode != mode and not self.do_convert:
-            raise ValueError(f"`images` must have the mode {mode} (or set `do_convert`), got {image.mode}.")
-        return np.asarray(image.convert(mode))
-
     def _fit(self, pixels: np.ndarray) -> np.ndarray:
+        """Crop and scale pixels to the size, if need be."""
         height, width = self.size["height"], self.size["width"]
         if pixels.shape[:2] == (height, width):
             return pixels
@@ -221,12 +208,10 @@ def _size(size) -> dict[str, int]:
 
 def _as_list(images) -> list:
     """Split a list or a batch into its images; a single image becomes a list of one."""
-    if isinstance(images, (list, tuple)):
-        if not images:
-            raise ValueError("`images` must hold at least one image, got none.")
-        return list(images)
-    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
-    return list(images) if is_batch and len(images) else [images]
+    if isinstance(images, (list, tuple)) and not images:
+        raise ValueError("`images` must hold at least one image, got none.")
+    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4 and len(images)
+    return list(images) if isinstance(images, (list, tuple)) or is_batch else [images]
 
 
 def _to_bytes(pixels: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from .schedules import MaskingSchedule, TokenPolynomialSchedule, make_schedule
 
 
 class MaskingProcess:
-    """Forward process q(x_t | x_0) with the masking `schedule`."""
+    """Forward process q(x_t | x_0) with the masking `schedule` and the mask id m."""
 
     schedule: MaskingSchedule | TokenPolynomialSchedule
     mask_token_id: int
@@ -44,8 +44,6 @@ class MD4Process(MaskingProcess):
     """Forward process of MD4: one fixed schedule masks all tokens.
 
     Args:
-        schedule: The masking schedule.
-        mask_token_id: The mask id m.
         num_data_tokens: V, the number of data tokens (without the mask).
         num_timesteps: T of discrete time, None for continuous time.
     """
@@ -85,13 +83,7 @@ class MD4Process(MaskingProcess):
 
 @dataclass(frozen=True)
 class GenMD4Process(MaskingProcess):
-    """Forward process of GenMD4: each token has a schedule of its own, learned with the denoiser.
-
-    Args:
-        schedule: The learned schedules.
-        mask_token_id: The mask id m.
-        first_time: t_1, the earliest time.
-    """
+    """Forward process of GenMD4: each token has a learned schedule of its own; times start at `first_time`, t_1."""
 
     schedule: TokenPolynomialSchedule
     mask_token_id: int
@@ -123,11 +115,7 @@ class GenMD4Process(MaskingProcess):
     def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
         """REINFORCE leave-one-out surrogate of the diffusion part, summed over the examples.
 
-        Args:
-            nelbo: `(batch, copies, ...)` diffusion part in nats, K >= 2 copies.
-            labels: `(batch, ...)` clean ids, -100 where not scored.
-            xt: `(batch, copies, ...)` noised ids.
-            t: `(batch,)` times.
+        `nelbo` (nats) and `xt` are `(batch, copies, ...)` with K >= 2 copies, `labels` `(batch, ...)`, `t` `(batch,)`.
         """
         batch, copies = xt.shape[:2]
         t, x0 = (x.repeat_interleave(copies, dim=0) for x in (t, labels))
@@ -140,8 +128,3 @@ def md4_process(config) -> MD4Process:
     """Forward process with the fixed schedule that an `MD4Config` names."""
     schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
     return MD4Process(schedule, config.mask_token_id, config.vocab_size - 1, config.num_train_timesteps)
-
-
-def genmd4_process(config, token_schedule: TokenPolynomialSchedule) -> GenMD4Process:
-    """Forward process with the learned schedules of a model and its `MD4Config`."""
-    return GenMD4Process(token_schedule, config.mask_token_id, config.schedule_first_time)

@@ -20,8 +20,7 @@ from .masked_diffusion import IGNORE_INDEX
 
 
 # Number of logits that exist at a time: on the CPU chosen for its caches, elsewhere enough to keep the device busy.
-LOGITS_AT_A_TIME = {"cpu": 2**24}
-LOGITS_AT_A_TIME_ELSEWHERE = 2**26
+LOGITS_AT_A_TIME = {"cpu": 2**24, "elsewhere": 2**26}
 
 
 def linear_nelbo(
@@ -36,12 +35,9 @@ def linear_nelbo(
     """Diffusion part of the NELBO of masked positions from their hidden states, without all their logits in memory.
 
     The value of a row is `row_weight` times `cross_entropy_nats` (with `exponents`, `genmd4_cross_entropy_nats`) of the
-    logits `hidden_states weight^T + bias`, without the mask's column. Logits are computed for a few rows at a
-    time and turned into gradients at once. Under autocast the matrix products are in its precision, all else is in
-    float32.
-
-    The gradient of the sum costs nothing extra; a gradient through single values runs the head a second time. There is
-    no second derivative.
+    logits `hidden_states weight^T + bias`, without the mask's column. Under autocast the matrix products are in its
+    precision, all else is in float32. The gradient of the sum costs nothing extra; one through single values runs the
+    head a second time. There is no second derivative.
 
     Args:
         hidden_states: `(rows, hidden)`.
@@ -69,20 +65,15 @@ def linear_nelbo(
 
 
 def _linear_nelbo(
-    hidden_states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_weight: Tensor,
-    exponents: Tensor | None,
-    mask_token_id: int,
-    dtype: torch.dtype,
-    needs_gradient: list[bool],
+    hidden_states, weight, bias, target, row_weight, exponents, mask_token_id, dtype, needs_gradient
 ) -> tuple[Tensor, ...]:
-    """Outputs of `linear_nelbo`, and the gradients of the sum in its four parameters (empty where not needed)."""
+    """Outputs of `linear_nelbo`, and the gradients of the sum in its four parameters (empty where not needed).
+
+    The schema below gives the types of the arguments.
+    """
     outputs = _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
     _, values, *gradients = outputs
-    at_a_time = LOGITS_AT_A_TIME.get(hidden_states.device.type, LOGITS_AT_A_TIME_ELSEWHERE)
+    at_a_time = LOGITS_AT_A_TIME.get(hidden_states.device.type, LOGITS_AT_A_TIME["elsewhere"])
     with torch.autocast(hidden_states.device.type, enabled=False), torch.no_grad():
         head, head_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         num_rows = max(at_a_time // len(weight), 1)
@@ -114,10 +105,7 @@ def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[
 def _value_and_gradients(
     logits: Tensor, target: Tensor, exponents: Tensor | None, row_weight: Tensor, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Values of rows, their gradients in the logits, and the gradient of their weighted sum in the exponents.
-
-    The logits are overwritten. Gradients that are not needed are None.
-    """
+    """Values of rows, and the gradients of their weighted sum, None if not needed; the logits are overwritten."""
     if exponents is None:
         if needs_gradient:
             return *nll_and_gradient(logits, target), None
@@ -164,15 +152,7 @@ def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tens
     return nll, logits.detach()
 
 
-def _add_gradients(
-    gradients: list[Tensor],
-    part: slice,
-    hidden: Tensor,
-    head: Tensor,
-    d_logits: Tensor,
-    d_exponents: Tensor | None,
-    row_weight: Tensor,
-):
+def _add_gradients(gradients: list[Tensor], part: slice, hidden, head, d_logits, d_exponents, row_weight):
     """Add the contribution of some rows to the gradients in hidden states, weight, bias and exponents."""
     d_hidden, d_weight, d_bias, d_schedule = gradients
     products = d_logits.to(hidden.dtype)

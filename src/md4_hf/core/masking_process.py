@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .masked_diffusion import (
     IGNORE_INDEX,
+    corrupt,
     discretize_times,
-    draw_xt,
     genmd4_reconstruction_nelbo,
     genmd4_token_nelbo,
     log_forward_probability,
@@ -36,7 +36,8 @@ class MaskingProcess:
 
     def draw_xt(self, x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw x_t of clean ids at times `(batch,)`; tokens with the label -100 are never masked."""
-        return draw_xt(self.schedule, t, x0, self.mask_token_id, noise=noise, is_scored=labels != IGNORE_INDEX)
+        xt = corrupt(x0, self.schedule.alpha_of(t, x0).detach(), self.mask_token_id, noise=noise)
+        return torch.where(labels != IGNORE_INDEX, xt, x0)
 
 
 @dataclass(frozen=True)

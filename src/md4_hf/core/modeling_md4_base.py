@@ -47,10 +47,7 @@ class MD4PreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
     ):
-        """Save as transformers does, with the code beside the weights, so that the Auto classes open the folder.
-
-        Where this package is not installed, they need `trust_remote_code=True`.
-        """
+        """Save as transformers does, with the code beside the weights, for `trust_remote_code=True`."""
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
         repo_id = hub.pop("repo_id", Path(save_directory).name)
         self.config.auto_map = dict(self._auto_map)
@@ -64,13 +61,7 @@ class MD4PreTrainedModel(PreTrainedModel):
             self.push_to_hub(repo_id, **hub)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *model_args,
-        use_safetensors: bool | None = None,
-        **kwargs,
-    ):
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, use_safetensors=None, **kwargs):
         """Load as transformers does, but open pickled weights only on request: with `use_safetensors=False`.
 
         Raises:
@@ -125,8 +116,6 @@ class MD4PreTrainedModel(PreTrainedModel):
     ) -> nn.Embedding:
         """Resize as transformers does; if the mask's row is cut off, the last row becomes the mask's, with a warning.
 
-        No row changes its values, as in every other model: the new mask has the embedding of the token it replaces.
-
         Raises:
             ValueError: For a model of images, whose head has outputs for every level.
         """
@@ -148,14 +137,8 @@ class MD4PreTrainedModel(PreTrainedModel):
 def check_shards(name_or_path: str, variant: str | None, **hub):
     """Raise a ValueError if the index of weights in several files is damaged or names a file outside its folder."""
     name = f"model.safetensors.index.{variant}.json" if variant else SAFE_WEIGHTS_INDEX_NAME
-    index_file = cached_file(
-        name_or_path,
-        name,
-        **hub,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    hub |= {f"_raise_exceptions_for_{case}": False for case in ("gated_repo", "missing_entries", "connection_errors")}
+    index_file = cached_file(name_or_path, name, **hub)
     if index_file is None:
         return
     index = json.loads(Path(index_file).read_text(encoding="utf-8"))

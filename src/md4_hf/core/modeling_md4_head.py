@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from .linear_nelbo import linear_nelbo
-from .masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats
+from .masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats, suppress_mask
 
 
 class MD4Head(nn.Linear):
@@ -46,24 +46,16 @@ def nelbo_of_rows(
 
     An `MD4Head` avoids the logits of all rows. Other heads compute them: that of images, where logits are no wider than
     what the blocks keep for their gradients, and any that an adapter or a quantiser has put in place of an `MD4Head`.
-
-    Args:
-        head: The head.
-        hidden_states: `(rows, hidden)`; for images `(batch, channels, height, width)`, of all pixels.
-        target: `(rows,)` clean ids.
-        weight: `(rows,)` weights.
-        mask_token_id: The mask id.
-        exponents: `(vocab,)` exponents w of GenMD4; None for MD4.
-        rows: Flat indices of the tokens, for a head of images; None for all tokens.
+    Arguments as in `linear_nelbo`; a head of images takes the hidden states of all pixels, and the tokens' flat `rows`.
     """
     if isinstance(head, MD4Head):
         total, values = head(hidden_states, target, weight, mask_token_id, exponents)
         return total.to(hidden_states.device), values.to(hidden_states.device)
     logits = logits_of(head, hidden_states, mask_token_id, rows).flatten(0, -2)
-    if exponents is not None:
-        values = weight * genmd4_cross_entropy_nats(logits, target, exponents)
-    else:
+    if exponents is None:
         values = weight * cross_entropy_nats(logits, target)
+    else:
+        values = weight * genmd4_cross_entropy_nats(logits, target, exponents)
     return values.sum(), values
 
 
@@ -77,12 +69,6 @@ def number_of_items(scored: Tensor, num_items: Tensor | int | None, device: torc
     """Divisor of a loss: the given number, on this device, or by default the number of scored tokens, at least 1."""
     num_items = scored.sum().clamp(min=1) if num_items is None else num_items
     return num_items.to(device) if isinstance(num_items, Tensor) else num_items
-
-
-def suppress_mask(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Set the mask's logit to finfo.min, as no model predicts the mask: `(..., vocab)` -> `(..., vocab)`."""
-    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
-    return logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
 
 
 def indices_of(is_chosen: Tensor, at_most: int | None) -> Tensor | None:

@@ -18,7 +18,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration_md4 import MD4Config
 
 
-TIME_SCALE = 1000.0
 MAX_PERIOD = 10000.0
 FLEX_CPU_HEAD_DIM = 24  # with narrower heads, flex attention on a CPU may read keys beyond the last (torch 2.13)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -55,7 +54,7 @@ def time_embedding(t: Tensor, size: int) -> Tensor:
     """
     half = size // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
-    phase = TIME_SCALE * t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    phase = 1000.0 * t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
     embedding = torch.cat([phase.sin(), phase.cos()], dim=-1)
     return F.pad(embedding, (0, size % 2))
 
@@ -68,11 +67,9 @@ class MD4Conditioning(nn.Module):
         self.config = config
         size = config.conditioning_size
         if config.num_classes is not None:
-            num_rows = config.num_classes + (config.null_class is not None)
-            self.class_embedding = nn.Embedding(num_rows, size)
+            self.class_embedding = nn.Embedding(config.num_classes + (config.null_class is not None), size)
         if config.time_conditioning:
-            in_features = size if config.num_classes is None else 2 * size
-            self.dense_in = nn.Linear(in_features, 4 * size)
+            self.dense_in = nn.Linear(size if config.num_classes is None else 2 * size, 4 * size)
             self.dense_out = nn.Linear(4 * size, size)
 
     def forward(self, timesteps: Tensor | None, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -110,8 +107,7 @@ class MD4RotaryEmbedding(nn.Module):
     def __init__(self, config: MD4Config):
         super().__init__()
         self.config = config
-        self.max_seq_len_cached = config.max_position_embeddings
-        self.original_max_seq_len = config.max_position_embeddings
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
         rope_init = self.compute_default_rope_parameters
         try:
@@ -150,11 +146,9 @@ class MD4RotaryEmbedding(nn.Module):
 
 
 def apply_rotary(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate the pairs (2k, 2k+1) of queries or keys by the angles of their positions, in float32.
+    """Rotate the pairs (2k, 2k+1) of queries or keys `(batch, length, ..., head_dim)` by the angles of their positions.
 
-    Args:
-        x: `(batch, length, ..., head_dim)`.
-        rotation: Output of `MD4RotaryEmbedding`, `(batch, length, head_dim / 2, 2)`.
+    `rotation` is an output of `MD4RotaryEmbedding`. The products are in float32.
     """
     pairs = x.float().unflatten(-1, (-1, 2))
     rotation = rotation.reshape(*rotation.shape[:2], *(1,) * (x.dim() - 3), *rotation.shape[2:])
@@ -167,14 +161,7 @@ def apply_rotary(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
+    module: nn.Module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs
 ) -> tuple[Tensor, Tensor]:
     """Plain attention that returns its probabilities; the signature is that of transformers' attention functions."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
@@ -203,11 +190,9 @@ class MD4Attention(nn.Module):
 
     def __init__(self, config: MD4Config, layer_idx: int):
         super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
+        self.config, self.layer_idx = config, layer_idx
         self.scaling = config.head_dim**-0.5
-        self.is_causal = config.is_causal
+        self.is_causal = config.is_causal  # for the attention functions of transformers
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
@@ -225,7 +210,7 @@ class MD4Attention(nn.Module):
         With flat indices `rows`, the output is that of these positions only, `(rows, hidden)`.
         """
         batch, length, _ = hidden_states.shape
-        qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)
+        qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.config.head_dim)
         to_rotate, value = qkv.split((2, 1), dim=2)
         query, key = apply_rotary(to_rotate, rotation).permute(2, 0, 3, 1, 4).unbind(0)
         value = value.squeeze(2).transpose(1, 2)
@@ -235,18 +220,11 @@ class MD4Attention(nn.Module):
         if implementation == "flex_attention" and query.device.type == "cpu":
             query, key, value = for_flex_attention_on_a_cpu(query, key, value)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        dropout = self.config.attention_dropout if self.training else 0.0
         output, probabilities = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        output = output.reshape(batch, length, -1)
-        return self.o_proj(at_rows(output, rows)), probabilities
+        return self.o_proj(at_rows(output.reshape(batch, length, -1), rows)), probabilities
 
 
 class MD4MLP(nn.Module):
@@ -296,8 +274,7 @@ class MD4Layer(GradientCheckpointingLayer):
         With flat indices `rows`, only these positions continue after the attention: the output is `(rows, hidden)`.
         `attention_mask`, `rotation` and `kwargs` go to the attention.
         """
-        shape = hidden_states.shape
-        _, length, width = shape
+        shape, width = hidden_states.shape, hidden_states.shape[-1]
 
         def attend(x: Tensor) -> Tensor:
             return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0], shape, rows)
@@ -311,8 +288,7 @@ class MD4Layer(GradientCheckpointingLayer):
             return hidden_states + feed(self.mlp_norm(hidden_states))
         shift, scale = modulation[..., : 2 * width].chunk(2, dim=-1)
         attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
-        modulation_of_rows = of_examples(modulation[..., 2 * width :], length, rows)
-        gate_a, shift_m, scale_m, gate_m = modulation_of_rows.chunk(4, dim=-1)
+        gate_a, shift_m, scale_m, gate_m = of_examples(modulation[..., 2 * width :], shape[1], rows).chunk(4, dim=-1)
         hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
         fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
         return torch.addcmul(hidden_states, gate_m, fed)
@@ -331,8 +307,5 @@ def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def of_examples(x: Tensor, length: int, rows: Tensor | None) -> Tensor:
-    """Select from `(batch, 1, width)` the examples of the flat indices `rows` into (batch, length): `(rows, width)`.
-
-    Without indices, `x` is returned unchanged.
-    """
+    """Select from `(batch, 1, width)` the examples of flat indices `(rows,)`: `(rows, width)`; without, `x` itself."""
     return x if rows is None else x.squeeze(1).index_select(0, (rows // length).to(x.device))

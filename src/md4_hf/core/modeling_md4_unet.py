@@ -18,11 +18,6 @@ from .modeling_md4_layers import MAX_PERIOD, make_norm, modulate, zero_linear
 PATCH_SIZE = 2
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Norms
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 class MD4GroupNorm(nn.Module):
     """Group norm, scaled and shifted by the conditioning in a conditional U-ViT and by parameters otherwise."""
 
@@ -41,22 +36,14 @@ class MD4GroupNorm(nn.Module):
         return modulate(hidden_states, shift, scale)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Blocks of the U-Net
-# ----------------------------------------------------------------------------------------------------------------------
+# Blocks of the U-Net --------------------------------------------------------------------------------------------------
 
 
 class MD4ResnetBlock(GradientCheckpointingLayer):
     """Residual block: two 3x3 convolutions, each after a norm and SiLU, and a shortcut around them.
 
-    The conditioning is added between the convolutions (U-Net) or modulates the norms (U-ViT).
-
-    Args:
-        config: The configuration.
-        in_channels: Channels of the block's input.
-        out_channels: Channels of the block's output.
-        skip_channels: Channels of a second input from the way down, if there is one.
-        resample: Module that halves or doubles height and width, before the first convolution and on the shortcut.
+    The conditioning is added between the convolutions (U-Net) or modulates the norms (U-ViT). A second input from the
+    way down has `skip_channels`. `resample` halves or doubles height and width, here and on the shortcut.
     """
 
     # With 32 channels, each group of a norm has one channel, and constants added to a channel before the second norm
@@ -77,9 +64,8 @@ class MD4ResnetBlock(GradientCheckpointingLayer):
         self.resample = resample
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         adds_conditioning = config.is_conditional and config.backbone == "unet"
-        self.conditioning_proj = (
-            zero_linear(config.conditioning_size, out_channels, bias=False) if adds_conditioning else None
-        )
+        projection = zero_linear(config.conditioning_size, out_channels, bias=False) if adds_conditioning else None
+        self.conditioning_proj = projection
         self.norm2 = MD4GroupNorm(config, out_channels)
         self.dropout = nn.Dropout(config.residual_dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -150,16 +136,11 @@ class MD4UNetMiddle(nn.Module):
         return hidden_states
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The middle of the U-ViT
-# ----------------------------------------------------------------------------------------------------------------------
+# The middle of the U-ViT ----------------------------------------------------------------------------------------------
 
 
 class MD4DiTLayer(GradientCheckpointingLayer):
-    """Transformer block: x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward.
-
-    Without conditioning: x + f(RMSNorm(x)).
-    """
+    """Transformer block, modulated by a conditioning vector if the model has one, as `MD4Layer`."""
 
     def __init__(self, config: MD4Config):
         super().__init__()
@@ -220,9 +201,7 @@ def position_table(grid: int, width: int) -> Tensor:
     return torch.cat([places.repeat(grid, 1), places.repeat_interleave(grid, dim=0)], dim=-1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The network and its head
-# ----------------------------------------------------------------------------------------------------------------------
+# The network and its head ---------------------------------------------------------------------------------------------
 
 
 class MD4UNet(nn.Module):
@@ -258,10 +237,7 @@ class MD4UNet(nn.Module):
         self.out_channels = channels
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
-        """Map embedded pixels `(batch, num_channels * hidden_size, height, width)` to `(batch, out_channels, ...)`.
-
-        `conditioning` is `(batch, conditioning_size)`, or None for a model without time and classes.
-        """
+        """Map embedded pixels `(batch, num_channels * hidden_size, height, width)` to `(batch, out_channels, ...)`."""
         hidden_states = self.conv_in(hidden_states)
         skips = [hidden_states]
         for block in self.down_blocks:

@@ -19,9 +19,9 @@ from .input_checks import check_tensor
 from .masked_diffusion import (
     check_top_k,
     check_top_p,
+    corrupt,
     denoiser_probabilities,
     draw_categorical,
-    draw_xt,
     top_k_logits,
     top_p_logits,
     unmask_probability,
@@ -268,8 +268,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             )
         if timesteps.device.type == "cpu" and not ((timesteps >= 0.0) & (timesteps <= 1.0)).all():
             raise ValueError(f"`timesteps` must be in [0, 1], got {timesteps.tolist()}.")
-        schedule = self.token_schedule or self.schedule
-        return draw_xt(schedule, timesteps, original_samples, mask_token_id, generator=generator)
+        alpha_t = (self.token_schedule or self.schedule).alpha_of(timesteps, original_samples).detach()
+        return corrupt(original_samples, alpha_t, mask_token_id, generator)
 
     def unmask_probabilities(self) -> Tensor:
         """Probability r that a masked position opens by a draw at each step, `(num_inference_steps,)` float64.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -40,7 +40,7 @@ from .remote_code import copy_code
 logger = logging.get_logger(__name__)
 
 CALLBACK_TENSORS = ["sample", "logits"]
-
+Callback: TypeAlias = Callable[[Any, int, Tensor, dict], dict] | PipelineCallback | MultiPipelineCallbacks
 REMOTE_MODULE = "remote_pipeline"  # opens a saved pipeline where this package is not installed
 # Libraries that `model_index.json` names for the components: this package, or those that diffusers always knows.
 OWN_LIBRARY = "md4_hf"
@@ -79,10 +79,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     Every mask token of the prompt or image is filled in, and everything else is kept. The pipeline relies on the
     forward contract of `MD4ForMaskedDiffusion` (`input_ids`, `timesteps`, `attention_mask`, `class_labels`,
     `position_mask` in, logits of the selected positions out), on its `config.mask_token_id` and, for text, on its
-    `config.max_position_embeddings`.
-
-    A pipeline saves to one flat folder (config, weights, tokenizer or image processor, scheduler and `model_index.json`
-    side by side), so that the same folder opens with `AutoModel`, `AutoTokenizer` and `AutoImageProcessor`.
+    `config.max_position_embeddings`. A pipeline saves to one flat folder, which the Auto classes open too.
 
     Args:
         model (`PreTrainedModel`): The denoiser.
@@ -163,10 +160,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         output_type: str | None = None,
         skip_special_tokens: bool = True,
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> MaskedDiffusionPipelineOutput | tuple:
         r"""
@@ -223,15 +217,13 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments out of range or that contradict each other, before any computation.
         """
+        tensor_names = ["sample"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        if callback_on_step_end_tensor_inputs is None:
-            callback_on_step_end_tensor_inputs = ["sample"]
-        tensor_names = callback_on_step_end_tensor_inputs
+            tensor_names = callback_on_step_end.tensor_inputs
         # Not `self.device`: an offloaded model does not run where its weights lie.
         device = self._execution_device
         output_type = output_type_of(self._inputs, output_type)
-        labels = self._prepare_class_labels(class_labels)
+        labels = self._labels(class_labels)
         num_unprompted = 1 if labels is None else len(labels)
         request = Request(prompt, input_ids, image, mask_image, length, block_length, num_unprompted)
         self._inputs.check(request)
@@ -240,7 +232,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             raise ValueError("`callback_on_step_end` must be None with `block_length`.")
         rows = self._inputs.rows(request)
         if labels is not None:
-            labels = self._expand_labels(labels, len(rows)).repeat_interleave(num_samples).to(device)
+            if len(labels) not in (1, len(rows)):
+                raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")
+            labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(device)
         rows = [row for row in rows for _ in range(num_samples)]
         generators = row_generators(generator, len(rows))
         self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
@@ -278,11 +272,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         self, sample: torch.LongTensor, output_type: str = "pil"
     ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
         """
-        Convert a sample that may hold masks, such as one that a callback sees, to images in which masks are grey.
+        Convert a sample `(rows, channels, height, width)` that may hold masks to images in which masks are grey.
 
-        Args:
-            sample (`torch.LongTensor` of shape `(rows, channels, height, width)`): Ids; masks get the middle level.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as in a call.
+        `output_type` is `"pil"`, `"np"` or `"pt"`, as in a call. A callback can show what it sees.
 
         Raises:
             ValueError: Without an image processor, and for another output type.
@@ -353,7 +345,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         inputs: DenoiserInputs,
         generators: list[torch.Generator],
         step_arguments: dict[str, Any],
-        callback: Callable[[Any, int, Tensor, dict], dict] | None,
+        callback: Callback | None,
         tensor_names: list[str],
     ) -> Tensor:
         """Fill the masks of ids `(rows, ...)`; `step_arguments` go to the scheduler."""
@@ -408,8 +400,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 )
                 t, rows = times[steps], rows.to(sample.device)
                 logits = self._predict(sample, rows, t.to(sample.device), step_plan.candidates, inputs)
-                opened = self.scheduler.step(logits, t, sample[rows], plan=step_plan, **step_arguments).prev_sample
-                sample[rows] = opened
+                output = self.scheduler.step(logits, t, sample[rows], plan=step_plan, **step_arguments)
+                sample[rows] = output.prev_sample
         return sample
 
     def _denoise_blocks(
@@ -457,9 +449,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         """Rows for the denoiser: with guidance two copies, one to see its class and one not."""
         return torch.cat([rows, rows]) if self.do_classifier_free_guidance else rows
 
-    def _with_guidance(
-        self, attention_mask: Tensor | None, class_labels: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _with_guidance(self, attention_mask: Tensor | None, class_labels: Tensor | None):
         """Attention mask and labels for the denoiser: with guidance the copies with labels, then those without."""
         if attention_mask is not None:
             attention_mask = self._in_copies(attention_mask)
@@ -484,41 +474,28 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             plan.left_over = torch.where(is_late, later.left_over, plan.left_over)
         return plan
 
-    # ------------------------------------------------------------------------------------------------------------------
-
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
         if self.scheduler.config.mask_token_id is None:
             self.scheduler.register_to_config(mask_token_id=self.mask_token_id)
-        elif self.scheduler.config.mask_token_id != self.mask_token_id:
-            raise ValueError(
-                f"`scheduler` must have the model's mask id {self.mask_token_id}, got "
-                f"{self.scheduler.config.mask_token_id}."
-            )
-        if self.image_processor is not None and self.image_processor.num_levels != self.model.config.vocab_size - 1:
-            raise ValueError(
-                f"`image_processor` must have as many levels as the model, {self.model.config.vocab_size - 1}, got "
-                f"{self.image_processor.num_levels}."
-            )
-        if self.tokenizer is None:
-            return
-        if len(self.tokenizer) != self.model.config.vocab_size:
-            raise ValueError(
-                f"`tokenizer` must have as many tokens as the model, {self.model.config.vocab_size}, got "
-                f"{len(self.tokenizer)}."
-            )
-        if self.tokenizer.mask_token_id != self.mask_token_id:
-            raise ValueError(
-                f"`tokenizer` must have the model's mask id {self.mask_token_id}, got {self.tokenizer.mask_token_id}."
-            )
+        mask, size = ("the model's mask id", self.mask_token_id), self.model.config.vocab_size
+        agreements = [("scheduler", *mask, self.scheduler.config.mask_token_id)]
+        if self.image_processor is not None:
+            levels = self.image_processor.num_levels
+            agreements.append(("image_processor", "as many levels as the model,", size - 1, levels))
+        if self.tokenizer is not None:
+            agreements.append(("tokenizer", "as many tokens as the model,", size, len(self.tokenizer)))
+            agreements.append(("tokenizer", *mask, self.tokenizer.mask_token_id))
+        for name, rule, expected, found in agreements:
+            if found != expected:
+                raise ValueError(f"`{name}` must have {rule} {expected}, got {found}.")
 
     def _check_call(self, num_samples: int, guidance_scale: float, class_labels, tensor_names):
         if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
             raise ValueError(f"`num_samples` must be >= 1, got {num_samples!r}.")
         if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {tensor_names!r}."
-            )
+            argument = "callback_on_step_end_tensor_inputs"
+            raise ValueError(f"`{argument}` must be among {CALLBACK_TENSORS}, got {tensor_names!r}.")
         if not (isinstance(guidance_scale, Real) and 0.0 <= guidance_scale < math.inf):
             raise ValueError(f"`guidance_scale` must be finite and >= 0, got {guidance_scale!r}.")
         if guidance_scale == 1.0:
@@ -532,7 +509,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         """Label that stands for no class; None if the model has none."""
         return getattr(self.model.config, "null_class", None)
 
-    def _prepare_class_labels(self, class_labels) -> Tensor | None:
+    def _labels(self, class_labels) -> Tensor | None:
+        """Class labels of a call `(labels,)`, by default the null class; None for a model without classes."""
         num_classes, null_class = getattr(self.model.config, "num_classes", None), self._null_class()
         if class_labels is None:
             if num_classes is not None and null_class is None:
@@ -544,13 +522,6 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if not (len(labels) and 0 <= labels.min() <= labels.max() < num_classes):
             raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
         return labels
-
-    @staticmethod
-    def _expand_labels(labels: Tensor, num_rows: int) -> Tensor:
-        """Expand labels to one per row, from one for all rows or one for each."""
-        if len(labels) not in (1, num_rows):
-            raise ValueError(f"`class_labels` must hold 1 or {num_rows} labels, got {len(labels)}.")
-        return labels.expand(num_rows)
 
 
 def _name_classes(path: Path, remote_code: bool):

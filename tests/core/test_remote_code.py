@@ -32,13 +32,10 @@ MODEL_CODE = {
     "input_checks.py",
     "linear_nelbo.py",
     "masked_diffusion.py",
-    "masking_process.py",
     "modeling_md4.py",
     "modeling_md4_base.py",
-    "modeling_md4_head.py",
     "modeling_md4_layers.py",
     "modeling_md4_unet.py",
-    "remote_code.py",
     "schedules.py",
 }
 

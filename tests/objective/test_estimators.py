@@ -24,8 +24,7 @@ from md4_hf import (
     reconstruction_nelbo,
     token_nelbo,
 )
-from md4_hf.core.masked_diffusion import mask_lowest
-from md4_hf.core.masking_process import MD4Process
+from md4_hf.core.masked_diffusion import MD4Process, mask_lowest
 from md4_hf.evaluation.rounds import SEED_STRIDE, Rounds, Stopping, evaluate_in_rounds
 from md4_hf.objective.objectives import MD4Objective
 

@@ -6,8 +6,7 @@ import torch
 from scipy import stats
 
 from md4_hf import make_schedule
-from md4_hf.core.masked_diffusion import discretize_times
-from md4_hf.core.masking_process import MD4Process
+from md4_hf.core.masked_diffusion import MD4Process, discretize_times
 from md4_hf.objective.noise import (
     evaluation_mask_noise,
     evaluation_times,

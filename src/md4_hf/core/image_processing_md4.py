@@ -53,8 +53,6 @@ class MD4ImageProcessor(BaseImageProcessor):
     Example:
 
     ```python
-    >>> from md4_hf import MD4ImageProcessor
-
     >>> processor = MD4ImageProcessor(size=8, num_channels=1, num_levels=17)
     >>> ids = processor(images)["input_ids"]  # (batch, 1, 8, 8)
     >>> images = processor.postprocess(ids)  # PIL images
@@ -84,12 +82,8 @@ class MD4ImageProcessor(BaseImageProcessor):
         for name, value in (("do_resize", do_resize), ("do_convert", do_convert)):
             if not isinstance(value, bool):
                 raise ValueError(f"`{name}` must be True or False, got {value!r}.")
-        self.size = _size(size)
-        self.num_channels = num_channels
-        self.num_levels = num_levels
-        self.do_resize = do_resize
-        self.do_convert = do_convert
-        self.resample = int(resample)
+        self.size, self.num_channels, self.num_levels = _size(size), num_channels, num_levels
+        self.do_resize, self.do_convert, self.resample = do_resize, do_convert, int(resample)
 
     @classmethod
     def for_config(cls, config, **options: Any) -> MD4ImageProcessor:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast
+from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast, make_schedule
 
 
 IGNORE_INDEX = -100
@@ -29,23 +31,15 @@ IGNORE_INDEX = -100
 def stratified_times(offset: float | Tensor, index: Tensor, total: int) -> Tensor:
     """Times t_i = (offset + i / total) mod 1 (the paper's low-discrepancy sampler): one per stratum of width 1/total.
 
-    Args:
-        offset: A uniform number in [0, 1), shared by all `total` examples.
-        index: `(n,)` integer indices in [0, total) of the examples at hand.
-        total: Number of examples over which the times are stratified.
-
-    Returns:
-        `(n,)` times in [0, 1), in the floating dtype of `offset` (float32 if it is a Python number).
+    The uniform `offset` in [0, 1) is shared by all `total` examples; those at hand have indices `(n,)` in [0, total).
+    Returns `(n,)` times in [0, 1) in the dtype of `offset`, float32 if it is a Python number.
     """
     dtype = offset.dtype if isinstance(offset, Tensor) else torch.float32
     return (offset + index.to(dtype) / total) % 1.0
 
 
 def discretize_times(t: Tensor, num_timesteps: int) -> Tensor:
-    """Map times in [0, 1), of any shape, to the ends 1/T, 2/T, ..., 1 of their cells: the times of discrete-time MD4.
-
-    `num_timesteps` is T >= 1.
-    """
+    """Map times in [0, 1), of any shape, to the ends 1/T, ..., 1 of their cells: the times of discrete-time MD4."""
     return (torch.floor(t * num_timesteps) + 1.0) / num_timesteps
 
 
@@ -146,15 +140,14 @@ def mask_lowest(x0: Tensor, is_scored: Tensor, num_masked: Tensor, mask_token_id
 def token_nelbo(logits: Tensor, x0: Tensor, xt: Tensor, weight: Tensor, mask_token_id: int) -> Tensor:
     """Diffusion part of the NELBO, in nats per token: weight * -log mu_theta(xt)[x0] where xt = m, else 0.
 
+    The result is `(batch, ...)`, in at least float32.
+
     Args:
         logits: `(batch, ..., vocab)` logits of the denoiser; the mask's own logit has to be suppressed by the caller.
         x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored.
         xt: `(batch, ...)` noised ids.
         weight: `(batch,)` weights from `nelbo_weight`.
         mask_token_id: The mask id m.
-
-    Returns:
-        `(batch, ...)`, at least float32.
     """
     target = torch.where(xt == mask_token_id, x0, IGNORE_INDEX)
     nll = cross_entropy_nats(logits.flatten(0, -2), target.flatten()).view_as(x0)
@@ -213,13 +206,8 @@ def genmd4_reconstruction_nelbo(
 ) -> Tensor:
     """Reconstruction part of GenMD4's NELBO in nats per token: tokens masked at t_1 are guessed from the schedules.
 
-    Token x is masked with probability (1 - eps) t_1^{w_x} and guessed with probability t_1^{w_x} / sum_v t_1^{w_v}.
-
-    Args:
-        x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored, which get 0.
-        schedule: The schedules of the tokens.
-        first_time: t_1, in (0, 1).
-        mask_token_id: The mask id m, which is never guessed.
+    Token x is masked with probability (1 - eps) t_1^{w_x} and guessed with probability t_1^{w_x} / sum_v t_1^{w_v},
+    without the mask. Clean ids are `(batch, ...)`; -100 marks tokens that are not scored, which get 0.
     """
     log_survival = schedule.exponents.to(x0.device) * math.log(first_time)
     log_total = torch.logsumexp(log_survival.masked_fill(_is_mask(log_survival, mask_token_id), -torch.inf), dim=0)
@@ -246,16 +234,13 @@ def log_forward_probability(
 def rloo_surrogate(losses: Tensor, log_probabilities: Tensor) -> Tensor:
     """Surrogate whose gradient is an unbiased estimate of that of E_q[loss], where the parameters also shape q.
 
-    The surrogate is the mean loss of K samples plus the REINFORCE leave-one-out term: the log probability of each
-    sample, times the amount by which its loss exceeds the mean loss of the remaining samples (Kool, van Hoof, Welling,
-    2019; Salimans and Knowles, 2014).
+    The surrogate, `(...)`, is the mean loss of K samples plus the REINFORCE leave-one-out term: the log probability of
+    each sample, times the amount by which its loss exceeds the mean loss of the remaining samples (Kool, van Hoof,
+    Welling, 2019; Salimans and Knowles, 2014).
 
     Args:
-        losses: `(..., copies)` losses of K >= 2 independent samples from q; the result is `(...)`.
+        losses: `(..., copies)` losses of K independent samples from q; a ValueError for fewer than 2.
         log_probabilities: `(..., copies)` log q of the samples, with gradient.
-
-    Raises:
-        ValueError: For fewer than two copies.
     """
     copies = losses.shape[-1]
     if copies < 2:
@@ -356,9 +341,8 @@ def draw_categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
     Draws are in float64: float32 Gumbel noise cuts off the tail, which in effect lowers the temperature
     (arXiv:2409.02908). A category of probability 0 is never drawn.
 
-    Args:
-        probabilities: `(..., categories)` non-negative float64 weights; they need not sum to one.
-        uniform: `(...)` float64 numbers in [0, 1); the int64 indices drawn have this shape.
+    `probabilities` `(..., categories)` need not sum to one. `uniform` `(...)` are float64 numbers in [0, 1), and the
+    indices that are drawn have their shape.
     """
     cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
@@ -405,3 +389,112 @@ def check_top_k(top_k: int):
 
 def _below_to_min(logits: Tensor, threshold: Tensor) -> Tensor:
     return logits.masked_fill(logits < threshold, torch.finfo(logits.dtype).min)
+
+
+# Forward processes with the terms of their bound ----------------------------------------------------------------------
+
+
+class MaskingProcess:
+    """Forward process q(x_t | x_0) with the masking `schedule` and the mask id m.
+
+    MD4's, with one schedule for all tokens, and GenMD4's have the same methods: others need not know which they use.
+    """
+
+    schedule: MaskingSchedule | TokenPolynomialSchedule
+    mask_token_id: int
+
+    def draw_xt(self, x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Draw x_t of clean ids at times `(batch,)`; tokens with the label -100 are never masked."""
+        xt = corrupt(x0, self.schedule.alpha_of(t, x0).detach(), self.mask_token_id, noise=noise)
+        return torch.where(labels != IGNORE_INDEX, xt, x0)
+
+
+@dataclass(frozen=True)
+class MD4Process(MaskingProcess):
+    """Forward process of MD4: one fixed schedule masks all tokens.
+
+    Args:
+        num_data_tokens: V, the number of data tokens (without the mask).
+        num_timesteps: T of discrete time, None for continuous time.
+    """
+
+    schedule: MaskingSchedule
+    mask_token_id: int
+    num_data_tokens: int
+    num_timesteps: int | None = None
+
+    training_copies: ClassVar[int | None] = None  # one x_t of each example, without an axis of copies
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Training times from uniform numbers in [0, 1), of any shape."""
+        return uniform if self.num_timesteps is None else discretize_times(uniform, self.num_timesteps)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight of the term of a masked token, at times of any shape."""
+        return nelbo_weight(self.schedule, t, self.num_timesteps)
+
+    def exponents(self, device: torch.device) -> Tensor | None:
+        """Learned exponents of the tokens' schedules: None, as there are none."""
+        return None
+
+    def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Diffusion part of the NELBO in nats of each token, from all logits; same shape as the ids."""
+        return token_nelbo(logits, x0, xt, self.weight(t), self.mask_token_id)
+
+    def reconstruction(self, labels: Tensor) -> Tensor:
+        """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
+        num_scored = (labels != IGNORE_INDEX).flatten(1).sum(dim=1)
+        return reconstruction_nelbo(self.schedule, num_scored, self.num_data_tokens)
+
+    def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
+        """Term that carries the gradient of learned schedules: None, as the schedule is fixed."""
+        return None
+
+
+@dataclass(frozen=True)
+class GenMD4Process(MaskingProcess):
+    """Forward process of GenMD4: each token has a learned schedule of its own; times start at `first_time`, t_1."""
+
+    schedule: TokenPolynomialSchedule
+    mask_token_id: int
+    first_time: float
+
+    training_copies: ClassVar[int | None] = 2  # noised copies of each example: the leave-one-out gradient needs two
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Training times in [t_1, 1) from uniform numbers in [0, 1), of any shape."""
+        return rescale_times(uniform, self.first_time)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight 1/t of the term of a masked token, at times of any shape."""
+        return 1.0 / t
+
+    def exponents(self, device: torch.device) -> Tensor | None:
+        """Learned exponents `(vocab,)` of the tokens' schedules."""
+        return self.schedule.exponents.to(device)
+
+    def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Diffusion part of the NELBO in nats of each token, from all logits; same shape as the ids."""
+        return genmd4_token_nelbo(logits, x0, xt, self.exponents(logits.device), t, self.mask_token_id)
+
+    def reconstruction(self, labels: Tensor) -> Tensor:
+        """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
+        nelbo = genmd4_reconstruction_nelbo(labels, self.schedule, self.first_time, self.mask_token_id)
+        return nelbo.flatten(1).sum(dim=1)
+
+    def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
+        """REINFORCE leave-one-out surrogate of the diffusion part, summed over the examples.
+
+        `nelbo` (nats) and `xt` are `(batch, copies, ...)` with K >= 2 copies, `labels` `(batch, ...)`, `t` `(batch,)`.
+        """
+        batch, copies = xt.shape[:2]
+        t, x0 = (x.repeat_interleave(copies, dim=0) for x in (t, labels))
+        log_q = log_forward_probability(self.schedule, t, x0, xt.flatten(0, 1), self.mask_token_id)
+        log_q = log_q.flatten(1).sum(dim=1).view(batch, copies)
+        return rloo_surrogate(nelbo.detach().flatten(2).sum(dim=2), log_q).sum()
+
+
+def md4_process(config) -> MD4Process:
+    """Forward process with the fixed schedule that an `MD4Config` names."""
+    schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
+    return MD4Process(schedule, config.mask_token_id, config.vocab_size - 1, config.num_train_timesteps)

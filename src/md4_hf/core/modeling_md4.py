@@ -30,19 +30,22 @@ from .input_checks import (
     check_tensor,
     given_tokens,
 )
-from .masked_diffusion import IGNORE_INDEX, stratified_times
-from .masking_process import GenMD4Process, MD4Process, md4_process
+from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, md4_process, stratified_times
 from .modeling_md4_base import MD4PreTrainedModel
-from .modeling_md4_head import MD4Head, indices_of, logits_of, nelbo_of_rows, number_of_items
 from .modeling_md4_layers import (
     ACTIVATIONS,
     MD4Conditioning,
+    MD4Head,
     MD4Layer,
     MD4Modulation,
     MD4RotaryEmbedding,
     at_rows,
+    indices_of,
+    logits_of,
     make_norm,
     modulate,
+    nelbo_of_rows,
+    number_of_items,
     of_examples,
 )
 from .modeling_md4_unet import MD4ImageHead, MD4UNet
@@ -161,8 +164,9 @@ class MD4Model(MD4PreTrainedModel):
         self._check_inputs(tokens, timesteps, class_labels)
         if self.config.is_image:
             return self._denoise_image(input_ids, timesteps, class_labels)
-        self._check_cache(past_key_values, document_ids)
         num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if past_key_values is not None:
+            self._check_cache(document_ids)
         self._check_attention(shape, num_past, attention_mask, position_ids, document_ids)
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if self.embed_proj is not None:
@@ -173,28 +177,21 @@ class MD4Model(MD4PreTrainedModel):
             if document_ids is not None:
                 position_ids = positions_in_documents(document_ids)
         make_mask = create_causal_mask if self.config.is_causal else create_bidirectional_mask
-        attention_mask = make_mask(
-            self.config,
-            hidden_states,
-            attention_mask,
-            past_key_values=past_key_values,
-            and_mask_function=None if document_ids is None else packed_sequence_mask_function(document_ids),
-        )
-        rotation = self.rotary_emb(hidden_states, position_ids)
+        options = {"past_key_values": past_key_values}
+        if document_ids is not None:
+            options["and_mask_function"] = packed_sequence_mask_function(document_ids)
+        attention = {
+            "attention_mask": make_mask(self.config, hidden_states, attention_mask, **options),
+            "rotation": self.rotary_emb(hidden_states, position_ids),
+            "past_key_values": past_key_values,
+        }
         modulations: tuple[Tensor | None, ...] = (None,) * (len(self.layers) + 1)
         if self.conditioning is not None:
             conditioning = self.conditioning(timesteps, class_labels, hidden_states.dtype)
             modulations = self.modulation(ACTIVATIONS[self.config.mlp_type](conditioning))
         for layer, modulation in zip(self.layers, modulations, strict=False):
-            hidden_states = layer(
-                hidden_states,
-                modulation,
-                attention_mask=attention_mask,
-                rotation=rotation,
-                rows=rows if layer is self.layers[-1] else None,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
+            last_rows = rows if layer is self.layers[-1] else None
+            hidden_states = layer(hidden_states, modulation, rows=last_rows, **attention, **kwargs)
         hidden_states = self.norm(hidden_states)
         if modulations[-1] is not None:
             modulation = of_examples(modulations[-1], shape[1], rows).to(hidden_states.device)
@@ -226,14 +223,7 @@ class MD4Model(MD4PreTrainedModel):
             check_per_example("class_labels", class_labels, tokens.shape[0], last, "the model is class-conditional")
             check_tensor("class_labels", class_labels, "integers")
 
-    def _check_attention(
-        self,
-        shape: torch.Size,
-        num_past: int,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        document_ids: Tensor | None,
-    ):
+    def _check_attention(self, shape: torch.Size, num_past: int, attention_mask, position_ids, document_ids):
         batch, length = shape[:2]
         # A mask of four axes goes to the attention backend unchecked.
         if attention_mask is not None and len(getattr(attention_mask, "shape", ())) != 4:
@@ -254,9 +244,7 @@ class MD4Model(MD4PreTrainedModel):
                 f"`document_ids` need eager, SDPA or flex attention, got attn_implementation={backend!r}."
             )
 
-    def _check_cache(self, past_key_values: Cache | None, document_ids: Tensor | None):
-        if past_key_values is None:
-            return
+    def _check_cache(self, document_ids: Tensor | None):
         if self.config.time_conditioning:
             raise ValueError("`past_key_values` need a model without `time_conditioning`: keys change with the time.")
         if document_ids is not None:
@@ -291,7 +279,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             self.lm_head.init_scale = 0.0
         if config.learn_masking_schedule:
             self.token_schedule = TokenPolynomialSchedule(
-                config.vocab_size, power=config.schedule_power, eps=config.schedule_eps
+                config.vocab_size, config.schedule_power, config.schedule_eps
             )
         self.post_init()
 
@@ -392,16 +380,17 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         row_labels, row_times = inputs.pop("labels"), inputs["timesteps"]
         if output_logits is None:
             output_logits = labels is None or not self.training
-        is_masked = None
+        rows = is_masked = None  # flat indices of the positions where the head is needed; None for all
+        if position_mask is not None:
+            rows = position_mask.flatten().nonzero().squeeze(1)
         if labels is not None and not output_logits:
             is_masked = ((input_ids == self.config.mask_token_id) & (row_labels != IGNORE_INDEX)).flatten()
-        rows = needed_rows(position_mask, is_masked, max_masked)
+            rows = indices_of(is_masked, max_masked)
         inputs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
         outputs = self._run_network(rows, tokens.device, **inputs, **kwargs)
         hidden_states, logits, losses = outputs.last_hidden_state, None, {}
         if output_logits:
-            rows_for_head = self._rows_for_head(rows)
-            logits = logits_of(self.lm_head, hidden_states, self.config.mask_token_id, rows_for_head)
+            logits = logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._rows_for_head(rows))
         if labels is not None:
             row_times = row_times.float()
             if logits is None:
@@ -495,14 +484,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         return total, values.view(x0.shape)
 
     def _losses(
-        self,
-        total: Tensor,
-        values: Tensor,
-        xt: Tensor,
-        labels: Tensor,
-        t: Tensor,
-        copies: int | None,
-        num_items_in_batch: Tensor | int | None,
+        self, total: Tensor, values: Tensor, xt: Tensor, labels: Tensor, t: Tensor, copies: int | None, num_items
     ) -> dict[str, Tensor]:
         """Losses in nats; `loss` and `nelbo` are per scored token of this batch, or of the larger one it is part of.
 
@@ -510,7 +492,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         `values`.
         """
         process, num_copies = self.masking_process, copies or 1
-        num_items = number_of_items(labels != IGNORE_INDEX, num_items_in_batch, values.device)
+        num_items = number_of_items(labels != IGNORE_INDEX, num_items, values.device)
         reconstruction = process.reconstruction(labels)
         nelbo = loss = (total / num_copies + reconstruction.sum()) / num_items
         surrogate = None
@@ -520,8 +502,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             # `total` adds its gradient but not its value, at a fraction of the price of a gradient through `values`.
             loss = (surrogate + (total - total.detach()) / num_copies + reconstruction.sum()) / num_items
             nelbo = nelbo.detach()
-        # Not a view: FSDP2 hooks the outputs, and warns about views.
-        values = fold_copies(values, copies).clone()
+        values = fold_copies(values, copies).clone()  # not a view: FSDP2 hooks the outputs, and warns about views
         return {"loss": loss, "nelbo": nelbo, "token_nelbo": values, "reconstruction_nelbo": reconstruction}
 
     def _check_clean(self, input_ids: Tensor, labels: Tensor):
@@ -572,10 +553,3 @@ def repeat_for_copies(copies: int, input_ids: Tensor, inputs: dict[str, Tensor |
         inputs["position_ids"] = inputs["position_ids"].expand(batch, -1)
     is_per_example = {name: isinstance(x, Tensor) and x.dim() > 0 for name, x in inputs.items()}
     return {name: x.repeat_interleave(copies, dim=0) if is_per_example[name] else x for name, x in inputs.items()}
-
-
-def needed_rows(position_mask: Tensor | None, is_masked: Tensor | None, max_masked: int | None) -> Tensor | None:
-    """Flat indices of the positions where the head is needed; None for all positions."""
-    if position_mask is not None:
-        return position_mask.flatten().nonzero().squeeze(1)
-    return None if is_masked is None else indices_of(is_masked, max_masked)

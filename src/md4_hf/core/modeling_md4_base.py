@@ -4,19 +4,20 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
 from .configuration_md4 import MD4Config
 from .modeling_md4_layers import MD4Attention, MD4Layer
 from .modeling_md4_unet import MD4DiT, MD4ResnetBlock, position_table
-from .remote_code import copy_code
 from .schedules import TokenPolynomialSchedule, inverse_softplus
 
 
@@ -132,6 +133,12 @@ class MD4PreTrainedModel(PreTrainedModel):
                 f"{last}, with the embedding of the token that was there. Train the model before you sample from it."
             )
         return embeddings
+
+
+def copy_code(module_file: str | os.PathLike, folder: str | os.PathLike):
+    """Copy a file of this folder, and all files that it imports from here, into a saved folder."""
+    for path in (module_file, *get_relative_import_files(module_file)):
+        shutil.copyfile(path, Path(folder, Path(path).name))
 
 
 def check_shards(name_or_path: str, variant: str | None, **hub):

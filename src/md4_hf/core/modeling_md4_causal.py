@@ -13,7 +13,7 @@ from .input_checks import check_num_items, check_shape
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import MaskedDiffusionOutput, MD4Model
 from .modeling_md4_base import MD4PreTrainedModel
-from .modeling_md4_head import MD4Head, logits_of, nelbo_of_rows, number_of_items
+from .modeling_md4_layers import MD4Head, logits_of, nelbo_of_rows, number_of_items
 
 
 class MD4ForCausalLM(MD4PreTrainedModel):

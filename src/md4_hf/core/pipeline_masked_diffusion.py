@@ -23,6 +23,7 @@ from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from .modeling_md4_base import copy_code
 from .pipeline_inputs import (
     BlockInputs,
     DenoiserInputs,
@@ -34,7 +35,6 @@ from .pipeline_inputs import (
     reseed_all,
     row_generators,
 )
-from .remote_code import copy_code
 
 
 logger = logging.get_logger(__name__)

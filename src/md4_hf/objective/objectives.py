@@ -13,8 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core.masked_diffusion import IGNORE_INDEX, rescale_times
-from ..core.masking_process import GenMD4Process, MD4Process, md4_process
+from ..core.masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, md4_process, rescale_times
 from .noise import most_masked_tokens
 
 

@@ -431,7 +431,12 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         check_per_example("timesteps", timesteps, labels.shape[0], 1, "`labels` are given")
         if mask_noise is None:
             return input_ids
-        self._check_clean(input_ids, labels)
+        check_shape("input_ids", input_ids, labels.shape)
+        if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
+            raise ValueError(
+                "`input_ids` must be clean where `labels` are scored when the forward masks them (without `timesteps`, "
+                f"or with `mask_noise`), got the mask id {self.config.mask_token_id}."
+            )
         check_shape("mask_noise", mask_noise, labels.shape, (labels.shape[0], None, *labels.shape[1:]))
         if mask_noise.dim() == self._copies_dim:
             input_ids, labels = (x[:, None].expand(mask_noise.shape) for x in (input_ids, labels))
@@ -504,14 +509,6 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             nelbo = nelbo.detach()
         values = fold_copies(values, copies).clone()  # not a view: FSDP2 hooks the outputs, and warns about views
         return {"loss": loss, "nelbo": nelbo, "token_nelbo": values, "reconstruction_nelbo": reconstruction}
-
-    def _check_clean(self, input_ids: Tensor, labels: Tensor):
-        check_shape("input_ids", input_ids, labels.shape)
-        if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
-            raise ValueError(
-                "`input_ids` must be clean where `labels` are scored when the forward masks them (without `timesteps`, "
-                f"or with `mask_noise`), got the mask id {self.config.mask_token_id}."
-            )
 
     def _check_labels(self, input_ids: Tensor | None, labels: Tensor, position_mask: Tensor | None):
         check_tensor("labels", labels, "integers")

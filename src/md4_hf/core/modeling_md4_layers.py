@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -199,13 +198,7 @@ class MD4Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        rotation: Tensor,
-        rows: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
+        self, hidden_states: Tensor, rotation: Tensor, attention_mask=None, rows=None, past_key_values=None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """Map `(batch, length, hidden)` to the same shape, and return the attention probabilities if there are any.
 
@@ -247,11 +240,7 @@ class MD4MLP(nn.Module):
 
 
 class MD4Layer(GradientCheckpointingLayer):
-    """Transformer block, modulated by a conditioning vector if the model has one.
-
-    With conditioning: x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward. Without:
-    x + f(RMSNorm(x)).
-    """
+    """Transformer block, modulated by a conditioning vector if the model has one: see `residual_block`."""
 
     def __init__(self, config: MD4Config, layer_idx: int):
         super().__init__()
@@ -263,37 +252,22 @@ class MD4Layer(GradientCheckpointingLayer):
         self.residual_dropout = nn.Dropout1d(config.residual_dropout)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        modulation: Tensor | None,
-        attention_mask: Tensor | None = None,
-        rotation: Tensor | None = None,
-        rows: Tensor | None = None,
-        **kwargs,
+        self, hidden_states: Tensor, modulation: Tensor | None, rows: Tensor | None = None, **kwargs
     ) -> Tensor:
         """Map `(batch, length, hidden)` to the same shape; `modulation` is the block's, `(batch, 1, 6 hidden)`.
 
         With flat indices `rows`, only these positions continue after the attention: the output is `(rows, hidden)`.
-        `attention_mask`, `rotation` and `kwargs` go to the attention.
+        `kwargs` go to the attention.
         """
-        shape, width = hidden_states.shape, hidden_states.shape[-1]
+        shape = hidden_states.shape
 
         def attend(x: Tensor) -> Tensor:
-            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0], shape, rows)
+            return self._drop(self.attention(x, rows=rows, **kwargs)[0], shape, rows)
 
         def feed(x: Tensor) -> Tensor:
             return self._drop(self.mlp(x), shape, rows)
 
-        if modulation is None:
-            attended = attend(self.attention_norm(hidden_states))
-            hidden_states = at_rows(hidden_states, rows) + attended
-            return hidden_states + feed(self.mlp_norm(hidden_states))
-        shift, scale = modulation[..., : 2 * width].chunk(2, dim=-1)
-        attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
-        gate_a, shift_m, scale_m, gate_m = of_examples(modulation[..., 2 * width :], shape[1], rows).chunk(4, dim=-1)
-        hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
-        fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
-        return torch.addcmul(hidden_states, gate_m, fed)
+        return residual_block(self, hidden_states, modulation, attend, feed, rows)
 
     def _drop(self, x: Tensor, shape: torch.Size, rows: Tensor | None) -> Tensor:
         if self.residual_dropout.p == 0.0 or not self.training:
@@ -301,6 +275,22 @@ class MD4Layer(GradientCheckpointingLayer):
         batch, length, channels = shape
         factor = self.residual_dropout(x.new_ones(batch, channels, 1)).transpose(1, 2)
         return x * of_examples(factor, length, rows)
+
+
+def residual_block(block: nn.Module, x: Tensor, modulation: Tensor | None, attend, feed, rows=None) -> Tensor:
+    """x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward; unmodulated, x + f(RMSNorm(x)).
+
+    `modulation` is `(batch, 1, 6 hidden)`. With flat indices `rows`, only these positions continue after the attention.
+    """
+    if modulation is None:
+        x = at_rows(x, rows) + attend(block.attention_norm(x))
+        return x + feed(block.mlp_norm(x))
+    length, width = x.shape[1:]
+    shift, scale = modulation[..., : 2 * width].chunk(2, dim=-1)
+    attended = attend(modulate(block.attention_norm(x), shift, scale))
+    gate_a, shift_m, scale_m, gate_m = of_examples(modulation[..., 2 * width :], length, rows).chunk(4, dim=-1)
+    x = torch.addcmul(at_rows(x, rows), gate_a, attended)
+    return torch.addcmul(x, gate_m, feed(modulate(block.mlp_norm(x), shift_m, scale_m)))
 
 
 def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
@@ -327,18 +317,11 @@ class MD4Head(nn.Linear):
         head._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)  # else they would be initialised again
         return head
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        target: Tensor | None = None,
-        row_weight: Tensor | None = None,
-        mask_token_id: int | None = None,
-        exponents: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits `(..., vocab)`; with a target, the outputs of `linear_nelbo` for hidden states `(rows, hidden)`."""
-        if target is None:
+    def forward(self, hidden_states: Tensor, *loss_arguments) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits `(..., vocab)`; with the arguments of `linear_nelbo` after the bias, its outputs."""
+        if not loss_arguments:
             return super().forward(hidden_states)
-        return linear_nelbo(hidden_states, self.weight, self.bias, target, row_weight, mask_token_id, exponents)
+        return linear_nelbo(hidden_states, self.weight, self.bias, *loss_arguments)
 
 
 def nelbo_of_rows(
@@ -347,8 +330,8 @@ def nelbo_of_rows(
     target: Tensor,
     weight: Tensor,
     mask_token_id: int,
-    exponents: Tensor | None = None,
-    rows: Tensor | None = None,
+    exponents=None,
+    rows=None,
 ) -> tuple[Tensor, Tensor]:
     """Sum `()` and values `(rows,)` of the weighted cross entropies of tokens in nats, from their hidden states.
 

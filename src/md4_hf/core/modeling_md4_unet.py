@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_md4 import NUM_NORM_GROUPS, MD4Config
-from .modeling_md4_layers import MAX_PERIOD, make_norm, modulate, zero_linear
+from .modeling_md4_layers import MAX_PERIOD, make_norm, modulate, residual_block, zero_linear
 
 
 PATCH_SIZE = 2
@@ -153,15 +153,8 @@ class MD4DiTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
         """Map `(batch, patches, width)` to the same shape, given `(batch, conditioning_size)`."""
-        if self.modulation is None:
-            hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states))
-            return hidden_states + self.mlp(self.mlp_norm(hidden_states))
-        modulation = self.modulation(F.silu(conditioning))[:, None]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        attended = self.attention(modulate(self.attention_norm(hidden_states), shift_a, scale_a))
-        hidden_states = torch.addcmul(hidden_states, gate_a, attended)
-        fed = self.mlp(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
-        return torch.addcmul(hidden_states, gate_m, fed)
+        modulation = None if self.modulation is None else self.modulation(F.silu(conditioning))[:, None]
+        return residual_block(self, hidden_states, modulation, self.attention, self.mlp)
 
 
 class MD4DiT(nn.Module):

@@ -306,15 +306,15 @@ def row_generators(generator: torch.Generator | list[torch.Generator] | None, nu
     given = generator if isinstance(generator, list) else [generator]
     if not all(x is None or isinstance(x, torch.Generator) for x in given):
         raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {generator!r}.")
-    if isinstance(generator, list):
-        if len(generator) != num_rows:
-            raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
-        # Seeded too, so that a list of one generator gives the same draws as that generator alone.
-        return [reseed(row_generator) for row_generator in generator]
-    return [reseed(generator) for _ in range(num_rows)]
+    if not isinstance(generator, list):
+        given = [generator] * num_rows
+    elif len(generator) != num_rows:
+        raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
+    # A list is seeded from too, so that a list of one generator gives the same draws as that generator alone.
+    return reseed_all(given)
 
 
-def reseed_all(generators: list[torch.Generator]) -> list[torch.Generator]:
+def reseed_all(generators: list) -> list[torch.Generator]:
     """Seed a fresh generator from each: a row uses only its first numbers, so that padding shifts no later draws."""
     return [reseed(generator) for generator in generators]
 

@@ -58,12 +58,10 @@ class MaskedDiffusionPipelineOutput(BaseOutput):
 
     Args:
         sequences (`torch.LongTensor` of shape `(rows, length)`, or `list[torch.LongTensor]`):
-            The ids, on the CPU; a list of tensors `(length,)` if rows differ in length. For images,
-            `(rows, channels, height, width)`.
+            The ids, on the CPU, a list if rows differ in length; for images, `(rows, channels, height, width)`.
         texts (`list[str]`, *optional*): The decoded rows, with `output_type="text"`.
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
-            The decoded images: PIL images with `output_type="pil"`, or numbers in [0, 1] of shape
-            `(rows, height, width, channels)` with `"np"`, `(rows, channels, height, width)` with `"pt"`.
+            The decoded images, in the form that `MD4ImageProcessor.postprocess` gives them.
     """
 
     sequences: torch.LongTensor | list[torch.LongTensor]
@@ -187,21 +185,20 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 `time_conditioning`. Each block has a reverse process of its own, which sees the last
                 `max_position_embeddings - block_length` earlier tokens through cached keys and values. This is exact
                 for block-causal attention, where no token sees later blocks, and an approximation for MD4's attention.
-                The first block begins at the first mask of any row; in other rows, it may begin with known tokens.
+                The first block begins at the first mask of any row.
             class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
                 Label of each prompt (or of all), for class-conditional models. A model with a null class
                 (`config.null_class`) samples without a label if none is given.
             guidance_scale (`float`, defaults to 1.0):
                 Scale of classifier-free guidance: logits are unconditional + scale * (conditional - unconditional),
-                from one call of the model with two copies of each row. At 1 they are conditional and at 0
-                unconditional, from one copy. Other scales than 1 need a model with a null class.
+                from two copies of each row, at 0 and 1 from one. Other scales than 1 need a model with a null class.
             num_inference_steps (`int`, *optional*): Steps (of each block); the scheduler's own number by default.
             temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
             top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
             top_k (`int`, *optional*): Keep the k most probable tokens.
             generator (`torch.Generator` or `list`, *optional*):
-                One generator that seeds a generator for each row, or a list of one per row, each of which seeds that
-                of its row. Either way, the draws of a row do not depend on the other rows.
+                One generator that seeds one for each row, or a list of one per row, which seed them: the draws of a
+                row do not depend on the other rows.
             output_type (`str`, *optional*):
                 `"text"` (the default) or `"ids"`; for images `"pil"` (the default), `"np"`, `"pt"` or `"ids"`.
             skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
@@ -340,13 +337,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return index
 
     def _denoise(
-        self,
-        sample: Tensor,
-        inputs: DenoiserInputs,
-        generators: list[torch.Generator],
-        step_arguments: dict[str, Any],
-        callback: Callback | None,
-        tensor_names: list[str],
+        self, sample: Tensor, inputs: DenoiserInputs, generators: list, step_arguments: dict, callback, tensor_names
     ) -> Tensor:
         """Fill the masks of ids `(rows, ...)`; `step_arguments` go to the scheduler."""
         if callback is None and self.scheduler.token_schedule is None:
@@ -374,11 +365,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return sample
 
     def _denoise_by_openings(
-        self,
-        sample: Tensor,
-        inputs: DenoiserInputs,
-        generators: list[torch.Generator],
-        step_arguments: dict[str, Any],
+        self, sample: Tensor, inputs: DenoiserInputs, generators: list, step_arguments: dict
     ) -> Tensor:
         """Fill the masks from opening to opening: each row goes at once to the next step that opens something in it.
 
@@ -405,13 +392,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return sample
 
     def _denoise_blocks(
-        self,
-        sample: Tensor,
-        attention_mask: Tensor | None,
-        class_labels: Tensor | None,
-        generators: list[torch.Generator],
-        step_arguments: dict[str, Any],
-        block_length: int,
+        self, sample: Tensor, attention_mask, class_labels, generators: list, step_arguments: dict, block_length: int
     ) -> Tensor:
         """Fill the masks block by block, from the first column with a mask; each block sees those before as decided."""
         sample, length = sample.clone(), sample.shape[1]

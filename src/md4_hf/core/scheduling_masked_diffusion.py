@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import TypeAlias
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -29,6 +30,7 @@ from .masked_diffusion import (
 from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast, make_schedule
 
 
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 # Number of float64 probabilities that exist at a time while tokens are drawn.
 PROBABILITIES_AT_A_TIME = 2**22
 MIN_TEMPERATURE = 1e-100  # below, where quotients overflow, the most probable token is taken
@@ -43,8 +45,7 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
     Args:
         prev_sample (`torch.LongTensor` of shape `(batch, ...)`): The state x_s at the earlier time.
         sampled_tokens (`torch.LongTensor` of shape `(batch, ...)`): Tokens decided in this step, else the mask id.
-        sampled_probs (`torch.FloatTensor` of shape `(batch, ...)`):
-            Probability of each decided token under the distribution it was drawn from, 0 everywhere else.
+        sampled_probs (`torch.FloatTensor` of shape `(batch, ...)`): The decided tokens' probabilities, else 0.
         pred_logits (`torch.FloatTensor`): The denoiser's output, as given.
     """
 
@@ -63,8 +64,7 @@ class StepPlan(BaseOutput):
         candidates (`torch.BoolTensor` of shape `(batch, ...)`): Positions that may open, where the denoiser is needed.
         noise (`torch.DoubleTensor` of shape `(batch, ..., 2)`): The uniform numbers that the step will use.
         left_over (`torch.BoolTensor` of shape `(batch, ...)`, *optional*):
-            Candidates that are decoded by their most probable token, while all others open; `None` if the step has yet
-            to decide which candidates open.
+            Candidates decoded by arg max, while all others open; `None` if the step has yet to decide which open.
     """
 
     candidates: torch.BoolTensor
@@ -161,9 +161,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         sampler (`str`, defaults to `"ancestral"`): `"ancestral"`, or `"mean"`, the paper's name for the same thing.
         top_p (`float`, *optional*): Nucleus used by `step` when the call gives none, in (0, 1].
         final_decode (`str`, defaults to `"sample"`):
-            How the last step fills positions that the schedule would leave masked (alpha_0 = 1 - eps): with a draw
-            (`"sample"`), or with the most probable token (`"argmax"`, as in the official code, which calls the network
-            once more at t=0 for it; here the output of the last call is used).
+            How the last step fills positions that the schedule would leave masked (alpha_0 = 1 - eps): with a draw, or
+            with the most probable token (`"argmax"`; the official code calls the network once more, at t=0, for it).
         num_inference_steps (`int`, defaults to 256): Steps of the initial time grid.
     """
 
@@ -240,10 +239,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     @torch.no_grad()
     def plan_openings(
-        self,
-        sample: torch.LongTensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        first_step: int = 0,
+        self, sample: torch.LongTensor, generator: Generators = None, first_step: int = 0
     ) -> OpeningPlan:
         """Draw the step, from `first_step` on, that opens each masked position of `sample` `(batch, ...)`.
 
@@ -266,12 +262,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return OpeningPlan(steps.where(masked, self.num_inference_steps), noise, left_over)
 
     @torch.no_grad()
-    def plan_step(
-        self,
-        timestep: float | Tensor,
-        sample: torch.LongTensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> StepPlan:
+    def plan_step(self, timestep: float | Tensor, sample: torch.LongTensor, generator: Generators = None) -> StepPlan:
         """Draw the noise of a step, and thus the positions where the denoiser is needed. Arguments as in `step`."""
         state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
         noise = _uniform(state.shape, generator, state.device)
@@ -301,7 +292,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         temperature: float = 1.0,
         top_p: float | None = None,
         top_k: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         plan: StepPlan | None = None,
         return_dict: bool = True,
     ) -> MaskedDiffusionSchedulerOutput | tuple:
@@ -322,8 +313,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Whether to return a `MaskedDiffusionSchedulerOutput` or a tuple of its fields.
 
         Raises:
-            ValueError: For a time that is not on the grid, wrong shapes, arguments out of range, and (on the CPU)
-                logits that are nan or infinite.
+            ValueError: For a time off the grid, wrong shapes, values out of range and, on the CPU, logits not finite.
         """
         self.check_sampling_arguments(temperature, top_p, top_k)
         check_tensor("sample", sample, "integers")
@@ -466,9 +456,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return self.num_inference_steps
 
 
-def _uniform(
-    shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None, device: torch.device
-) -> Tensor:
+def _uniform(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:
     """Draw two uniform float64 numbers per position, `(*shape, 2)`, on the device of the generator."""
     if isinstance(generator, list):
         if len(generator) != shape[0]:

@@ -41,8 +41,7 @@ def linear_nelbo(
 
     Args:
         hidden_states: `(rows, hidden)`.
-        weight: `(vocab, hidden)` weight of the head.
-        bias: `(vocab,)` bias of the head, or None.
+        weight: `(vocab, hidden)` weight of the head, with its `bias` `(vocab,)` or None.
         target: `(rows,)` clean ids.
         row_weight: `(rows,)` weights; carries no gradient.
         mask_token_id: The mask id m.
@@ -51,10 +50,9 @@ def linear_nelbo(
     Returns:
         The sum of the values `()`, and the values `(rows,)`, in at least float32.
     """
-    device_type = hidden_states.device.type
-    dtype = hidden_states.dtype
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
+    device, dtype = hidden_states.device.type, hidden_states.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     needs_gradient = [
         torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_states, weight, bias, exponents)
     ]
@@ -188,16 +186,15 @@ def _linear_nelbo_backward(ctx, d_sum: Tensor | None, d_values: Tensor | None, *
     """Gradients in the inputs of `_linear_nelbo`; the forward pass has computed those of the sum."""
     if any(x is not None for x in d_gradients):
         raise NotImplementedError("`linear_nelbo` has no second derivative: use logits (`output_logits=True`).")
-    *inputs, d_hidden, d_weight, d_bias, d_schedule = ctx.saved_tensors
-    gradients, scale = (d_hidden, d_weight, d_bias, d_schedule), d_sum
+    hidden_states, weight, bias, target, row_weight, exponents, *gradients = ctx.saved_tensors
+    scale = d_sum
     if d_values is not None:
-        hidden_states, weight, bias, target, row_weight, exponents = inputs
         row_weight = row_weight * (d_values if d_sum is None else d_values + d_sum)
         _, _, *gradients = torch.ops.md4_hf.linear_nelbo(
             hidden_states, weight, bias, target, row_weight, exponents, *ctx.options
         )
         scale = 1.0
-    parameters = (inputs[0], inputs[1], inputs[2], inputs[5])
+    parameters = (hidden_states, weight, bias, exponents)
     d_hidden, d_weight, d_bias, d_schedule = (
         (scale * gradient).to(x.dtype) if needed else None
         for x, gradient, needed in zip(parameters, gradients, ctx.options[-1], strict=True)

@@ -94,16 +94,13 @@ class MD4Model(MD4PreTrainedModel):
         if config.is_image:
             self.unet = MD4UNet(config)
         else:
-            self._make_transformer(config)
+            self.embed_proj = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
+            self.embedding_dropout = nn.Dropout(0.0 if config.embedding_size else config.embedding_dropout)
+            self.rotary_emb = MD4RotaryEmbedding(config)
+            self.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
+            self.norm = make_norm(config)
+            self.modulation = MD4Modulation(config) if config.is_conditional else None
         self.post_init()
-
-    def _make_transformer(self, config: MD4Config):
-        self.embed_proj = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
-        self.embedding_dropout = nn.Dropout(0.0 if config.embedding_size else config.embedding_dropout)
-        self.rotary_emb = MD4RotaryEmbedding(config)
-        self.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = make_norm(config)
-        self.modulation = MD4Modulation(config) if config.is_conditional else None
 
     @merge_with_config_defaults
     @capture_outputs
@@ -201,9 +198,8 @@ class MD4Model(MD4PreTrainedModel):
     def _denoise_image(self, input_ids: Tensor, timesteps: Tensor | None, class_labels: Tensor | None):
         # The features of a pixel are the joined embeddings of its channels, adjacent in memory (channels last).
         pixels = self.embed_tokens(input_ids.permute(0, 2, 3, 1)).flatten(3).permute(0, 3, 1, 2)
-        conditioning = None
-        if self.conditioning is not None:
-            conditioning = self.conditioning(timesteps, class_labels, pixels.dtype)
+        is_conditional = self.conditioning is not None
+        conditioning = self.conditioning(timesteps, class_labels, pixels.dtype) if is_conditional else None
         return BaseModelOutput(last_hidden_state=self.unet(pixels, conditioning))
 
     def _check_inputs(self, tokens: Tensor, timesteps: Tensor | None, class_labels: Tensor | None):
@@ -337,7 +333,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             class_labels: `(batch,)` labels of a class-conditional model, see `MD4Model.forward`. Because of their name,
                 the `Trainer` of transformers mistakes them for targets: to evaluate with it, set
                 `label_names=["labels"]` in its arguments.
-            attention_mask, position_ids, document_ids, past_key_values: See `MD4Model.forward`.
+            attention_mask, position_ids, document_ids, past_key_values, kwargs: See `MD4Model.forward`.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.
             position_mask: Booleans of the shape of `input_ids`: the head runs only where they are true.
             mask_noise: Uniform numbers in [0, 1) of shape `(batch, length)` or `(batch, copies, length)`: `input_ids`
@@ -349,10 +345,6 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 `loss` has no second derivative, and `token_nelbo` of a compiled model has no gradient.
             max_masked: Upper bound on the number of masked tokens of the batch; more are an error. With it, a step on
                 an accelerator does not wait for their number, and a compiled step is of this size.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
-
-        Returns:
-            `MaskedDiffusionOutput`.
 
         Raises:
             ValueError: As in `MD4Model.forward`, and for labels that hold the mask id or do not fit the input's shape.
@@ -371,7 +363,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 timesteps, mask_noise = self._draw_noise(labels)
                 class_labels = self._drop_classes(class_labels)
             input_ids = self._noised(input_ids, labels, timesteps, mask_noise)
-        copies = input_ids.shape[1] if input_ids is not None and input_ids.dim() == self._copies_dim else None
+        has_copies = input_ids is not None and input_ids.dim() == 2 + len(self.config.sample_shape)
+        copies = input_ids.shape[1] if has_copies else None
         inputs = {"timesteps": timesteps, "class_labels": class_labels, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "document_ids": document_ids, "labels": labels}
         if copies is not None:
@@ -405,11 +398,6 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
         )
 
-    @property
-    def _copies_dim(self) -> int:
-        """Number of axes of ids with copies: batch, copies, and the axes of an example."""
-        return 2 + len(self.config.sample_shape)
-
     def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the times of a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
         batch, *shape = labels.shape
@@ -438,7 +426,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 f"or with `mask_noise`), got the mask id {self.config.mask_token_id}."
             )
         check_shape("mask_noise", mask_noise, labels.shape, (labels.shape[0], None, *labels.shape[1:]))
-        if mask_noise.dim() == self._copies_dim:
+        if mask_noise.dim() > labels.dim():  # copies
             input_ids, labels = (x[:, None].expand(mask_noise.shape) for x in (input_ids, labels))
         return self.masking_process.draw_xt(input_ids, labels, timesteps, mask_noise)
 

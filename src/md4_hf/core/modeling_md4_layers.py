@@ -110,10 +110,9 @@ class MD4RotaryEmbedding(nn.Module):
         self.config = config
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
-        rope_init = self.compute_default_rope_parameters
         try:
-            if self.rope_type != "default":
-                rope_init = ROPE_INIT_FUNCTIONS[self.rope_type]
+            is_default = self.rope_type == "default"
+            rope_init = self.compute_default_rope_parameters if is_default else ROPE_INIT_FUNCTIONS[self.rope_type]
             inv_freq, self.attention_scaling = rope_init(config)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise ValueError(

@@ -108,10 +108,7 @@ def uniform_grid(num_inference_steps: int) -> Tensor:
 
 
 def cosine_grid(num_inference_steps: int) -> Tensor:
-    """Cosine times t_i = cos(pi/2 (i/T)), with small steps near t=1.
-
-    With these times, the linear schedule opens tokens as the cosine schedule does with uniform times.
-    """
+    """Cosine times t_i = cos(pi/2 (i/T)): the linear schedule then opens tokens as the cosine one at uniform times."""
     grid = torch.cos(math.pi / 2.0 * (1.0 - uniform_grid(num_inference_steps)))
     grid[-1] = 0.0
     return grid
@@ -154,8 +151,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     Args:
         mask_token_id (`int`, *optional*): The mask id; the pipeline fills in the model's if it is `None`.
         masking_schedule (`str`, defaults to `"linear"`): `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
-        schedule_power (`float`, defaults to 1.0): Exponent of the `"poly"` schedule.
-        schedule_eps (`float`, defaults to 1e-4): Distance that the schedule keeps from 0 and 1.
+        schedule_power, schedule_eps (`float`, default to 1.0 and 1e-4): See `MD4Config`.
         timestep_grid (`str`, defaults to `"cosine"`):
             `"uniform"` or `"cosine"`; the paper uses cosine with the linear schedule, uniform with the cosine one.
         sampler (`str`, defaults to `"ancestral"`): `"ancestral"`, or `"mean"`, the paper's name for the same thing.
@@ -396,9 +392,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         mu = self._token_probabilities(logits, *options)
         table = self._token_unmask_probabilities(index) * mu
         opens, uniform = ancestral_sampler(table.sum(dim=-1), noise)
-        left_over = (index == self.num_inference_steps - 1) & ~opens
-        drawn = torch.where(left_over, mu.argmax(dim=-1), draw_categorical(table, uniform))
-        decided = opens | left_over
+        decided = opens | (index == self.num_inference_steps - 1)
+        drawn = torch.where(decided & ~opens, mu.argmax(dim=-1), draw_categorical(table, uniform))
         probs = mu.gather(-1, drawn[:, None]).squeeze(-1)
         return torch.where(decided, drawn, self._mask_token_id()), torch.where(decided, probs, 0.0)
 

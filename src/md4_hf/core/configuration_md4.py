@@ -10,7 +10,6 @@ from transformers import PreTrainedConfig
 from .schedules import MAX_POWER
 
 
-MAX_TIMESTEPS = 2**24  # float32 represents all integers up to here
 NUM_NORM_GROUPS = 32  # of the group norms of the image networks
 
 
@@ -96,15 +95,6 @@ class MD4Config(PreTrainedConfig):
 
     Raises:
         ValueError: If sizes do not fit together or a value is out of its range.
-
-    Example:
-
-    ```python
-    >>> from md4_hf import MD4Config, MD4ForMaskedDiffusion
-
-    >>> config = MD4Config(vocab_size=28, hidden_size=128, num_hidden_layers=2, num_attention_heads=2)
-    >>> model = MD4ForMaskedDiffusion(config)
-    ```
     """
 
     model_type = "md4"
@@ -256,7 +246,7 @@ class MD4Config(PreTrainedConfig):
         has_classes = self.num_classes is not None
         self._check("class_dropout", has_classes or self.class_dropout == 0, "be 0 without `num_classes`")
         steps = self.num_train_timesteps
-        self._check("num_train_timesteps", (steps or 1) <= MAX_TIMESTEPS, f"be at most {MAX_TIMESTEPS}")
+        self._check("num_train_timesteps", (steps or 1) <= 2**24, "be at most 2**24, to be exact in float32")
         has_room = self.conditioning_size >= 4 or not self.time_conditioning
         self._check("conditioning_size", has_room, "be >= 4 with time conditioning")
         self._check("is_causal", not (self.is_causal and self.is_image), "be False for images")

@@ -15,7 +15,6 @@ from transformers import BaseImageProcessor, BatchFeature
 
 WHITE = 255
 MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
-OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 class MD4ImageProcessorKwargs(TypedDict, total=False):
@@ -49,14 +48,6 @@ class MD4ImageProcessor(BaseImageProcessor):
 
     Raises:
         ValueError: For a value out of its range.
-
-    Example:
-
-    ```python
-    >>> processor = MD4ImageProcessor(size=8, num_channels=1, num_levels=17)
-    >>> ids = processor(images)["input_ids"]  # (batch, 1, 8, 8)
-    >>> images = processor.postprocess(ids)  # PIL images
-    ```
     """
 
     model_input_names = ["input_ids"]
@@ -93,7 +84,7 @@ class MD4ImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images, return_tensors: str | None = "pt") -> BatchFeature:
         """
-        Convert images to ids.
+        Convert images to ids: a `BatchFeature` with `input_ids` `(batch, channels, height, width)`, int64.
 
         Args:
             images:
@@ -101,9 +92,6 @@ class MD4ImageProcessor(BaseImageProcessor):
                 tensors `(height, width)` or `(channels, height, width)`. An array or tensor with four axes is a batch.
                 Numbers are uint8 in [0, 255], or floats in [0, 1].
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
-
-        Returns:
-            `BatchFeature` with `input_ids` `(batch, channels, height, width)`, int64.
 
         Raises:
             ValueError: For images of another kind, mode, size, number of channels or range.
@@ -123,17 +111,15 @@ class MD4ImageProcessor(BaseImageProcessor):
 
         Args:
             ids: Integers `(batch, channels, height, width)` in [0, num_levels), of any height and width.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
-
-        Returns:
-            A list of PIL images; or float32 numbers in [0, 1], as an array `(batch, height, width, channels)` for
-            `"np"` and as a tensor `(batch, channels, height, width)` for `"pt"`.
+            output_type (`str`, defaults to `"pil"`):
+                `"pil"` for a list of PIL images, or, for float32 numbers in [0, 1], `"np"` for an array
+                `(batch, height, width, channels)` and `"pt"` for a tensor `(batch, channels, height, width)`.
 
         Raises:
             ValueError: For ids of another shape, kind or range (the mask id is not a level), or another output type.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f'`output_type` must be one of "pil", "np" and "pt", got {output_type!r}.')
         ids = torch.as_tensor(ids).cpu()
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"`ids` must be integers, got {ids.dtype}.")
@@ -170,7 +156,6 @@ class MD4ImageProcessor(BaseImageProcessor):
         return self._fit(pixels)
 
     def _fit(self, pixels: np.ndarray) -> np.ndarray:
-        """Crop and scale pixels to the size, if need be."""
         height, width = self.size["height"], self.size["width"]
         if pixels.shape[:2] == (height, width):
             return pixels

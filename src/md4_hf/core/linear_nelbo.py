@@ -168,11 +168,9 @@ def _add_gradients(gradients: list[Tensor], part: slice, hidden, head, d_logits,
         d_schedule += d_exponents
 
 
-def _fake_linear_nelbo(
-    hidden_states, weight, bias, target, row_weight, exponents, mask_token_id, dtype, needs_gradient
-) -> tuple[Tensor, ...]:
+def _fake_linear_nelbo(hidden_states, weight, bias, target, row_weight, exponents, *options) -> tuple[Tensor, ...]:
     """Outputs of the shapes of `_linear_nelbo`, for tracing."""
-    return _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
+    return _empty_outputs(hidden_states, weight, bias, exponents, options[-1])
 
 
 def _save_for_backward(ctx, inputs, output):

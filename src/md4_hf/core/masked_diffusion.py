@@ -25,9 +25,6 @@ from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast,
 IGNORE_INDEX = -100
 
 
-# Times and the forward process ----------------------------------------------------------------------------------------
-
-
 def stratified_times(offset: float | Tensor, index: Tensor, total: int) -> Tensor:
     """Times t_i = (offset + i / total) mod 1 (the paper's low-discrepancy sampler): one per stratum of width 1/total.
 
@@ -57,12 +54,8 @@ def corrupt(
 ) -> Tensor:
     """Draw xt from q(x_t | x_0): each token stays with probability `alpha_t` and is masked otherwise (paper, eq. 3).
 
-    Args:
-        x0: `(batch, ...)` clean ids; the result has their shape and dtype.
-        alpha_t: Probabilities of staying, `(batch,)` or any shape that broadcasts with `x0` from the left.
-        mask_token_id: The mask id m.
-        generator: Source of the draws when `noise` is not given.
-        noise: Uniform numbers in [0, 1) of the shape of `x0`; a token stays where `noise < alpha_t`.
+    Clean ids are `(batch, ...)`, as is the result; `alpha_t` is `(batch,)` or broadcasts from the left. Tokens
+    stay where `noise`, uniform in [0, 1) and of the shape of `x0`, is below alpha_t; `generator` draws it by default.
     """
     if noise is None:
         device = generator.device if generator is not None else x0.device
@@ -140,13 +133,10 @@ def mask_lowest(x0: Tensor, is_scored: Tensor, num_masked: Tensor, mask_token_id
 def token_nelbo(logits: Tensor, x0: Tensor, xt: Tensor, weight: Tensor, mask_token_id: int) -> Tensor:
     """Diffusion part of the NELBO, in nats per token: weight * -log mu_theta(xt)[x0] where xt = m, else 0.
 
-    The result is `(batch, ...)`, in at least float32.
-
     Args:
         logits: `(batch, ..., vocab)` logits of the denoiser; the mask's own logit has to be suppressed by the caller.
-        x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored.
-        xt: `(batch, ...)` noised ids.
-        weight: `(batch,)` weights from `nelbo_weight`.
+        x0, xt: `(batch, ...)` clean and noised ids; -100 in `x0` marks tokens that are not scored.
+        weight: `(batch,)` weights from `nelbo_weight`. The result is `(batch, ...)`, in at least float32.
         mask_token_id: The mask id m.
     """
     target = torch.where(xt == mask_token_id, x0, IGNORE_INDEX)
@@ -265,10 +255,8 @@ def unmask_probability(schedule: MaskingSchedule, t: Tensor, s: Tensor) -> Tenso
 def reverse_probabilities(logits: Tensor, unmask_probability: Tensor, mask_token_id: int) -> Tensor:
     """Table p(x_s | x_t = m) of a reverse step: token j with probability r mu_j, the mask with 1 - r; float64.
 
-    Args:
-        logits: `(batch, ..., vocab)`, mask column included (its value is not used).
-        unmask_probability: r, `(batch,)` or a scalar.
-        mask_token_id: The mask id; its column of the table is the probability of staying masked.
+    Logits are `(batch, ..., vocab)`, the mask's own is not used; r is `(batch,)` or a scalar. The mask's column of the
+    table is the probability of staying masked.
     """
     r = left_broadcast(unmask_probability.double(), logits.dim())
     return torch.where(_is_mask(logits, mask_token_id), 1.0 - r, r * denoiser_probabilities(logits, mask_token_id))
@@ -411,12 +399,7 @@ class MaskingProcess:
 
 @dataclass(frozen=True)
 class MD4Process(MaskingProcess):
-    """Forward process of MD4: one fixed schedule masks all tokens.
-
-    Args:
-        num_data_tokens: V, the number of data tokens (without the mask).
-        num_timesteps: T of discrete time, None for continuous time.
-    """
+    """Forward process of MD4: one fixed schedule for V data tokens (without the mask), and T steps or None."""
 
     schedule: MaskingSchedule
     mask_token_id: int

@@ -151,19 +151,15 @@ class MD4Model(MD4PreTrainedModel):
         if class_labels is None and self.config.null_class is not None:
             class_labels = torch.full(shape[:1], self.config.null_class, device=tokens.device)
         if self.config.is_image:
-            check_left_out(
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                document_ids=document_ids,
-                past_key_values=past_key_values,
-            )
+            check_left_out(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
+            check_left_out(document_ids=document_ids, past_key_values=past_key_values)
         self._check_inputs(tokens, timesteps, class_labels)
         if self.config.is_image:
             return self._denoise_image(input_ids, timesteps, class_labels)
-        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        num_past = 0
         if past_key_values is not None:
             self._check_cache(document_ids)
+            num_past = past_key_values.get_seq_length()
         self._check_attention(shape, num_past, attention_mask, position_ids, document_ids)
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if self.embed_proj is not None:

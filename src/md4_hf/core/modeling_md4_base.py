@@ -67,7 +67,7 @@ class MD4PreTrainedModel(PreTrainedModel):
 
         Raises:
             OSError: If there are no weights in safetensors format.
-            ValueError: If the index of weights in several files is damaged or names a file outside its folder.
+            ValueError: As `check_shards`.
         """
         if use_safetensors is False:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=False, **kwargs)
@@ -117,8 +117,7 @@ class MD4PreTrainedModel(PreTrainedModel):
     ) -> nn.Embedding:
         """Resize as transformers does; if the mask's row is cut off, the last row becomes the mask's, with a warning.
 
-        Raises:
-            ValueError: For a model of images, whose head has outputs for every level.
+        For a model of images, whose head has outputs for every level, this is a ValueError.
         """
         if self.config.is_image:
             raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")

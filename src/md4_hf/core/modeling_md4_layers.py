@@ -75,16 +75,12 @@ class MD4Conditioning(nn.Module):
 
     def forward(self, timesteps: Tensor | None, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Map `(batch,)` times and class labels, if the model uses them, to `(batch, conditioning_size)` in `dtype`."""
-        features = []
-        if self.config.time_conditioning:
-            # Not the dtype of the weight, which is an integer in a quantised layer.
-            features.append(time_embedding(timesteps, self.config.conditioning_size).to(dtype))
-        if self.config.num_classes is not None:
-            features.append(self.class_embedding(class_labels))
-        features = torch.cat(features, dim=-1)
-        if self.config.time_conditioning:
-            features = self.dense_out(F.silu(self.dense_in(features)))
-        return features
+        classes = [] if self.config.num_classes is None else [self.class_embedding(class_labels)]
+        if not self.config.time_conditioning:
+            return classes[0]
+        # Not the dtype of the weight, which is an integer in a quantised layer.
+        times = time_embedding(timesteps, self.config.conditioning_size).to(dtype)
+        return self.dense_out(F.silu(self.dense_in(torch.cat([times, *classes], dim=-1))))
 
 
 class MD4Modulation(nn.Module):
@@ -300,9 +296,6 @@ def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
 def of_examples(x: Tensor, length: int, rows: Tensor | None) -> Tensor:
     """Select from `(batch, 1, width)` the examples of flat indices `(rows,)`: `(rows, width)`; without, `x` itself."""
     return x if rows is None else x.squeeze(1).index_select(0, (rows // length).to(x.device))
-
-
-# The head: hidden states to logits, or directly to the terms of the NELBO ---------------------------------------------
 
 
 class MD4Head(nn.Linear):

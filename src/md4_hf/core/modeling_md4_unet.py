@@ -36,9 +36,6 @@ class MD4GroupNorm(nn.Module):
         return modulate(hidden_states, shift, scale)
 
 
-# Blocks of the U-Net --------------------------------------------------------------------------------------------------
-
-
 class MD4ResnetBlock(GradientCheckpointingLayer):
     """Residual block: two 3x3 convolutions, each after a norm and SiLU, and a shortcut around them.
 
@@ -63,9 +60,8 @@ class MD4ResnetBlock(GradientCheckpointingLayer):
         self.norm1 = MD4GroupNorm(config, in_channels)
         self.resample = resample
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        adds_conditioning = config.is_conditional and config.backbone == "unet"
-        projection = zero_linear(config.conditioning_size, out_channels, bias=False) if adds_conditioning else None
-        self.conditioning_proj = projection
+        is_added = config.is_conditional and config.backbone == "unet"
+        self.conditioning_proj = zero_linear(config.conditioning_size, out_channels, bias=False) if is_added else None
         self.norm2 = MD4GroupNorm(config, out_channels)
         self.dropout = nn.Dropout(config.residual_dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -136,9 +132,6 @@ class MD4UNetMiddle(nn.Module):
         return hidden_states
 
 
-# The middle of the U-ViT ----------------------------------------------------------------------------------------------
-
-
 class MD4DiTLayer(GradientCheckpointingLayer):
     """Transformer block, modulated by a conditioning vector if the model has one, as `MD4Layer`."""
 
@@ -192,9 +185,6 @@ def position_table(grid: int, width: int) -> Tensor:
     angles = torch.arange(grid)[:, None] * frequencies
     places = torch.cat([angles.sin(), angles.cos()], dim=-1)
     return torch.cat([places.repeat(grid, 1), places.repeat_interleave(grid, dim=0)], dim=-1)
-
-
-# The network and its head ---------------------------------------------------------------------------------------------
 
 
 class MD4UNet(nn.Module):

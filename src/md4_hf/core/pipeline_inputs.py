@@ -19,10 +19,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of a call that determine what is filled in: see `MaskedDiffusionPipeline.__call__`.
-
-    `num_unprompted` is the number of rows if nothing is given to start from.
-    """
+    """Arguments of a call that determine what is filled in, and the number of rows if nothing is given."""
 
     prompt: Any
     input_ids: Any

@@ -17,7 +17,7 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import create_repo
 from torch import Tensor
@@ -36,8 +36,6 @@ from .pipeline_inputs import (
     row_generators,
 )
 
-
-logger = logging.get_logger(__name__)
 
 CALLBACK_TENSORS = ["sample", "logits"]
 Callback: TypeAlias = Callable[[Any, int, Tensor, dict], dict] | PipelineCallback | MultiPipelineCallbacks
@@ -217,8 +215,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         tensor_names = ["sample"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             tensor_names = callback_on_step_end.tensor_inputs
-        # Not `self.device`: an offloaded model does not run where its weights lie.
-        device = self._execution_device
+        device = self._execution_device  # not `self.device`: an offloaded model does not run where its weights lie
         output_type = output_type_of(self._inputs, output_type)
         labels = self._labels(class_labels)
         num_unprompted = 1 if labels is None else len(labels)
@@ -261,9 +258,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if len({len(ids) for ids in sequences}) == 1:
             sequences = torch.stack(sequences)
         decoded = None if output_type == "ids" else self._inputs.decode(sequences, output_type, skip_special_tokens)
-        if not return_dict:
-            return sequences, decoded
-        return MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
+        output = MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
+        return output if return_dict else (sequences, decoded)
 
     def preview(
         self, sample: torch.LongTensor, output_type: str = "pil"
@@ -271,10 +267,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         """
         Convert a sample `(rows, channels, height, width)` that may hold masks to images in which masks are grey.
 
-        `output_type` is `"pil"`, `"np"` or `"pt"`, as in a call. A callback can show what it sees.
-
-        Raises:
-            ValueError: Without an image processor, and for another output type.
+        `output_type` is `"pil"`, `"np"` or `"pt"`, as in a call; a ValueError for others, or without image processor.
         """
         if self.image_shape is None or output_type_of(self._inputs, output_type) == "ids":
             raise ValueError(f"`output_type` must be one of {ImageInputs.output_types[:-1]}, got {output_type!r}.")
@@ -299,9 +292,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Args:
             save_directory (`str` or `os.PathLike`): The folder.
             remote_code (`bool`, *optional*):
-                Whether to save the code of the pipeline too, so that it opens where md4_hf is not installed:
-                `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`. By default, whether this pipeline
-                was itself opened in that way. The code of the model is always saved, for the Auto classes.
+                Whether to save the code of the pipeline too, beside that of the model, so that it opens where md4_hf is
+                not installed, with `trust_remote_code=True`. By default, whether this pipeline was so opened.
             push_to_hub (`bool`, defaults to `False`):
                 Whether to upload the folder and all that is in it as one commit. A folder without a `README.md` gets
                 the repository's, or a draft.
@@ -437,9 +429,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if class_labels is None or self._guidance_scale == 1.0:
             return attention_mask, class_labels
         no_class = torch.full_like(class_labels, self._null_class())
-        if self._guidance_scale == 0.0:
-            return attention_mask, no_class
-        return attention_mask, torch.cat([class_labels, no_class])
+        labels = [no_class] if self._guidance_scale == 0.0 else [class_labels, no_class]
+        return attention_mask, torch.cat(labels)
 
     def _follow(self, plan, sample: Tensor, step: int, generators: list[torch.Generator]):
         """Update the opening plan for this step: a callback may have filled positions, or masked them again."""

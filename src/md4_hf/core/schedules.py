@@ -111,14 +111,11 @@ class GeometricSchedule(MaskingSchedule):
         if not 0.0 < self.beta_min < self.beta_max:
             raise ValueError(f"`beta_min` and `beta_max` must be 0 < min < max, got {self.beta_min}, {self.beta_max}.")
 
-    def _beta_bar(self, t: Tensor) -> Tensor:
-        return self.beta_min ** (1.0 - t) * self.beta_max**t
-
     def _a(self, t: Tensor) -> Tensor:
-        return torch.exp(-self._beta_bar(t))
+        return torch.exp(-(self.beta_min ** (1.0 - t)) * self.beta_max**t)
 
     def _a_prime(self, t: Tensor) -> Tensor:
-        beta_bar = self._beta_bar(t)
+        beta_bar = self.beta_min ** (1.0 - t) * self.beta_max**t
         return -torch.exp(-beta_bar) * beta_bar * math.log(self.beta_max / self.beta_min)
 
 
@@ -129,12 +126,9 @@ def make_schedule(name: str, *, power: float = 1.0, eps: float = 1e-4) -> Maskin
     """Create the masking schedule of a name.
 
     Args:
-        name: "linear", "cosine", "poly" or "geometric".
+        name: "linear", "cosine", "poly" or "geometric"; a ValueError for any other.
         power: Exponent of "poly", in (0, 1e6]; the other schedules do not use it.
         eps: See `MaskingSchedule`.
-
-    Raises:
-        ValueError: For an unknown name, and for a number out of range.
     """
     if not (isinstance(name, str) and name in SCHEDULES):
         raise ValueError(f"`masking_schedule` must be one of {sorted(SCHEDULES)}, got {name!r}.")

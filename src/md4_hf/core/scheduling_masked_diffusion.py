@@ -117,9 +117,6 @@ def cosine_grid(num_inference_steps: int) -> Tensor:
 GRIDS: dict[str, Callable[[int], Tensor]] = {"uniform": uniform_grid, "cosine": cosine_grid}
 
 
-# Samplers: which masked positions open, and the uniform number that draws each one's token ----------------------------
-
-
 def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse-CDF draw from the table [r mu, 1 - r]: a position opens if u < r, and u / r then draws its token.
 
@@ -127,9 +124,6 @@ def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tenso
     """
     u = noise[:, 0]
     return u < probability, u / probability.clamp(min=torch.finfo(torch.float64).tiny)
-
-
-SAMPLERS = ("ancestral", "mean")  # one sampler: "mean" is the paper's name for two draws of the same law (App. G)
 
 
 class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
@@ -154,7 +148,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         schedule_power, schedule_eps (`float`, default to 1.0 and 1e-4): See `MD4Config`.
         timestep_grid (`str`, defaults to `"cosine"`):
             `"uniform"` or `"cosine"`; the paper uses cosine with the linear schedule, uniform with the cosine one.
-        sampler (`str`, defaults to `"ancestral"`): `"ancestral"`, or `"mean"`, the paper's name for the same thing.
+        sampler (`str`, defaults to `"ancestral"`): `"ancestral"`, or `"mean"`, the paper's name for the same law.
         top_p (`float`, *optional*): Nucleus used by `step` when the call gives none, in (0, 1].
         final_decode (`str`, defaults to `"sample"`):
             How the last step fills positions that the schedule would leave masked (alpha_0 = 1 - eps): with a draw, or
@@ -183,7 +177,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if top_p is not None:
             check_top_p(top_p)
         _check_choice("timestep_grid", timestep_grid, GRIDS)
-        _check_choice("sampler", sampler, SAMPLERS)
+        _check_choice("sampler", sampler, ("ancestral", "mean"))
         _check_choice("final_decode", final_decode, ("sample", "argmax"))
         self.schedule: MaskingSchedule = make_schedule(masking_schedule, power=schedule_power, eps=schedule_eps)
         self.token_schedule: TokenPolynomialSchedule | None = None
@@ -210,11 +204,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def add_noise(
         self, original_samples: torch.LongTensor, timesteps: Tensor, generator: torch.Generator | None = None
     ) -> torch.LongTensor:
-        """Draw x_t from q(x_t | x_0) at times `(batch,)` in [0, 1]; same shape as `original_samples`.
-
-        Raises:
-            ValueError: For ids that are not integers, and times of another shape or (on the CPU) out of range.
-        """
+        """Draw x_t from q(x_t | x_0) for ids `(batch, ...)` at times `(batch,)` in [0, 1]; a ValueError for others."""
         mask_token_id = self._mask_token_id()
         check_tensor("original_samples", original_samples, "integers")
         check_tensor("timesteps", timesteps, "floating-point numbers")
@@ -239,10 +229,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     ) -> OpeningPlan:
         """Draw the step, from `first_step` on, that opens each masked position of `sample` `(batch, ...)`.
 
-        A position opens at step i with probability r_i (1 - r_{i-1}) (1 - r_{i-2}) ...: one uniform number decides.
-
-        Raises:
-            ValueError: With GenMD4's schedules, where r depends on the tokens, and for a `first_step` out of range.
+        A position opens at step i with probability r_i (1 - r_{i-1}) (1 - r_{i-2}) ...: one uniform number decides. Not
+        with GenMD4's schedules, where r depends on the tokens: a ValueError.
         """
         if self.token_schedule is not None:
             raise ValueError("`plan_openings` needs one schedule for all tokens: with GenMD4's use `plan_step`.")

@@ -7,10 +7,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .schedules import MAX_POWER
-
 
 INTERMEDIATE_SIZE_MULTIPLE = 32
+MAX_POWER = 1e6  # as in `schedules`, which `import md4_hf` must not load
 MAX_TIMESTEPS = 2**24  # float32 represents all integers up to here
 NUM_NORM_GROUPS = 32  # of the group norms of the image networks
 

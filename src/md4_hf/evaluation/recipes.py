@@ -78,10 +78,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines the examples of a task, besides the tokenizer; results record it.
-
-    Made by `make_recipe`; the fields are those of `Task` and `Preparation`.
-    """
+    """Fields of `Task` and `Preparation` that determine examples, besides the tokenizer; results record them."""
 
     data: str
     config: str | None
@@ -157,11 +154,10 @@ PREPARATIONS: dict[str, Preparation] = {
 
 
 def make_recipe(task: Task, preparation: str, context: int, data: str | None = None, **changes: Any) -> Recipe:
-    """The recipe of a task.
+    """The recipe of a task in a preparation, by its name.
 
     Args:
-        task: The task.
-        preparation: Name of a preparation.
+        task, preparation: The task, and the preparation's name.
         context: Tokens of a block, those of its frame included.
         data: A local file or folder in place of the task's data set: all of it is scored, but of the original file of
             text8 (100 million characters) its last 5 million, the test split.
@@ -181,11 +177,13 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
     stride = min(chosen.stride or content, content) if stride is None else stride
     if not 1 <= stride <= content:
         raise ValueError(f"`stride` must be in [1, {content}], the tokens of a block, got {stride}.")
+    path = Path(data or "").expanduser()
+    is_text8 = task is TASKS["text8"] and path.is_file() and path.stat().st_size == TEXT8_CHARACTERS
     recipe = Recipe(
         data=data or task.data,
         config=None if data else task.config,
         revision=None if data else task.revision,
-        split=TEXT8_TEST if _is_whole_text8(task, data) else task.split_of(preparation, data),
+        split=TEXT8_TEST if is_text8 else task.split_of(preparation, data),
         text_column=task.text_column,
         detokenizer=task.detokenizer,
         preparation=preparation,
@@ -201,8 +199,3 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
     if recipe.detokenizer not in RULES:
         raise ValueError(f"`detokenizer` must be one of {sorted(RULES)}, got {recipe.detokenizer!r}.")
     return recipe
-
-
-def _is_whole_text8(task: Task, data: str | None) -> bool:
-    path = Path(data or "").expanduser()
-    return task is TASKS["text8"] and path.is_file() and path.stat().st_size == TEXT8_CHARACTERS

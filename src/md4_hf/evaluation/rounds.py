@@ -55,18 +55,15 @@ class Rounds:
         From the variance of each example over the rounds, as if the examples' noise were independent. Their times are
         spread more evenly than that, which as a rule makes the true error smaller.
         """
-        count = len(self.nelbo)
-        if count < 2:
+        if len(self.nelbo) < 2:
             return math.nan
-        variance = self.nelbo.var(axis=0, ddof=1).sum() / count
+        variance = self.nelbo.var(axis=0, ddof=1).sum() / len(self.nelbo)
         return math.sqrt(variance) / self.num_tokens.sum()
 
     def metrics(self, are_images: bool = False) -> dict[str, float]:
         """`nelbo_metrics` of the mean over the rounds, `num_rounds`, and with two or more `monte_carlo_stderr`."""
-        nelbo, num_tokens, num_characters = (
-            torch.from_numpy(values) for values in (self.nelbo.mean(axis=0), self.num_tokens, self.num_characters)
-        )
-        known = None if num_characters.isnan().any() else num_characters
+        nelbo, num_tokens = torch.from_numpy(self.nelbo.mean(axis=0)), torch.from_numpy(self.num_tokens)
+        known = None if np.isnan(self.num_characters).any() else torch.from_numpy(self.num_characters)
         metrics = {**nelbo_metrics(nelbo, num_tokens, known, are_images), "num_rounds": len(self.nelbo)}
         if len(self.nelbo) > 1:
             metrics["monte_carlo_stderr"] = self.monte_carlo_stderr
@@ -134,48 +131,36 @@ def evaluate_in_rounds(
         report: Called after each round.
     """
     stopping = Stopping() if stopping is None or trainer.objective.is_autoregressive else stopping
-    folder = None if store is None else Path(store) / _digest(recipe)
-    if folder is not None and trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "recipe.json", json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+    folder = None
+    if store is not None:
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+        folder = Path(store, digest)
+        if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "recipe.json", json.dumps(recipe, indent=2, sort_keys=True) + "\n")
     rounds = None
     while stopping.goes_on(rounds):
-        number = 0 if rounds is None else len(rounds.nelbo)
-        path = None if folder is None else folder / f"round-{number}.safetensors"
-        done = None if path is None else on_first_process(trainer.args, functools.partial(_read, path))
-        if done is None:
-            done = _evaluate_round(trainer, examples, number)
-            if path is not None and trainer.is_world_process_zero():
-                _write(path, done)
-        rounds = _append(rounds, done)
+        new = _next_round(trainer, examples, 0 if rounds is None else len(rounds.nelbo), folder)
+        rounds = new if rounds is None else replace(rounds, nelbo=np.concatenate([rounds.nelbo, new.nelbo]))
         if report is not None:
             report(rounds)
     return rounds
 
 
-def _evaluate_round(trainer, examples, number: int) -> Rounds:
+def _next_round(trainer, examples, number: int, folder: Path | None) -> Rounds:
+    """The round of this number from its file in the folder, or else evaluated, and written there."""
+    path = None if folder is None else folder / f"round-{number}.safetensors"
+    done = None if path is None else on_first_process(trainer.args, functools.partial(_read, path))
+    if done is not None:
+        return done
     with changed(trainer.args, eval_seed=trainer.args.eval_seed + number * SEED_STRIDE):
         rows = np.asarray(trainer.predict(examples, metric_key_prefix="eval").predictions, dtype=np.float64)
     nelbo, num_tokens, num_characters = rows.T
-    return Rounds(nelbo[None], num_tokens, num_characters)
-
-
-def _append(rounds: Rounds | None, another: Rounds) -> Rounds:
-    if rounds is None:
-        return another
-    return replace(rounds, nelbo=np.concatenate([rounds.nelbo, another.nelbo]))
-
-
-def _digest(recipe: dict[str, Any] | None) -> str:
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write(path: Path, round_done: Rounds):
-    arrays = {name: np.ascontiguousarray(values) for name, values in vars(round_done).items()}
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        file.write(save(arrays))
-        file.flush()
-        os.fsync(file.fileno())
+    done = Rounds(nelbo[None], num_tokens, num_characters)
+    if path is not None and trainer.is_world_process_zero():
+        with whole_file(path) as temporary:
+            temporary.write_bytes(save({name: np.ascontiguousarray(array) for name, array in vars(done).items()}))
+    return done
 
 
 def _read(path: Path) -> Rounds | None:

@@ -67,11 +67,7 @@ def load_model(
 
 
 def adapter_base(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
-    """The base model that an adapter's folder or Hub id names; None if it holds no adapter.
-
-    Raises:
-        ValueError: If the adapter names none, or its configuration is damaged.
-    """
+    """The base model that an adapter's folder or Hub id names; None if it holds no adapter."""
     if Path(name_or_path, CONFIG_NAME).is_file():
         return None
     config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
@@ -103,7 +99,7 @@ def _load_full_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
         ) from error
     if not isinstance(config, MD4Config):
         raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
-    if isinstance(config.architectures, list) and "MD4Model" in config.architectures:
+    if "MD4Model" in (config.architectures or ()):
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
     model_class = MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion
     with file_errors_as_value_errors("model", name_or_path):
@@ -124,11 +120,10 @@ def _check_folder(name_or_path: str):
 def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, image_processor=None):
     """Make a pipeline; the default scheduler has the model's masking schedule and the paper's grid for it.
 
-    The default image processor has the size, channels and levels of the model.
-
-    Raises:
-        ValueError: For an autoregressive model.
+    The default image processor has the size, channels and levels of the model; there is none for pictures of so many
+    channels or levels that they cannot be shown. An autoregressive model is a ValueError.
     """
+    from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
     from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
     from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
@@ -143,19 +138,10 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
         timestep_grid="cosine" if config.masking_schedule == "linear" else "uniform",
     )
     if config.is_image and image_processor is None:
-        image_processor = _default_image_processor(config)
+        (channels, *size), num_levels = config.sample_shape, config.vocab_size - 1
+        if channels in MODES and num_levels <= WHITE + 1:
+            image_processor = MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
     return MaskedDiffusionPipeline(model, scheduler, tokenizer, image_processor)
-
-
-def _default_image_processor(config: MD4Config):
-    """The image processor for a model; None if there are no pictures of so many channels or levels."""
-    from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
-
-    channels, *size = config.sample_shape
-    num_levels = config.vocab_size - 1
-    if channels not in MODES or num_levels > WHITE + 1:
-        return None
-    return MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
 
 
 def load_pipeline(
@@ -183,16 +169,14 @@ def load_pipeline(
     hub: dict[str, Any] = {"revision": revision, "token": token}
     model = load_model(name_or_path, base=base, dtype=dtype, **hub)
     # A model without a scheduler or image processor of its own gets the default one for it.
-    scheduler = load_scheduler(name_or_path, revision=revision, token=token)
+    scheduler = load_scheduler(name_or_path, **hub)
     tokenizer = image_processor = None
     if model.config.is_image:
-        image_processor = _load_if_there(
-            MD4ImageProcessor, "image_processor", "preprocessor_config.json", name_or_path, hub
-        )
+        file_name = "preprocessor_config.json"
+        image_processor = _load_if_there(MD4ImageProcessor, "image_processor", file_name, name_or_path, hub)
     else:
         tokenizer = load_tokenizer(name_or_path, **hub)
-    pipeline = make_pipeline(model, tokenizer, scheduler, image_processor)
-    return pipeline.to(device)
+    return make_pipeline(model, tokenizer, scheduler, image_processor).to(device)
 
 
 def load_scheduler(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None):

@@ -86,6 +86,8 @@ def detokenize(text: str, name: str) -> str:
     if name not in RULES:
         raise ValueError(f"`detokenizer` must be one of {sorted(RULES)}, got {name!r}.")
     for pattern, replacement in RULES[name]:
-        is_literal = isinstance(pattern, str)
-        text = text.replace(pattern, replacement) if is_literal else pattern.sub(replacement, text)
+        if isinstance(pattern, str):
+            text = text.replace(pattern, replacement)
+        else:
+            text = pattern.sub(replacement, text)
     return text

@@ -79,18 +79,11 @@ class ScoredSequence:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to continue a prompt, from the harness's `gen_kwargs`.
+    """How to continue a prompt, from the harness's `gen_kwargs`; the rest is as in `MaskedDiffusionPipeline`."""
 
-    Args:
-        until: Strings, before the first of which the continuation ends.
-        max_gen_toks: Tokens of the continuation.
-        temperature: 0 takes the most probable token wherever a position is opened.
-        top_p, top_k, num_inference_steps: As in `MaskedDiffusionPipeline`.
-    """
-
-    until: tuple[str, ...]
-    max_gen_toks: int
-    temperature: float = 0.0
+    until: tuple[str, ...]  # before the first of which the continuation ends
+    max_gen_toks: int  # tokens of the continuation
+    temperature: float = 0.0  # 0 takes the most probable token wherever a position is opened
     top_p: float | None = None
     top_k: int | None = None
     num_inference_steps: int | None = None
@@ -105,13 +98,17 @@ class GenerationOptions:
         temperature = options.pop("temperature", float(do_sample or False))
         if not (isinstance(temperature, (int, float)) and temperature >= 0):
             raise ValueError(f"`temperature` must be a number >= 0, got {temperature!r}.")
-        until = as_strings("until", options.pop("until", None))
+        until = options.pop("until", None) or ()
+        until = (until,) if isinstance(until, str) else until
+        if not isinstance(until, (list, tuple)) or not all(isinstance(string, str) for string in until):
+            raise ValueError(f"`until` must be a string or a list of strings, got {until!r}.")
         lengths = [options.pop(name) for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in options]
         max_gen_toks = integer_setting("max_gen_toks", (lengths or [default_max_gen_toks])[0], 1)
         known = ("top_p", "top_k", "num_inference_steps")
-        if options.keys() - set(known):
+        if unknown := sorted(options.keys() - set(known)):
             names = ("do_sample", "temperature", "until", "max_gen_toks", *known)
-            raise ValueError(f"`gen_kwargs` must be among {names}, got {sorted(options.keys() - set(known))}.")
+            raise ValueError(f"`gen_kwargs` must be among {names}, got {unknown}.")
+        until = tuple(filter(None, until))  # the harness gives empty strings too
         return cls(until, max_gen_toks, 0.0 if do_sample is False else float(temperature), **options)
 
 
@@ -201,8 +198,6 @@ class MD4LM(LM):
         # Padding is neither seen nor scored; a tokenizer need not have a token for it.
         self._collate = PaddingCollator(pad_token_id=int(config.mask_token_id == 0))
 
-    # Questions of the harness --------------------------------------------------------------------------------------
-
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Bounds on the log-likelihoods of continuations, given their contexts; for a causal model exact values.
 
@@ -263,10 +258,8 @@ class MD4LM(LM):
                 causal model.
         """
         if self.is_autoregressive:
-            raise ValueError(
-                "`pretrained` must be a masked diffusion model for tasks that generate, got an autoregressive one, "
-                "which is for likelihoods."
-            )
+            rule = "a masked diffusion model for tasks that generate"
+            raise ValueError(f"`pretrained` must be {rule}, got an autoregressive one, which is for likelihoods.")
         options = [GenerationOptions.of(request.args[1], self.max_gen_toks) for request in requests]
         longest, most = max((option.max_gen_toks for option in options), default=0), self.max_length - 1
         if longest > most:
@@ -297,25 +290,19 @@ class MD4LM(LM):
         progress.close()
         return texts
 
-    # Communication between processes -----------------------------------------------------------------------------
-
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, one after the other."""
         return gather(tensor) if self.world_size > 1 else tensor
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """A list of the objects of all processes on process `dst`, None on the others."""
-        if self.world_size == 1:
-            return [obj]
-        objects = gather_object([obj])
+        objects = gather_object([obj]) if self.world_size > 1 else [obj]
         return objects if self.rank == dst else None
 
     def barrier(self):
         """Wait for the other processes."""
         if self.world_size > 1:
             PartialState().wait_for_everyone()
-
-    # Facts recorded beside the results ---------------------------------------------------------------------------
 
     @property
     def tokenizer_name(self) -> str:
@@ -336,8 +323,6 @@ class MD4LM(LM):
             "model_revision": self.revision,
             **({"bound_estimator": "exact"} if self.is_autoregressive else estimate),
         }
-
-    # Implementation ----------------------------------------------------------------------------------------------
 
     def _join_processes(self, device: torch.device):
         """Set rank, world size and device; of several processes, the harness gives each a share of the documents."""
@@ -475,15 +460,14 @@ def open_model(
     elif isinstance(pretrained, (MD4ForMaskedDiffusion, MD4ForCausalLM)):
         model = pretrained if dtype in (None, "auto") else pretrained.to(as_dtype)
     else:
-        raise ValueError(
-            "`pretrained` must be a folder, a Hub id, an MD4ForMaskedDiffusion or an MD4ForCausalLM, got "
-            f"{pretrained!r}."
-        )
+        rule = "a folder, a Hub id, an MD4ForMaskedDiffusion or an MD4ForCausalLM"
+        raise ValueError(f"`pretrained` must be {rule}, got {pretrained!r}.")
     if model.config.is_image:
         raise ValueError(f"`pretrained` must be a model of text, got one of images: {pretrained}.")
     if model.config.num_classes is not None and model.config.null_class is None:
+        num_classes = model.config.num_classes
         raise ValueError(
-            f"`pretrained` must be a model that needs no class label, got one with {model.config.num_classes} classes."
+            f"`pretrained` must be a model that needs no class label, got one with {num_classes} classes."
         )
     return model
 
@@ -520,11 +504,3 @@ def integer_setting(name: str, value: Any, at_least: int | None = None, at_most:
     """`as_integer` of a value that the command line may give as a string."""
     is_number = isinstance(value, str) and value.removeprefix("-").isdecimal()
     return as_integer(name, int(value) if is_number else value, at_least, at_most)
-
-
-def as_strings(name: str, value: Any) -> tuple[str, ...]:
-    """Strings from one, several or None; empty ones are left out, and anything else is a ValueError."""
-    strings = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) for string in strings):
-        raise ValueError(f"`{name}` must be a string or a list of strings, got {value!r}.")
-    return tuple(string for string in strings if string)

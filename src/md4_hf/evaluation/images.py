@@ -90,7 +90,7 @@ def image_sample_metrics(
         inception, logits = load_inception(device)
         features, class_logits = inception, logits if class_logits is None else class_logits
 
-    options = {"batch_size": batch_size, "device": device, "progress": progress}
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
     metrics: dict[str, float | int] = {"num_samples": len(samples)}
     if references is not None:
         distance = fid(feature=_Rows("features", features, samples[:1].to(device))).to(device)

@@ -19,31 +19,18 @@ OPENWEBTEXT_HELDOUT = "train[-100000:]"
 
 @dataclass(frozen=True)
 class Task:
-    """A data set of the evaluation, and the figure that it is reported in.
+    """A data set of the evaluation, and the figure that it is reported in."""
 
-    Args:
-        data: Id on the Hub.
-        config: Its configuration, if it has several.
-        revision: Its branch, if not the main one.
-        text_column: Column of the text.
-        splits: Split by name of the preparation; "" stands for all others.
-        detokenizer: Name of its detokenizer.
-        metric: The reported figure: "perplexity", "bits_per_character" or "bits_per_dimension".
-        end_rows: Whether a token ends each row, where the preparation has one.
-        length: Tokens of a block, if it differs from the model's.
-        notes: Remarks for readers of the figure, by split.
-    """
-
-    data: str
+    data: str  # its id on the Hub
     config: str | None = None
     revision: str | None = None
     text_column: str = "text"
-    splits: dict[str, str] = field(default_factory=lambda: {"": "test"})
+    splits: dict[str, str] = field(default_factory=lambda: {"": "test"})  # by preparation; "" stands for all others
     detokenizer: str = "none"
-    metric: str = "perplexity"
-    end_rows: bool = True
-    length: int | None = None
-    notes: dict[str, str] = field(default_factory=dict)
+    metric: str = "perplexity"  # or "bits_per_character", "bits_per_dimension"
+    end_rows: bool = True  # whether a token ends each row, where the preparation has one
+    length: int | None = None  # tokens of a block, if it differs from the model's
+    notes: dict[str, str] = field(default_factory=dict)  # remarks for readers of the figure, by split
 
     @property
     def modality(self) -> Modality:
@@ -57,22 +44,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Preparation:
-    """A way to cut rows into blocks.
+    """A way to cut rows into blocks."""
 
-    Args:
-        row_end: End of each row: "eos" (the end token of the tokenizer), "blank line", or "nothing".
-        frame: Whether each block begins and ends with the end token, which are scored with it.
-        wrap: Whether rows are joined and cut into blocks; otherwise each row is an example (or several) of its own.
-        group: Rows that are joined at a time, whose last tokens, too few for a block, are dropped; None joins all, and
-            scores the last tokens in a shorter block.
-        stride: By how many tokens a block starts after the one before: what it shares with that is given and not
-            scored. None for a block's length, no overlap.
-    """
-
-    row_end: str
-    frame: bool = False
-    wrap: bool = True
+    row_end: str  # "eos" (the end token of the tokenizer), "blank line", or "nothing"
+    frame: bool = False  # whether each block begins and ends with the end token, which are scored with it
+    wrap: bool = True  # whether rows are joined and cut into blocks, or each row is an example (or several) of its own
+    # Rows joined at a time, whose last tokens, too few for a block, are dropped; None joins all, and scores the last
+    # tokens in a shorter block.
     group: int | None = None
+    # Tokens between the starts of two blocks; what they share is not scored again. None for a block's length.
     stride: int | None = None
 
 

@@ -19,27 +19,16 @@ from .provenance import versions
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The figures of one task.
-
-    Args:
-        task: Its name.
-        metric: Key of the reported figure in `figures_of`.
-        is_bound: Whether that is an upper bound; otherwise it is exact.
-        metrics: Those of `Rounds.metrics`.
-        recipe: How the examples were made.
-        data_sha256: Digest of all ids and labels.
-        note: A remark for readers of the figure.
-        command: The command that measured it.
-    """
+    """The figures of one task."""
 
     task: str
-    metric: str
-    is_bound: bool
-    metrics: dict[str, float]
-    recipe: dict[str, Any]
-    data_sha256: str
-    note: str = ""
-    command: str = ""
+    metric: str  # key of the reported figure in `figures_of`
+    is_bound: bool  # whether that is an upper bound; otherwise it is exact
+    metrics: dict[str, float]  # those of `Rounds.metrics`
+    recipe: dict[str, Any]  # how the examples were made
+    data_sha256: str  # digest of all ids and labels
+    note: str = ""  # a remark for readers of the figure
+    command: str = ""  # the command that measured it
 
     @property
     def figure(self) -> Figure:

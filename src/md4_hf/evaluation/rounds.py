@@ -36,17 +36,11 @@ SEED_STRIDE = 2**32  # between the seeds of rounds, so that the rounds of neighb
 
 @dataclass
 class Rounds:
-    """Results of the rounds of an evaluation.
+    """Results of the rounds of an evaluation."""
 
-    Args:
-        nelbo: `(rounds, examples)` nats, float64.
-        num_tokens: `(examples,)` scored tokens.
-        num_characters: `(examples,)` characters that they stand for; NaN if not known.
-    """
-
-    nelbo: np.ndarray
-    num_tokens: np.ndarray
-    num_characters: np.ndarray
+    nelbo: np.ndarray  # (rounds, examples) nats, float64
+    num_tokens: np.ndarray  # (examples,) scored tokens
+    num_characters: np.ndarray  # (examples,) characters that they stand for; NaN if not known
 
     @property
     def monte_carlo_stderr(self) -> float:
@@ -72,16 +66,10 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Stopping:
-    """Rule for ending the rounds.
+    """Rule for ending the rounds."""
 
-    Args:
-        rounds: Rounds at least, >= 1; with a target two.
-        target_stderr: Go on until `Rounds.monte_carlo_stderr` is no larger, nats per token > 0.
-        max_rounds: Rounds at most.
-    """
-
-    rounds: int = 1
-    target_stderr: float | None = None
+    rounds: int = 1  # at least; with a target two
+    target_stderr: float | None = None  # go on until `Rounds.monte_carlo_stderr` is no larger, nats per token > 0
     max_rounds: int = 1000
 
     def __post_init__(self):
@@ -99,11 +87,8 @@ class Stopping:
         if self.target_stderr is None:
             return False
         if done >= max(self.rounds, self.max_rounds):
-            logger.warning(
-                "After %d rounds the Monte-Carlo error is %.2g nats per token, above the target.",
-                done,
-                rounds.monte_carlo_stderr,
-            )
+            message = "After %d rounds the Monte-Carlo error is %.2g nats per token, above the target."
+            logger.warning(message, done, rounds.monte_carlo_stderr)
             return False
         return not rounds.monte_carlo_stderr <= self.target_stderr
 

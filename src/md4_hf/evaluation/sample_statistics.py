@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..utils.integers import as_integer
 
 DISTINCT_ORDERS = (1, 2, 3)
 REPETITION_ORDER = 4
-Sequences = Tensor | Sequence[Sequence[int] | Tensor]
+Sequences: TypeAlias = Tensor | Sequence[Sequence[int] | Tensor]
 
 
 def token_entropy(sequences: Sequences) -> dict[str, float | int | list[float]]:
@@ -101,7 +102,7 @@ def repetition(sequences: Sequences, n: int = REPETITION_ORDER) -> dict[str, flo
     }
 
 
-def token_statistics(sequences: Sequences) -> dict[str, float | int]:
+def token_statistics(sequences: Sequences) -> dict[str, Any]:
     """All statistics of this module, at their usual orders, for the sequences of `token_entropy`.
 
     Returns:

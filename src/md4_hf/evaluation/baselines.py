@@ -18,8 +18,7 @@ def ngram_bits_per_character(train_ids: np.ndarray, heldout_ids: np.ndarray, ord
         order: 1 for unigrams, 2 for bigrams, and so on; the table has `num_symbols ** order` entries.
         num_symbols: Size of the alphabet.
 
-    Raises:
-        ValueError: an array is shorter than `order` or has an id out of range, or the table is too large (2^28).
+    A ValueError for an array shorter than `order`, an id out of range, and a table of more than 2^28 entries.
     """
     if order < 1:
         raise ValueError(f"`order` must be >= 1, got {order}.")

@@ -117,8 +117,8 @@ class MD4LM(LM):
     """An MD4 or GenMD4 model of text, or the autoregressive baseline, as a model of the harness.
 
     A masked diffusion model has no likelihood in closed form: `loglikelihood` is a lower bound on log p(continuation |
-    context), the negative NELBO of the continuation's tokens in nats, while the context is visible and never masked.
-    It is estimated with `draws` draws of time and masks, stratified in time.
+    context), the negative NELBO of the continuation's tokens in nats, while the context is visible and never masked,
+    estimated with `draws` draws of time and masks, stratified in time.
 
     All noise is a function of (seed, task, document, draw, position), see `noise_index`: results depend neither on the
     batch size, nor on the order or the number of documents and processes. The choices of one question are
@@ -134,22 +134,16 @@ class MD4LM(LM):
         revision: Branch, tag or commit of a model on the Hub.
         base: Base model of an adapter, if not the one it names.
         draws: Draws per request, each a forward pass of one row. The estimate for n tokens has a relative standard
-            error of about 3 / sqrt(n * draws): with the default a quarter for one token and 8 % for ten, of which the
-            choices of a question share most.
-        seed: Seed of the noise.
-        estimator: Kind of draw, see `example_nelbo`: a "time", or the number of masked tokens in "any_order", which
-            varies less and is the default for models that do not see the time.
+            error of about 3 / sqrt(n * draws), of which the choices of a question share most.
+        estimator: "time" or "any_order", see `example_nelbo`; by default the latter where the model allows it.
         batch_size: Rows per forward pass, each one draw of one request or one generation; "auto" begins with
             `max_batch_size` and halves it as often as memory is short.
-        max_batch_size: Batch size that "auto" begins with.
         max_length: Tokens of context and continuation together; the model's length by default, which is the most.
         max_gen_toks: Tokens of a generation whose task does not say; 256 by default, or half of `max_length`.
         device: Device of the model; the accelerator if there is one by default. Of several processes, each has its own.
         dtype: Precision of the weights, such as "bfloat16"; that of the files by default.
 
-    Raises:
-        ValueError: For arguments out of range, models of images, and models that need a class label.
-        FileNotFoundError: If the folder holds neither a model nor an adapter.
+    Raises as `load_model`; and a ValueError for arguments out of range, models of images and those that need a class.
     """
 
     def __init__(
@@ -209,9 +203,6 @@ class MD4LM(LM):
             For each request of (context, continuation) the bound in nats, and whether the continuation is greedy:
             whether the most probable token at each of its positions, with all of them masked (t = 1), is its own; of a
             causal model, the most probable one after the tokens before it.
-
-        Raises:
-            ValueError: For a continuation that has no tokens of its own, or more than `max_length`.
         """
         sequences = [self._scored_continuation(request) for request in requests]
 
@@ -252,10 +243,6 @@ class MD4LM(LM):
         The prompt is followed by `max_gen_toks` masks, all of which are filled; the text ends before the first of the
         `until` strings, or at the tokenizer's EOS token. A long prompt loses its beginning. Even at temperature 0 the
         positions are opened in random order: the noise is a function of (seed, task, document, repeat).
-
-        Raises:
-            ValueError: For `gen_kwargs` that are not known, if `max_gen_toks` leaves no room for the prompt, and for a
-                causal model.
         """
         if self.is_autoregressive:
             rule = "a masked diffusion model for tasks that generate"
@@ -264,13 +251,10 @@ class MD4LM(LM):
         longest, most = max((option.max_gen_toks for option in options), default=0), self.max_length - 1
         if longest > most:
             raise ValueError(f"`max_gen_toks` must be in [1, {most}], to leave room for the prompt, got {longest}.")
-        prompts = [
-            self._encode(request.args[0])[option.max_gen_toks - self.max_length :]
-            for request, option in zip(requests, options, strict=True)
-        ]
         repeats: Counter = Counter()
-        generators = []
-        for request in requests:
+        prompts, generators = [], []
+        for request, option in zip(requests, options, strict=True):
+            prompts.append(self._encode(request.args[0])[option.max_gen_toks - self.max_length :])
             seed = noise_index(request, "generation", self.seed, repeats[id(request)])
             repeats[id(request)] += 1
             generators.append(torch.Generator().manual_seed(seed))
@@ -362,10 +346,9 @@ class MD4LM(LM):
         order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].input_ids))
         progress = tqdm(total=len(order), desc=description, disable=disable_tqdm or self.rank != 0)
 
-        def score(batch: Sequence[int]) -> list[tuple[float, bool]]:
-            return self._score_batch([sequences[position] for position in batch])
-
-        for position, result in self._in_batches(order, score):
+        for position, result in self._in_batches(
+            order, lambda batch: self._score_batch([sequences[i] for i in batch])
+        ):
             scores[position] = result
             on_score(position, result)
             progress.update()
@@ -427,10 +410,8 @@ class MD4LM(LM):
             output_type="ids",
             **{name: getattr(options, name) for name in names},
         )
-        return [
-            self._decode(ids[len(prompt) :].tolist(), options.until)
-            for prompt, ids in zip(prompts, output.sequences, strict=True)
-        ]
+        rows = zip(prompts, output.sequences, strict=True)
+        return [self._decode(ids[len(prompt) :].tolist(), options.until) for prompt, ids in rows]
 
     @functools.cached_property
     def _pipeline(self):

@@ -25,10 +25,7 @@ def load_inception(device: str | torch.device = "cpu") -> tuple[nn.Module, nn.Mo
 
     Returns:
         Two functions of uint8 images `(n, 3, height, width)`: the features `(n, 2048)`, and the logits of the classes,
-        without their bias `(n, 1008)`.
-
-    Raises:
-        ImportError: Without torchmetrics and torch-fidelity.
+        without their bias `(n, 1008)`. An ImportError without torchmetrics and torch-fidelity.
     """
     fid, inception_score = _torchmetrics("torch_fidelity")
     features = fid(feature=2048, antialias=False).inception

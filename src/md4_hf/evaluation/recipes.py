@@ -134,17 +134,13 @@ PREPARATIONS: dict[str, Preparation] = {
 
 
 def make_recipe(task: Task, preparation: str, context: int, data: str | None = None, **changes: Any) -> Recipe:
-    """The recipe of a task in a preparation, by its name.
+    """The recipe of a task in the preparation of this name; a ValueError for values out of range.
 
     Args:
-        task, preparation: The task, and the preparation's name.
         context: Tokens of a block, those of its frame included.
         data: A local file or folder in place of the task's data set: all of it is scored, but of the original file of
             text8 (100 million characters) its last 5 million, the test split.
         changes: Fields of `Recipe` to have another value: `detokenizer`, `wrap`, `stride`, `split`.
-
-    Raises:
-        ValueError: For an unknown preparation or detokenizer, and numbers out of range.
     """
     if preparation not in PREPARATIONS:
         raise ValueError(f"`preparation` must be one of {sorted(PREPARATIONS)}, got {preparation!r}.")

@@ -108,12 +108,10 @@ def evaluate_in_rounds(
 
     Args:
         trainer: The `MD4Trainer`, whose arguments say how many draws a round has.
-        examples: The data set to evaluate.
         stopping: When to end; after one round by default, and of a causal model always.
         store: Folder that keeps the rounds done, one file each, and with which an evaluation goes on. There may be more
             of them than `stopping` asks for: the result is that of an evaluation that was never interrupted.
         recipe: All that the rounds depend on, for JSON; each recipe has its own folder in the store.
-        report: Called after each round.
     """
     stopping = Stopping() if stopping is None or trainer.objective.is_autoregressive else stopping
     folder = None

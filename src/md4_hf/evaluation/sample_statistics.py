@@ -85,13 +85,10 @@ def repetition(sequences: Sequences, n: int = REPETITION_ORDER) -> dict[str, flo
     of a a a a a, all tokens but the first are repeated, for n <= 4. The first two lie in [0, 1).
 
     Args:
-        sequences, n: As in `distinct_n`.
+        sequences, n: As in `distinct_n`, whose errors these are.
 
     Returns:
         `seq_rep_n`, of the sequences that have n tokens; `repeated_tokens`; `num_duplicates`; `num_sequences`, all.
-
-    Raises:
-        ValueError: As `distinct_n`.
     """
     rows = _rows_with_ngrams(sequences, n)
     return {

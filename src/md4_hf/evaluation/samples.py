@@ -57,8 +57,6 @@ def generative_perplexity(
         model, tokenizer: A causal language model, on whatever device it is, and its tokenizer. Its mode is restored.
         batch_size: Texts per forward pass, >= 1.
         max_length: Tokens per text, BOS included, >= 2; None for the longest that the model takes.
-        add_bos: See above.
-        progress: Whether to show a progress bar.
 
     Returns:
         `perplexity`; `mean_perplexity`; `nats_per_token`, the logarithm of the first; `token_entropy`, the mean of
@@ -117,10 +115,8 @@ def check_same_tokens(
     theirs, ours = ({i: token for token, i in x.get_vocab().items()} for x in (tokenizer, sample_tokenizer))
     for i in sorted({i for row in sequences for i in row}):
         if i not in ours or theirs.get(i) != ours[i]:
-            raise ValueError(
-                "`tokenizer` must have the tokens of the samples under the same ids, got "
-                f"{theirs.get(i)!r} for id {i}, which is {ours.get(i)!r} in the samples: score their texts instead."
-            )
+            found = f"{theirs.get(i)!r} for id {i}, which is {ours.get(i)!r} in the samples: score their texts instead"
+            raise ValueError(f"`tokenizer` must have the tokens of the samples under the same ids, got {found}.")
 
 
 def _perplexity_of_rows(
@@ -183,20 +179,16 @@ def _check_lengths(name: str, rows: list[list[int]], texts: Sequence[str] | None
 def checked_examples(
     predictions: Iterable[float], references: Iterable[float], num_characters: Iterable[float] | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """NELBO and sizes of each example, checked, from which a bound on the likelihood is computed.
+    """NELBO and sizes of each example, checked, as float64 tensors `(examples,)`; None without `num_characters`.
 
     Args:
         predictions: NELBO of each example in nats, finite and >= 0.
-        references: Number of tokens of each example, whole and >= 0, not all 0.
-        num_characters: Number of characters of each example, likewise; None if not known.
-
-    Returns:
-        Three float64 tensors `(examples,)`, the last None without `num_characters`.
+        references, num_characters: Numbers of tokens and of characters, whole and >= 0, not all 0.
     """
     nelbo = _numbers("predictions", predictions)
     if len(nelbo) == 0:
         raise ValueError("`predictions` must hold the NELBO of at least one example, got none.")
-    _check_all("predictions", nelbo, nelbo.isfinite() & (nelbo >= 0), "finite and >= 0 nats")
+    _check_all("predictions", nelbo, nelbo >= 0, "finite and >= 0 nats")
     num_tokens = _counts("references", references, len(nelbo))
     return nelbo, num_tokens, None if num_characters is None else _counts("num_characters", num_characters, len(nelbo))
 
@@ -206,7 +198,7 @@ def _counts(name: str, values: Iterable[float], num_examples: int) -> Tensor:
     counts = _numbers(name, values)
     if len(counts) != num_examples:
         raise ValueError(f"`{name}` must have one number for each of {num_examples} predictions, got {len(counts)}.")
-    _check_all(name, counts, counts.isfinite() & (counts >= 0) & (counts == counts.round()), "whole and >= 0")
+    _check_all(name, counts, (counts >= 0) & (counts == counts.round()), "whole and >= 0")
     if counts.sum() == 0:
         raise ValueError(f"`{name}` must not be 0 in all, got {num_examples} times 0.")
     return counts
@@ -229,9 +221,8 @@ def _numbers(name: str, values: Iterable[float]) -> Tensor:
 
 
 def _check_all(name: str, values: Tensor, is_good: Tensor, rule: str):
-    if not is_good.all():
-        index = int((~is_good).nonzero()[0])
-        raise ValueError(f"`{name}` must be {rule}, got {values[index].item()} at index {index}.")
+    for index in (~(is_good & values.isfinite())).nonzero():
+        raise ValueError(f"`{name}` must be {rule}, got {values[index].item()} at index {index.item()}.")
 
 
 def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:

@@ -36,18 +36,15 @@ TEXT8_TEST_CHARACTERS = 5_000_000
 
 
 def load_rows(recipe: Recipe) -> Dataset:
-    """The rows of a task, detokenised, as a data set with the column `text`.
+    """The rows of a task, detokenised, as a data set with the column `text`; raises as `load_documents`.
 
     Of a local text file each line is a row, with the line end or without the blanks that the data set's own rows have.
-
-    Raises:
-        FileNotFoundError, ValueError: As `load_documents`.
     """
     path = Path(recipe.data).expanduser()
     if path.is_file() and path.suffix not in TABLE_FORMATS:
         rows = load_documents(recipe.data)  # which checks the file
         if recipe.split == TEXT8_TEST:
-            return rows.map(_last_characters, fn_kwargs={"count": TEXT8_TEST_CHARACTERS})
+            return rows.map(lambda row: {"text": row["text"][-TEXT8_TEST_CHARACTERS:]})
         rows = rows.map(_lines, batched=True, fn_kwargs={"as_in": recipe.detokenizer})
     else:
         rows = load_documents(
@@ -59,7 +56,8 @@ def load_rows(recipe: Recipe) -> Dataset:
         )
     if recipe.detokenizer == "none":
         return rows
-    return rows.map(_detokenize, fn_kwargs={"name": recipe.detokenizer}, desc="Detokenising")
+    name = recipe.detokenizer
+    return rows.map(lambda row: {"text": detokenize(row["text"] or "", name)}, desc="Detokenising")
 
 
 def hub_commit(rows: Any) -> str | None:
@@ -67,10 +65,6 @@ def hub_commit(rows: Any) -> str | None:
     paths = [Path(entry["filename"]) for entry in getattr(rows, "cache_files", ())]
     commits = {part for path in paths for part in path.parts if re.fullmatch("[0-9a-f]{40}", part)}
     return commits.pop() if len(commits) == 1 else None
-
-
-def _last_characters(row: dict[str, str], count: int) -> dict[str, str]:
-    return {"text": row["text"][-count:]}
 
 
 def _lines(batch: dict[str, list[str]], as_in: str) -> dict[str, list[str]]:
@@ -83,10 +77,6 @@ def _lines(batch: dict[str, list[str]], as_in: str) -> dict[str, list[str]]:
         return {"text": lines}
     lines = [line.removesuffix("\n") for line in lines]
     return {"text": [line.strip(" ") for line in lines] if as_in == "ptb" else lines}
-
-
-def _detokenize(row: dict[str, str | None], name: str) -> dict[str, str]:
-    return {"text": detokenize(row["text"] or "", name)}
 
 
 def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Dataset:

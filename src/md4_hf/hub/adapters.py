@@ -74,10 +74,8 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
             expected = json.loads(Path(record).read_text(encoding="utf-8"))["fingerprint"]
         found = fingerprint(base)
         if expected != found:
-            raise ValueError(
-                f"`adapter` must belong to the base model, got {folder}, which was trained on other weights "
-                f"({expected}, the base has {found})."
-            )
+            weights = f"other weights ({expected}, the base has {found})"
+            raise ValueError(f"`adapter` must belong to the base model, got {folder}, which was trained on {weights}.")
     _check_files(folder, **hub)
     with file_errors_as_value_errors("adapter", folder):
         try:

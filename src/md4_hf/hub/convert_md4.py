@@ -39,14 +39,11 @@ TYPES = {
 
 
 def config_from_official(official: Mapping[str, Any]) -> MD4Config:
-    """Translate the fields of an official model's configuration.
+    """Translate the fields of an official model's configuration; a ValueError for a missing or unknown value.
 
     Args:
         official: Names and values as in the official configuration (`vocab_size`, `feature_dim`, `num_heads`, ...);
             `vocab_size` counts data tokens only. A `data_shape` of (height, width, channels) makes a model of images.
-
-    Raises:
-        ValueError: For a missing or unknown value.
     """
     check_types(official, TYPES)
     data_shape = official.get("data_shape", (1024,))
@@ -91,14 +88,10 @@ def _text_network(official: Mapping[str, Any]) -> dict[str, Any]:
 
 def _image_network(official: Mapping[str, Any]) -> dict[str, Any]:
     height, width, channels = official["data_shape"]
-    network = {
-        "backbone": "unet",
-        "hidden_size": _required(official, "feature_dim"),
-        "image_size": height if height == width else [height, width],
-        "num_channels": channels,
-    }
+    size = height if height == width else [height, width]
+    network = {"hidden_size": _required(official, "feature_dim"), "image_size": size, "num_channels": channels}
     if official.get("n_dit_layers", 0) <= 0:  # the official U-Net has one resolution, whatever `ch_mult` says
-        return network
+        return {**network, "backbone": "unet"}
     return {
         **network,
         "backbone": "uvit",
@@ -309,22 +302,19 @@ def _convert_resnet_block(
     state = _convert_group_norm(flax, config, block, 0, f"{name}.norm1")
     state |= _convert_group_norm(flax, config, block, 1, f"{name}.norm2")
     state |= flax.conv(f"{block}/Conv_0", f"{name}.conv1") | flax.conv(f"{block}/Conv_1", f"{name}.conv2")
-    dense_index = 0
-    if module.conditioning_proj is not None:
-        state[f"{name}.conditioning_proj.weight"] = flax.kernel(f"{block}/Dense_0")
-        dense_index = 1
+    has_projection = module.conditioning_proj is not None
+    if has_projection:
+        state |= flax.dense(f"{block}/Dense_0", f"{name}.conditioning_proj", has_bias=False)
     if module.conv_shortcut is not None:
-        state |= flax.conv(f"{block}/Dense_{dense_index}", f"{name}.conv_shortcut")
+        state |= flax.conv(f"{block}/Dense_{int(has_projection)}", f"{name}.conv_shortcut")
     return state
 
 
 def _convert_group_norm(flax: FlaxParams, config: MD4Config, parent: str, index: int, name: str) -> dict[str, Tensor]:
-    if config.backbone == "unet":
-        return flax.group_norm(f"{parent}/GroupNorm_{index}", f"{name}.norm")
-    norm = f"{parent}/CondGroupNorm_{index}"
-    if config.is_conditional:
+    is_unet, norm = config.backbone == "unet", f"{parent}/CondGroupNorm_{index}"
+    if config.is_conditional and not is_unet:
         return flax.dense(f"{norm}/Dense_0", f"{name}.modulation")
-    return flax.group_norm(f"{norm}/GroupNorm_0", f"{name}.norm")
+    return flax.group_norm(f"{parent}/GroupNorm_{index}" if is_unet else f"{norm}/GroupNorm_0", f"{name}.norm")
 
 
 def _convert_attention_block(flax: FlaxParams, config: MD4Config, block: str, name: str) -> dict[str, Tensor]:
@@ -409,8 +399,7 @@ def convert_checkpoint(checkpoint: Path, config_file: Path, output_dir: Path):
         official = json.loads(config_file.read_text(encoding="utf-8"))
         official = official.get("config", official)
     config = config_from_official(official)
-    params = load_official_params(checkpoint)
     model = MD4ForMaskedDiffusion(config)
-    model.load_state_dict(convert_flax_params(params, config))
+    model.load_state_dict(convert_flax_params(load_official_params(checkpoint), config))
     model.save_pretrained(output_dir)
     scheduler_from_official(official).save_pretrained(output_dir)

@@ -94,9 +94,8 @@ def _load_full_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     except OSError as error:
         if name_or_path in str(error):
             raise
-        raise OSError(
-            f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}, which is no folder here."
-        ) from error
+        rule = "a model's or adapter's folder or a Hub id"
+        raise OSError(f"`model` must be {rule}, got {name_or_path}, which is no folder here.") from error
     if not isinstance(config, MD4Config):
         raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
     if "MD4Model" in (config.architectures or ()):
@@ -111,17 +110,14 @@ def _check_folder(name_or_path: str):
     folder = Path(name_or_path)
     is_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
     if is_path and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
-        raise FileNotFoundError(
-            f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}: no config.json and no "
-            "adapter_config.json there."
-        )
+        rule = "a model's or adapter's folder or a Hub id"
+        raise FileNotFoundError(f"`model` must be {rule}, got {name_or_path}: no config.json or adapter_config.json.")
 
 
 def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, image_processor=None):
     """Make a pipeline; the default scheduler has the model's masking schedule and the paper's grid for it.
 
-    The default image processor has the size, channels and levels of the model; there is none for pictures of so many
-    channels or levels that they cannot be shown. An autoregressive model is a ValueError.
+    The default image processor has the size, channels and levels of the model, where images of these can be shown.
     """
     from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
     from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
@@ -160,8 +156,7 @@ def load_pipeline(
         dtype: Precision of the weights; that of the files by default.
         device: Device of the model; the accelerator if there is one by default.
 
-    Raises:
-        FileNotFoundError, ValueError: As `load_model`; and for a device that is not there.
+    Raises as `load_model`; and a ValueError for a device that is not there.
     """
     from ..core.image_processing_md4 import MD4ImageProcessor
 

@@ -42,10 +42,7 @@ def has_shards(folder: str | os.PathLike) -> bool:
 
 
 def load_shards(folder: str | os.PathLike) -> MD4ForMaskedDiffusion:
-    """Put the model of a checkpoint together, on one process, in float32.
-
-    Args:
-        folder: A checkpoint of a training with FSDP2 (`SHARDED_STATE_DICT`) or DeepSpeed.
+    """Put the model of a checkpoint of FSDP2 (`SHARDED_STATE_DICT`) or DeepSpeed together, on one process, in float32.
 
     Raises:
         ValueError: If the files are damaged, do not fit the checkpoint's configuration, or hold anything but weights.

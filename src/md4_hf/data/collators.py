@@ -16,12 +16,9 @@ from ..objective.objectives import Objective
 class PaddingCollator:
     """Makes a batch of examples; sequences of different lengths are padded on the right.
 
-    `input_ids` are padded with `pad_token_id`, `labels` with -100, `document_ids` with -1, and an `attention_mask` of 0
-    marks the padding; if all have one length, none is added. Anything else in the examples is stacked, as are images,
-    whose `input_ids` are `(channels, height, width)`.
-
-    Args:
-        pad_token_id: Id to pad with. Padding is never scored, so that any id but the mask's serves.
+    `input_ids` are padded with `pad_token_id` (any id but the mask's serves), `labels` with -100, `document_ids` with
+    -1, and an `attention_mask` of 0 marks the padding; if all have one length, none is added. Anything else in the
+    examples is stacked, as are images, whose `input_ids` are `(channels, height, width)`.
     """
 
     pad_token_id: int = 0
@@ -85,24 +82,15 @@ def as_integers(name: str, values) -> torch.Tensor:
 class DataCollatorForMaskedDiffusion(PaddingCollator):
     """Makes batches with the noise of masked diffusion, for a plain `transformers.Trainer` or a loop of one's own.
 
-    A batch holds x_t (`input_ids`), its `timesteps`, stratified over the batch, and the clean `labels`: what
-    `MD4ForMaskedDiffusion` computes the NELBO from without drawing noise of its own. Tokens whose label is -100, and
-    padding, are neither masked nor scored.
-
-    `MD4Trainer` needs no such collator. Its noise is stratified over the whole optimizer step and the same on any
-    number of processes; here it is drawn batch by batch, in the workers of the data loader.
+    A batch holds x_t (`input_ids`), its `timesteps`, stratified over the batch, and the clean `labels`, from which
+    `MD4ForMaskedDiffusion` computes the NELBO without noise of its own. Tokens whose label is -100, and padding, are
+    neither masked nor scored. `MD4Trainer` needs no such collator: its noise is stratified over the optimizer step and
+    equal on any number of processes; here it is drawn batch by batch, in the workers of the data loader.
 
     Args:
         config: The configuration of the model: its mask id, masking schedule and training time.
         pad_token_id: Id to pad with; any id but the mask's serves.
         generator: Source of the draws; torch's global one by default, which data loaders seed in each worker.
-
-    Example:
-
-    ```python
-    collator = DataCollatorForMaskedDiffusion(model.config)
-    trainer = transformers.Trainer(model, args, train_dataset=blocks, data_collator=collator)
-    ```
     """
 
     def __init__(self, config: MD4Config, pad_token_id: int = 0, generator: torch.Generator | None = None):

@@ -93,15 +93,9 @@ def load_table(
     streaming: bool = False,
     argument: str = "data",
 ) -> Dataset | IterableDataset:
-    """Loads a data set with all its columns.
+    """Loads a .jsonl or .parquet file, a folder in the layout of the Hub, or a data set on the Hub, with all columns.
 
-    Args:
-        data: a .jsonl or .parquet file, a folder in the layout of the Hub, or the id of a data set on the Hub.
-        config, split, revision, streaming, argument: as in `load_documents`.
-
-    Raises:
-        FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
-        ValueError: it is a file of another kind, or one that is damaged.
+    The other arguments and the errors are those of `load_documents`.
     """
     path = Path(data).expanduser()
     if path.is_file():
@@ -143,7 +137,6 @@ def load_train_validation(
     its characters.
 
     Args:
-        args: where they come from.
         load: function that loads a data set, with the keywords of `load_table`; by default `load_documents`, for the
             column `args.text_column`.
         divide: function that divides a data set at a fraction; `hold_out` by default.
@@ -165,9 +158,9 @@ def load_train_validation(
             raise ValueError(f"`validation_split` must differ from `data_split`, got {args.validation_split!r} twice.")
         validation = load(args.data, split=args.validation_split, **options)
     elif args.streaming:
+        reason = "the end of a stream cannot be held out"
         raise ValueError(
-            "`validation_data` or `validation_split` must be given with `streaming`, got None: the end of a stream "
-            "cannot be held out."
+            f"`validation_data` or `validation_split` must be given with `streaming`, got None: {reason}."
         )
     train = load(args.data, split=args.data_split, **options)
     if validation is not None:

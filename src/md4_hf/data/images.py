@@ -49,10 +49,10 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        if self._kept is None:
-            columns = self._encode(self.images[indices])
-        else:
-            columns = {name: values[indices] for name, values in self._kept.items()}
+        kept = self._kept
+        columns = (
+            self._encode(self.images[indices]) if kept is None else {name: x[indices] for name, x in kept.items()}
+        )
         return [{name: values[i] for name, values in columns.items()} for i in range(len(indices))]
 
 
@@ -62,14 +62,12 @@ def check_image_processor_matches(processor: MD4ImageProcessor, config):
         raise ValueError(f"`processing_class` must be a tokenizer for text, got {type(processor).__name__}.")
     size = processor.num_channels, processor.size["height"], processor.size["width"]
     if size != config.sample_shape:
-        raise ValueError(
-            f"The image processor must make the model's {config.sample_shape} (channels, height, width), got {size}."
-        )
+        rule = f"make the model's {config.sample_shape} (channels, height, width)"
+        raise ValueError(f"The image processor must {rule}, got {size}.")
     if not processor.num_levels == config.mask_token_id == config.vocab_size - 1:
-        raise ValueError(
-            f"The image processor must have a level for each id below the mask, the last of {config.vocab_size}, got "
-            f"{processor.num_levels} levels and the mask {config.mask_token_id}."
-        )
+        rule = f"have a level for each id below the mask, the last of {config.vocab_size}"
+        found = f"{processor.num_levels} levels and the mask {config.mask_token_id}"
+        raise ValueError(f"The image processor must {rule}, got {found}.")
 
 
 @functools.cache

@@ -89,7 +89,6 @@ def pack(
 
     Args:
         documents: data set with a column `text` of strings.
-        tokenizer: any tokenizer.
         block_size: tokens per block, at least 1.
         num_proc: processes that tokenise; None for this one only. Streams ignore it.
         document_ids: also tell which document of the block each token belongs to, for models to keep them apart.
@@ -198,9 +197,9 @@ def _split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[
 
 def _normalized_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     backend = getattr(tokenizer, "backend_tokenizer", None)  # slow tokenizers have none
-    if backend is None or backend.normalizer is None:
-        return [len(text) for text in texts]
-    return [len(backend.normalizer.normalize_str(text)) for text in texts]
+    if backend is not None and backend.normalizer is not None:
+        texts = [backend.normalizer.normalize_str(text) for text in texts]
+    return list(map(len, texts))
 
 
 def _generate_from_pieces(pieces: Dataset, **cutting: Any) -> Iterator[dict]:
@@ -221,8 +220,7 @@ def _generate_from_stream(documents: IterableDataset, **packing: Any) -> Iterato
 class BlockCutter:
     """Joins pieces of documents, with a separator between documents, and cuts off blocks as they become full.
 
-    Its state waits for a full block: fewer than `block_size` tokens, their characters, the numbers of their
-    documents, and the number of the last document.
+    Fewer than `block_size` tokens wait: their ids, characters and numbers of documents; and the last document's number.
     """
 
     def __init__(self, separator: Separator, block_size: int, document_ids: bool):
@@ -233,8 +231,7 @@ class BlockCutter:
         """Yield the blocks that become full with this piece."""
         if starts_document:
             if self.document >= 0:
-                separator_ids = np.array(self.separator.input_ids, dtype=np.int32)
-                self._append(separator_ids, self.separator.characters_per_token)
+                self._append(self.separator.input_ids, self.separator.characters_per_token)
             self.document += 1
         self._append(piece_ids, characters_per_token)
         end = len(self.waiting[0]) - len(self.waiting[0]) % self.block_size
@@ -244,8 +241,8 @@ class BlockCutter:
             yield {"input_ids": ids, **per_document, "num_characters": characters.sum()}
         self.waiting = [x[end:] for x in self.waiting]
 
-    def _append(self, ids: np.ndarray, characters_per_token: float):
-        added = (ids, np.full(len(ids), characters_per_token), np.full(len(ids), self.document))
+    def _append(self, ids: np.ndarray | tuple[int, ...], characters_per_token: float):
+        added = (np.asarray(ids, np.int32), np.full(len(ids), characters_per_token), np.full(len(ids), self.document))
         self.waiting = [np.concatenate(pair) for pair in zip(self.waiting, added, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,10 +276,7 @@ class PackedStream(IterableDataset):
     """The blocks that `pack` makes of a stream of documents, tokenised while they are read.
 
     A training divides its documents among the processes, and resumes among them, rather than among the blocks. Its
-    `map` and similar methods give an ordinary `IterableDataset`.
-
-    Attributes:
-        documents: The stream that is packed, by a `StreamPacker` with the arguments `packing`.
+    `map` and similar methods give an ordinary `IterableDataset`. The stream that is packed is `documents`.
     """
 
     def __init__(self, documents: IterableDataset, packing: dict[str, Any]):
@@ -299,10 +293,7 @@ class PackedStream(IterableDataset):
         return StreamPacker(**self._packing)
 
     def share_of_documents(self, rank: int, num_ranks: int) -> IterableDataset:
-        """The documents of one process: entire shards, or every `num_ranks`-th document, or a part of each.
-
-        Fewer documents than processes, as in a single text file, are cut into parts of equal length.
-        """
+        """The documents of one process: entire shards, or every `num_ranks`-th; too few are cut into equal parts."""
         if num_ranks > 1 and len(list(itertools.islice(self.documents, num_ranks))) < num_ranks:
             return self.documents.map(_part_of_text, fn_kwargs={"part": rank, "num_parts": num_ranks})
         return split_dataset_by_node(self.documents, rank, num_ranks)

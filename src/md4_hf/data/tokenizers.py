@@ -62,10 +62,7 @@ def load_tokenizer(
 
     Args:
         name_or_path: "text8", "bytes", a folder, or the id of a repository on the Hub.
-        revision: branch, tag or commit of the repository (Hub ids only, as are the arguments below).
-        token: access token of the Hub; None uses the saved login.
-        cache_dir: folder of downloaded files; None uses the default one.
-        trust_remote_code: whether to run tokenizer code that lies in the repository.
+        revision, token, cache_dir, trust_remote_code: as in `AutoTokenizer.from_pretrained`; of Hub ids only.
         argument: the name of `name_or_path` in errors.
 
     Raises:
@@ -81,10 +78,8 @@ def load_tokenizer(
             tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main", **options)
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f'`{argument}` must be "text8", "bytes", a folder with a tokenizer or the id of a Hub repository with '
-            f"one, got {name_or_path!r}: {error}"
-        ) from error
+        rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'
+        raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: {error}") from error
     return ensure_mask_token(tokenizer)
 
 
@@ -98,14 +93,11 @@ def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 def check_tokenizer_matches(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mask_token_id: int) -> None:
     """Raise a ValueError unless the tokenizer has `vocab_size` tokens, the model's rows, and its mask token."""
     if len(tokenizer) != vocab_size:
-        raise ValueError(
-            f"`tokenizer` must have as many tokens as the model has rows ({vocab_size}), got {len(tokenizer)}."
-        )
+        rule = f"as many tokens as the model has rows ({vocab_size})"
+        raise ValueError(f"`tokenizer` must have {rule}, got {len(tokenizer)}.")
     if tokenizer.mask_token_id != mask_token_id:
-        raise ValueError(
-            f"`tokenizer` must have the mask token of the model (id {mask_token_id}), "
-            f"got {tokenizer.mask_token!r} (id {tokenizer.mask_token_id})."
-        )
+        found = f"{tokenizer.mask_token!r} (id {tokenizer.mask_token_id})"
+        raise ValueError(f"`tokenizer` must have the mask token of the model (id {mask_token_id}), got {found}.")
 
 
 def _tokenizer_of(symbols: str) -> Tokenizer:

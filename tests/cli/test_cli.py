@@ -129,12 +129,10 @@ def test_training_goes_on_from_a_model(run, tmp_path, capsys):
     changed = ["--residual_dropout", "0.25", "--output_dir", str(tmp_path / "dropout")]
     main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", *changed])
     assert AutoModel.from_pretrained(tmp_path / "dropout").model.layers[0].residual_dropout.p == 0.25
-    assert "`hidden_size` must be the trained model's 32, got 64" in failure(
-        capsys,
-        ["train", "--model_name_or_path", str(run), "--hidden_size", "64", "--output_dir", str(folder / "x")],
-    )
-    too_long = ["--block_size", "64", "--output_dir", str(folder / "x")]
-    message = failure(capsys, ["train", "--model_name_or_path", str(run), *QUICK, *too_long])
+    goes_on = ["train", "--model_name_or_path", str(run), "--output_dir", str(folder / "x")]
+    message = failure(capsys, [*goes_on, "--hidden_size", "64"])
+    assert "`hidden_size` must be the trained model's 32, got 64" in message
+    message = failure(capsys, [*goes_on, *QUICK, "--block_size", "64"])
     assert "`block_size` must be at most the model's 32 tokens, got 64" in message
 
 
@@ -168,30 +166,15 @@ def adapter(run, tmp_path_factory):
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
     options = ["--max_steps", "6", "--save_steps", "3", "--learning_rate", "0.01", "--final_eval_draws", "2"]
-    main(
-        [
-            "finetune",
-            str(run),
-            "--data",
-            str(folder / "pairs.jsonl"),
-            *columns,
-            *options,
-            "--output_dir",
-            str(folder / "out"),
-        ]
-    )
+    data = ["--data", str(folder / "pairs.jsonl"), *columns]
+    main(["finetune", str(run), *data, *options, "--output_dir", str(folder / "out")])
     return folder / "out"
 
 
 def test_fine_tuning_leaves_an_adapter_that_every_command_opens(run, adapter, capsys):
     names = {path.name for path in adapter.iterdir()}
-    assert {
-        "adapter_model.safetensors",
-        "adapter_config.json",
-        "base_model.json",
-        "tokenizer.json",
-        "README.md",
-    } <= names
+    assert {"adapter_model.safetensors", "adapter_config.json", "base_model.json"} <= names
+    assert {"tokenizer.json", "README.md"} <= names
     card = (adapter / "README.md").read_text()
     assert "pairs.jsonl" in card and "say bcde " in card, "its sample answers a held-out prompt"
     main(["sample", str(adapter), "--prompt", "say ", "--seed", "0"])
@@ -200,9 +183,7 @@ def test_fine_tuning_leaves_an_adapter_that_every_command_opens(run, adapter, ca
     columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
     pairs = ["--data", str(adapter.parent / "pairs.jsonl"), *columns, "--draws", "2"]
     main(["evaluate", str(adapter), *pairs])
-    assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out, (
-        "the adapter is evaluated, on its held-out pairs"
-    )
+    assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out, "of the adapter, on its held-out pairs"
     main(["evaluate", str(run), *pairs])
     assert f"{recorded['eval_loss']:9.4f}" not in capsys.readouterr().out, "its base does worse"
     assert recorded["eval_num_draws"] == 2
@@ -264,14 +245,8 @@ def test_gaps_become_mask_tokens():
 
 
 def parse(argv):
-    _, run, model, args, _ = parse_arguments(
-        (StartArguments, RunArguments, ModelArguments, ShownTrainingArguments),
-        argv,
-        prog="x",
-        description="y",
-        with_presets=True,
-    )
-    return run, model, args
+    kinds = (StartArguments, RunArguments, ModelArguments, ShownTrainingArguments)
+    return parse_arguments(kinds, argv, prog="x", description="y")[1:4]
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_preset(tmp_path):
@@ -299,7 +274,7 @@ def test_a_preset_is_a_valid_configuration(name, tmp_path):
     assert config.is_image or config.hidden_size % config.num_attention_heads == 0
     run, model, args = parse(["--preset", name, "--output_dir", str(tmp_path)])
     assert run.total_batch_size == preset.batch_size and args.learning_rate == preset.training["learning_rate"]
-    made = model.image_config(27) if preset.is_image else model.config(28, 27, 64)
+    made = model.new_config(vocab_size=28)
     assert (made.hidden_size, made.vocab_size) == (config.hidden_size, 28)
 
 
@@ -403,10 +378,7 @@ def test_help_tells_values_and_defaults(command, shown, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["infill", "RUN", "--seed", "1", "<mask:99>"],
-            "`text` must have gaps of at most 32 tokens in all",
-        ),
+        (["infill", "RUN", "--seed", "1", "<mask:99>"], "`text` must have gaps of at most 32 tokens in all"),
         (["sample", "RUN", "--enlarge", "8"], "`enlarge` must be left out for a model of text, got 8"),
         (["export", "RUN", "new", "--private"], "`private` must be left out without --push_to_hub, got True"),
         (["export", "RUN", "new", "--base", "x"], "`base` must be left out where `model` is no adapter, got 'x'"),
@@ -446,10 +418,7 @@ def test_what_a_model_cannot_use_is_refused(run, options, message, capsys, tmp_p
         (["sample", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such"),
         (["infill", "./no-such-model"], "Either `text` or `image` must be given, got None and None"),
         (["infill", "./no-such-model", "<mask:1>", "--image", "x.png"], "Either `text` or `image` must be given"),
-        (
-            ["infill", "./no-such-model", "no gap"],
-            '`text` must have a gap such as <mask:12>, got "no gap"',
-        ),
+        (["infill", "./no-such-model", "no gap"], '`text` must have a gap such as <mask:12>, got "no gap"'),
         (["evaluate", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id"),
         (["evaluate", "./no-such-model", "--draws", "0"], "`draws` must be >= 1, got 0"),
         (["dance"], "unknown command 'dance'"),
@@ -492,17 +461,8 @@ def test_a_yaml_file_with_an_unknown_option_is_refused(tmp_path, capsys):
 
 def test_the_demo_runs_from_start_to_end(tmp_path):
     script = Path(__file__).parents[2] / "scripts" / "demo.py"
-    command = [
-        sys.executable,
-        str(script),
-        *SMALL,
-        "--block_size",
-        "64",
-        "--max_steps",
-        "2",
-        "--total_batch_size",
-        "4",
-    ]
+    options = ["--block_size", "64", "--max_steps", "2", "--total_batch_size", "4"]
+    command = [sys.executable, str(script), *SMALL, *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr

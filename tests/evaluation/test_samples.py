@@ -251,7 +251,7 @@ def test_samples_of_another_recipe_are_not_taken(folders, tmp_path):
     draw(folders / "text8", path, num_samples=2)
     before = path.read_bytes()
     with pytest.raises(
-        ValueError, match=r"`samples_file` must hold .* which differ in seed, temperature: name another"
+        ValueError, match="`samples_file` must hold .* which differ in seed, temperature: name another"
     ):
         draw(folders / "text8", path, seed=4, temperature=0.5)
     with pytest.raises(ValueError, match="which differ in .*weights_sha256"):
@@ -379,16 +379,13 @@ def test_a_model_that_sees_the_tokens_to_come_is_no_judge(folders, scored, tmp_p
 
 def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
     tokenizer = build_byte_tokenizer()
-    config = MD4Config(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, is_causal=True
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MD4Config(vocab_size=len(tokenizer), is_causal=True, **sizes)
     MD4ForCausalLM(config).save_pretrained(tmp_path / "ar")
     tokenizer.save_pretrained(tmp_path / "ar")
     main(["score", str(scored / "samples.jsonl"), "--judge", str(tmp_path / "ar")])
-    printed = capsys.readouterr().out
-    assert f"{len(tokenizer) - 1:.2f}" in printed, (
-        "a new model's logits are 0: all tokens but the mask are alike to it"
-    )
+    likely = f"{len(tokenizer) - 1:.2f}"  # a new model's logits are 0: all tokens but the mask are alike to it
+    assert likely in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

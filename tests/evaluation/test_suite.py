@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from launching import TORCHRUN, run
 from tiny import random_image_model, random_model
 
-from md4_hf import build_byte_tokenizer, build_text8_tokenizer, digits
+from md4_hf import MD4Trainer, build_byte_tokenizer, build_text8_tokenizer, digits
 from md4_hf.cli import main
 from md4_hf.evaluation.detokenizers import detokenize
 from md4_hf.evaluation.recipes import PREPARATIONS, SUITES, TASKS, make_recipe
@@ -24,6 +24,7 @@ from md4_hf.evaluation.tasks import hub_commit, load_rows, make_windows, sliding
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 16
+PTB = "the company's share is $1 1 1 and doesn't grow / fall ?"
 ROWS = ["the first row .\n", "", "a second one , longer than a block of tokens is , to be cut .\n", "end .\n"] * 5
 
 
@@ -62,19 +63,18 @@ def tokens_of(rows, end=None):
         ("wikitext", " = = Early life = = \n", " == Early life ==\n"),
         ("wikitext", " He won 1 @,@ 000 @-@ odd games ( in all ) . \n", " He won 1,000-odd games (in all).\n"),
         ("wikitext", ' the boys \' " big game " , 3 @.@ 5 ° N \n', ' the boys\' "big game", 3.5°N\n'),
-        ("ptb", "the company 's share is $ N N N and does n't grow \\/ fall <unk>", None),
-        ("lm1b", 'He said : " it is fine . " ( really ) at http : / / a.b ?', None),
+        ("ptb", "the company 's share is $ N N N and does n't grow \\/ fall <unk>", PTB),
+        (
+            "lm1b",
+            'He said : " it is fine . " ( really ) at http : / / a.b ?',
+            'He said: "it is fine." (really) at http://a.b?',
+        ),
         ("lambada", "  “ hello ” , he said  ", '\n" hello " , he said'),
         ("none", " = a @-@ b ", " = a @-@ b "),
     ],
 )
 def test_a_detokenizer_undoes_word_tokenisation(name, text, expected):
-    result = detokenize(text, name)
-    if name == "ptb":
-        expected = "the company's share is $1 1 1 and doesn't grow / fall ?"
-    if name == "lm1b":
-        expected = 'He said: "it is fine." (really) at http://a.b?'
-    assert result == expected
+    assert detokenize(text, name) == expected
 
 
 def test_an_unknown_detokenizer_is_an_error():
@@ -275,12 +275,8 @@ def test_neither_the_batch_size_nor_an_interruption_changes_a_result(model, file
     )
     for path in sorted((tmp_path / "whole" / "rounds").rglob("round-0.safetensors"))[:2]:
         path.unlink()
-    calls = []
-    predict = "md4_hf.training.trainer.MD4Trainer.predict"
-    from md4_hf import MD4Trainer
-
-    original = MD4Trainer.predict
-    monkeypatch.setattr(predict, lambda self, *args, **kwargs: calls.append(1) or original(self, *args, **kwargs))
+    calls, predict = [], MD4Trainer.predict
+    monkeypatch.setattr(MD4Trainer, "predict", lambda *args, **kwargs: calls.append(1) or predict(*args, **kwargs))
     again = evaluate(model, files, tmp_path / "whole", "--draws", "2", "--batch_size", "64")
     assert values(again) == values(expected) and len(calls) == 2, "only what is missing is evaluated"
 
@@ -319,17 +315,8 @@ def test_the_commit_of_a_hub_data_set_is_known_by_its_folder_in_the_cache(tmp_pa
 def test_two_processes_give_the_results_of_one(model, files, tmp_path):
     options = ["--draws", "2", "--tasks", "ptb", "wikitext2", "--estimator", "any_order"]
     one = evaluate(model, files, tmp_path / "one", *options)
-    command = [
-        "-m",
-        "md4_hf",
-        "suite",
-        model,
-        "zero-shot",
-        "--replace",
-        *[file for file in files if file.split("=")[0] in options],
-        *options,
-        "--use_cpu",
-    ]
+    replace = ["--replace", *[file for file in files if file.split("=")[0] in options]]
+    command = ["-m", "md4_hf", "suite", model, "zero-shot", *replace, *options, "--use_cpu"]
     status, output = run([*TORCHRUN, *command, "--output_dir", tmp_path / "two"])
     assert status == 0, output
     two = report_in(tmp_path / "two")
@@ -371,11 +358,8 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
     main(["suite", str(rgb), "cifar10", "--draws", "1", "--replace", f"cifar10={folder}"])
     (result,) = report_in(rgb / "evaluation")["results"]
     assert result["metrics"]["num_tokens"] == 6 * 3072
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        main(["suite", str(rgb), "cifar10", "--stride", "4", "--preparation", "mdlm"])
-    message = "The options of preparing text must be left out for images, got ['mdlm', 'stride-4']"
-    assert message in capsys.readouterr().err
+    message = failure(capsys, ["suite", str(rgb), "cifar10", "--stride", "4", "--preparation", "mdlm"])
+    assert "The options of preparing text must be left out for images, got ['mdlm', 'stride-4']" in message
 
 
 @pytest.mark.parametrize(
@@ -391,17 +375,11 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
         (["suite", "MODEL", "text8", "--data", "other.txt"], "unknown options: --data other.txt"),
         (["suite", "MODEL", "text8", "--output_file", "figures.json"], "unknown options: --output_file figures.json"),
         (["suite", "MODEL", "text9"], "`name` must be one of ['zero-shot', 'openwebtext', "),
-        (
-            ["suite", "MODEL", "text8", "--block_size", "99"],
-            "`block_size` must be at most the model's 16",
-        ),
+        (["suite", "MODEL", "text8", "--block_size", "99"], "`block_size` must be at most the model's 16"),
         (["suite", "MODEL", "text8", "--rounds", "0"], "`rounds` must be >= 1, got 0"),
         (["suite", "MODEL", "text8", "--stride", "99"], "`stride` must be in [1, 16]"),
         (["suite", "MODEL", "text8", "--output_dir", "FILE"], "`output_dir` must be a folder that can be written"),
-        (
-            ["evaluate", "MODEL", "--data", "other.txt", "--output_file", "FILE/x.json"],
-            "`output_file` must be a file",
-        ),
+        (["evaluate", "MODEL", "--data", "x.txt", "--output_file", "FILE/x.json"], "`output_file` must be a file"),
         (
             ["suite", "MODEL", "zero-shot", "--tasks", "lm1b", "--replace", "ptb=FILE"],
             "`replace` must be of tasks that are evaluated, ['lm1b'], got 'ptb'",
@@ -414,9 +392,8 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
 )
 def test_options_that_do_not_fit_are_errors_before_any_work(model, argv, message, capsys, tmp_path):
     (tmp_path / "file").write_text("a file, and no folder")
-    with pytest.raises(SystemExit):
-        main([word.replace("FILE", str(tmp_path / "file")).replace("MODEL", str(model)) for word in argv])
-    assert message in capsys.readouterr().err
+    words = [word.replace("FILE", str(tmp_path / "file")).replace("MODEL", str(model)) for word in argv]
+    assert message in failure(capsys, words)
     assert not (model / "evaluation").exists()
 
 
@@ -477,11 +454,10 @@ def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files,
 
 def test_one_report_with_several_recipes_has_a_row_for_each(tables, model, files, tmp_path, capsys):
     report = evaluate(model, files, tmp_path, "--draws", "2", "--tasks", "ptb", "lm1b")
-    unlike_results = [
-        {**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in report["results"]
-    ]
+    results = report["results"]
+    unlike_results = [{**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in results]
     (path,) = tmp_path.glob("*.json")
-    path.write_text(json.dumps({**report, "results": [*report["results"], *unlike_results]}))
+    path.write_text(json.dumps({**report, "results": [*results, *unlike_results]}))
     capsys.readouterr()
     tables["main"]([str(tmp_path), "--tables", "zero-shot"])
     rows = [line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line]

@@ -7,9 +7,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .schedules import MAX_POWER
 
-
+MAX_POWER = 1e6  # as in `schedules`, which `import md4_hf` must not load
 NUM_NORM_GROUPS = 32  # of the group norms of the image networks
 
 

@@ -36,6 +36,13 @@ def check_left_out(options: Any, names: Iterable[str], where: str):
             raise ValueError(f"`{name}` must be left out {where}, got {value!r}.")
 
 
+def check_at_least(options: Any, minimum: int, *names: str):
+    """Raise a ValueError for the first of these fields that is below the minimum; None, for a default, passes."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value < minimum:
+            raise ValueError(f"`{name}` must be >= {minimum}, got {value}.")
+
+
 def check_options(options: Any, *, may_be_none: tuple[str, ...] = ()):
     """Raise a ValueError for a field of a dataclass whose value is not of its type; YAML and Python may give any.
 

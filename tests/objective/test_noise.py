@@ -128,11 +128,6 @@ def test_discrete_time_models_train_on_the_grid():
     assert noised["timesteps"].tolist() == [0.25, 0.5, 1.0]
 
 
-def test_other_number_formats_are_refused():
-    with pytest.raises(ValueError, match="`dtype` must be torch.float32 or torch.float64, got torch.bfloat16"):
-        keyed_uniform(0, dtype=torch.bfloat16)
-
-
 @pytest.mark.parametrize("total", [1, 2, 3, 8, 30, 512])
 def test_the_times_of_a_step_are_stratified_and_so_are_those_of_its_micro_batches(total):
     times = training_times(0, 5, torch.arange(total), total)

@@ -48,13 +48,10 @@ def example_nelbo(
         index: `(batch,)` indices of the examples in their data set; best on the CPU, where the times are made.
         seed: Seed of the evaluation noise.
         num_draws: Number of draws per example, >= 1.
-        estimator: `"time"` or `"any_order"`.
+        estimator: `"time"` or `"any_order"`; a ValueError is raised for one that does not fit the model.
 
     Returns:
         `(batch,)` nats and `(batch,)` numbers of scored tokens, both float32.
-
-    Raises:
-        ValueError: For an estimator that is unknown, or not one for this model.
     """
     check_estimator(estimator, objective)
     inputs = {**inputs, "labels": scored_labels(inputs)}
@@ -78,22 +75,16 @@ def nelbo_given_noise(
     noise: Tensor,
     estimator: str = TIME,
 ) -> tuple[Tensor, Tensor]:
-    """One draw of the NELBO, a deterministic function of its noise.
+    """One draw of the NELBO, a deterministic function of its noise; see `example_nelbo`.
 
     Args:
-        model: The denoiser, called as `MD4ForMaskedDiffusion`.
-        objective: Its objective.
-        inputs: A clean batch, see `Objective.noised`.
+        model, objective, inputs, estimator: As for `example_nelbo`.
         uniform: `(batch,)` in [0, 1): the times, or as `"any_order"` the shares of the scored tokens that are masked.
         noise: In [0, 1), of the shape of `input_ids`: at a time t a token is masked if its number is at least alpha_t;
             as `"any_order"` those with the lowest numbers are.
-        estimator: `"time"` or `"any_order"`.
 
     Returns:
         The diffusion part and the reconstruction, each `(batch,)` nats; their sum estimates the bound without bias.
-
-    Raises:
-        ValueError: For an estimator that is unknown, or not one for this model.
     """
     check_estimator(estimator, objective)
     return _ESTIMATORS[estimator](model, objective, {**inputs, "labels": scored_labels(inputs)}, uniform, noise)
@@ -163,30 +154,22 @@ def nelbo_metrics(
 
     Args:
         nelbo: `(examples,)` nats.
-        num_tokens: `(examples,)` scored tokens.
+        num_tokens: `(examples,)` scored tokens; a ValueError is raised if there is none.
         num_characters: `(examples,)` characters that the tokens stand for.
         are_dimensions: Whether the tokens are those of images, one for each channel of each pixel.
-
-    Raises:
-        ValueError: If no token is scored.
     """
     nelbo, num_tokens = nelbo.double(), num_tokens.double()
     if num_tokens.sum() == 0:
         raise ValueError("The evaluation data must hold at least one scored token, got none.")
     loss, stderr = ratio_with_stderr(nelbo, num_tokens)
-    metrics = {
-        "loss": loss,
-        "loss_stderr": stderr,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "bits_per_token": loss / math.log(2),
-    }
-    if num_characters is not None:
-        nats, stderr = ratio_with_stderr(nelbo, num_characters.double())
-        metrics["bits_per_character"] = nats / math.log(2)
-        metrics["bits_per_character_stderr"] = stderr / math.log(2)
-    if are_dimensions:
-        metrics["bits_per_dimension"] = loss / math.log(2)
-        metrics["bits_per_dimension_stderr"] = metrics["loss_stderr"] / math.log(2)
+    metrics = {"loss": loss, "loss_stderr": stderr, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+    metrics["bits_per_token"] = loss / math.log(2)
+    counts = {"character": num_characters, "dimension": num_tokens if are_dimensions else None}
+    for unit, count in counts.items():
+        if count is not None:
+            nats, stderr = ratio_with_stderr(nelbo, count.double())
+            metrics[f"bits_per_{unit}"] = nats / math.log(2)
+            metrics[f"bits_per_{unit}_stderr"] = stderr / math.log(2)
     metrics["num_tokens"] = int(num_tokens.sum())
     return metrics
 

@@ -48,19 +48,16 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def keyed_uniform(*key: int | Tensor, device: torch.device | str | None = None, dtype=torch.float32) -> Tensor:
-    """Uniform numbers in [0, 1), one per element of the broadcast key.
+    """Uniform numbers in [0, 1), one per element of the broadcast key, the same on every device.
 
     Args:
-        key: Integers or int64 tensors that broadcast together. The same key gives the same number on every device.
+        key: Integers or int64 tensors that broadcast together.
         device: Where to compute; tensors in the key must be there.
         dtype: float32 (24 random bits) or float64 (53).
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}.")
     state = torch.zeros((), dtype=torch.int64, device=device)
     for part in key:
-        part = _signed(part) if isinstance(part, int) else part
-        state = _mix((state ^ part) + _signed(_GOLDEN_GAMMA))
+        state = _mix((state ^ (_signed(part) if isinstance(part, int) else part)) + _signed(_GOLDEN_GAMMA))
     bits = 24 if dtype == torch.float32 else 53
     return _shift_right(_mix(state), 64 - bits).to(dtype) * 2.0**-bits
 
@@ -101,8 +98,7 @@ def most_masked_tokens(
     Args:
         schedule: The masking schedule.
         num_timesteps: T of discrete time, None for continuous time.
-        num_examples: Examples of the micro-batch.
-        total: Examples of the whole optimizer step.
+        num_examples, total: Examples of the micro-batch, and of the whole optimizer step.
         length: Tokens of an example.
     """
     stratum = torch.arange(num_examples) * _stride(total) % total

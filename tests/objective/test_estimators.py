@@ -49,16 +49,20 @@ def make_trainer(folder, model=None, **kwargs):
     return MD4Trainer(model=model, args=training_arguments(folder, **kwargs))
 
 
+@torch.no_grad()
+def estimate(model, ids, index, **options):
+    """Nats of each example, with the noise of seed 0."""
+    return example_nelbo(model, Objective.of(model), {"input_ids": ids}, index, seed=0, **options)[0]
+
+
 def exact_denoiser(schedule, num_timesteps=None):
     """The exact denoiser of the toy world, which does not see the time, in the place of a model."""
 
     def model(input_ids, timesteps, labels, output_logits):
         weight = nelbo_weight(schedule, timesteps.double(), num_timesteps)
         nelbo = token_nelbo(WORLD.exact_logits(input_ids), labels, input_ids, weight, WORLD.mask)
-        num_scored = (labels != -100).sum(dim=1)
-        return SimpleNamespace(
-            token_nelbo=nelbo, reconstruction_nelbo=reconstruction_nelbo(schedule, num_scored, WORLD.vocab)
-        )
+        reconstruction = reconstruction_nelbo(schedule, (labels != -100).sum(dim=1), WORLD.vocab)
+        return SimpleNamespace(token_nelbo=nelbo, reconstruction_nelbo=reconstruction)
 
     return model
 
@@ -159,18 +163,7 @@ def test_the_any_order_estimate_is_that_of_the_linear_schedule_however_steep_ano
     for options in ({"masking_schedule": "linear"}, {"masking_schedule": "poly", "schedule_power": power}):
         torch.manual_seed(0)
         model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, schedule_eps=0.0, **options).eval()
-        with torch.no_grad():
-            values.append(
-                example_nelbo(
-                    model,
-                    Objective.of(model),
-                    {"input_ids": ids},
-                    index,
-                    seed=0,
-                    num_draws=4,
-                    estimator="any_order",
-                )[0]
-            )
+        values.append(estimate(model, ids, index, num_draws=4, estimator="any_order"))
     torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-4)
 
 
@@ -186,11 +179,9 @@ def test_an_estimate_depends_neither_on_the_batch_nor_on_the_order(tmp_path, est
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
     model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False).eval()
     ids, order = torch.randint(VOCAB, (6, LENGTH)), torch.tensor([4, 2, 0, 5, 1, 3])
-    options = {"seed": 0, "num_draws": 2, "estimator": estimator}
-    with torch.no_grad():
-        values, _ = example_nelbo(model, Objective.of(model), {"input_ids": ids}, torch.arange(6), **options)
-        shuffled, _ = example_nelbo(model, Objective.of(model), {"input_ids": ids[order]}, order, **options)
-    torch.testing.assert_close(shuffled, values[order])
+    options = {"num_draws": 2, "estimator": estimator}
+    values = estimate(model, ids, torch.arange(6), **options)
+    torch.testing.assert_close(estimate(model, ids[order], order, **options), values[order])
 
 
 @pytest.mark.parametrize("options", [{"time_conditioning": True}, {"masking_schedule": "poly", "learn": True}])

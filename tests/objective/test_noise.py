@@ -70,11 +70,6 @@ def test_a_short_last_micro_batch_is_counted_as_it_is():
     assert [batch["num_step_examples"] for batch in batches] == [14, 14]
 
 
-def test_training_times_are_stratified_over_the_whole_step():
-    times = training_times(0, 5, torch.arange(32), 32)
-    assert sorted((times * 32).long().tolist()) == list(range(32))
-
-
 def test_steps_and_seeds_have_their_own_noise():
     index, shape = torch.arange(4), torch.Size((4, 6))
     base = training_mask_noise(0, 0, index, shape)
@@ -108,18 +103,13 @@ def test_each_use_has_its_own_noise():
     assert correlation.abs().max() < 5 / len(index) ** 0.5
 
 
-def test_unscored_tokens_are_never_masked():
+@pytest.mark.parametrize("column", [{"labels": [[0, -100, -100, 0]]}, {"attention_mask": [[1, 0, 0, 1]]}])
+def test_unscored_tokens_and_padding_are_neither_scored_nor_masked(column):
     objective = MD4Objective(MD4Process(make_schedule("linear"), 9, 9))
-    inputs = {"input_ids": torch.zeros(2, 6, dtype=torch.long), "labels": torch.tensor([[0, 0, -100, -100, 0, 0]] * 2)}
-    noised = objective.noised(inputs, torch.ones(2), torch.full((2, 6), 0.5))
-    assert noised["input_ids"].tolist() == [[9, 9, 0, 0, 9, 9]] * 2
-
-
-def test_padding_is_neither_scored_nor_masked():
-    objective = MD4Objective(MD4Process(make_schedule("linear"), 9, 9))
-    inputs = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+    inputs = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
+    inputs |= {name: torch.tensor(rows) for name, rows in column.items()}
     noised = objective.noised(inputs, torch.ones(1), torch.full((1, 4), 0.5))
-    assert noised["input_ids"].tolist() == [[9, 9, 0, 0]] and noised["labels"].tolist() == [[0, 0, -100, -100]]
+    assert noised["input_ids"].tolist() == [[9, 0, 0, 9]] and noised["labels"].tolist() == [[0, -100, -100, 0]]
 
 
 def test_discrete_time_models_train_on_the_grid():

@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Equal numbers on two processes and on one: DDP, FSDP2 and DeepSpeed's ZeRO, at once, in micro-batches, resumed."""
 
+import functools
 import re
 import shutil
 import sys
@@ -8,8 +9,7 @@ import sys
 import pytest
 import torch
 from distributed_runs import run
-from launching import HERE, TORCHRUN
-from launching import run as launch
+from launching import HERE, TORCHRUN, succeed
 from safetensors.torch import load_file
 
 from md4_hf import load_model
@@ -23,13 +23,12 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     """`single(objective)`: the folder of the training in one process, 1 x 8."""
-    folders = {}
 
+    @functools.cache
     def train(objective):
-        if objective not in folders:
-            folders[objective] = tmp_path_factory.mktemp(objective)
-            run(folders[objective], objective)
-        return folders[objective]
+        folder = tmp_path_factory.mktemp(objective)
+        run(folder, objective)
+        return folder
 
     return train
 
@@ -70,8 +69,7 @@ def assert_same_repository(folder, expected):
 
 def launch_runs(folder, kind, objectives, **options):
     launcher = [sys.executable] if kind == "ddp" else TORCHRUN
-    status, output = launch([*launcher, HERE / "distributed_runs.py", folder, kind, *objectives], **options)
-    assert status == 0, output
+    output = succeed([*launcher, HERE / "distributed_runs.py", folder, kind, *objectives], **options)
     assert "find_unused_parameters" not in output and "returned a view" not in output, output
 
 

@@ -53,7 +53,6 @@ def example_nelbo(
     Returns:
         `(batch,)` nats and `(batch,)` numbers of scored tokens, both float32.
     """
-    check_estimator(estimator, objective)
     inputs = {**inputs, "labels": scored_labels(inputs)}
     shape, device = inputs["input_ids"].shape, inputs["input_ids"].device
     num_draws = 1 if objective.is_autoregressive else num_draws
@@ -61,7 +60,7 @@ def example_nelbo(
     for draw in range(num_draws):
         uniform = evaluation_times(seed, index, draw, num_draws).to(device)
         noise = evaluation_mask_noise(seed, index.to(device), draw, shape)
-        nelbo, reconstruction = _ESTIMATORS[estimator](model, objective, inputs, uniform, noise)
+        nelbo, reconstruction = nelbo_given_noise(model, objective, inputs, uniform, noise, estimator)
         total += nelbo.to(total.dtype)
     num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
     return total / num_draws + reconstruction.to(total), num_tokens.float()
@@ -113,12 +112,9 @@ def _draw_by_count(
     process, is_scored = objective.process, inputs["labels"] != IGNORE_INDEX
     num_tokens = is_scored.flatten(1).sum(dim=1)
     num_masked = 1 + (uniform.double() * num_tokens).long().clamp(max=num_tokens - 1)
-    weight = torch.stack(
-        [
-            count * masked_count_weights(process.schedule, count, process.num_timesteps)[masked]
-            for count, masked in zip(num_tokens.clamp(min=1).tolist(), num_masked.tolist(), strict=True)
-        ]
-    )
+    counts = zip(num_tokens.clamp(min=1).tolist(), num_masked.tolist(), strict=True)
+    weights_of = functools.partial(masked_count_weights, process.schedule, num_timesteps=process.num_timesteps)
+    weight = torch.stack([count * weights_of(count)[masked] for count, masked in counts])
     xt = mask_lowest(inputs["input_ids"], is_scored, num_masked, process.mask_token_id, noise)
     # The model, which does not see the time, gives weight(t)·(-log mu): that weight is taken out again.
     t, given = _time_of_moderate_weight(process.schedule, process.num_timesteps)

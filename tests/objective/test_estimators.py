@@ -143,12 +143,8 @@ def test_both_estimators_estimate_one_bound_and_the_any_order_one_varies_less(na
 
 def test_the_model_gives_one_bound_by_both_estimators_for_rows_of_any_length(tmp_path):
     model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False)
-    one, other = (
-        evaluate_in_rounds(
-            make_trainer(tmp_path, model, eval_estimator=estimator, eval_draws=20), examples(), Stopping(rounds=8)
-        )
-        for estimator in ("time", "any_order")
-    )
+    trainers = [make_trainer(tmp_path, model, eval_estimator=name, eval_draws=20) for name in ("time", "any_order")]
+    one, other = (evaluate_in_rounds(trainer, examples(), Stopping(rounds=8)) for trainer in trainers)
     error = math.hypot(one.monte_carlo_stderr, other.monte_carlo_stderr)
     assert abs(one.metrics()["loss"] - other.metrics()["loss"]) < 4.0 * error
     assert other.monte_carlo_stderr < 0.6 * one.monte_carlo_stderr
@@ -169,13 +165,10 @@ def test_the_any_order_estimate_is_that_of_the_linear_schedule_however_steep_ano
 
 @pytest.mark.parametrize("estimator", ["time", "any_order"])
 def test_an_estimate_depends_neither_on_the_batch_nor_on_the_order(tmp_path, estimator):
-    data = examples(11)
-    losses = [
-        make_trainer(tmp_path, eval_estimator=estimator, eval_draws=3, per_device_eval_batch_size=batch).evaluate(
-            data.shuffle(seed=batch)
-        )["eval_loss"]
-        for batch in (1, 4, 16)
-    ]
+    losses, options = [], {"eval_estimator": estimator, "eval_draws": 3}
+    for batch in (1, 4, 16):
+        trainer = make_trainer(tmp_path, per_device_eval_batch_size=batch, **options)
+        losses.append(trainer.evaluate(examples(11).shuffle(seed=batch))["eval_loss"])
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
     model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False).eval()
     ids, order = torch.randint(VOCAB, (6, LENGTH)), torch.tensor([4, 2, 0, 5, 1, 3])
@@ -197,7 +190,7 @@ def test_an_unknown_estimator_is_an_error(tmp_path):
         MD4TrainingArguments(str(tmp_path), eval_estimator="importance", use_cpu=True)
 
 
-def test_the_diffusion_of_a_configuration_is_the_one_of_its_model():
+def test_the_objective_of_a_configuration_is_the_one_of_its_model():
     options = {"masking_schedule": "poly", "schedule_power": 1.5, "schedule_eps": 1e-3, "num_train_timesteps": 10}
     model = random_model(VOCAB + 1, LENGTH, 0.1, **options)
     diffusion = Objective.of(model)
@@ -206,9 +199,6 @@ def test_the_diffusion_of_a_configuration_is_the_one_of_its_model():
     ids, t = torch.zeros(3, LENGTH, dtype=torch.long), torch.tensor([0.0, 0.55, 0.99])
     noised = diffusion.noised({"input_ids": ids}, t, torch.full(ids.shape, 0.5))
     torch.testing.assert_close(noised["timesteps"], torch.tensor([0.1, 0.6, 1.0]))
-
-
-def test_the_diffusion_of_a_configuration_knows_whether_the_time_is_seen():
     assert Objective.of_config(MD4Config()).sees_time
     assert not Objective.of_config(MD4Config(time_conditioning=False)).sees_time
 
@@ -263,26 +253,24 @@ def test_rounds_go_on_until_the_target_is_reached_or_there_are_too_many(tmp_path
 
 def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
     unbroken = evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4))
-    store, recipe = tmp_path / "deep" / "rounds", {"model": "tiny"}
+    stored = {"store": tmp_path / "deep" / "rounds", "recipe": {"model": "tiny"}}
 
     def interrupt(rounds):
         if len(rounds.nelbo) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_in_rounds(
-            make_trainer(tmp_path), examples(), Stopping(rounds=4), store=store, recipe=recipe, report=interrupt
-        )
+        evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4), report=interrupt, **stored)
     trainer, calls = make_trainer(tmp_path), []
     predict = trainer.predict
     trainer.predict = lambda *args, **kwargs: calls.append(trainer.args.eval_seed) or predict(*args, **kwargs)
-    resumed = evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), store=store, recipe=recipe)
+    resumed = evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), **stored)
     assert np.array_equal(resumed.nelbo, unbroken.nelbo) and calls == [2 * SEED_STRIDE, 3 * SEED_STRIDE]
-    evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), store=store, recipe=recipe)
+    evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), **stored)
     assert len(calls) == 2, "nothing is left to do"
-    fewer = evaluate_in_rounds(trainer, examples(), Stopping(rounds=3), store=store, recipe=recipe)
+    fewer = evaluate_in_rounds(trainer, examples(), Stopping(rounds=3), **stored)
     assert np.array_equal(fewer.nelbo, unbroken.nelbo[:3]), "as if the others had not been done"
-    other = evaluate_in_rounds(trainer, examples(), Stopping(rounds=1), store=store, recipe={"model": "another"})
+    other = evaluate_in_rounds(trainer, examples(), Stopping(rounds=1), **stored | {"recipe": {"model": "another"}})
     assert len(calls) == 3 and len(other.nelbo) == 1
 
 

@@ -9,12 +9,13 @@ from md4_hf import make_schedule
 from md4_hf.core.masked_diffusion import discretize_times
 from md4_hf.core.masking_process import MD4Process
 from md4_hf.objective.noise import (
+    TRAIN_CLASS,
+    TRAIN_FLIP,
     evaluation_mask_noise,
     evaluation_times,
     keyed_uniform,
     most_masked_tokens,
-    training_class_noise,
-    training_flip_noise,
+    training_example_noise,
     training_mask_noise,
     training_times,
 )
@@ -96,8 +97,7 @@ def test_each_use_has_its_own_noise():
         evaluation_mask_noise(0, index, 0, one_each)[:, 0],
         evaluation_mask_noise(0, index, 1, one_each)[:, 0],
         evaluation_mask_noise(1, index, 0, one_each)[:, 0],
-        training_flip_noise(0, 0, index),
-        training_class_noise(0, 0, index),
+        *(training_example_noise(0, 0, index, use) for use in (TRAIN_FLIP, TRAIN_CLASS)),
     ]
     correlation = torch.corrcoef(torch.stack(uses)) - torch.eye(len(uses))
     assert correlation.abs().max() < 5 / len(index) ** 0.5

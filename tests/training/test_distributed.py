@@ -18,6 +18,7 @@ from md4_hf.hub.adapters import BASE_RECORD
 
 
 TOLERANCE = 1e-5
+OBJECTIVES = ["md4", "genmd4", "lora"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def launch_runs(folder, kind, objectives, **options):
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
-@pytest.mark.parametrize("objective", ["md4", "genmd4", "lora"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_accumulation_changes_nothing(tmp_path, single, objective, batch, accumulation):
     run(tmp_path, objective, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
     assert_same_run(tmp_path, single(objective), steps=6)
@@ -83,13 +84,10 @@ def test_accumulation_changes_nothing(tmp_path, single, objective, batch, accumu
 @pytest.mark.parametrize(
     ("kind", "objectives"),
     [
-        ("ddp", ["md4", "genmd4", "lora"]),
+        ("ddp", OBJECTIVES),
         ("fsdp2-sharded", ["genmd4"]),
         pytest.param("fsdp2-sharded", ["md4", "lora"], marks=pytest.mark.slow),
-        *(
-            pytest.param(kind, ["md4", "genmd4", "lora"], marks=pytest.mark.slow)
-            for kind in ("fsdp2", "zero1", "zero2", "zero3")
-        ),
+        *(pytest.param(kind, OBJECTIVES, marks=pytest.mark.slow) for kind in ("fsdp2", "zero1", "zero2", "zero3")),
     ],
 )
 def test_two_processes_train_as_one(tmp_path, single, extensions, kind, objectives):
@@ -111,7 +109,7 @@ def test_fsdp2_computes_in_bf16_as_one_process_does(tmp_path):
     for objective in ("md4", "genmd4"):
         run(tmp_path / "single" / objective, objective, bf16=True)
         results = [
-            torch.load(tmp_path / place / "result.pt") for place in (f"{objective}/whole", f"single/{objective}")
+            torch.load(tmp_path / f"{place}/result.pt") for place in (f"{objective}/whole", f"single/{objective}")
         ]
         values, wanted = ([entry["loss"] for entry in result["logs"]] for result in results)
         assert values == pytest.approx(wanted, rel=1e-2)
@@ -124,8 +122,6 @@ def assert_shards_export(folder, expected):
         with pytest.raises(ValueError, match="`model` must be whole, got the shards of a checkpoint"):
             load_model(str(checkpoint))
     main(["export", str(checkpoint), str(exported)])
-    weights = load_file(exported / "model.safetensors")
-    torch.testing.assert_close(
-        weights, load_file(expected / "run" / "checkpoint-4" / "model.safetensors"), atol=TOLERANCE, rtol=0
-    )
+    wanted = load_file(expected / "run" / "checkpoint-4" / "model.safetensors")
+    torch.testing.assert_close(load_file(exported / "model.safetensors"), wanted, atol=TOLERANCE, rtol=0)
     shutil.rmtree(exported)

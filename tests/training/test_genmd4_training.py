@@ -48,12 +48,8 @@ def dataset(count=64):
 
 
 def make_trainer(folder, model=None, evaluation=None, **kwargs):
-    return MD4Trainer(
-        model=model or genmd4_model(),
-        args=training_arguments(folder, **kwargs),
-        train_dataset=dataset(),
-        eval_dataset=evaluation,
-    )
+    args = training_arguments(folder, **kwargs)
+    return MD4Trainer(model or genmd4_model(), args, train_dataset=dataset(), eval_dataset=evaluation)
 
 
 def trained(folder, model=None, checkpoint=None, **kwargs):
@@ -170,9 +166,8 @@ def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_mode(tmp_path):
 
 
 def test_training_lowers_the_bound_and_moves_the_exponents_apart(tmp_path):
-    trainer = make_trainer(
-        tmp_path, evaluation=dataset(64), max_steps=150, learning_rate=1e-2, eval_draws=16, logging_steps=50
-    )
+    options = {"max_steps": 150, "learning_rate": 1e-2, "eval_draws": 16, "logging_steps": 50}
+    trainer = make_trainer(tmp_path, evaluation=dataset(64), **options)
     with torch.no_grad():
         trainer.model.token_schedule.free_exponents.fill_(math.log(math.e - 1))
     before = trainer.evaluate()["eval_loss"]
@@ -257,9 +252,8 @@ def test_the_command_trains_and_shows_what_was_learned(tmp_path, capsys):
     assert MD4ForMaskedDiffusion.from_pretrained(run).config.learn_masking_schedule
     main(["schedules", str(run), "--rows", "3", "--output_dir", str(tmp_path / "pictures"), "--format", "svg"])
     output = capsys.readouterr().out
-    assert (
-        "27 tokens, exponents from" in output and "smallest exponents" in output and "'e'" not in output.split("w")[0]
-    )
+    assert "27 tokens, exponents from" in output and "smallest exponents" in output
+    assert "'e'" not in output.split("w")[0]
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     expected = {"exponents", "token_schedules", "masking_schedules", "unmasked_per_step"}
     assert names == {f"{name}.svg" for name in expected}

@@ -33,6 +33,7 @@ from md4_hf.training.trainer import check_model
 LENGTH, VOCAB = 8, 5
 EVALUATE_EVERY_STEP = {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 1}
 EVALUATE_EVERY_STEP["metric_for_best_model"] = "eval_loss"
+KEEP_BEST = {**EVALUATE_EVERY_STEP, "save_steps": 1, "load_best_model_at_end": True}
 
 
 def tiny_model(seed=0, **kwargs):
@@ -62,7 +63,8 @@ def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None
 
 def trained(folder, model=None, checkpoint=None, **kwargs):
     """A trainer that has trained, from a checkpoint if one is given."""
-    trainer = trained(folder, model, **kwargs, checkpoint=checkpoint)
+    trainer = make_trainer(folder, model, **kwargs)
+    trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
 
@@ -356,15 +358,7 @@ def test_a_checkpoint_appears_only_when_it_is_complete(tmp_path, monkeypatch):
 
 
 def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
-    trainer = trained(
-        tmp_path,
-        evaluation=dataset(8),
-        save_steps=1,
-        max_steps=5,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        **EVALUATE_EVERY_STEP,
-    )
+    trainer = trained(tmp_path, evaluation=dataset(8), max_steps=5, save_total_limit=2, **KEEP_BEST)
     names = {path.name for path in tmp_path.glob("checkpoint-*")}
     best = f"checkpoint-{trainer.state.best_global_step}"
     assert len(names) == 2 and {best, "checkpoint-5"} <= names | {best}
@@ -375,29 +369,15 @@ def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
 
 def test_the_best_model_is_loaded_with_its_average(tmp_path):
     """A learning rate that ruins the model after the first step: the best is the first checkpoint."""
-    trainer = trained(
-        tmp_path,
-        evaluation=dataset(16),
-        learning_rate=0.3,
-        ema_decay=0.5,
-        save_steps=1,
-        load_best_model_at_end=True,
-        **EVALUATE_EVERY_STEP,
-    )
+    trainer = trained(tmp_path, evaluation=dataset(16), learning_rate=0.3, ema_decay=0.5, **KEEP_BEST)
     evaluations = logged(trainer, "eval_loss")
     assert trainer.state.best_metric == min(evaluations) < evaluations[-1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
 
 
 def test_a_best_evaluation_without_a_checkpoint_does_not_end_the_run(tmp_path):
-    trainer = trained(
-        tmp_path,
-        evaluation=dataset(8),
-        save_steps=2,
-        max_steps=5,
-        save_total_limit=1,
-        **EVALUATE_EVERY_STEP,
-    )
+    options = {"save_steps": 2, "max_steps": 5, "save_total_limit": 1}
+    trainer = trained(tmp_path, evaluation=dataset(8), **options, **EVALUATE_EVERY_STEP)
     assert trainer.state.global_step == 5 and list(tmp_path.glob("checkpoint-*"))
 
 
@@ -536,17 +516,13 @@ def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
 
 def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
     documents = [[0] * 3 + [1] * (LENGTH - 3)] * 16
-    trainer = make_trainer(
-        tmp_path,
-        train=dataset(16, document_ids=documents),
-        evaluation=dataset(8, document_ids=documents[:8]),
-        max_steps=2,
-    )
-    seen = []
-    trainer.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((module.training, kwargs["document_ids"][0].tolist())),
-        with_kwargs=True,
-    )
+    data = {"train": dataset(16, document_ids=documents), "evaluation": dataset(8, document_ids=documents[:8])}
+    trainer, seen = make_trainer(tmp_path, max_steps=2, **data), []
+
+    def remember(module, args, kwargs):
+        seen.append((module.training, kwargs["document_ids"][0].tolist()))
+
+    trainer.model.register_forward_pre_hook(remember, with_kwargs=True)
     trainer.train()
     trainer.evaluate()
     assert {training for training, _ in seen} == {True, False}
@@ -554,14 +530,13 @@ def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
 
 
 def test_a_compiled_training_has_the_same_losses(tmp_path):
-    plain = make_trainer(tmp_path / "plain")
+    plain = trained(tmp_path / "plain")
     compiled = make_trainer(tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
     bounds = []
     compiled.model.register_forward_pre_hook(
         lambda module, args, kwargs: bounds.append(kwargs.get("max_masked")), with_kwargs=True
     )
-    for trainer in (plain, compiled):
-        trainer.train()
+    compiled.train()
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
     assert set(bounds) <= {8 * LENGTH} and bounds, "a bound that is the same at every step"
 

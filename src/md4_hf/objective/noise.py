@@ -69,8 +69,7 @@ def training_times(seed: int, step: int, index: Tensor, total: int) -> Tensor:
     work on, and no process waits for another that has more.
 
     Args:
-        seed: Seed of the run.
-        step: Number of the optimizer step.
+        seed, step: Seed of the run and number of the optimizer step.
         index: `(n,)` indices in [0, total) of the examples at hand, counted over all ranks and micro-batches.
         total: Number of examples of the whole optimizer step.
     """
@@ -116,14 +115,9 @@ def training_mask_noise(seed: int, step: int, index: Tensor, shape: torch.Size) 
     return _mask_noise((seed, TRAIN_MASK, step), index, shape)
 
 
-def training_flip_noise(seed: int, step: int, index: Tensor) -> Tensor:
-    """Uniform numbers `(n,)` that decide which images are mirrored; arguments as in `training_times`."""
-    return keyed_uniform(seed, TRAIN_FLIP, step, index, device=index.device)
-
-
-def training_class_noise(seed: int, step: int, index: Tensor) -> Tensor:
-    """Uniform numbers `(n,)` that decide which examples lose their class; arguments as in `training_times`."""
-    return keyed_uniform(seed, TRAIN_CLASS, step, index, device=index.device)
+def training_example_noise(seed: int, step: int, index: Tensor, use: int) -> Tensor:
+    """Uniform numbers `(n,)` for a use: `TRAIN_FLIP`, images to mirror, or `TRAIN_CLASS`, classes to leave out."""
+    return keyed_uniform(seed, use, step, index, device=index.device)
 
 
 def evaluation_times(seed: int, index: Tensor, draw: int, num_draws: int) -> Tensor:

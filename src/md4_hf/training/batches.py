@@ -9,7 +9,7 @@ import datasets
 import torch
 from torch import Tensor
 
-from ..objective.noise import training_class_noise, training_flip_noise, training_mask_noise, training_times
+from ..objective.noise import TRAIN_CLASS, TRAIN_FLIP, training_example_noise, training_mask_noise, training_times
 from ..objective.objectives import Objective
 from .arguments import MD4TrainingArguments
 
@@ -58,9 +58,9 @@ def noised_batch(batch: dict[str, Any], objective: Objective, args: MD4TrainingA
     timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
     index = index.to(ids.device, non_blocking=True)
     noise = training_mask_noise(*key, index, objective.noise_shape(ids.shape, args.num_copies))
-    inputs = objective.drop_classes(inputs, training_class_noise(*key, index))
+    inputs = objective.drop_classes(inputs, training_example_noise(*key, index, TRAIN_CLASS))
     if args.random_flip:
-        inputs = flip_images(inputs, training_flip_noise(*key, index) < 0.5)
+        inputs = flip_images(inputs, training_example_noise(*key, index, TRAIN_FLIP) < 0.5)
     inputs = objective.noised(inputs, timesteps, noise)
     if not objective.is_autoregressive:
         inputs["max_masked"] = most_masked_tokens(ids, objective, args, total, all_scored)

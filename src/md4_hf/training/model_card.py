@@ -219,8 +219,8 @@ def make_model_card(model, args, state, facts: CardFacts | None = None) -> Model
     """Describe a trained model or adapter, from its `MD4TrainingArguments` and the `TrainerState` at the end."""
     facts, kind = facts or CardFacts(), _kind_of(model)
     evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
-    metrics = facts.metrics or (evaluations[-1] if evaluations else {})
-    figures = figures_of(metrics, "eval_", kind.is_bound) if metrics else {}
+    metrics = facts.metrics if facts.metrics is not None else [{}, *evaluations][-1]
+    figures = figures_of(metrics, "eval_", kind.is_bound) if "eval_loss" in metrics else {}
     label = "" if model.config.num_classes is None else "class_labels=0, "
     origin = f", fine-tuned from {facts.base_model}" if facts.base_model else ""
     content = _TEMPLATE.format(

@@ -126,6 +126,11 @@ class Repository:
         name = "image_processor" if self.trainer.is_image else "tokenizer"
         return make_pipeline(model, **{name: self.trainer.processing_class})
 
+    def _sample(self, model: nn.Module, progress_bar: dict[str, Any], **options: Any):
+        pipeline = self._make_pipeline(model)
+        pipeline.set_progress_bar_config(**progress_bar)
+        return pipeline(generator=torch.Generator().manual_seed(self.args.seed), **options)
+
     @property
     def _can_sample(self) -> bool:
         """Whether this process draws samples: the first does, if it has all of the model and a tokenizer."""
@@ -145,18 +150,12 @@ class Repository:
         model = self.model
         num_classes = model.config.num_classes
         columns = math.ceil(math.sqrt(num_samples)) if num_classes is None else min(num_classes, num_samples)
-        labels = None if num_classes is None else [i % columns for i in range(num_samples)]
-        pipeline = self._make_pipeline(model)
-        pipeline.set_progress_bar_config(disable=True)
-        generator = torch.Generator().manual_seed(self.args.seed)
+        options = {"num_samples": num_samples, "num_inference_steps": self.args.image_sample_steps}
+        if num_classes is not None:
+            options |= {"num_samples": 1, "class_labels": [i % columns for i in range(num_samples)]}
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with self.trainer.ema_weights(), torch.random.fork_rng(devices):
-            images = pipeline(
-                num_samples=num_samples if labels is None else 1,
-                class_labels=labels,
-                num_inference_steps=self.args.image_sample_steps,
-                generator=generator,
-            ).images
+            images = self._sample(model, {"disable": True}, **options).images
         enlarge = max(1, SAMPLES_WIDTH // (columns * images[0].width))
         path = Path(folder or self.args.output_dir) / SAMPLES_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,11 +167,9 @@ class Repository:
         is_text = not self.trainer.is_image and model.config.num_classes is None
         if not (self.args.card_samples and self._can_sample and is_text):
             return []
-        pipeline = self._make_pipeline(model.get_base_model() if is_adapted(model) else model)
-        generator = torch.Generator().manual_seed(self.args.seed)
-        pipeline.set_progress_bar_config(desc="Sampling for the model card", leave=False)
-        prompt = self.trainer.card_facts.sample_prompt
-        return pipeline(prompt=prompt, num_samples=self.args.card_samples, generator=generator).texts
+        own, bar = model.get_base_model() if is_adapted(model) else model, "Sampling for the model card"
+        options = {"prompt": self.trainer.card_facts.sample_prompt, "num_samples": self.args.card_samples}
+        return self._sample(own, {"desc": bar, "leave": False}, **options).texts
 
     # The Hub ----------------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,13 @@ def run(command, timeout=240, **variables):
             other.kill()
 
 
+def succeed(command, timeout=240, **variables):
+    """Output of a command that must end well."""
+    status, output = run(command, timeout, **variables)
+    assert status == 0, output
+    return output
+
+
 def _group(pid):
     try:
         return os.getsid(pid)

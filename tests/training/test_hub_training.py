@@ -25,34 +25,12 @@ from md4_hf.cli import main
 
 
 LENGTH = 16
-MODEL_FILES = {
-    "README.md",
-    "config.json",
-    "configuration_md4.py",
-    "input_checks.py",
-    "linear_nelbo.py",
-    "loss.png",
-    "masked_diffusion.py",
-    "model.safetensors",
-    "model_index.json",
-    "modeling_md4.py",
-    "modeling_md4_base.py",
-    "modeling_md4_layers.py",
-    "modeling_md4_unet.py",
-    "schedules.py",
-    "scheduler_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
-ADAPTER_FILES = {
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "base_model.json",
-    "loss.png",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
+SHARED_FILES = {"README.md", "loss.png", "tokenizer.json", "tokenizer_config.json"}
+CODE = "configuration_md4 input_checks linear_nelbo masked_diffusion modeling_md4 modeling_md4_base"
+CODE += " modeling_md4_layers modeling_md4_unet schedules"
+MODEL_FILES = {"config.json", "model.safetensors", "model_index.json", "scheduler_config.json"}
+MODEL_FILES |= SHARED_FILES | {f"{name}.py" for name in CODE.split()}
+ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "base_model.json"} | SHARED_FILES
 TRAIN = ["train", "--preset", "tiny", "--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
 TRAIN += ["--block_size", "16", "--max_steps", "2", "--total_batch_size", "4", "--final_eval_draws", "1"]
 TRAIN += ["--data", "text.txt", "--card_samples", "0", "--push_to_hub"]
@@ -60,14 +38,8 @@ TRAIN += ["--data", "text.txt", "--card_samples", "0", "--push_to_hub"]
 
 def make_trainer(folder, model, **kwargs):
     ids = torch.arange(LENGTH).repeat(16, 1) % 27
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_strategy": "steps",
-        "ema_decay": 0.5,
-        "push_to_hub": True,
-        "license": "cc0-1.0",
-    }
+    defaults = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "save_strategy": "steps", "ema_decay": 0.5}
+    defaults |= {"push_to_hub": True, "license": "cc0-1.0"}
     return MD4Trainer(
         model=model,
         args=training_arguments(folder, **{**defaults, **kwargs}),

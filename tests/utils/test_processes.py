@@ -2,7 +2,6 @@
 """Arguments that a run refuses at its start, and the launch files."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from distributed_runs import make_trainer, run
-from launching import HERE, TORCHRUN
+from launching import HERE, TORCHRUN, environment
 from launching import run as launch
 
 from md4_hf import MD4TrainingArguments
@@ -52,20 +51,12 @@ def test_sharding_that_is_asked_for_and_not_active_is_refused(tmp_path, monkeypa
         check_launch(trainer)
 
 
+IF_NO_ACCELERATOR = pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without one")
+NO_CPU = pytest.param("auto", "`use_cpu` must be set where", marks=[pytest.mark.slow, IF_NO_ACCELERATOR])
+
+
 @pytest.mark.parametrize(
-    ("device", "message"),
-    [
-        ("cpu", "`learning_rate` must be the same on all processes, got [0.001, 0.002]"),
-        pytest.param(
-            "auto",
-            "`use_cpu` must be set where there is no accelerator",
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator"),
-            ],
-        ),
-    ],
-    ids=["arguments", "torchrun"],
+    ("device", "message"), [("cpu", "`learning_rate` must be the same on all processes, got [0.001, 0.002]"), NO_CPU]
 )
 def test_launches_that_cannot_train_as_one_are_refused(device, message, tmp_path):
     """Different arguments, and torchrun without `use_cpu`: real launches end at once and leave no file."""
@@ -89,14 +80,8 @@ def test_a_folder_is_for_one_run(tmp_path):
         "with RunLock(MD4TrainingArguments(output_dir=sys.argv[1], use_cpu=True)):\n"
         "    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", holder, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as other:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment()}
+    with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], **pipes) as other:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), RunLock(args):
             pytest.fail("entered")

@@ -52,6 +52,34 @@ def training_arguments(folder, **kwargs) -> MD4TrainingArguments:
     return MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs})
 
 
+def trained(trainer, checkpoint=None):
+    """The trainer after its training, from a checkpoint if one is given."""
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer
+
+
+def at_once_and_in_parts(make_trainer, folder, batch: int, accumulation: int, **options):
+    """Two trained trainers: their steps are taken in one batch, and in micro-batches of this size and number."""
+    in_parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    return (
+        trained(make_trainer(folder / name, **{**options, **sizes}))
+        for name, sizes in (("at_once", {}), ("in_parts", in_parts))
+    )
+
+
+def unbroken_and_resumed(make_trainer, folder, step: int, resumed: dict | None = None, **options):
+    """Two trained trainers: one has gone on from the checkpoint of this step, made anew with the options `resumed`."""
+    unbroken = trained(make_trainer(folder / "unbroken", **options))
+    trained(make_trainer(folder / "run", save_strategy="steps", save_steps=step, **options))
+    new = make_trainer(folder / "run", **{**options, **(resumed or {})})
+    return unbroken, trained(new, folder / "run" / f"checkpoint-{step}")
+
+
+def weights(model) -> torch.Tensor:
+    """All parameters, in one row."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
 def logged(trainer, name: str) -> list[float]:
     """All values that a trainer has logged under a name."""
     return [entry[name] for entry in trainer.state.log_history if name in entry]

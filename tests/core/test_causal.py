@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from commands import failure
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tiny import logged
+from tiny import logged, trained, training_arguments
 from transformers import AutoModel, AutoModelForCausalLM, Trainer
 
 from md4_hf import (
@@ -131,22 +132,10 @@ def test_what_it_is_not_for_is_an_error():
 
 
 def trained_losses(folder, batch, accumulation):
-    args = MD4TrainingArguments(
-        str(folder),
-        max_steps=4,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=1e-2,
-        logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    trainer = MD4Trainer(
-        model=causal_model(std=0.1), args=args, train_dataset=Dataset.from_dict({"input_ids": ids(64)})
-    )
-    trainer.train()
+    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    args = training_arguments(folder, learning_rate=1e-2, ema_decay=0.9, **options)
+    rows = Dataset.from_dict({"input_ids": ids(64)})
+    trainer = trained(MD4Trainer(model=causal_model(std=0.1), args=args, train_dataset=rows))
     return logged(trainer, "loss"), trainer
 
 
@@ -190,14 +179,11 @@ def test_md4_train_makes_and_evaluates_the_baseline(tmp_path, capsys):
     assert metrics["eval_loss"] == pytest.approx(recorded["eval_loss"], rel=1e-5)
     assert math.isfinite(metrics["eval_bits_per_character"])
     for option in (["--draws", "4"], ["--seed", "1"], ["--rounds", "2"], ["--estimator", "any_order"]):
-        with pytest.raises(SystemExit):
-            main(["evaluate", str(run), *option])
-        assert f"`{option[0][2:]}` must be left out for a causal model, got " in capsys.readouterr().err
+        message = failure(capsys, ["evaluate", str(run), *option])
+        assert f"`{option[0][2:]}` must be left out for a causal model, got " in message
     with pytest.raises(ValueError, match="`model` must be a masked diffusion model to make a pipeline of"):
         load_pipeline(str(run))
-    with pytest.raises(SystemExit):
-        main(["train", "--objective", "ar", "--document_mask", "--output_dir", str(tmp_path / "x")])
-    assert "`document_mask` must be False for an autoregressive model" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["train", "--preset", "digits", "--objective", "ar", "--output_dir", str(tmp_path / "x")])
-    assert "`objective` must be" in capsys.readouterr().err
+    train = ["train", "--objective", "ar", "--output_dir", str(tmp_path / "x")]
+    message = "`document_mask` must be False for an autoregressive model"
+    assert message in failure(capsys, [*train, "--document_mask"])
+    assert "`objective` must be" in failure(capsys, [*train, "--preset", "digits"])

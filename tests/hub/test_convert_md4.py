@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import failure
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoModel
 
@@ -327,6 +328,4 @@ def test_an_orbax_folder_asks_for_orbax(tmp_path):
 
 
 def test_the_command_needs_all_its_arguments(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["convert", *map(str, arguments(tmp_path)[:-1])])
-    assert "output_dir" in capsys.readouterr().err
+    assert "output_dir" in failure(capsys, ["convert", *map(str, arguments(tmp_path)[:-1])])

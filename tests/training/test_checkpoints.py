@@ -6,7 +6,8 @@ import os
 
 import pytest
 import torch
-from test_trainer import make_trainer, weights
+from test_trainer import make_trainer
+from tiny import trained, weights
 
 from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, checkpoint_to_resume, commit, newest_whole
 
@@ -96,8 +97,7 @@ def test_where_there_is_no_checkpoint_only_auto_starts_anew(tmp_path):
 
 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint_as_if_unbroken(tmp_path):
-    unbroken = make_trainer(tmp_path / "unbroken", **SAVING)
-    unbroken.train()
+    unbroken = trained(make_trainer(tmp_path / "unbroken", **SAVING))
     make_trainer(tmp_path / "run", **SAVING).train()
     truncate(tmp_path / "run" / "checkpoint-6")
     resumed = make_trainer(tmp_path / "run", **SAVING)
@@ -108,8 +108,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_as_if_unbroken(tmp_path)
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):
-    trainer = make_trainer(tmp_path, **SAVING)
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path, **SAVING))
     again = make_trainer(tmp_path, **SAVING)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 6

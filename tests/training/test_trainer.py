@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from tiny import logged, random_model, training_arguments
+from tiny import (
+    at_once_and_in_parts,
+    logged,
+    random_model,
+    trained,
+    training_arguments,
+    unbroken_and_resumed,
+    weights,
+)
 from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
 
 from md4_hf import (
@@ -31,12 +39,8 @@ from md4_hf.training.trainer import check_model
 
 
 LENGTH, VOCAB = 8, 5
-EVALUATE_EVERY_STEP = {
-    "save_strategy": "steps",
-    "eval_strategy": "steps",
-    "eval_steps": 1,
-    "metric_for_best_model": "eval_loss",
-}
+EVALUATE_EVERY_STEP = {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 1}
+EVALUATE_EVERY_STEP["metric_for_best_model"] = "eval_loss"
 
 
 def tiny_model(seed=0, **kwargs):
@@ -68,10 +72,6 @@ def losses(trainer):
     return logged(trainer, "loss")
 
 
-def weights(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
 # Equal numbers --------------------------------------------------------------------------------------------------------
 
 
@@ -79,11 +79,11 @@ def assert_accumulation_changes_nothing(folder, batch, accumulation, train=None)
     """Train in whole batches and in micro-batches, in float64: AdamW divides a gradient by its size, and with it the
     rounding of float32, which depends on the processor and on the shape of a batch.
     """
-    at_once = make_trainer(folder / "at_once", tiny_model().double(), train)
-    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-    in_parts = make_trainer(folder / "in_parts", tiny_model().double(), train, **options)
-    for trainer in (at_once, in_parts):
-        trainer.train()
+
+    def make(folder, **options):
+        return make_trainer(folder, tiny_model().double(), train, **options)
+
+    at_once, in_parts = at_once_and_in_parts(make, folder, batch, accumulation)
     assert losses(in_parts) == pytest.approx(losses(at_once), abs=1e-5)
     torch.testing.assert_close(weights(in_parts.model), weights(at_once.model), atol=1e-9, rtol=0)
 
@@ -100,11 +100,8 @@ def test_accumulation_weighs_each_token_of_ragged_sequences_alike(tmp_path):
 
 
 def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
-    unbroken = make_trainer(tmp_path / "a", max_steps=6, ema_decay=0.9)
-    unbroken.train()
-    make_trainer(tmp_path / "b", max_steps=6, ema_decay=0.9, save_strategy="steps", save_steps=3).train()
-    resumed = make_trainer(tmp_path / "b", model=tiny_model(seed=9), max_steps=6, ema_decay=0.9)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
+    options = {"max_steps": 6, "ema_decay": 0.9, "resumed": {"model": tiny_model(seed=9)}}
+    unbroken, resumed = unbroken_and_resumed(make_trainer, tmp_path, 3, **options)
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
     with resumed.ema_weights(), unbroken.ema_weights():
         assert torch.equal(weights(resumed.model), weights(unbroken.model))
@@ -113,38 +110,29 @@ def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_resuming_in_the_middle_of_a_later_epoch_goes_on_with_its_order(tmp_path, strategy):
     options = {"train": dataset(24), "max_steps": 6, "train_sampling_strategy": strategy}  # epochs of three steps
-    unbroken = make_trainer(tmp_path / "a", **options)
-    unbroken.train()
-    make_trainer(tmp_path / "b", save_strategy="steps", save_steps=4, **options).train()
-    resumed = make_trainer(tmp_path / "b", **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    unbroken, resumed = unbroken_and_resumed(make_trainer, tmp_path, 4, **options)
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
 def test_the_global_generator_does_not_reach_the_noise(tmp_path):
-    first = make_trainer(tmp_path / "a")
-    first.train()
+    first = trained(make_trainer(tmp_path / "a"))
 
     class Draws(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             torch.rand(7)
 
-    second = make_trainer(tmp_path / "b", callbacks=[Draws()])
-    second.train()
+    second = trained(make_trainer(tmp_path / "b", callbacks=[Draws()]))
     assert losses(first) == losses(second)
 
 
 def test_every_step_has_noise_of_its_own(tmp_path):
     same = Dataset.from_dict({"input_ids": sequences(1).repeat(8, axis=0).tolist()})
-    trainer = make_trainer(tmp_path, train=same, learning_rate=0.0)
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path, train=same, learning_rate=0.0))
     assert len(set(losses(trainer))) == 4
 
 
 def test_another_seed_is_another_run(tmp_path):
-    runs = [make_trainer(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
-    for run in runs:
-        run.train()
+    runs = [trained(make_trainer(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
     assert losses(runs[0]) != losses(runs[1])
     assert [run.args.data_seed for run in runs] == [0, 1]
 
@@ -152,10 +140,8 @@ def test_another_seed_is_another_run(tmp_path):
 def test_a_stream_trains_as_a_map_style_data_set_in_the_same_order(tmp_path):
     blocks = dataset(32)
     stream = IterableDataset.from_generator(lambda: iter(blocks))
-    mapped = make_trainer(tmp_path / "a", train=blocks, train_sampling_strategy="sequential")
-    streamed = make_trainer(tmp_path / "b", train=stream)
-    for trainer in (mapped, streamed):
-        trainer.train()
+    mapped = trained(make_trainer(tmp_path / "a", train=blocks, train_sampling_strategy="sequential"))
+    streamed = trained(make_trainer(tmp_path / "b", train=stream))
     assert losses(streamed) == pytest.approx(losses(mapped), abs=1e-6)
 
 
@@ -192,22 +178,23 @@ def test_a_trained_model_comes_near_the_entropy_of_its_source_from_above(tmp_pat
         time_conditioning=False,
         attn_implementation="eager",  # the fastest on a processor for sequences as short as these
     )
-    trainer = make_trainer(
-        tmp_path,
-        model=MD4ForMaskedDiffusion(config),
-        train=Dataset.from_dict({"input_ids": train}),
-        evaluation=Dataset.from_dict({"input_ids": heldout}),
-        max_steps=250,
-        per_device_train_batch_size=128,
-        per_device_eval_batch_size=512,
-        learning_rate=1e-2 if use_muon else 5e-3,
-        lr_scheduler_type="cosine",
-        eval_draws=16,
-        logging_steps=50,
-        ema_decay=0.95,
-        use_muon=use_muon,
+    trainer = trained(
+        make_trainer(
+            tmp_path,
+            model=MD4ForMaskedDiffusion(config),
+            train=Dataset.from_dict({"input_ids": train}),
+            evaluation=Dataset.from_dict({"input_ids": heldout}),
+            max_steps=250,
+            per_device_train_batch_size=128,
+            per_device_eval_batch_size=512,
+            learning_rate=1e-2 if use_muon else 5e-3,
+            lr_scheduler_type="cosine",
+            eval_draws=16,
+            logging_steps=50,
+            ema_decay=0.95,
+            use_muon=use_muon,
+        )
     )
-    trainer.train()
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] > entropy - 3 * metrics["eval_loss_stderr"], "a bound cannot beat the entropy"
     assert metrics["eval_loss"] < entropy + 0.06, f"{metrics['eval_loss']} against {entropy}"
@@ -259,14 +246,8 @@ def test_more_draws_bring_the_estimate_nearer_and_the_error_is_honest(tmp_path):
     evaluation, model = dataset(128, seed=1), tiny_model()
 
     def evaluate(draws, seed):
-        return make_trainer(
-            tmp_path,
-            model=model,
-            evaluation=evaluation,
-            eval_draws=draws,
-            eval_seed=seed,
-            per_device_eval_batch_size=128,
-        ).evaluate()
+        options = {"eval_draws": draws, "eval_seed": seed, "per_device_eval_batch_size": 128}
+        return make_trainer(tmp_path, model=model, evaluation=evaluation, **options).evaluate()
 
     exact = evaluate(200, 99)["eval_loss"]
     singles = [evaluate(1, seed) for seed in range(12)]
@@ -285,8 +266,7 @@ def test_characters_give_bits_per_character(tmp_path):
 
 
 def test_evaluating_leaves_the_random_state_and_the_weights_alone(tmp_path):
-    trainer = make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.5)
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.5))
     before, state = weights(trainer.model), torch.get_rng_state()
     trainer.evaluate()
     assert torch.equal(weights(trainer.model), before) and torch.equal(torch.get_rng_state(), state)
@@ -321,8 +301,9 @@ def test_the_standard_error_is_that_of_a_ratio_over_examples():
 
 
 def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_raw_ones(tmp_path):
-    trainer = make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.9, save_strategy="steps", save_steps=4)
-    trainer.train()
+    trainer = trained(
+        make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.9, save_strategy="steps", save_steps=4)
+    )
     raw = weights(trainer.model)
     with trainer.ema_weights():
         averaged = weights(trainer.model)
@@ -386,16 +367,8 @@ def test_a_checkpoint_appears_only_when_it_is_complete(tmp_path, monkeypatch):
 
 
 def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        evaluation=dataset(8),
-        save_steps=1,
-        max_steps=5,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        **EVALUATE_EVERY_STEP,
-    )
-    trainer.train()
+    options = {"save_steps": 1, "max_steps": 5, "save_total_limit": 2, "load_best_model_at_end": True}
+    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), **options, **EVALUATE_EVERY_STEP))
     names = {path.name for path in tmp_path.glob("checkpoint-*")}
     best = f"checkpoint-{trainer.state.best_global_step}"
     assert len(names) == 2 and {best, "checkpoint-5"} <= names | {best}
@@ -406,31 +379,16 @@ def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
 
 def test_the_best_model_is_loaded_with_its_average(tmp_path):
     """A learning rate that ruins the model after the first step: the best is the first checkpoint."""
-    trainer = make_trainer(
-        tmp_path,
-        evaluation=dataset(16),
-        learning_rate=0.3,
-        ema_decay=0.5,
-        save_steps=1,
-        load_best_model_at_end=True,
-        **EVALUATE_EVERY_STEP,
-    )
-    trainer.train()
+    options = {"learning_rate": 0.3, "ema_decay": 0.5, "save_steps": 1, "load_best_model_at_end": True}
+    trainer = trained(make_trainer(tmp_path, evaluation=dataset(16), **options, **EVALUATE_EVERY_STEP))
     evaluations = logged(trainer, "eval_loss")
     assert trainer.state.best_metric == min(evaluations) < evaluations[-1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
 
 
 def test_a_best_evaluation_without_a_checkpoint_does_not_end_the_run(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        evaluation=dataset(8),
-        save_steps=2,
-        max_steps=5,
-        save_total_limit=1,
-        **EVALUATE_EVERY_STEP,
-    )
-    trainer.train()
+    options = {"save_steps": 2, "max_steps": 5, "save_total_limit": 1, **EVALUATE_EVERY_STEP}
+    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), **options))
     assert trainer.state.global_step == 5 and list(tmp_path.glob("checkpoint-*"))
 
 
@@ -448,14 +406,11 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
-    trainer = make_trainer(tmp_path, max_steps=6, callbacks=[PressCtrlC()])
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path, max_steps=6, callbacks=[PressCtrlC()]))
     assert trainer.interrupted and trainer.state.global_step == 3
     assert signal.getsignal(signal.SIGINT) is handler
-    unbroken = make_trainer(tmp_path / "unbroken", max_steps=6)
-    unbroken.train()
-    resumed = make_trainer(tmp_path, max_steps=6)
-    resumed.train(resume_from_checkpoint=True)
+    unbroken = trained(make_trainer(tmp_path / "unbroken", max_steps=6))
+    resumed = trained(make_trainer(tmp_path, max_steps=6), tmp_path / "checkpoint-3")
     assert not resumed.interrupted and torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
@@ -485,21 +440,17 @@ def test_an_md4_model_in_a_wrapper_is_not_refused(tmp_path, wrap):
 
 
 def test_the_last_batch_of_an_epoch_may_be_short(tmp_path):
-    trainer = make_trainer(tmp_path, train=dataset(13), max_steps=-1, num_train_epochs=2)
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path, train=dataset(13), max_steps=-1, num_train_epochs=2))
     assert trainer.state.global_step == 4 and all(map(math.isfinite, losses(trainer)))
 
 
 def test_bf16_autocast_trains(tmp_path):
-    half, full = make_trainer(tmp_path / "a", bf16=True), make_trainer(tmp_path / "b")
-    half.train()
-    full.train()
+    half, full = trained(make_trainer(tmp_path / "a", bf16=True)), trained(make_trainer(tmp_path / "b"))
     assert losses(half) == pytest.approx(losses(full), rel=0.03)
 
 
 def test_the_model_card_tells_the_run(tmp_path):
-    trainer = make_trainer(tmp_path, evaluation=dataset(8), eval_strategy="steps", eval_steps=2)
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), eval_strategy="steps", eval_steps=2))
     trainer.create_model_card(data="eight sequences", samples=["abc"])
     card = (tmp_path / "README.md").read_text()
     assert f"{logged(trainer, 'eval_loss')[-1]:.4f}" in card and "eight sequences" in card and "abc" in card
@@ -545,16 +496,14 @@ def test_a_step_that_scores_nothing_changes_nothing(tmp_path, objective):
     rows = [{"input_ids": row.tolist(), "labels": [-100] * LENGTH} for row in sequences(16)]
     model = random_model(VOCAB + 1, LENGTH, std=0.2, **learned)
     before = weights(model)
-    trainer = make_trainer(tmp_path, model=model, train=Dataset.from_list(rows), weight_decay=0.0)
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path, model=model, train=Dataset.from_list(rows), weight_decay=0.0))
     assert trainer.state.global_step == 4 and trainer.state.num_input_tokens_seen == 0
     assert torch.equal(weights(trainer.model), before)
 
 
 def test_tokens_are_counted_once_where_several_devices_have_their_number(tmp_path):
     """With DataParallel, transformers repeats the number of items for each device."""
-    trainer = make_trainer(tmp_path)
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path))
     trainer.args._n_gpu = 2
     trainer._uncounted_tokens, seen = 0, trainer.state.num_input_tokens_seen
     batches, num_items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))

@@ -13,12 +13,12 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from commands import failure
 from distributed_runs import make_trainer, run
 from launching import HERE, TORCHRUN
 from launching import run as launch
 
 from md4_hf import MD4TrainingArguments
-from md4_hf.cli import main
 from md4_hf.core.modeling_md4_layers import MD4Layer
 from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, commit
 from md4_hf.training.step_sampler import StepSampler
@@ -161,9 +161,8 @@ def test_the_command_finds_a_damaged_checkpoint_before_it_prepares_data(trained,
     command = ["train", "--data", str(tmp_path / "missing.txt"), "--output_dir", str(tmp_path / "run")]
     folder = tmp_path / "run" / "checkpoint-4"
     folder.mkdir(parents=True)
-    with pytest.raises(SystemExit):
-        main([*command, "--resume_from_checkpoint", str(folder)])
-    assert "it has no manifest.json" in capsys.readouterr().err
+    message = failure(capsys, [*command, "--resume_from_checkpoint", str(folder)])
+    assert "it has no manifest.json" in message
 
 
 # The order of the examples --------------------------------------------------------------------------------------------

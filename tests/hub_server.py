@@ -32,6 +32,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import torch
 import yaml
 
 
@@ -124,10 +125,6 @@ class Repository:
     def is_large(self, path: str) -> bool:
         """Whether git holds only a pointer to the file."""
         return any(fnmatch.fnmatch(path, pattern) for pattern in self.large_files)
-
-    def commits(self, branch: str = "main") -> list[Commit]:
-        """The commits of a branch, the newest first."""
-        return list(self.branches[branch].history())
 
     def find(self, revision: str) -> Commit:
         """The commit of a branch, tag or sha."""
@@ -569,6 +566,14 @@ class HubServer:
         repository.branches["main"] = Commit({**head.files, **new}, "Add files", parent=head)
         return repository.branches["main"].sha
 
+    def titles(self, name: str) -> list[str]:
+        """Titles of a model's commits, the newest first."""
+        return [commit.title for commit in self.repository(name).branches["main"].history()]
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """The files of a model by path."""
+        return {path: file.data for path, file in self.repository(name).branches["main"].files.items()}
+
     def misbehave(self, method: str, path: str, **options) -> Fault:
         """Let the next requests that match go wrong; options are those of `Fault`."""
         self.faults.append(Fault(method, path, **options))
@@ -611,6 +616,12 @@ class HubServer:
         process = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=300)
         assert not check or process.returncode == 0, process.stdout + process.stderr
         return process
+
+    def run_function(self, function: Callable, *args, home: Path, **options):
+        """Result of a function of a test file, called by `run_python` in a new process with an empty cache."""
+        call = f"torch.save({function.__module__}.{function.__name__}(*{args!r}), 'result.pt')"
+        self.run_python(f"import torch, {function.__module__}\n{call}", home=home, **options)
+        return torch.load(home / "result.pt")
 
 
 class _Handler(BaseHTTPRequestHandler):

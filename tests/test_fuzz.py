@@ -8,7 +8,6 @@ Such an error names an argument, option or file, and leaves every file as it was
 import contextlib
 import hashlib
 import inspect
-import io
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from commands import outcome
 from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -53,7 +53,6 @@ from md4_hf import (
     repetition,
     token_entropy,
 )
-from md4_hf.cli import main
 from md4_hf.cli.arguments import parse_arguments
 from md4_hf.cli.train_options import ModelArguments, RunArguments, StartArguments
 from md4_hf.data.packing import Separator
@@ -118,11 +117,8 @@ def documented(function, *args, names, **kwargs):
 
 def contents(folder):
     """The files of a folder, each with its digest."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in Path(folder).rglob("*")
-        if path.is_file()
-    }
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @contextlib.contextmanager
@@ -135,34 +131,12 @@ def unchanged(*folders):
 
 # Configurations -------------------------------------------------------------------------------------------------------
 
-IMAGE_CONFIG = {
-    "backbone": "uvit",
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "image_size": [2, 2],
-    "num_channels": 1,
-    "channel_multipliers": [1],
-    "dit_hidden_size": 4,
-    "dit_num_hidden_layers": 1,
-    "dit_num_attention_heads": 2,
-    "num_classes": 2,
-    "class_dropout": 0.1,
-}
-SMALL = {
-    "vocab_size": VOCAB,
-    "mask_token_id": MASK,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
-SMALL |= {
-    "intermediate_size": 8,
-    "mlp_type": "glu",
-    "conditioning_size": 4,
-    "modulation": "adaln",
-    "num_classes": None,
-}
+IMAGE_CONFIG = {"backbone": "uvit", "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1}
+IMAGE_CONFIG |= {"image_size": [2, 2], "num_channels": 1, "channel_multipliers": [1], "num_classes": 2}
+IMAGE_CONFIG |= {"dit_hidden_size": 4, "dit_num_hidden_layers": 1, "dit_num_attention_heads": 2, "class_dropout": 0.1}
+SMALL = {"vocab_size": VOCAB, "mask_token_id": MASK, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+SMALL |= {"num_attention_heads": 2, "mlp_type": "glu", "conditioning_size": 4, "modulation": "adaln"}
+SMALL["num_classes"] = None
 SMALL |= {"residual_dropout": 0.1, "max_position_embeddings": LENGTH, "masking_schedule": "poly", "norm_eps": 1e-5}
 NOT_OF_TEXT = {*(IMAGE_CONFIG.keys() - SMALL.keys()), "is_causal"}
 CONFIG = {name: getattr(MD4Config, name) for name in MD4Config.__annotations__ if name not in NOT_OF_TEXT} | SMALL
@@ -463,9 +437,8 @@ TEXTS = st.lists(st.none() | st.text(max_size=20) | st.sampled_from(["the word [
 def test_packing_works_or_name_what_is_wrong(texts, block_size, which, document_ids):
     tokenizer = [build_text8_tokenizer(), build_byte_tokenizer()][which]
     documents = Dataset.from_dict({"text": pa.array(texts, pa.string())})
-    packed = documented(
-        pack, documents, tokenizer, block_size, document_ids=document_ids, names=["block_size", "documents"]
-    )
+    options = {"document_ids": document_ids, "names": ["block_size", "documents"]}
+    packed = documented(pack, documents, tokenizer, block_size, **options)
     if packed is not None:
         blocks, report = packed
         assert len(blocks) == report.num_blocks and all(len(row["input_ids"]) == block_size for row in blocks)
@@ -508,11 +481,9 @@ PAIRS = {"prompt_column": "prompt", "response_column": "response", "response_end
 def test_pairs_work_or_name_what_is_wrong(values, block_size, texts):
     arguments = documented(PairArguments, names=PAIRS, **values)
     if arguments is not None and arguments.given:
-        columns = {name: pa.array(texts, pa.string()) for name in ("prompt", "response")}
-        names = [*PAIRS, "block_size", "pairs"]
-        encoded = documented(
-            encode_pairs, Dataset.from_dict(columns), build_byte_tokenizer(), block_size, arguments, names=names
-        )
+        pairs = Dataset.from_dict({name: pa.array(texts, pa.string()) for name in ("prompt", "response")})
+        inputs = (pairs, build_byte_tokenizer(), block_size, arguments)
+        encoded = documented(encode_pairs, *inputs, names=[*PAIRS, "block_size", "pairs"])
         if encoded is not None:
             assert all(len(row["input_ids"]) == len(row["labels"]) <= block_size for row in encoded[0])
 
@@ -545,24 +516,10 @@ def test_lora_arguments_work_or_name_what_is_wrong(values):
             check_loss(adapted.eval())
 
 
-def exit_code(function, argv):
-    """Exit status and messages of a command; status 0 if it works."""
-    with contextlib.redirect_stderr(io.StringIO()) as output, contextlib.redirect_stdout(output):
-        try:
-            function(argv)
-        except SystemExit as stop:
-            return stop.code, output.getvalue()
-    return 0, output.getvalue()
-
-
 TYPES = (StartArguments, RunArguments, ModelArguments, DataArguments)
 OPTIONS = ["hidden_size", "data", "schedule_eps", "total_batch_size", "streaming", "preset", "mlp_type", "x"]
-YAML = (
-    st.dictionaries(st.sampled_from(OPTIONS), ANYTHING, max_size=3).map(yaml.safe_dump)
-    | ANYTHING.map(yaml.safe_dump)
-    | st.text(max_size=9)
-    | st.just("!!python/object/apply:os.getcwd []")
-)
+CONTENT = st.dictionaries(st.sampled_from(OPTIONS), ANYTHING, max_size=3) | ANYTHING
+YAML = CONTENT.map(yaml.safe_dump) | st.text(max_size=9) | st.just("!!python/object/apply:os.getcwd []")
 
 
 def parse_options(argv):
@@ -578,7 +535,7 @@ def test_option_files_work_or_name_what_is_wrong(tmp_path_factory, text):
     names = [*OPTIONS, "options", "config"]
     with unchanged(folder):
         argv = ["--config", str(folder / "options.yaml")]
-        code, said = exit_code(lambda argv: documented(parse_options, argv, names=names), argv)
+        code, said = outcome(argv, lambda argv: documented(parse_options, argv, names=names))
     assert code in (0, 2), said
 
 
@@ -596,7 +553,7 @@ def options_of(names):
 def check_command(folder, argv, options):
     """A command with these options works or names one of them, and leaves the model's folder alone."""
     with unchanged(folder):
-        code, said = exit_code(main, [*argv, *(f"--{name}={value}" for name, value in options.items())])
+        code, said = outcome([*argv, *(f"--{name}={value}" for name, value in options.items())])
     assert code == 0 or (code in (1, 2) and any(name in said for name in [*options, "unknown"])), said
 
 
@@ -611,7 +568,7 @@ def test_sampling_commands_work_or_name_what_is_wrong(saved, options):
 )
 def test_infilling_texts_work_or_name_what_is_wrong(saved, text):
     with unchanged(saved):
-        code, said = exit_code(main, ["infill", str(saved / "model"), "--device=cpu", "--", text])
+        code, said = outcome(["infill", str(saved / "model"), "--device=cpu", "--", text])
     assert code == 0 or (code in (1, 2) and said)
 
 
@@ -675,24 +632,10 @@ def test_recipes_make_windows_that_fit_or_name_what_is_wrong(texts, preparation,
 
 # Converted checkpoints ------------------------------------------------------------------------------------------------
 
-OFFICIAL = {
-    "vocab_size": 5,
-    "feature_dim": 4,
-    "num_heads": 2,
-    "n_layers": 1,
-    "data_shape": [LENGTH],
-    "noise_schedule_type": "linear",
-    "mlp_type": "glu",
-    "time_features": "t",
-    "cond_type": "adaln",
-    "outside_embed": True,
-    "dropout_rate": 0.0,
-    "classes": -1,
-    "timesteps": 10,
-    "sampler": "ancestral",
-    "sampling_grid": "cosine",
-    "model_type": "md4",
-}
+OFFICIAL = {"vocab_size": 5, "feature_dim": 4, "num_heads": 2, "n_layers": 1, "data_shape": [LENGTH], "classes": -1}
+OFFICIAL |= {"noise_schedule_type": "linear", "mlp_type": "glu", "time_features": "t", "cond_type": "adaln"}
+OFFICIAL |= {"outside_embed": True, "dropout_rate": 0.0, "timesteps": 10, "sampler": "ancestral"}
+OFFICIAL |= {"sampling_grid": "cosine", "model_type": "md4"}
 
 
 @fuzz(150, values=changed(OFFICIAL, ANYTHING | st.sampled_from(["poly2", "poly.", "poly1e9", "topp", "genmd4"])))

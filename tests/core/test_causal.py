@@ -9,7 +9,7 @@ import torch
 from commands import failure
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tiny import logged, trained, training_arguments
+from tiny import logged, trained, training_arguments, with_normal_weights
 from transformers import AutoModel, AutoModelForCausalLM, Trainer
 
 from md4_hf import (
@@ -29,11 +29,8 @@ SIZES = {"vocab_size": VOCAB + 1, "hidden_size": 32, "num_hidden_layers": 2, "nu
 
 
 def causal_model(seed=0, std=0.3, **kwargs):
-    torch.manual_seed(seed)
-    model = MD4ForCausalLM(MD4Config(**SIZES, max_position_embeddings=LENGTH, is_causal=True, **kwargs))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=std)
-    return model.eval()
+    config = MD4Config(**SIZES, max_position_embeddings=LENGTH, is_causal=True, **kwargs)
+    return with_normal_weights(config, std, seed, MD4ForCausalLM).eval()
 
 
 def ids(count=4, length=LENGTH, seed=0):
@@ -107,10 +104,8 @@ def test_padding_changes_nothing():
 def test_saved_and_opened_it_is_the_same(tmp_path):
     model, x = causal_model(), ids()
     model.save_pretrained(tmp_path)
-    for loaded in (
-        load_model(str(tmp_path)),
-        *(c.from_pretrained(tmp_path) for c in (AutoModel, AutoModelForCausalLM)),
-    ):
+    for loader in (load_model, AutoModel.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        loaded = loader(str(tmp_path))
         assert isinstance(loaded, MD4ForCausalLM)
         torch.testing.assert_close(loaded(x).logits, model(x).logits)
 

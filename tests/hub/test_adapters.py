@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from tiny import logged, quiet, random_model, trained, training_arguments, unbroken_and_resumed
+from tiny import ADAPTER_FILES, logged, quiet, random_model, trained, training_arguments, unbroken_and_resumed
 from transformers import AutoModel
 
 from md4_hf import (
@@ -176,12 +176,8 @@ def assert_same(first, second, **tolerance):
 
 
 def test_training_moves_the_adapter_alone_and_accumulation_does_not_matter(base, tmp_path):
-    trainers = [
-        make_trainer(
-            base, tmp_path / str(batch), per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch
-        )
-        for batch in (8, 2)
-    ]
+    sizes = [{"per_device_train_batch_size": n, "gradient_accumulation_steps": 8 // n} for n in (8, 2)]
+    trainers = [make_trainer(base, tmp_path / str(n), **options) for n, options in enumerate(sizes)]
     before = trained_parameters(trainers[0])
     frozen = {name: p.clone() for name, p in trainers[0].model.named_parameters() if not p.requires_grad}
     for trainer in trainers:
@@ -222,15 +218,7 @@ def test_a_shared_adapter_has_all_that_it_needs(base, tmp_path):
     trainer.evaluate()
     trainer.save_repository(tmp_path / "shared")
     names = {path.name for path in (tmp_path / "shared").iterdir()}
-    assert names == {
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "base_model.json",
-        "loss.png",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }, "no pickle among them"
+    assert names == ADAPTER_FILES
     card = (tmp_path / "shared/README.md").read_text()
     assert "library_name: peft" in card and f'from_pretrained("{base}"' in card and "LoRA, rank 4" in card
     assert "base_model:" not in card, "which is for ids of the Hub"

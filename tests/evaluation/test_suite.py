@@ -12,10 +12,10 @@ from commands import failure
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import ModelCard
-from launching import TORCHRUN, run
+from launching import TORCHRUN, run_well
 from tiny import random_image_model, random_model
 
-from md4_hf import build_byte_tokenizer, build_text8_tokenizer, digits
+from md4_hf import MD4Trainer, build_byte_tokenizer, build_text8_tokenizer, digits
 from md4_hf.cli import main
 from md4_hf.evaluation.detokenizers import detokenize
 from md4_hf.evaluation.recipes import PREPARATIONS, SUITES, TASKS, make_recipe
@@ -24,13 +24,9 @@ from md4_hf.evaluation.tasks import hub_commit, load_rows, make_windows, sliding
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 16
+EOS = [build_byte_tokenizer().eos_token_id]
+BLANK_LINE = build_byte_tokenizer().encode("\n\n", add_special_tokens=False)
 ROWS = ["the first row .\n", "", "a second one , longer than a block of tokens is , to be cut .\n", "end .\n"] * 5
-
-
-def tokenizer():
-    made = build_byte_tokenizer()
-    assert made.eos_token_id is not None
-    return made
 
 
 def recipe(preparation="sedd", context=LENGTH, task="wikitext2", data="file.txt", **changes):
@@ -38,7 +34,7 @@ def recipe(preparation="sedd", context=LENGTH, task="wikitext2", data="file.txt"
 
 
 def windows(rows=ROWS, **options):
-    return make_windows(Dataset.from_dict({"text": list(rows)}), tokenizer(), recipe(**options))
+    return make_windows(Dataset.from_dict({"text": list(rows)}), build_byte_tokenizer(), recipe(**options))
 
 
 def scored(examples):
@@ -49,7 +45,7 @@ def scored(examples):
 
 
 def tokens_of(rows, end=None):
-    ids = [tokenizer().encode(row, add_special_tokens=False) for row in rows]
+    ids = [build_byte_tokenizer().encode(row, add_special_tokens=False) for row in rows]
     return [token for row in ids for token in [*row, *([] if end is None else end)]]
 
 
@@ -69,19 +65,15 @@ def tokens_of(rows, end=None):
     ],
 )
 def test_a_detokenizer_undoes_word_tokenisation(name, text, expected):
-    result = detokenize(text, name)
-    if name == "ptb":
-        expected = "the company's share is $1 1 1 and doesn't grow / fall ?"
-    if name == "lm1b":
-        expected = 'He said: "it is fine." (really) at http://a.b?'
-    assert result == expected
+    long = {"ptb": "the company's share is $1 1 1 and doesn't grow / fall ?"}
+    long["lm1b"] = 'He said: "it is fine." (really) at http://a.b?'
+    assert detokenize(text, name) == (expected or long[name])
 
 
 def test_an_unknown_detokenizer_is_an_error():
-    with pytest.raises(ValueError, match="`detokenizer` must be one of .*, got 'moses'"):
-        detokenize("x", "moses")
-    with pytest.raises(ValueError, match="`detokenizer` must be one of .*, got 'moses'"):
-        recipe(detokenizer="moses")
+    for use in (lambda: detokenize("x", "moses"), lambda: recipe(detokenizer="moses")):
+        with pytest.raises(ValueError, match="`detokenizer` must be one of .*, got 'moses'"):
+            use()
 
 
 # Windows --------------------------------------------------------------------------------------------------------------
@@ -103,7 +95,7 @@ def test_every_token_is_scored_once_after_as_much_context_as_the_stride_leaves(c
 
 def test_sedd_ends_rows_also_empty_ones_and_drops_what_fills_no_block():
     examples = windows(preparation="sedd")
-    expected = tokens_of(ROWS, end=[tokenizer().eos_token_id])
+    expected = tokens_of(ROWS, end=EOS)
     kept = len(expected) // LENGTH * LENGTH
     assert scored(examples) == expected[:kept] and {len(e["input_ids"]) for e in examples} == {LENGTH}
     many = windows(["abcde"] * 1001, preparation="sedd")  # 1000 rows are joined at a time
@@ -112,12 +104,12 @@ def test_sedd_ends_rows_also_empty_ones_and_drops_what_fills_no_block():
 
 def test_whole_scores_the_last_tokens_too():
     examples = windows(preparation="whole")
-    expected = tokens_of(ROWS, end=[tokenizer().eos_token_id])
+    expected = tokens_of(ROWS, end=EOS)
     assert scored(examples) == expected and len(examples[-1]["input_ids"]) == len(expected) % LENGTH
 
 
 def test_mdlm_frames_blocks_with_scored_end_tokens():
-    end, examples = tokenizer().eos_token_id, windows(preparation="mdlm")
+    end, examples = build_byte_tokenizer().eos_token_id, windows(preparation="mdlm")
     inner = [token for example in examples for token in example["input_ids"][1:-1]]
     expected = tokens_of(ROWS, end=[end])
     assert inner == expected[: len(inner)] and len(expected) - len(inner) < LENGTH - 2
@@ -126,7 +118,7 @@ def test_mdlm_frames_blocks_with_scored_end_tokens():
 
 def test_gpt2_slides_its_window():
     examples = windows(preparation="gpt2", stride=4)
-    assert scored(examples) == tokens_of(ROWS, end=tokenizer().encode("\n\n", add_special_tokens=False))
+    assert scored(examples) == tokens_of(ROWS, end=BLANK_LINE)
     assert all(example["labels"][: LENGTH - 4] == [-100] * (LENGTH - 4) for example in examples.select(range(1, 5)))
     assert recipe(preparation="gpt2", context=1024).stride == 512
 
@@ -134,7 +126,7 @@ def test_gpt2_slides_its_window():
 @pytest.mark.parametrize("preparation", ["sedd", "whole", "gpt2"])
 def test_rows_that_are_not_joined_are_scored_to_their_end_in_every_preparation(preparation):
     examples = windows(preparation=preparation, wrap=False, stride=LENGTH)
-    end = [tokenizer().eos_token_id] if preparation != "gpt2" else tokenizer().encode("\n\n", add_special_tokens=False)
+    end = EOS if preparation != "gpt2" else BLANK_LINE
     assert scored(examples) == tokens_of(ROWS, end=end)
 
 
@@ -145,7 +137,7 @@ def test_lines_end_at_line_breaks_alone(tmp_path):
 
 
 def test_rows_by_themselves_are_not_joined():
-    examples, end = windows(preparation="rows"), [tokenizer().eos_token_id]
+    examples, end = windows(preparation="rows"), EOS
     assert scored(examples) == tokens_of(ROWS, end=end)
     assert examples[1]["input_ids"] == end, "the empty row"
     joined = windows(preparation="whole", wrap=False)
@@ -270,17 +262,13 @@ def test_a_suite_prints_a_table_and_writes_what_is_needed_to_repeat_it(model, fi
 
 def test_neither_the_batch_size_nor_an_interruption_changes_a_result(model, files, tmp_path, monkeypatch):
     expected = evaluate(model, files, tmp_path / "whole", "--draws", "2", "--batch_size", "64")
-    assert values(evaluate(model, files, tmp_path / "small", "--draws", "2", "--batch_size", "3")) == pytest.approx(
-        values(expected), rel=1e-5
-    )
+    small = evaluate(model, files, tmp_path / "small", "--draws", "2", "--batch_size", "3")
+    assert values(small) == pytest.approx(values(expected), rel=1e-5)
     for path in sorted((tmp_path / "whole" / "rounds").rglob("round-0.safetensors"))[:2]:
         path.unlink()
     calls = []
-    predict = "md4_hf.training.trainer.MD4Trainer.predict"
-    from md4_hf import MD4Trainer
-
     original = MD4Trainer.predict
-    monkeypatch.setattr(predict, lambda self, *args, **kwargs: calls.append(1) or original(self, *args, **kwargs))
+    monkeypatch.setattr(MD4Trainer, "predict", lambda self, *a, **kw: calls.append(1) or original(self, *a, **kw))
     again = evaluate(model, files, tmp_path / "whole", "--draws", "2", "--batch_size", "64")
     assert values(again) == values(expected) and len(calls) == 2, "only what is missing is evaluated"
 
@@ -319,19 +307,9 @@ def test_the_commit_of_a_hub_data_set_is_known_by_its_folder_in_the_cache(tmp_pa
 def test_two_processes_give_the_results_of_one(model, files, tmp_path):
     options = ["--draws", "2", "--tasks", "ptb", "wikitext2", "--estimator", "any_order"]
     one = evaluate(model, files, tmp_path / "one", *options)
-    command = [
-        "-m",
-        "md4_hf",
-        "suite",
-        model,
-        "zero-shot",
-        "--replace",
-        *[file for file in files if file.split("=")[0] in options],
-        *options,
-        "--use_cpu",
-    ]
-    status, output = run([*TORCHRUN, *command, "--output_dir", tmp_path / "two"])
-    assert status == 0, output
+    replace = [file for file in files if file.split("=")[0] in options]
+    command = [*TORCHRUN, "-m", "md4_hf", "suite", model, "zero-shot", "--replace", *replace, *options, "--use_cpu"]
+    run_well([*command, "--output_dir", tmp_path / "two"])
     two = report_in(tmp_path / "two")
     assert values(two) == pytest.approx(values(one), rel=1e-5)
     assert two["environment"]["num_processes"] == 2
@@ -372,10 +350,8 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
     (result,) = report_in(rgb / "evaluation")["results"]
     assert result["metrics"]["num_tokens"] == 6 * 3072
     capsys.readouterr()
-    with pytest.raises(SystemExit):
-        main(["suite", str(rgb), "cifar10", "--stride", "4", "--preparation", "mdlm"])
     message = "The options of preparing text must be left out for images, got ['mdlm', 'stride-4']"
-    assert message in capsys.readouterr().err
+    assert message in failure(capsys, ["suite", str(rgb), "cifar10", "--stride", "4", "--preparation", "mdlm"])
 
 
 @pytest.mark.parametrize(
@@ -391,17 +367,11 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
         (["suite", "MODEL", "text8", "--data", "other.txt"], "unknown options: --data other.txt"),
         (["suite", "MODEL", "text8", "--output_file", "figures.json"], "unknown options: --output_file figures.json"),
         (["suite", "MODEL", "text9"], "`name` must be one of ['zero-shot', 'openwebtext', "),
-        (
-            ["suite", "MODEL", "text8", "--block_size", "99"],
-            "`block_size` must be at most the model's 16",
-        ),
+        (["suite", "MODEL", "text8", "--block_size", "99"], "`block_size` must be at most the model's 16"),
         (["suite", "MODEL", "text8", "--rounds", "0"], "`rounds` must be >= 1, got 0"),
         (["suite", "MODEL", "text8", "--stride", "99"], "`stride` must be in [1, 16]"),
         (["suite", "MODEL", "text8", "--output_dir", "FILE"], "`output_dir` must be a folder that can be written"),
-        (
-            ["evaluate", "MODEL", "--data", "other.txt", "--output_file", "FILE/x.json"],
-            "`output_file` must be a file",
-        ),
+        (["evaluate", "MODEL", "--data", "x.txt", "--output_file", "FILE/x.json"], "`output_file` must be a file"),
         (
             ["suite", "MODEL", "zero-shot", "--tasks", "lm1b", "--replace", "ptb=FILE"],
             "`replace` must be of tasks that are evaluated, ['lm1b'], got 'ptb'",
@@ -414,9 +384,8 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
 )
 def test_options_that_do_not_fit_are_errors_before_any_work(model, argv, message, capsys, tmp_path):
     (tmp_path / "file").write_text("a file, and no folder")
-    with pytest.raises(SystemExit):
-        main([word.replace("FILE", str(tmp_path / "file")).replace("MODEL", str(model)) for word in argv])
-    assert message in capsys.readouterr().err
+    argv = [word.replace("FILE", str(tmp_path / "file")).replace("MODEL", str(model)) for word in argv]
+    assert message in failure(capsys, argv)
     assert not (model / "evaluation").exists()
 
 
@@ -426,6 +395,14 @@ def test_options_that_do_not_fit_are_errors_before_any_work(model, argv, message
 @pytest.fixture(scope="module")
 def tables():
     return runpy.run_path(str(ROOT / "scripts" / "reproduce_tables.py"))
+
+
+def rows_of_model(tables, capsys, model, folder, *names):
+    """The rows of the model in the tables of these names, and all that is printed with them."""
+    capsys.readouterr()
+    tables["main"]([str(folder), "--tables", *names])
+    printed = capsys.readouterr()
+    return [line for line in printed.out.splitlines() if f"**{model}**" in line], printed
 
 
 def test_published_rows_have_a_figure_for_each_column(tables):
@@ -441,10 +418,7 @@ def test_published_rows_have_a_figure_for_each_column(tables):
 
 def test_a_model_that_was_measured_gets_a_row_in_the_papers_table(tables, model, files, tmp_path, capsys):
     report = evaluate(model, files, tmp_path, "--draws", "2", "--tasks", "ptb", "lm1b")
-    capsys.readouterr()
-    tables["main"]([str(tmp_path), "--tables", "zero-shot", "zero-shot-mdlm", "text8"])
-    printed = capsys.readouterr()
-    (row,) = (line for line in printed.out.splitlines() if f"**{model}**" in line)
+    (row,), printed = rows_of_model(tables, capsys, model, tmp_path, "zero-shot", "zero-shot-mdlm", "text8")
     assert [cell[:2] for cell in row.strip("| ").split(" | ")[2:]] == ["– "[:1], "– "[:1], "≤ ", "– "[:1], "≤ ", "se"]
     assert f"≤ {values(report)['ptb']:.2f} ± " in row and "blocks of 16" in row
     assert "| small | MD4 | ≤ 48.43 | ≤ 34.94 | ≤ 102.26 | ≤ 35.90 | ≤ 68.10 | paper |" in printed.out
@@ -459,10 +433,7 @@ def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files,
     for way in ways:
         main(["suite", str(model), "zero-shot", *way.split(), *options])
     (tmp_path / "zero-shot-notes.json").write_text("[]")
-    capsys.readouterr()
-    tables["main"]([str(tmp_path), "--tables", "zero-shot"])
-    printed = capsys.readouterr()
-    rows = [line for line in printed.out.splitlines() if f"**{model}**" in line]
+    rows, printed = rows_of_model(tables, capsys, model, tmp_path, "zero-shot")
     described = sorted(row.strip("| ").split(" | ")[-1] for row in rows)
     assert described == [
         "gpt2; file; blocks of 16; stride 4; 2 draws (time)",
@@ -470,21 +441,17 @@ def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files,
         "sedd; file; blocks of 16; rows by themselves; detokenizer none; 2 draws (time)",
     ]
     assert "no results" not in printed.err
-    tables["main"]([str(tmp_path), "--tables", "zero-shot-mdlm"])
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line)
+    (row,), _ = rows_of_model(tables, capsys, model, tmp_path, "zero-shot-mdlm")
     assert "mdlm; file" in row
 
 
 def test_one_report_with_several_recipes_has_a_row_for_each(tables, model, files, tmp_path, capsys):
     report = evaluate(model, files, tmp_path, "--draws", "2", "--tasks", "ptb", "lm1b")
-    unlike_results = [
-        {**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in report["results"]
-    ]
+    results = report["results"]
+    unlike_results = [{**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in results]
     (path,) = tmp_path.glob("*.json")
-    path.write_text(json.dumps({**report, "results": [*report["results"], *unlike_results]}))
-    capsys.readouterr()
-    tables["main"]([str(tmp_path), "--tables", "zero-shot"])
-    rows = [line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line]
+    path.write_text(json.dumps({**report, "results": [*results, *unlike_results]}))
+    rows, _ = rows_of_model(tables, capsys, model, tmp_path, "zero-shot")
     assert ["sedd; file" in row for row in rows] == [True, False]
     assert all(row.count("≤ ") == 2 for row in rows)
 
@@ -495,8 +462,6 @@ def test_a_single_example_has_a_figure_without_an_error(tables, model, tmp_path,
     main(["suite", str(model), "zero-shot", "--replace", f"ptb={tmp_path / 'one.txt'}", *options])
     (result,) = report_in(tmp_path / "one")["results"]
     assert result["stderr"] is None
-    capsys.readouterr()
-    tables["main"]([str(tmp_path / "one"), "--tables", "zero-shot"])
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line)
+    (row,), _ = rows_of_model(tables, capsys, model, tmp_path / "one", "zero-shot")
     assert f"| ≤ {result['value']:.2f} |" in row and "±" not in row
     assert tables["figure"]({**result, "value": None}) == "not finite"

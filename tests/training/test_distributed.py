@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 from distributed_runs import run
-from launching import HERE, TORCHRUN
-from launching import run as launch
+from launching import HERE, TORCHRUN, run_well
 from safetensors.torch import load_file
 
 from md4_hf import load_model
@@ -70,8 +69,7 @@ def assert_same_repository(folder, expected):
 
 def launch_runs(folder, kind, objectives, **options):
     launcher = [sys.executable] if kind == "ddp" else TORCHRUN
-    status, output = launch([*launcher, HERE / "distributed_runs.py", folder, kind, *objectives], **options)
-    assert status == 0, output
+    output = run_well([*launcher, HERE / "distributed_runs.py", folder, kind, *objectives], **options)
     assert "find_unused_parameters" not in output and "returned a view" not in output, output
 
 

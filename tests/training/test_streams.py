@@ -8,8 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
-from launching import HERE, TORCHRUN
-from launching import run as launch
+from launching import HERE, TORCHRUN, run_well
 from tiny import logged, random_model, training_arguments
 
 from md4_hf import (
@@ -259,8 +258,7 @@ def test_more_workers_than_one_are_one(tmp_path):
 
 def test_two_processes_read_their_shares_resume_and_evaluate_as_one(tmp_path):
     """Uneven shards with accumulation, resumed runs, evaluation and refusals: see `stream_processes.py`."""
-    status, output = launch([*TORCHRUN, HERE / "stream_processes.py", tmp_path])
-    assert status == 0, output
+    run_well([*TORCHRUN, HERE / "stream_processes.py", tmp_path])
     for rank in range(2):
         read = json.loads((tmp_path / f"rows-{rank}.json").read_text())
         assert read == [row["input_ids"][:2] for row in shares_of(row_stream([13, 4]), rank, epochs=5)[:20]]

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from launching import HERE, TORCHRUN, kill, run, start
+from launching import HERE, TORCHRUN, kill, run_well, start
 
 from md4_hf.training.checkpoints import checkpoint_problem
 
@@ -39,8 +39,7 @@ def wait_for(condition, process, seconds=120):
 def test_a_storm_of_kills_ends_where_the_unbroken_run_does(tmp_path, processes):
     """SIGKILL to all at random moments; as a checkpoint is written at every step, most fall into the writing of one."""
     command = [*LAUNCHERS[processes], STORM]
-    status, output = run([*command, tmp_path / "unbroken"], timeout=300)
-    assert status == 0, output
+    run_well([*command, tmp_path / "unbroken"], timeout=300)
     moments, kills, half_written = random.Random(0), 0, 0
     storm = tmp_path / "storm"
     while kills < KILLS:
@@ -56,18 +55,15 @@ def test_a_storm_of_kills_ends_where_the_unbroken_run_does(tmp_path, processes):
         half_written += (storm / "run" / ".checkpoint-in-progress").exists()
         assert all(checkpoint_problem(folder) is None for folder in checkpoints(storm))
     assert half_written > 0
-    status, output = run([*command, storm], timeout=300)
-    assert status == 0, output
+    run_well([*command, storm], timeout=300)
     assert final(storm) == final(tmp_path / "unbroken")
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_whose_rank_died(tmp_path):
-    status, output = run([*TORCHRUN, STORM, tmp_path / "unbroken"], timeout=300)
-    assert status == 0, output
+    run_well([*TORCHRUN, STORM, tmp_path / "unbroken"], timeout=300)
     elastic = [*TORCHRUN, "--max-restarts", "2", STORM, tmp_path / "restarted", "1", "7"]
-    status, output = run(elastic, timeout=300, **ELASTIC)
-    assert status == 0, output
+    run_well(elastic, timeout=300, **ELASTIC)
     assert (tmp_path / "restarted" / "died").exists()
     assert final(tmp_path / "restarted") == final(tmp_path / "unbroken")
 

@@ -169,33 +169,15 @@ def test_a_trained_model_comes_near_the_entropy_of_its_source_from_above(tmp_pat
     train, entropy = markov_chain(8192, length, seed=0)
     heldout, _ = markov_chain(1024, length, seed=1)
     torch.manual_seed(0)
-    config = MD4Config(
-        vocab_size=4,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=length,
-        time_conditioning=False,
-        attn_implementation="eager",  # the fastest on a processor for sequences as short as these
-    )
-    trainer = trained(
-        make_trainer(
-            tmp_path,
-            model=MD4ForMaskedDiffusion(config),
-            train=Dataset.from_dict({"input_ids": train}),
-            evaluation=Dataset.from_dict({"input_ids": heldout}),
-            max_steps=250,
-            per_device_train_batch_size=128,
-            per_device_eval_batch_size=512,
-            learning_rate=1e-2 if use_muon else 5e-3,
-            lr_scheduler_type="cosine",
-            eval_draws=16,
-            logging_steps=50,
-            ema_decay=0.95,
-            use_muon=use_muon,
-        )
-    )
-    metrics = trainer.evaluate()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": length}
+    # Eager attention is the fastest on a processor for sequences as short as these.
+    config = MD4Config(vocab_size=4, time_conditioning=False, attn_implementation="eager", **sizes)
+    options = {"learning_rate": 1e-2 if use_muon else 5e-3, "use_muon": use_muon, "lr_scheduler_type": "cosine"}
+    options |= {"max_steps": 250, "per_device_train_batch_size": 128, "per_device_eval_batch_size": 512}
+    options |= {"eval_draws": 16, "logging_steps": 50, "ema_decay": 0.95}
+    train, heldout = (Dataset.from_dict({"input_ids": ids}) for ids in (train, heldout))
+    model = MD4ForMaskedDiffusion(config)
+    metrics = trained(make_trainer(tmp_path, model, train, heldout, **options)).evaluate()
     assert metrics["eval_loss"] > entropy - 3 * metrics["eval_loss_stderr"], "a bound cannot beat the entropy"
     assert metrics["eval_loss"] < entropy + 0.06, f"{metrics['eval_loss']} against {entropy}"
 
@@ -206,11 +188,9 @@ def test_a_trained_model_comes_near_the_entropy_of_its_source_from_above(tmp_pat
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_order(tmp_path, strategy):
     evaluation, options = dataset(21, seed=1), {"eval_draws": 2, "train_sampling_strategy": strategy}
-    results = [
-        make_trainer(tmp_path, evaluation=examples, per_device_eval_batch_size=batch, **options).evaluate()
-        for batch in (1, 4, 21, 64)
-        for examples in (evaluation, evaluation.shuffle(seed=batch))
-    ]
+    cases = [(rows, batch) for batch in (1, 4, 21, 64) for rows in (evaluation, evaluation.shuffle(seed=batch))]
+    trainers = (make_trainer(tmp_path, evaluation=x, per_device_eval_batch_size=n, **options) for x, n in cases)
+    results = [trainer.evaluate() for trainer in trainers]
     for result in results:
         assert result["eval_num_tokens"] == 21 * LENGTH
         assert result["eval_loss"] == pytest.approx(results[0]["eval_loss"], abs=1e-6)
@@ -275,9 +255,8 @@ def test_evaluating_leaves_the_random_state_and_the_weights_alone(tmp_path):
 def test_ragged_sequences_are_scored_without_their_padding(tmp_path):
     rows = [sequence[: 3 + index % 5].tolist() for index, sequence in enumerate(sequences(20, seed=1))]
     evaluation = Dataset.from_dict({"input_ids": rows})
-    together, alone = (
-        make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=batch).evaluate() for batch in (20, 1)
-    )
+    trainers = (make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=n) for n in (20, 1))
+    together, alone = (trainer.evaluate() for trainer in trainers)
     assert together["eval_num_tokens"] == sum(map(len, rows))
     assert together["eval_num_tokens"] == alone["eval_num_tokens"]
 
@@ -301,9 +280,8 @@ def test_the_standard_error_is_that_of_a_ratio_over_examples():
 
 
 def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_raw_ones(tmp_path):
-    trainer = trained(
-        make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.9, save_strategy="steps", save_steps=4)
-    )
+    options = {"ema_decay": 0.9, "save_strategy": "steps", "save_steps": 4}
+    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), **options))
     raw = weights(trainer.model)
     with trainer.ema_weights():
         averaged = weights(trainer.model)
@@ -525,12 +503,8 @@ def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
 
 def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
     documents = [[0] * 3 + [1] * (LENGTH - 3)] * 16
-    trainer = make_trainer(
-        tmp_path,
-        train=dataset(16, document_ids=documents),
-        evaluation=dataset(8, document_ids=documents[:8]),
-        max_steps=2,
-    )
+    train, evaluation = dataset(16, document_ids=documents), dataset(8, document_ids=documents[:8])
+    trainer = make_trainer(tmp_path, train=train, evaluation=evaluation, max_steps=2)
     seen = []
     trainer.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append((module.training, kwargs["document_ids"][0].tolist())),

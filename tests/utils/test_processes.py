@@ -2,10 +2,8 @@
 """Arguments that a run refuses at its start, and the launch files."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from commands import failure
 from distributed_runs import make_trainer, run
-from launching import HERE, TORCHRUN
+from launching import HERE, TORCHRUN, kill, start
 from launching import run as launch
 
 from md4_hf import MD4TrainingArguments
@@ -85,22 +83,15 @@ def test_launches_that_cannot_train_as_one_are_refused(device, message, tmp_path
 def test_a_folder_is_for_one_run(tmp_path):
     args = MD4TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     holder = (
-        "import sys\nfrom md4_hf import MD4TrainingArguments\nfrom md4_hf.utils.processes import RunLock\n"
+        "import sys, time\nfrom md4_hf import MD4TrainingArguments\nfrom md4_hf.utils.processes import RunLock\n"
         "with RunLock(MD4TrainingArguments(output_dir=sys.argv[1], use_cpu=True)):\n"
-        "    print('locked', flush=True)\n    sys.stdin.read()\n"
+        "    print('locked', flush=True)\n    time.sleep(300)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", holder, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as other:
-        assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), RunLock(args):
-            pytest.fail("entered")
-        other.kill()
+    other = start([sys.executable, "-c", holder, tmp_path])
+    assert "locked\n" in iter(other.stdout.readline, "")
+    with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), RunLock(args):
+        pytest.fail("entered")
+    kill(other)
     lock = RunLock(args)
     with lock, lock:
         assert (tmp_path / LOCK).exists()

@@ -15,6 +15,7 @@ from tiny import (
     at_once_and_in_parts,
     logged,
     random_image_model,
+    random_model,
     trained,
     training_arguments,
     unbroken_and_resumed,
@@ -32,7 +33,6 @@ from md4_hf import (
     MD4ForMaskedDiffusion,
     MD4ImageProcessor,
     MD4Trainer,
-    MD4TrainingArguments,
     PaddingCollator,
     digits,
     encode_images,
@@ -244,21 +244,13 @@ def test_images_are_mirrored_and_classes_lost_at_random(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="The image processor must make the model's"):
         make_trainer(tmp_path, model=tiny_model(image_size=8))
+    args, other = training_arguments(tmp_path), MD4ImageProcessor(4, 1, LEVELS + 1)
     with pytest.raises(ValueError, match="The image processor must have a level for each id below the mask"):
-        MD4Trainer(
-            model=tiny_model(),
-            args=MD4TrainingArguments(str(tmp_path), use_cpu=True),
-            processing_class=MD4ImageProcessor(4, 1, LEVELS + 1),
-        )
+        MD4Trainer(model=tiny_model(), args=args, processing_class=other)
     with pytest.raises(ValueError, match="`random_flip` must be False for a model of text, got True"):
-        MD4Trainer(
-            model=MD4ForMaskedDiffusion(
-                MD4Config(vocab_size=6, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-            ),
-            args=MD4TrainingArguments(str(tmp_path), use_cpu=True, random_flip=True),
-        )
+        MD4Trainer(model=random_model(6, 8, std=0.1), args=training_arguments(tmp_path, random_flip=True))
     with pytest.raises(ValueError, match="`image_samples` must be >= 0, got -1"):
-        MD4TrainingArguments(str(tmp_path), use_cpu=True, image_samples=-1)
+        training_arguments(tmp_path, image_samples=-1)
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------------
@@ -278,9 +270,8 @@ def test_evaluation_neither_mirrors_nor_loses_classes_and_keeps_its_figures(tmp_
     heldout = examples(7, seed=1)
     figures = []
     for batch_size in (7, 2):
-        trainer = make_trainer(
-            tmp_path, evaluation=heldout, random_flip=True, eval_draws=2, per_device_eval_batch_size=batch_size
-        )
+        options = {"random_flip": True, "eval_draws": 2, "per_device_eval_batch_size": batch_size}
+        trainer = make_trainer(tmp_path, evaluation=heldout, **options)
         calls = record_inputs(trainer.model)
         figures.append(trainer.evaluate()["eval_bits_per_dimension"])
     assert figures[0] == pytest.approx(figures[1], abs=1e-5)
@@ -339,9 +330,8 @@ class SamplesSeen(md4_hf.training.trainer.ImageSamplesCallback):
 
 
 def test_the_repository_has_the_processor_and_a_card_of_images(tmp_path):
-    trainer = trained(
-        make_trainer(tmp_path / "run", evaluation=examples(4), image_samples=4, image_sample_steps=2, eval_draws=2)
-    )
+    options = {"image_samples": 4, "image_sample_steps": 2, "eval_draws": 2}
+    trainer = trained(make_trainer(tmp_path / "run", evaluation=examples(4), **options))
     trainer.evaluate()
     trainer.card_facts.baselines = {"pixel histogram": 2.5}
     trainer.save_repository(tmp_path / "share")

@@ -56,9 +56,8 @@ def exact_denoiser(schedule, num_timesteps=None):
         weight = nelbo_weight(schedule, timesteps.double(), num_timesteps)
         nelbo = token_nelbo(WORLD.exact_logits(input_ids), labels, input_ids, weight, WORLD.mask)
         num_scored = (labels != -100).sum(dim=1)
-        return SimpleNamespace(
-            token_nelbo=nelbo, reconstruction_nelbo=reconstruction_nelbo(schedule, num_scored, WORLD.vocab)
-        )
+        reconstruction = reconstruction_nelbo(schedule, num_scored, WORLD.vocab)
+        return SimpleNamespace(token_nelbo=nelbo, reconstruction_nelbo=reconstruction)
 
     return model
 
@@ -76,12 +75,11 @@ def test_weights_of_counts_are_the_weight_integrated_over_the_time(name, eps, nu
     else:
         t = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
     weight, masked = nelbo_weight(schedule, t, num_timesteps), 1.0 - schedule.alpha(t)
-    expected = [
-        (weight * math.comb(tokens, n) * masked**n * (1 - masked) ** (tokens - n)).mean() for n in range(1, tokens + 1)
-    ]
+    n = torch.arange(1, tokens + 1)[:, None]
+    binomial = torch.tensor([math.comb(tokens, int(k)) for k in n])[:, None] * masked**n * (1 - masked) ** (tokens - n)
     weights = masked_count_weights(schedule, tokens, num_timesteps)
     assert weights[0] == 0.0
-    torch.testing.assert_close(weights[1:], torch.stack(expected), rtol=2e-4, atol=2e-6)
+    torch.testing.assert_close(weights[1:], (weight * binomial).mean(dim=1), rtol=2e-4, atol=2e-6)
 
 
 def test_without_eps_a_count_has_its_inverse_as_weight_under_any_schedule():
@@ -139,12 +137,8 @@ def test_both_estimators_estimate_one_bound_and_the_any_order_one_varies_less(na
 
 def test_the_model_gives_one_bound_by_both_estimators_for_rows_of_any_length(tmp_path):
     model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False)
-    one, other = (
-        evaluate_in_rounds(
-            make_trainer(tmp_path, model, eval_estimator=estimator, eval_draws=20), examples(), Stopping(rounds=8)
-        )
-        for estimator in ("time", "any_order")
-    )
+    trainers = (make_trainer(tmp_path, model, eval_estimator=x, eval_draws=20) for x in ("time", "any_order"))
+    one, other = (evaluate_in_rounds(trainer, examples(), Stopping(rounds=8)) for trainer in trainers)
     error = math.hypot(one.monte_carlo_stderr, other.monte_carlo_stderr)
     assert abs(one.metrics()["loss"] - other.metrics()["loss"]) < 4.0 * error
     assert other.monte_carlo_stderr < 0.6 * one.monte_carlo_stderr
@@ -159,30 +153,18 @@ def test_the_any_order_estimate_is_that_of_the_linear_schedule_however_steep_ano
     for options in ({"masking_schedule": "linear"}, {"masking_schedule": "poly", "schedule_power": power}):
         torch.manual_seed(0)
         model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, schedule_eps=0.0, **options).eval()
+        options = {"seed": 0, "num_draws": 4, "estimator": "any_order"}
         with torch.no_grad():
-            values.append(
-                example_nelbo(
-                    model,
-                    Objective.of(model),
-                    {"input_ids": ids},
-                    index,
-                    seed=0,
-                    num_draws=4,
-                    estimator="any_order",
-                )[0]
-            )
+            values.append(example_nelbo(model, Objective.of(model), {"input_ids": ids}, index, **options)[0])
     torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("estimator", ["time", "any_order"])
 def test_an_estimate_depends_neither_on_the_batch_nor_on_the_order(tmp_path, estimator):
-    data = examples(11)
-    losses = [
-        make_trainer(tmp_path, eval_estimator=estimator, eval_draws=3, per_device_eval_batch_size=batch).evaluate(
-            data.shuffle(seed=batch)
-        )["eval_loss"]
-        for batch in (1, 4, 16)
-    ]
+    data, options, losses = examples(11), {"eval_estimator": estimator, "eval_draws": 3}, []
+    for batch in (1, 4, 16):
+        trainer = make_trainer(tmp_path, per_device_eval_batch_size=batch, **options)
+        losses.append(trainer.evaluate(data.shuffle(seed=batch))["eval_loss"])
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
     model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False).eval()
     ids, order = torch.randint(VOCAB, (6, LENGTH)), torch.tensor([4, 2, 0, 5, 1, 3])
@@ -252,10 +234,8 @@ def test_the_error_of_the_draws_is_that_of_the_mean_of_each_example():
 
 
 def test_rounds_of_neighbouring_seeds_share_no_noise(tmp_path):
-    first, second = (
-        evaluate_in_rounds(make_trainer(tmp_path, eval_seed=seed), examples(2), Stopping(rounds=3)).nelbo
-        for seed in (0, 1)
-    )
+    trainers = (make_trainer(tmp_path, eval_seed=seed) for seed in (0, 1))
+    first, second = (evaluate_in_rounds(trainer, examples(2), Stopping(rounds=3)).nelbo for trainer in trainers)
     assert not any(np.array_equal(a, b) for a, b in itertools.product(first, second))
 
 
@@ -272,26 +252,25 @@ def test_rounds_go_on_until_the_target_is_reached_or_there_are_too_many(tmp_path
 
 def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
     unbroken = evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4))
-    store, recipe = tmp_path / "deep" / "rounds", {"model": "tiny"}
+    kept = {"store": tmp_path / "deep" / "rounds", "recipe": {"model": "tiny"}}
 
     def interrupt(rounds):
         if len(rounds.nelbo) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_in_rounds(
-            make_trainer(tmp_path), examples(), Stopping(rounds=4), store=store, recipe=recipe, report=interrupt
-        )
+        evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4), report=interrupt, **kept)
     trainer, calls = make_trainer(tmp_path), []
     predict = trainer.predict
     trainer.predict = lambda *args, **kwargs: calls.append(trainer.args.eval_seed) or predict(*args, **kwargs)
-    resumed = evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), store=store, recipe=recipe)
+    resumed = evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), **kept)
     assert np.array_equal(resumed.nelbo, unbroken.nelbo) and calls == [2 * SEED_STRIDE, 3 * SEED_STRIDE]
-    evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), store=store, recipe=recipe)
+    evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), **kept)
     assert len(calls) == 2, "nothing is left to do"
-    fewer = evaluate_in_rounds(trainer, examples(), Stopping(rounds=3), store=store, recipe=recipe)
+    fewer = evaluate_in_rounds(trainer, examples(), Stopping(rounds=3), **kept)
     assert np.array_equal(fewer.nelbo, unbroken.nelbo[:3]), "as if the others had not been done"
-    other = evaluate_in_rounds(trainer, examples(), Stopping(rounds=1), store=store, recipe={"model": "another"})
+    kept["recipe"] = {"model": "another"}
+    other = evaluate_in_rounds(trainer, examples(), Stopping(rounds=1), **kept)
     assert len(calls) == 3 and len(other.nelbo) == 1
 
 

@@ -5,10 +5,19 @@ import importlib.metadata
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+from launching import run_python
 from packaging.requirements import Requirement
+
+import md4_hf
+
+
+CORE = Path(md4_hf.__file__).parent / "core"
+# Files that a saved pipeline carries, and a saved model.
+PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {"__init__.py", "modeling_md4_causal.py"}
+OF_PIPELINES = ("pipeline_", "remote_pipeline", "scheduling_", "image_processing_")
+MODEL_CODE = {name for name in PIPELINE_CODE if not name.startswith(OF_PIPELINES)}
 
 
 def distributions(*names: str) -> dict[str, importlib.metadata.Distribution]:
@@ -42,14 +51,5 @@ def run_isolated(packages: Path, code: str, home: Path) -> str:
     """Run code with the standard library and these packages, and caches of its own; its output."""
     environment = {**os.environ, "HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
     start = f"import sys; sys.path.append({str(packages)!r})\n"
-    result = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", start + code],
-        env=environment,
-        cwd=home.parent,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    options = {"env": environment, "cwd": home.parent, "stdin": subprocess.DEVNULL}
+    return run_python("-I", "-S", "-c", start + code, **options)

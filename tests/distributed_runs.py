@@ -16,9 +16,9 @@ import torch
 from accelerate import PartialState, debug_launcher
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from tiny import random_model
+from tiny import random_model, training_arguments
 
-from md4_hf import LoraArguments, MD4Trainer, MD4TrainingArguments, add_adapter, build_text8_tokenizer
+from md4_hf import LoraArguments, MD4Trainer, add_adapter, build_text8_tokenizer
 
 
 LENGTH, VOCAB = 8, 27  # text8's, of which five are used
@@ -26,13 +26,8 @@ MODELS = {
     "genmd4": {"masking_schedule": "poly", "schedule_power": 1.0, "learn_masking_schedule": True},
     "dropout": {"residual_dropout": 0.5},
 }
-ZERO = {
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-}
+AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+ZERO = {**dict.fromkeys(AUTO, "auto"), "zero_allow_untested_optimizer": True}
 
 
 def dataset(count, seed=0):
@@ -52,24 +47,11 @@ def make_model(objective):
 
 def make_trainer(folder, objective, train_size=21, **options):
     """Three steps an epoch, the last of which 21 examples do not fill."""
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 6,
-        "learning_rate": 1e-3,
-        "max_grad_norm": 1.0,
-        "use_cpu": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 4,
-        "disable_tqdm": True,
-        "ema_decay": 0.5,
-        "card_samples": 0,
-    }
+    defaults = {"per_device_eval_batch_size": 4, "max_steps": 6, "ema_decay": 0.5, "card_samples": 0}
+    defaults |= {"save_strategy": "steps", "save_steps": 4}
     return MD4Trainer(
         model=make_model(objective),
-        args=MD4TrainingArguments(output_dir=str(folder), **{**defaults, **options}),
+        args=training_arguments(folder, **{**defaults, **options}),
         processing_class=build_text8_tokenizer(),
         train_dataset=dataset(train_size),
         eval_dataset=dataset(21, seed=1),

@@ -32,6 +32,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import torch
 import yaml
 
 
@@ -39,13 +40,10 @@ import yaml
 WRITER_TOKEN, READER_TOKEN, WRONG_TOKEN = "hf_writer", "hf_reader", "hf_wrong"
 USERS = {WRITER_TOKEN: "user", READER_TOKEN: "reader"}
 LARGE_FILES = ("*.safetensors", "*.bin", "*.pt", "*.arrow", "*.parquet", "*.zip")
-DATE = "2026-01-01T00:00:00.000Z"
 WEB_PREFIX = {"models": "", "datasets": "datasets/"}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Repositories
-# ----------------------------------------------------------------------------------------------------------------------
+# Repositories ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -128,25 +126,18 @@ class Repository:
         """Whether git holds only a pointer to the file."""
         return any(fnmatch.fnmatch(path, pattern) for pattern in self.large_files)
 
-    def commits(self, branch: str = "main") -> list[Commit]:
-        """The commits of a branch, the newest first."""
-        return list(self.branches[branch].history())
-
     def find(self, revision: str) -> Commit:
         """The commit of a branch, tag or sha."""
-        for references in (self.branches, self.tags):
-            if revision in references:
-                return references[revision]
-        for head in (*self.branches.values(), *self.tags.values()):
-            for commit in head.history():
-                if commit.sha == revision:
-                    return commit
+        named = {**self.tags, **self.branches}
+        if revision in named:
+            return named[revision]
+        for commit in (commit for head in named.values() for commit in head.history()):
+            if commit.sha == revision:
+                return commit
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Requests and answers
-# ----------------------------------------------------------------------------------------------------------------------
+# Requests and answers -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -222,43 +213,10 @@ def file_answer(request: Request, data: bytes, headers: dict[str, str]) -> Answe
     if wanted is None:
         return Answer(200, data, headers)
     start, end = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
-    if start > end:
-        raise HubError(416, "The requested range is not satisfiable", Content_Range=f"bytes */{len(data)}")
     return Answer(206, data[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"})
 
 
-Route = tuple[str, re.Pattern, Callable[..., Answer]]
-HUB_ROUTES: list[Route] = []
-STORAGE_ROUTES: list[Route] = []
-API = "/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
-WEB = "/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)"
-STORAGE = "/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})"
-
-
-def route(method: str, pattern: str, routes: list[Route] = HUB_ROUTES):
-    """Register what answers a method and path; the pattern's groups become keyword arguments."""
-
-    def register(function):
-        routes.append((method, re.compile(pattern), function))
-        return function
-
-    return register
-
-
-def dispatch(routes: list[Route], server: HubServer, request: Request) -> Answer:
-    """Answer a request by the first route that matches; a route for GET answers HEAD too."""
-    method = "GET" if request.method == "HEAD" else request.method
-    for route_method, pattern, function in routes:
-        match = pattern.fullmatch(request.path)
-        if match and route_method == method:
-            groups = {name: unquote(text) for name, text in match.groupdict().items() if text is not None}
-            return function(server, request, **groups)
-    raise HubError(404, f"No such page: {request.method} {request.path}")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Who may do what
-# ----------------------------------------------------------------------------------------------------------------------
+# Who may do what ------------------------------------------------------------------------------------------------------
 
 
 def identify(request: Request) -> str | None:
@@ -268,7 +226,7 @@ def identify(request: Request) -> str | None:
     return USERS.get(request.token)
 
 
-def readable(server: HubServer, request: Request, name: str, kind: str) -> Repository:
+def readable(server: HubServer, request: Request, name: str, kind: str = "models") -> Repository:
     """The repository, if the user may know of it: a private one looks as if it did not exist."""
     user = identify(request)
     repository = server.repositories.get((kind, name))
@@ -279,7 +237,16 @@ def readable(server: HubServer, request: Request, name: str, kind: str) -> Repos
     return repository
 
 
-def writable(server: HubServer, request: Request, name: str, kind: str) -> Repository:
+def downloadable(server: HubServer, request: Request, name: str, kind: str = "models") -> Repository:
+    """The repository, if the user may have its files: those of a gated one are for its owner only."""
+    repository, user = readable(server, request, name, kind), identify(request)
+    if repository.gated and user != repository.owner:
+        message = f"Access to model {repository.name} is restricted."
+        raise HubError(401 if user is None else 403, message, "GatedRepo")
+    return repository
+
+
+def writable(server: HubServer, request: Request, name: str, kind: str = "models") -> Repository:
     """The repository, if the user may write to it."""
     repository = readable(server, request, name, kind)
     require_writer(request, repository.owner)
@@ -294,22 +261,46 @@ def require_writer(request: Request, owner: str):
         raise HubError(403, f'You don\'t have the rights to write in the namespace "{owner}"')
 
 
-def require_signature(server: HubServer, request: Request):
+def signed(server: HubServer, request: Request, name: str, kind: str) -> Repository:
+    """The repository, for whoever has the signed address; a token has no place here."""
     if request.query.get("signature") != [server.signature]:
         raise HubError(403, "Access denied")
+    return server.repository(name, kind)
 
 
-def require_access(request: Request, repository: Repository):
-    """Files of a gated repository are for its owner only."""
-    user = identify(request)
-    if repository.gated and user != repository.owner:
-        message = f"Access to model {repository.name} is restricted."
-        raise HubError(401 if user is None else 403, message, "GatedRepo")
+# Routes ---------------------------------------------------------------------------------------------------------------
+
+Route = tuple[str, re.Pattern, Callable[..., Repository] | None, Callable[..., Answer]]
+HUB_ROUTES: list[Route] = []
+STORAGE_ROUTES: list[Route] = []
+NAME = "(?P<name>[^/]+/[^/]+)"
+API = f"/api/(?P<kind>models|datasets)/{NAME}"
+WEB = f"/(?:(?P<kind>datasets)/)?{NAME}"
+STORAGE = f"/(?P<kind>models|datasets)/{NAME}/(?P<oid>[0-9a-f]{{64}})"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The Hub: accounts and repositories
-# ----------------------------------------------------------------------------------------------------------------------
+def route(method: str, pattern: str, access=None, routes: list[Route] = HUB_ROUTES):
+    """Register what answers a method and path; `access` finds the repository, other groups are keyword arguments."""
+
+    def register(function):
+        routes.append((method, re.compile(pattern), access, function))
+        return function
+
+    return register
+
+
+def dispatch(routes: list[Route], server: HubServer, request: Request) -> Answer:
+    """Answer a request by the first route that matches; a route for GET answers HEAD too."""
+    method = "GET" if request.method == "HEAD" else request.method
+    for route_method, pattern, access, function in routes:
+        match = pattern.fullmatch(request.path)
+        if match and route_method == method:
+            groups = {name: unquote(text) for name, text in match.groupdict().items() if text is not None}
+            if access is None:
+                return function(server, request)
+            place = {name: groups.pop(name) for name in ("name", "kind") if name in groups}
+            return function(server, request, access(server, request, **place), **groups)
+    raise HubError(404, f"No such page: {request.method} {request.path}")
 
 
 @route("DELETE", "/faults")
@@ -317,14 +308,6 @@ def stop_misbehaving(server: HubServer, request: Request) -> Answer:
     """A route for tests, which the Hub does not have: a client ends the misbehaviour."""
     server.faults.clear()
     return Answer()
-
-
-@route("GET", "/api/whoami-v2")
-def whoami(server: HubServer, request: Request) -> Answer:
-    user = identify(request)
-    if user is None:
-        raise HubError(401, "Invalid username or password.")
-    return json_answer({"type": "user", "name": user, "fullname": user, "orgs": [], "auth": {"type": "access_token"}})
 
 
 @route("POST", "/api/repos/create")
@@ -341,93 +324,31 @@ def create_repository(server: HubServer, request: Request) -> Answer:
     return json_answer(answer)
 
 
-@route("DELETE", "/api/repos/delete")
-def delete_repository(server: HubServer, request: Request) -> Answer:
-    asked = request.json()
-    kind = asked.get("type", "model") + "s"
-    repository = writable(server, request, f"{asked.get('organization') or identify(request)}/{asked['name']}", kind)
-    del server.repositories[kind, repository.name]
-    return Answer()
-
-
-@route("GET", API)
-@route("GET", API + "/revision/(?P<revision>[^/]+)")
-def repository_info(server: HubServer, request: Request, name: str, kind: str, revision: str = "main") -> Answer:
-    repository = readable(server, request, name, kind)
+@route("GET", API, readable)
+@route("GET", API + "/revision/(?P<revision>[^/]+)", readable)
+def repository_info(server: HubServer, request: Request, repository: Repository, revision: str = "main") -> Answer:
     commit = repository.find(revision)
-    with_blobs = request.query.get("blobs") == ["true"]
-    return json_answer(
-        {
-            "id": name,
-            "author": repository.owner,
-            "sha": commit.sha,
-            "lastModified": DATE,
-            "createdAt": DATE,
-            "private": repository.private,
-            "gated": "auto" if repository.gated else False,
-            "disabled": False,
-            "downloads": 0,
-            "likes": 0,
-            "tags": [],
-            "siblings": [sibling(path, commit.files[path], with_blobs) for path in sorted(commit.files)],
-        }
-    )
+    gated = "auto" if repository.gated else False
+    info = {"id": repository.name, "sha": commit.sha, "private": repository.private, "gated": gated}
+    siblings = [{"rfilename": path} for path in sorted(commit.files)]
+    return json_answer({**info, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings})
 
 
-def sibling(path: str, file: File, with_blobs: bool) -> dict:
-    blob = {"size": len(file.data), "blobId": file.git_oid}
-    if file.large:
-        blob["lfs"] = {"sha256": file.sha256, "size": len(file.data), "pointerSize": len(file.pointer)}
-    return {"rfilename": path, **(blob if with_blobs else {})}
+@route("GET", API + "/commits/(?P<revision>[^/]+)", readable)
+def list_commits(server: HubServer, request: Request, repository: Repository, revision: str) -> Answer:
+    common = {"date": "2026-01-01T00:00:00.000Z", "authors": [{"user": repository.owner}]}
+    commits = repository.find(revision).history()
+    return json_answer([{"id": c.sha, "title": c.title, "message": c.description, **common} for c in commits])
 
 
-@route("GET", API + "/refs")
-def list_references(server: HubServer, request: Request, name: str, kind: str) -> Answer:
-    repository = readable(server, request, name, kind)
-
-    def listed(references: dict[str, Commit], folder: str) -> list[dict]:
-        return [
-            {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": commit.sha}
-            for name, commit in references.items()
-        ]
-
-    branches, tags = listed(repository.branches, "heads"), listed(repository.tags, "tags")
-    return json_answer({"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
-
-
-@route("GET", API + "/commits/(?P<revision>[^/]+)")
-def list_commits(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
-    repository = readable(server, request, name, kind)
-    return json_answer(
-        [
-            {
-                "id": commit.sha,
-                "title": commit.title,
-                "message": commit.description,
-                "date": DATE,
-                "authors": [{"user": repository.owner}],
-            }
-            for commit in repository.find(revision).history()
-        ]
-    )
-
-
-@route("GET", API + "/tree/(?P<revision>[^/]+)")
-@route("GET", API + "/tree/(?P<revision>[^/]+)/(?P<folder>.+)")
-def list_tree(server: HubServer, request: Request, name: str, kind: str, revision: str, folder: str = "") -> Answer:
-    commit = readable(server, request, name, kind).find(revision)
-    recursive = request.query.get("recursive") == ["true"]
-    entries = tree_entries(commit, folder, recursive)
+@route("GET", API + "/tree/(?P<revision>[^/]+)", readable)
+@route("GET", API + "/tree/(?P<revision>[^/]+)/(?P<folder>.+)", readable)
+def list_tree(server: HubServer, request: Request, repository: Repository, revision: str, folder: str = "") -> Answer:
+    commit = repository.find(revision)
+    entries = tree_entries(commit, folder, recursive=request.query.get("recursive") == ["true"])
     if folder and not entries:
         raise entry_not_found(commit, folder)
     return json_answer(entries)
-
-
-@route("POST", API + "/paths-info/(?P<revision>[^/]+)")
-def paths_info(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
-    commit = readable(server, request, name, kind).find(revision)
-    wanted = parse_qs(request.body.decode()).get("paths", [])
-    return json_answer([entry for entry in tree_entries(commit, "", recursive=True) if entry["path"] in wanted])
 
 
 def tree_entries(commit: Commit, folder: str, recursive: bool) -> list[dict]:
@@ -459,85 +380,49 @@ def entry_not_found(commit: Commit, path: str) -> HubError:
     return HubError(404, f"Entry not found: {path}", "EntryNotFound", X_Repo_Commit=commit.sha)
 
 
-@route("POST", API + "/branch/(?P<branch>[^/]+)")
-def create_branch(server: HubServer, request: Request, name: str, kind: str, branch: str) -> Answer:
-    repository = writable(server, request, name, kind)
-    if branch in repository.branches:
-        raise HubError(409, f"Reference already exists: {branch}")
+@route("POST", API + "/branch/(?P<branch>[^/]+)", writable)
+def create_branch(server: HubServer, request: Request, repository: Repository, branch: str) -> Answer:
     repository.branches[branch] = repository.find(request.json().get("startingPoint", "main"))
     return Answer(201)
 
 
-@route("DELETE", API + "/branch/(?P<branch>[^/]+)")
-def delete_branch(server: HubServer, request: Request, name: str, kind: str, branch: str) -> Answer:
-    return delete_reference(writable(server, request, name, kind).branches, branch)
-
-
-@route("POST", API + "/tag/(?P<revision>[^/]+)")
-def create_tag(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
-    repository = writable(server, request, name, kind)
-    tag = request.json()["tag"]
-    if tag in repository.tags:
-        raise HubError(409, f"Tag already exists: {tag}")
-    repository.tags[tag] = repository.find(revision)
+@route("POST", API + "/tag/(?P<revision>[^/]+)", writable)
+def create_tag(server: HubServer, request: Request, repository: Repository, revision: str) -> Answer:
+    repository.tags[request.json()["tag"]] = repository.find(revision)
     return Answer(201)
 
 
-@route("DELETE", API + "/tag/(?P<tag>[^/]+)")
-def delete_tag(server: HubServer, request: Request, name: str, kind: str, tag: str) -> Answer:
-    return delete_reference(writable(server, request, name, kind).tags, tag)
+# Downloads ------------------------------------------------------------------------------------------------------------
 
 
-def delete_reference(references: dict[str, Commit], name: str) -> Answer:
-    if name == "main":
-        raise HubError(403, "The branch main cannot be deleted")
-    if references.pop(name, None) is None:
-        raise HubError(404, f"Reference does not exist: {name}", "RevisionNotFound")
-    return Answer()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The Hub: downloads
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-@route("GET", WEB + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
-def resolve(server: HubServer, request: Request, name: str, revision: str, path: str, kind: str = "models") -> Answer:
+@route("GET", WEB + "/resolve/(?P<revision>[^/]+)/(?P<path>.+)", downloadable)
+def resolve(server: HubServer, request: Request, repository: Repository, revision: str, path: str) -> Answer:
     """Address of a file: the storage for a large one, a page of the commit for a small one."""
-    repository = readable(server, request, name, kind)
-    require_access(request, repository)
     commit = repository.find(revision)
     if path not in commit.files:
         raise entry_not_found(commit, path)
-    file = commit.files[path]
+    file, place = commit.files[path], f"{repository.kind}/{repository.name}"
     headers = {"X-Repo-Commit": commit.sha, "X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": str(len(file.data))}
     if not file.large:
-        return Answer(307, b"", {**headers, "Location": f"/api/resolve-cache/{kind}/{name}/{commit.sha}/{path}"})
+        return Answer(307, b"", {**headers, "Location": f"/api/resolve-cache/{place}/{commit.sha}/{path}"})
     filename = path.split("/")[-1]
-    location = f"{server.storage_url}/{kind}/{name}/{file.sha256}?filename={filename}&signature={server.signature}"
+    location = f"{server.storage_url}/{place}/{file.sha256}?filename={filename}&signature={server.signature}"
     return Answer(302, b"", {**headers, "Location": location})
 
 
-@route("GET", "/api/resolve-cache/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
-def resolve_cache(server: HubServer, request: Request, name: str, kind: str, revision: str, path: str) -> Answer:
-    repository = readable(server, request, name, kind)
-    require_access(request, repository)
+@route("GET", API.replace("/api", "/api/resolve-cache") + "/(?P<revision>[^/]+)/(?P<path>.+)", downloadable)
+def resolve_cache(server: HubServer, request: Request, repository: Repository, revision: str, path: str) -> Answer:
     file = repository.find(revision).files[path]
     return file_answer(request, file.data, {"ETag": f'"{file.etag}"', "X-Repo-Commit": revision})
 
 
-@route("GET", STORAGE, STORAGE_ROUTES)
-def download_large_file(server: HubServer, request: Request, name: str, kind: str, oid: str) -> Answer:
-    """Large files are given to whoever has the signed address; a token has no place here."""
-    require_signature(server, request)
+@route("GET", STORAGE, signed, STORAGE_ROUTES)
+def download_large_file(server: HubServer, request: Request, repository: Repository, oid: str) -> Answer:
     disposition = f'inline; filename="{request.query["filename"][0]}";'
-    headers = {"ETag": f'"{oid}"', "Content-Disposition": disposition}
-    return file_answer(request, server.repository(name, kind).objects[oid], headers)
+    return file_answer(request, repository.objects[oid], {"ETag": f'"{oid}"', "Content-Disposition": disposition})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The Hub: uploads
-# ----------------------------------------------------------------------------------------------------------------------
+# Uploads --------------------------------------------------------------------------------------------------------------
 
 
 @route("POST", "/api/validate-yaml")
@@ -555,24 +440,17 @@ def card_errors(text: str) -> list[str]:
         metadata = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         return [f"YAML could not be parsed: {error}"]
-    if not isinstance(metadata, dict):
-        return ['"metadata" must be a mapping']
-    errors = []
-    for name in ("library_name", "pipeline_tag"):
-        if not isinstance(metadata.get(name, ""), str):
-            errors.append(f'"{name}" must be a string')
-    tags = metadata.get("tags") or []
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+    names = [name for name in ("library_name", "pipeline_tag") if not isinstance(metadata.get(name, ""), str)]
+    errors = [f'"{name}" must be a string' for name in names]
+    if not all(isinstance(tag, str) for tag in metadata.get("tags") or []):
         errors.append('"tags" must be an array of strings')
     return errors
 
 
-@route("POST", API + "/preupload/(?P<revision>[^/]+)")
-def preupload(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
+@route("POST", API + "/preupload/(?P<revision>[^/]+)", writable)
+def preupload(server: HubServer, request: Request, repository: Repository, revision: str) -> Answer:
     """Tell for each file how it has to be uploaded, and which content of it is there."""
-    repository = writable(server, request, name, kind)
-    commit = repository.find(revision)
-    files = []
+    commit, files = repository.find(revision), []
     for asked in request.json()["files"]:
         path, known = asked["path"], commit.files.get(asked["path"])
         mode = "lfs" if repository.is_large(path) else "regular"
@@ -580,45 +458,39 @@ def preupload(server: HubServer, request: Request, name: str, kind: str, revisio
     return json_answer({"files": files})
 
 
-@route("POST", WEB + r"\.git/info/lfs/objects/batch")
-def prepare_large_files(server: HubServer, request: Request, name: str, kind: str = "models") -> Answer:
+@route("POST", WEB + r"\.git/info/lfs/objects/batch", writable)
+def prepare_large_files(server: HubServer, request: Request, repository: Repository) -> Answer:
     """Tell for each large file where to put it; what is there already needs nothing."""
-    objects = writable(server, request, name, kind).objects
     answers = []
     for asked in request.json()["objects"]:
-        answer = {"oid": asked["oid"], "size": asked["size"]}
-        if asked["oid"] not in objects:
-            upload = f"{server.storage_url}/{kind}/{name}/{asked['oid']}?signature={server.signature}"
-            verify = f"{server.url}/{WEB_PREFIX[kind]}{name}.git/info/lfs/objects/verify"
+        answer, place = {"oid": asked["oid"], "size": asked["size"]}, f"{repository.kind}/{repository.name}"
+        if asked["oid"] not in repository.objects:
+            upload = f"{server.storage_url}/{place}/{asked['oid']}?signature={server.signature}"
+            verify = f"{server.url}/{WEB_PREFIX[repository.kind]}{repository.name}.git/info/lfs/objects/verify"
             answer["actions"] = {"upload": {"href": upload, "header": {}}, "verify": {"href": verify, "header": {}}}
         answers.append(answer)
     return json_answer({"transfer": "basic", "objects": answers})
 
 
-@route("PUT", STORAGE, STORAGE_ROUTES)
-def upload_large_file(server: HubServer, request: Request, name: str, kind: str, oid: str) -> Answer:
-    require_signature(server, request)
+@route("PUT", STORAGE, signed, STORAGE_ROUTES)
+def upload_large_file(server: HubServer, request: Request, repository: Repository, oid: str) -> Answer:
     if hashlib.sha256(request.body).hexdigest() != oid:
         raise HubError(400, "The content does not have the sha256 that was announced")
-    server.repository(name, kind).objects[oid] = request.body
+    repository.objects[oid] = request.body
     return Answer(200, b"", {"ETag": f'"{oid}"'})
 
 
-@route("POST", WEB + r"\.git/info/lfs/objects/verify")
-def verify_large_file(server: HubServer, request: Request, name: str, kind: str = "models") -> Answer:
-    repository = writable(server, request, name, kind)
+@route("POST", WEB + r"\.git/info/lfs/objects/verify", writable)
+def verify_large_file(server: HubServer, request: Request, repository: Repository) -> Answer:
     asked = request.json()
     if len(repository.objects.get(asked["oid"], b"")) != asked["size"]:
         raise HubError(404, "The file has not been uploaded")
     return json_answer({})
 
 
-@route("POST", API + "/commit/(?P<revision>[^/]+)")
-def create_commit(server: HubServer, request: Request, name: str, kind: str, revision: str) -> Answer:
+@route("POST", API + "/commit/(?P<revision>[^/]+)", writable)
+def create_commit(server: HubServer, request: Request, repository: Repository, revision: str) -> Answer:
     """One commit of all operations, one operation a line. It is there with all of them or not at all."""
-    repository = writable(server, request, name, kind)
-    if revision not in repository.branches:
-        raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
     parent = repository.branches[revision]
     lines = [json.loads(line) for line in request.body.splitlines()]
     header = lines[0]["value"]
@@ -626,44 +498,31 @@ def create_commit(server: HubServer, request: Request, name: str, kind: str, rev
         raise HubError(412, "A commit has happened since. Please refresh and try again.")
     files = dict(parent.files)
     for line in lines[1:]:
-        apply_operation(repository, parent, files, line["key"], line["value"])
+        apply_operation(repository, files, line["key"], line["value"])
     commit = Commit(files, header["summary"], header.get("description", ""), parent)
     repository.branches[revision] = commit
-    url = f"{server.url}/{WEB_PREFIX[kind]}{name}/commit/{commit.sha}"
+    url = f"{server.url}/{WEB_PREFIX[repository.kind]}{repository.name}/commit/{commit.sha}"
     return json_answer({"success": True, "commitOid": commit.sha, "commitUrl": url, "hookOutput": ""})
 
 
-def apply_operation(repository: Repository, parent: Commit, files: dict[str, File], key: str, value: dict):
+def apply_operation(repository: Repository, files: dict[str, File], key: str, value: dict):
     """Change `files` by one line of a commit."""
-    path = value["path"].rstrip("/")
+    path = value["path"]
     if key == "file":
         files[path] = File(base64.b64decode(value["content"]))
-    elif key == "lfsFile":
-        if value["oid"] not in repository.objects:
-            raise HubError(400, f"Your push was rejected: {path} points to a file that was not uploaded")
+    elif key == "lfsFile" and value["oid"] in repository.objects:
         files[path] = File(repository.objects[value["oid"]], large=True)
-    elif key == "deletedFile":
-        if files.pop(path, None) is None:
-            raise HubError(404, "A file with this name doesn't exist", "EntryNotFound", X_Repo_Commit=parent.sha)
-    elif key == "deletedFolder":
-        for name in [name for name in files if name.startswith(f"{path}/")]:
-            del files[name]
     else:
-        raise HubError(400, f"Unknown operation: {key}")
+        raise HubError(400, f"Your push was rejected: {key} of {path}, which nobody has uploaded")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The server
-# ----------------------------------------------------------------------------------------------------------------------
+# The server -----------------------------------------------------------------------------------------------------------
 
 
 class HubServer:
-    """The Hub and its storage, running inside a `with` block; the state is there to be looked at and changed.
+    """The Hub and its storage, running inside a `with` block.
 
-    Attributes:
-        repositories: `Repository` by kind ("models" or "datasets") and name ("user/name").
-        requests: What was asked, in order.
-        faults: What is to go wrong; `misbehave` adds to it.
+    Its repositories (by kind and name, as "models" and "user/name"), requests and faults may be read and changed.
     """
 
     def __init__(self):
@@ -707,6 +566,14 @@ class HubServer:
         repository.branches["main"] = Commit({**head.files, **new}, "Add files", parent=head)
         return repository.branches["main"].sha
 
+    def titles(self, name: str) -> list[str]:
+        """Titles of a model's commits, the newest first."""
+        return [commit.title for commit in self.repository(name).branches["main"].history()]
+
+    def files(self, name: str) -> dict[str, bytes]:
+        """The files of a model by path."""
+        return {path: file.data for path, file in self.repository(name).branches["main"].files.items()}
+
     def misbehave(self, method: str, path: str, **options) -> Fault:
         """Let the next requests that match go wrong; options are those of `Fault`."""
         self.faults.append(Fault(method, path, **options))
@@ -725,17 +592,10 @@ class HubServer:
         return [request for request in self.requests if request.method == method and re.search(path, request.path)]
 
     def run_python(self, code: str, *, home: Path, token: str | None = None, check: bool = True, **environment: str):
-        """Run code in a new process whose Hub is this one.
+        """Run code, which may import the helpers of the tests, in a new process whose Hub is this one.
 
-        Args:
-            code: What to run; it may import the helpers of the tests.
-            home: `HF_HOME`, the folder of caches; also the working directory.
-            token: `HF_TOKEN`.
-            check: Whether the process has to succeed.
-            environment: More variables, such as `HF_HUB_DISABLE_XET="1"` for pushes.
-
-        Returns:
-            The `subprocess.CompletedProcess`, with its output as text.
+        `home` is `HF_HOME` and the working directory, `token` is `HF_TOKEN`, `environment` has more variables, such as
+        `HF_HUB_DISABLE_XET="1"` for pushes. With `check`, the process has to succeed.
         """
         home.mkdir(parents=True, exist_ok=True)
         variables = {name: value for name, value in os.environ.items() if not name.upper().startswith("HF_")}
@@ -756,6 +616,12 @@ class HubServer:
         process = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=300)
         assert not check or process.returncode == 0, process.stdout + process.stderr
         return process
+
+    def run_function(self, function: Callable, *args, home: Path, **options):
+        """Result of a function of a test file, called by `run_python` in a new process with an empty cache."""
+        call = f"torch.save({function.__module__}.{function.__name__}(*{args!r}), 'result.pt')"
+        self.run_python(f"import torch, {function.__module__}\n{call}", home=home, **options)
+        return torch.load(home / "result.pt")
 
 
 class _Handler(BaseHTTPRequestHandler):

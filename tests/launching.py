@@ -18,24 +18,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def environment(**more):
     """Environment of a new process, without the precision that trainers of other tests leave for accelerate to read."""
     names = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    return {
-        **names,
-        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
-        "DS_ACCELERATOR": "cpu",
-        **more,
-    }
+    return {**names, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "DS_ACCELERATOR": "cpu", **more}
 
 
 def start(command, **variables):
     """A process in a group of its own, with its output in a pipe."""
-    return subprocess.Popen(
-        [str(part) for part in command],
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [str(part) for part in command]
+    return subprocess.Popen(command, env=environment(**variables), start_new_session=True, **streams)
 
 
 def kill(process):
@@ -62,11 +52,19 @@ def run(command, timeout=240, **variables):
             other.kill()
 
 
-def succeed(command, timeout=240, **variables):
-    """Output of a command that must end well."""
-    status, output = run(command, timeout, **variables)
+def succeed(command, **options):
+    """Output of a command that has to succeed."""
+    status, output = run(command, **options)
     assert status == 0, output
     return output
+
+
+def run_python(*arguments, timeout=300, **options):
+    """Standard output of a new Python process, which has to succeed."""
+    command = [sys.executable, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def _group(pid):

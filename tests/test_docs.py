@@ -80,16 +80,7 @@ SHORTER = {
 
 @dataclass(frozen=True)
 class Fence:
-    """A fenced block of a page.
-
-    Args:
-        line: Number of its first line.
-        language: What stands behind the backticks.
-        text: What is between them, with its replacements made.
-        skip: Why it is not run; None if it is.
-        args: Options to add to its commands.
-        file: Name to save it under; None if it is not saved.
-    """
+    """A fenced block of a page: its first line's number, language, text, reason not to be run, options, file name."""
 
     line: int
     language: str
@@ -120,12 +111,9 @@ def make_fence(match, line):
         else:
             options[kind] = shlex.split(value) if kind == "args" else value
     if language == "bash" and "skip" not in options:
-        options["skip"] = next((NOT_RUN[name] for name in NOT_RUN if any_starts_with(commands(text), name)), None)
+        reasons = [NOT_RUN[name] for name in NOT_RUN if any(command.startswith(name) for command in commands(text))]
+        options["skip"] = reasons[0] if reasons else None
     return Fence(line, language, text, **options)
-
-
-def any_starts_with(texts, start):
-    return any(text.startswith(start) for text in texts)
 
 
 def commands(text):
@@ -218,9 +206,8 @@ def logged(path, function, *args):
 def run_in_process(log, function, *args):
     """Run a function in a new process, forked from one that has imported the libraries and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["md4_hf.training.trainer", "md4_hf.core.pipeline_masked_diffusion", "md4_hf.data.documents", "peft"]
-    )
+    modules = ("training.trainer", "core.pipeline_masked_diffusion", "data.documents")
+    context.set_forkserver_preload([*(f"md4_hf.{module}" for module in modules), "peft"])
     process = context.Process(target=logged, args=(str(log), function, *args))
     process.start()
     process.join(SECONDS_PER_PAGE)

@@ -7,7 +7,7 @@ Such an error names an argument, option or file, and leaves every file as it was
 
 import contextlib
 import hashlib
-import io
+import inspect
 import json
 import math
 import os
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from commands import outcome
 from datasets import Dataset, disable_progress_bars
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -52,7 +53,6 @@ from md4_hf import (
     repetition,
     token_entropy,
 )
-from md4_hf.cli import main
 from md4_hf.cli.arguments import parse_arguments
 from md4_hf.cli.train_options import ModelArguments, RunArguments, StartArguments
 from md4_hf.data.packing import Separator
@@ -94,9 +94,15 @@ WORDS = ["linear", "cosine", "poly", "geometric", "uniform", "mean", "adaln", "g
 
 def changed(valid, values=ANYTHING):
     """Keyword arguments that are valid, but for up to three that are anything."""
-    return st.dictionaries(st.sampled_from(sorted(valid)), values | st.sampled_from(WORDS), max_size=3).map(
-        lambda some: {**valid, **some}
-    )
+    some = st.dictionaries(st.sampled_from(sorted(valid)), values | st.sampled_from(WORDS), max_size=3)
+    return some.map(lambda some: {**valid, **some})
+
+
+def arguments_of(function, *left_out, **values):
+    """The arguments of a function by name, with these values or their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "self"}
+    return {name: value for name, value in {**defaults, **values}.items() if name not in left_out}
 
 
 def documented(function, *args, names, **kwargs):
@@ -111,11 +117,8 @@ def documented(function, *args, names, **kwargs):
 
 def contents(folder):
     """The files of a folder, each with its digest."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in Path(folder).rglob("*")
-        if path.is_file()
-    }
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @contextlib.contextmanager
@@ -128,37 +131,15 @@ def unchanged(*folders):
 
 # Configurations -------------------------------------------------------------------------------------------------------
 
-CONFIG = {
-    "vocab_size": VOCAB,
-    "mask_token_id": MASK,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 8,
-    "embedding_size": None,
-    "mlp_type": "glu",
-    "time_conditioning": True,
-    "conditioning_size": 4,
-    "modulation": "adaln",
-    "num_classes": None,
-    "depth_scaled_init": False,
-    "norm_eps": 1e-5,
-    "embedding_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "residual_dropout": 0.1,
-    "max_position_embeddings": LENGTH,
-    "rope_parameters": None,
-    "masking_schedule": "poly",
-    "schedule_power": 1.0,
-    "schedule_eps": 1e-4,
-    "learn_masking_schedule": False,
-    "schedule_first_time": 1e-3,
-    "num_train_timesteps": None,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "tie_word_embeddings": False,
-}
+IMAGE_CONFIG = {"backbone": "uvit", "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1}
+IMAGE_CONFIG |= {"image_size": [2, 2], "num_channels": 1, "channel_multipliers": [1], "num_classes": 2}
+IMAGE_CONFIG |= {"dit_hidden_size": 4, "dit_num_hidden_layers": 1, "dit_num_attention_heads": 2, "class_dropout": 0.1}
+SMALL = {"vocab_size": VOCAB, "mask_token_id": MASK, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+SMALL |= {"num_attention_heads": 2, "mlp_type": "glu", "conditioning_size": 4, "modulation": "adaln"}
+SMALL["num_classes"] = None
+SMALL |= {"residual_dropout": 0.1, "max_position_embeddings": LENGTH, "masking_schedule": "poly", "norm_eps": 1e-5}
+NOT_OF_TEXT = {*(IMAGE_CONFIG.keys() - SMALL.keys()), "is_causal"}
+CONFIG = {name: getattr(MD4Config, name) for name in MD4Config.__annotations__ if name not in NOT_OF_TEXT} | SMALL
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "embedding_size", "conditioning_size")
 ROPE = st.fixed_dictionaries(
     {}, optional={"rope_type": ANYTHING | st.sampled_from(["default", "linear", "yarn"]), "rope_theta": ANYTHING}
@@ -177,22 +158,6 @@ def test_configurations_work_or_name_what_is_wrong(values, rope):
         model = documented(MD4ForMaskedDiffusion, config, names=["rope_parameters"])
         if model is not None:
             check_loss(model.eval())
-
-
-IMAGE_CONFIG = {
-    "backbone": "uvit",
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "image_size": [2, 2],
-    "num_channels": 1,
-    "channel_multipliers": [1],
-    "dit_hidden_size": 4,
-    "dit_num_hidden_layers": 1,
-    "dit_num_attention_heads": 2,
-    "num_classes": 2,
-    "class_dropout": 0.1,
-}
 
 
 @fuzz(150, backbone=st.sampled_from(["unet", "uvit"]), values=changed(IMAGE_CONFIG))
@@ -241,17 +206,8 @@ def test_token_schedules_work_or_name_what_is_wrong(values):
 
 # The scheduler and the pipeline ---------------------------------------------------------------------------------------
 
-SCHEDULER = {
-    "mask_token_id": MASK,
-    "masking_schedule": "poly",
-    "schedule_power": 1.0,
-    "schedule_eps": 1e-4,
-    "timestep_grid": "uniform",
-    "sampler": "mean",
-    "top_p": None,
-    "final_decode": "sample",
-    "num_inference_steps": 4,
-}
+OTHERS = {"masking_schedule": "poly", "timestep_grid": "uniform", "sampler": "mean", "num_inference_steps": 4}
+SCHEDULER = arguments_of(MaskedDiffusionScheduler, mask_token_id=MASK, **OTHERS)
 
 
 @fuzz(150, values=changed(SCHEDULER, st.integers(-2, 9) | FLOATS | ANYTHING))
@@ -292,14 +248,8 @@ TENSORS = st.sampled_from(
         torch.zeros(2, 0, dtype=torch.long),
     ]
 )
-STEP = {
-    "model_output": torch.zeros(2, LENGTH, VOCAB),
-    "timestep": 1.0,
-    "sample": torch.full((2, LENGTH), MASK),
-    "temperature": 1.0,
-    "top_p": None,
-    "top_k": None,
-}
+INPUTS = {"model_output": torch.zeros(2, LENGTH, VOCAB), "timestep": 1.0, "sample": torch.full((2, LENGTH), MASK)}
+STEP = arguments_of(MaskedDiffusionScheduler.step, "generator", "plan", "return_dict", **INPUTS)
 
 
 @fuzz(200, values=changed(STEP, TENSORS | ANYTHING))
@@ -324,25 +274,10 @@ def test_adding_noise_works_or_name_what_is_wrong(values):
         assert ((xt == values["original_samples"]) | (xt == MASK)).all()
 
 
-PIPELINE = {
-    "prompt": None,
-    "input_ids": None,
-    "image": None,
-    "mask_image": None,
-    "num_samples": 1,
-    "length": None,
-    "block_length": None,
-    "class_labels": None,
-    "guidance_scale": 1.0,
-    "num_inference_steps": 2,
-    "temperature": 1.0,
-    "top_p": None,
-    "top_k": None,
-    "generator": None,
-    "output_type": "ids",
-    "callback_on_step_end_tensor_inputs": None,
-}
-SMALL = ANYTHING.filter(lambda value: not isinstance(value, (int, float)) or not value > 10**5)
+UNCHANGED = ("skip_special_tokens", "return_dict", "callback_on_step_end")
+QUICK = {"num_inference_steps": 2, "output_type": "ids"}
+PIPELINE = arguments_of(MaskedDiffusionPipeline.__call__, *UNCHANGED, **QUICK)
+NO_LARGE_ONES = ANYTHING.filter(lambda value: not isinstance(value, (int, float)) or not value > 10**5)
 IDS = st.lists(st.lists(st.integers(-1, VOCAB), max_size=LENGTH + 1), max_size=3)
 PROMPTS = st.text("ab [MASK]", max_size=9) | st.lists(st.text(max_size=3) | st.none(), max_size=2)
 
@@ -358,7 +293,7 @@ def pipelines():
     return made
 
 
-@fuzz(200, which=st.integers(0, 1), values=changed(PIPELINE, SMALL | TENSORS | IDS | PROMPTS))
+@fuzz(200, which=st.integers(0, 1), values=changed(PIPELINE, NO_LARGE_ONES | TENSORS | IDS | PROMPTS))
 def test_pipelines_work_or_name_what_is_wrong(pipelines, which, values):
     output = documented(pipelines[which], names=[*PIPELINE, "prompt"], **values)
     if output is not None:
@@ -388,7 +323,7 @@ IMAGES = st.sampled_from(
 OF_IMAGES = {**PIPELINE, "input_ids": torch.full((2, 1, 2, 3), MASK), "class_labels": 1}
 
 
-@fuzz(200, values=changed(OF_IMAGES, SMALL | TENSORS | IMAGES))
+@fuzz(200, values=changed(OF_IMAGES, NO_LARGE_ONES | TENSORS | IMAGES))
 def test_pipelines_of_images_work_or_name_what_is_wrong(image_pipeline, values):
     output = documented(image_pipeline, names=PIPELINE, **values)
     if output is not None:
@@ -405,20 +340,9 @@ def image_pipeline():
 
 # The model ------------------------------------------------------------------------------------------------------------
 
-FORWARD = {
-    "input_ids": torch.full((2, LENGTH), MASK),
-    "timesteps": torch.tensor([0.2, 1.0]),
-    "labels": None,
-    "class_labels": torch.tensor([0, 2]),
-    "attention_mask": None,
-    "position_ids": None,
-    "position_mask": None,
-    "mask_noise": None,
-    "document_ids": None,
-    "inputs_embeds": None,
-    "max_masked": None,
-    "num_items_in_batch": None,
-}
+INPUTS = {"input_ids": torch.full((2, LENGTH), MASK), "timesteps": torch.tensor([0.2, 1.0])}
+INPUTS["class_labels"] = torch.tensor([0, 2])
+FORWARD = arguments_of(MD4ForMaskedDiffusion.forward, "output_logits", "past_key_values", **INPUTS)
 LABELS = st.none() | st.just(torch.arange(LENGTH).expand(2, -1))
 
 
@@ -448,14 +372,19 @@ def saved(tmp_path_factory, pipelines):
     return folder
 
 
+def overwritten(data, draw):
+    """Content of a file with other bytes in the place of some of its first ones."""
+    start = draw(st.integers(0, min(len(data), 2000)))
+    return data[:start] + draw(st.binary(max_size=8)) + data[start + draw(st.integers(0, 20)) :]
+
+
 def damage(data, draw):
     """Damaged content of a file: a part, other bytes, or a json value that is anything."""
     kind = draw(st.sampled_from(["cut", "bytes", "json", "json", "json", "json"]))
     if kind == "cut":
         return data[: draw(st.integers(0, len(data)))]
     if kind == "bytes":
-        start = draw(st.integers(0, len(data)))
-        return data[:start] + draw(st.binary(min_size=1, max_size=8)) + data[start + 4 :]
+        return overwritten(data, draw)
     content = json.loads(data)
     at = content
     while isinstance(at, dict) and at:
@@ -472,13 +401,8 @@ def opened_damaged(saved, tmp_path_factory, data, kind, name, function):
     folder = tmp_path_factory.mktemp("damaged")
     for path in (saved / kind).iterdir():
         shutil.copy(path, folder)
-    content = (folder / name).read_bytes()
-    if name.endswith(".json"):
-        damaged = damage(content, data.draw)
-    else:
-        start = data.draw(st.integers(0, 2000))
-        damaged = content[:start] + data.draw(st.binary(max_size=8)) + content[start + data.draw(st.integers(0, 20)) :]
-    (folder / name).write_bytes(damaged)
+    change = damage if name.endswith(".json") else overwritten
+    (folder / name).write_bytes(change((folder / name).read_bytes(), data.draw))
     with unchanged(folder):
         documented(function, str(folder), names=[""])
     shutil.rmtree(folder)
@@ -513,9 +437,8 @@ TEXTS = st.lists(st.none() | st.text(max_size=20) | st.sampled_from(["the word [
 def test_packing_works_or_name_what_is_wrong(texts, block_size, which, document_ids):
     tokenizer = [build_text8_tokenizer(), build_byte_tokenizer()][which]
     documents = Dataset.from_dict({"text": pa.array(texts, pa.string())})
-    packed = documented(
-        pack, documents, tokenizer, block_size, document_ids=document_ids, names=["block_size", "documents"]
-    )
+    options = {"document_ids": document_ids, "names": ["block_size", "documents"]}
+    packed = documented(pack, documents, tokenizer, block_size, **options)
     if packed is not None:
         blocks, report = packed
         assert len(blocks) == report.num_blocks and all(len(row["input_ids"]) == block_size for row in blocks)
@@ -531,24 +454,15 @@ def test_data_files_work_or_name_what_is_wrong(tmp_path_factory, data, suffix, c
         Dataset.from_dict({"text": ["a", "b"]}).to_parquet(file)
     else:
         file.write_text('{"text": "a"}\n{"text": "b", "x": 1}\n')
-    content = file.read_bytes()
-    start = data.draw(st.integers(0, len(content)))
-    file.write_bytes(
-        content[:start] + data.draw(st.binary(max_size=8)) + content[start + data.draw(st.integers(0, 9)) :]
-    )
+    file.write_bytes(overwritten(file.read_bytes(), data.draw))
     with unchanged(folder):
         documents = documented(load_documents, str(file), text_column=column, names=["data", "text_column"])
     if documents is not None:
         assert documents.column_names == ["text"]
 
 
-HELD_OUT = {
-    "data": "pydoc",
-    "validation_fraction": 0.1,
-    "streaming": False,
-    "validation_split": None,
-    "data_split": "train",
-}
+HELD_OUT = {"data": "pydoc", "validation_fraction": 0.1, "streaming": False, "validation_split": None}
+HELD_OUT["data_split"] = "train"
 
 
 @fuzz(40, values=changed(HELD_OUT))
@@ -567,50 +481,32 @@ PAIRS = {"prompt_column": "prompt", "response_column": "response", "response_end
 def test_pairs_work_or_name_what_is_wrong(values, block_size, texts):
     arguments = documented(PairArguments, names=PAIRS, **values)
     if arguments is not None and arguments.given:
-        columns = {name: pa.array(texts, pa.string()) for name in ("prompt", "response")}
-        names = [*PAIRS, "block_size", "pairs"]
-        encoded = documented(
-            encode_pairs, Dataset.from_dict(columns), build_byte_tokenizer(), block_size, arguments, names=names
-        )
+        pairs = Dataset.from_dict({name: pa.array(texts, pa.string()) for name in ("prompt", "response")})
+        inputs = (pairs, build_byte_tokenizer(), block_size, arguments)
+        encoded = documented(encode_pairs, *inputs, names=[*PAIRS, "block_size", "pairs"])
         if encoded is not None:
             assert all(len(row["input_ids"]) == len(row["labels"]) <= block_size for row in encoded[0])
 
 
-FEATURES = st.lists(
-    st.dictionaries(
-        st.sampled_from(["input_ids", "labels", "attention_mask"]),
-        st.lists(st.integers(-1, 30), max_size=3) | ANYTHING,
-        max_size=3,
-    ),
-    max_size=3,
-)
+FEATURE = st.lists(st.integers(-1, 30), max_size=3) | ANYTHING
+FEATURES = st.dictionaries(st.sampled_from(["input_ids", "labels", "attention_mask"]), FEATURE, max_size=3)
 
 
-@fuzz(80, features=FEATURES)
+@fuzz(80, features=st.lists(FEATURES, max_size=3))
 def test_collators_work_or_name_what_is_wrong(features):
-    batch = documented(
-        DataCollatorForMaskedDiffusion(MD4Config(**CONFIG)),
-        features,
-        names=["features", "input_ids", "labels", "attention_mask"],
-    )
+    collator = DataCollatorForMaskedDiffusion(MD4Config(**CONFIG))
+    batch = documented(collator, features, names=["features", "input_ids", "labels", "attention_mask"])
     if batch is not None:
         assert len(batch["timesteps"]) == len(features) and batch["labels"].shape == batch["input_ids"].shape
 
 
 # Options --------------------------------------------------------------------------------------------------------------
 
-LORA = {
-    "lora_r": 2,
-    "lora_alpha": 4,
-    "lora_dropout": 0.0,
-    "target_modules": "all-linear",
-    "modules_to_save": None,
-    "use_dora": False,
-    "quantization": None,
-}
+LORA = {"lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "target_modules": "all-linear", "modules_to_save": None}
+LORA |= {"use_dora": False, "quantization": None}
 
 
-@fuzz(60, values=changed(LORA, SMALL | st.sampled_from(["qkv_proj,o_proj", "lm_head", "no_such_layer", ","])))
+@fuzz(60, values=changed(LORA, NO_LARGE_ONES | st.sampled_from(["qkv_proj,o_proj", "lm_head", "no_such_layer", ","])))
 def test_lora_arguments_work_or_name_what_is_wrong(values):
     arguments = documented(LoraArguments, names=LORA, **values)
     if arguments is not None and documented(arguments.loading_arguments, names=["quantization"]) is not None:
@@ -620,24 +516,10 @@ def test_lora_arguments_work_or_name_what_is_wrong(values):
             check_loss(adapted.eval())
 
 
-def exit_code(function, argv):
-    """Exit status and messages of a command; status 0 if it works."""
-    with contextlib.redirect_stderr(io.StringIO()) as output, contextlib.redirect_stdout(output):
-        try:
-            function(argv)
-        except SystemExit as stop:
-            return stop.code, output.getvalue()
-    return 0, output.getvalue()
-
-
 TYPES = (StartArguments, RunArguments, ModelArguments, DataArguments)
 OPTIONS = ["hidden_size", "data", "schedule_eps", "total_batch_size", "streaming", "preset", "mlp_type", "x"]
-YAML = (
-    st.dictionaries(st.sampled_from(OPTIONS), ANYTHING, max_size=3).map(yaml.safe_dump)
-    | ANYTHING.map(yaml.safe_dump)
-    | st.text(max_size=9)
-    | st.just("!!python/object/apply:os.getcwd []")
-)
+CONTENT = st.dictionaries(st.sampled_from(OPTIONS), ANYTHING, max_size=3) | ANYTHING
+YAML = CONTENT.map(yaml.safe_dump) | st.text(max_size=9) | st.just("!!python/object/apply:os.getcwd []")
 
 
 def parse_options(argv):
@@ -650,42 +532,35 @@ def parse_options(argv):
 def test_option_files_work_or_name_what_is_wrong(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("options")
     (folder / "options.yaml").write_text(text, encoding="utf-8")
+    names = [*OPTIONS, "options", "config"]
     with unchanged(folder):
         argv = ["--config", str(folder / "options.yaml")]
-        code, said = exit_code(
-            lambda argv: documented(parse_options, argv, names=[*OPTIONS, "options", "config"]), argv
-        )
+        code, said = outcome(argv, lambda argv: documented(parse_options, argv, names=names))
     assert code in (0, 2), said
 
 
 WORD = st.text("ab-1.", max_size=4) | INTEGERS.map(str) | FLOATS.map(str) | st.sampled_from(["", "none", "true"])
-SAMPLE_OPTIONS = [
-    "num_samples",
-    "num_inference_steps",
-    "length",
-    "block_length",
-    "temperature",
-    "top_p",
-    "top_k",
-    "seed",
-]
-EVALUATE_OPTIONS = ["draws", "batch_size", "seed", "block_size", "estimator", "num_timesteps", "rounds", "max_rounds"]
-EVALUATE_OPTIONS += ["target_stderr", "preparation", "stride", "wrap", "detokenizer", "tasks", "replace"]
-SCORE_OPTIONS = ["batch_size", "max_length", "num_samples", "num_inference_steps", "retokenise", "add_bos", "top_p"]
+SAMPLE_OPTIONS = "num_samples num_inference_steps length block_length temperature top_p top_k seed device x".split()
+EVALUATE_OPTIONS = "draws batch_size seed block_size estimator num_timesteps rounds max_rounds target_stderr".split()
+EVALUATE_OPTIONS += "preparation stride wrap detokenizer tasks replace x".split()
+SCORE_OPTIONS = "batch_size max_length num_samples num_inference_steps retokenise add_bos top_p x".split()
 
 
-@fuzz(80, options=st.dictionaries(st.sampled_from([*SAMPLE_OPTIONS, "device", "x"]), WORD, max_size=2))
+def options_of(names):
+    return st.dictionaries(st.sampled_from(names), WORD, max_size=2)
+
+
+def check_command(folder, argv, options):
+    """A command with these options works or names one of them, and leaves the model's folder alone."""
+    with unchanged(folder):
+        code, said = outcome([*argv, *(f"--{name}={value}" for name, value in options.items())])
+    assert code == 0 or (code in (1, 2) and any(name in said for name in [*options, "unknown"])), said
+
+
+@fuzz(80, options=options_of(SAMPLE_OPTIONS))
 def test_sampling_commands_work_or_name_what_is_wrong(saved, options):
     assume(len(options.get("num_samples", "")) < 4)
-    argv = [
-        str(saved / "model"),
-        "--device=cpu",
-        "--num_inference_steps=2",
-        *(f"--{k}={v}" for k, v in options.items()),
-    ]
-    with unchanged(saved):
-        code, said = exit_code(main, ["sample", *argv])
-    assert code == 0 or (code in (1, 2) and any(name in said for name in [*options, "unknown"])), said
+    check_command(saved, ["sample", str(saved / "model"), "--device=cpu", "--num_inference_steps=2"], options)
 
 
 @fuzz(
@@ -693,11 +568,11 @@ def test_sampling_commands_work_or_name_what_is_wrong(saved, options):
 )
 def test_infilling_texts_work_or_name_what_is_wrong(saved, text):
     with unchanged(saved):
-        code, said = exit_code(main, ["infill", str(saved / "model"), "--device=cpu", "--", text])
+        code, said = outcome(["infill", str(saved / "model"), "--device=cpu", "--", text])
     assert code == 0 or (code in (1, 2) and said)
 
 
-@fuzz(40, options=st.dictionaries(st.sampled_from([*EVALUATE_OPTIONS, "x"]), WORD, max_size=2), suite=st.booleans())
+@fuzz(40, options=options_of(EVALUATE_OPTIONS), suite=st.booleans())
 def test_evaluations_work_or_name_what_is_wrong(saved, tmp_path_factory, options, suite):
     assume(max(len(options.get(name, "")) for name in ("draws", "rounds")) < 3 and "target_stderr" not in options)
     folder = tmp_path_factory.mktemp("evaluation")
@@ -705,18 +580,13 @@ def test_evaluations_work_or_name_what_is_wrong(saved, tmp_path_factory, options
     suite_of_file = ["text8", f"--replace=text8={folder / 'text.txt'}", f"--output_dir={folder / 'out'}"]
     data = suite_of_file if suite else [f"--data={folder / 'text.txt'}", "--validation_fraction=0.5"]
     argv = ["suite" if suite else "evaluate", str(saved / "model"), *data, "--use_cpu=true"]
-    with unchanged(saved):
-        code, said = exit_code(main, [*argv, *(f"--{k}={v}" for k, v in options.items())])
-    assert code == 0 or (code in (1, 2) and any(name in said for name in [*options, "unknown"])), said
+    check_command(saved, argv, options)
 
 
-@fuzz(40, options=st.dictionaries(st.sampled_from([*SCORE_OPTIONS, "x"]), WORD, max_size=2))
+@fuzz(40, options=options_of(SCORE_OPTIONS))
 def test_scores_work_or_name_what_is_wrong(saved, options):
     assume(len(options.get("num_samples", "")) < 3)
-    argv = [str(saved / "model"), "--device=cpu", "--num_inference_steps=2"]
-    with unchanged(saved):
-        code, said = exit_code(main, ["score", *argv, *(f"--{k}={v}" for k, v in options.items())])
-    assert code == 0 or (code in (1, 2) and any(name in said for name in [*options, "unknown"])), said
+    check_command(saved, ["score", str(saved / "model"), "--device=cpu", "--num_inference_steps=2"], options)
 
 
 @fuzz(100, sequences=st.lists(LISTS, max_size=3) | ANYTHING, n=st.integers(1, 4) | ANYTHING)
@@ -762,24 +632,10 @@ def test_recipes_make_windows_that_fit_or_name_what_is_wrong(texts, preparation,
 
 # Converted checkpoints ------------------------------------------------------------------------------------------------
 
-OFFICIAL = {
-    "vocab_size": 5,
-    "feature_dim": 4,
-    "num_heads": 2,
-    "n_layers": 1,
-    "data_shape": [LENGTH],
-    "noise_schedule_type": "linear",
-    "mlp_type": "glu",
-    "time_features": "t",
-    "cond_type": "adaln",
-    "outside_embed": True,
-    "dropout_rate": 0.0,
-    "classes": -1,
-    "timesteps": 10,
-    "sampler": "ancestral",
-    "sampling_grid": "cosine",
-    "model_type": "md4",
-}
+OFFICIAL = {"vocab_size": 5, "feature_dim": 4, "num_heads": 2, "n_layers": 1, "data_shape": [LENGTH], "classes": -1}
+OFFICIAL |= {"noise_schedule_type": "linear", "mlp_type": "glu", "time_features": "t", "cond_type": "adaln"}
+OFFICIAL |= {"outside_embed": True, "dropout_rate": 0.0, "timesteps": 10, "sampler": "ancestral"}
+OFFICIAL |= {"sampling_grid": "cosine", "model_type": "md4"}
 
 
 @fuzz(150, values=changed(OFFICIAL, ANYTHING | st.sampled_from(["poly2", "poly.", "poly1e9", "topp", "genmd4"])))
@@ -788,21 +644,16 @@ def test_official_configurations_work_or_name_what_is_wrong(values):
     assert config is None or config.vocab_size == values["vocab_size"] + 1
 
 
-@fuzz(
-    40,
-    config=st.just(json.dumps(OFFICIAL)) | ANYTHING.map(json.dumps) | st.text(max_size=9),
-    weights=st.binary(max_size=40),
-)
+OFFICIAL_TEXT = st.just(json.dumps(OFFICIAL)) | ANYTHING.map(json.dumps) | st.text(max_size=9)
+
+
+@fuzz(40, config=OFFICIAL_TEXT, weights=st.binary(max_size=40))
 def test_converter_files_work_or_name_what_is_wrong(tmp_path_factory, config, weights):
     folder = tmp_path_factory.mktemp("official")
     (folder / "config.json").write_text(config, encoding="utf-8")
     (folder / "weights.safetensors").write_bytes(weights)
+    names = ["checkpoint", "config", "official", "vocab_size", "Expecting"]
+    files = [folder / name for name in ("weights.safetensors", "config.json", "out")]
     with unchanged(folder):
-        done = documented(
-            convert_checkpoint,
-            folder / "weights.safetensors",
-            folder / "config.json",
-            folder / "out",
-            names=["checkpoint", "config", "official", "vocab_size", "Expecting"],
-        )
+        done = documented(convert_checkpoint, *files, names=names)
     assert done is None and not (folder / "out").exists()

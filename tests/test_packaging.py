@@ -5,12 +5,12 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from launching import run_python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -38,10 +38,7 @@ def wheel(tmp_path_factory):
             shutil.copy2(path, source)
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     command = "-m pip wheel . --no-deps --no-build-isolation --no-index --disable-pip-version-check -w".split()
-    result = subprocess.run(
-        [sys.executable, *command, str(folder)], cwd=source, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_python(*command, folder, cwd=source)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -56,27 +53,15 @@ def installed(wheel, tmp_path_factory):
 
 
 @pytest.fixture
-def run_python(installed, tmp_path):
-    """Runs Python in an empty folder with the unpacked wheel, and nothing of the checkout, on the path."""
-
-    def run(*arguments):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        environment |= {"PYTHONPATH": str(installed), "PYTHONNOUSERSITE": "1", "PYTHONIOENCODING": "utf-8"}
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
-
-    return run
+def place(installed, tmp_path):
+    """Options of a process in an empty folder with the unpacked wheel, and nothing of the checkout, on the path."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"PYTHONPATH": str(installed), "PYTHONNOUSERSITE": "1", "PYTHONIOENCODING": "utf-8"}
+    return {"cwd": tmp_path, "env": environment}
 
 
 def sources():
     return sorted(path for path in (ROOT / "src" / "md4_hf").rglob("*.py") if "__pycache__" not in path.parts)
-
-
-def package_files():
-    """Every file of the package, data included, as the wheel names it."""
-    paths = (path for path in (ROOT / "src" / "md4_hf").rglob("*") if path.is_file())
-    return {path.relative_to(ROOT / "src").as_posix() for path in paths if "__pycache__" not in path.parts}
 
 
 def requirement_lines(path):
@@ -98,11 +83,6 @@ def versions(lines, operator, python):
     return found
 
 
-def declared_lines():
-    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
-    return [line for group in groups for line in group if not line.startswith(PROJECT["name"] + "[")]
-
-
 def top_level_imports(path):
     """The libraries that `path` needs to be imported at all: not those inside functions."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -118,7 +98,8 @@ def top_level_imports(path):
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == package_files()
+    paths = (path for path in (ROOT / "src" / "md4_hf").rglob("*") if path.is_file())
+    assert names == {p.relative_to(ROOT / "src").as_posix() for p in paths if "__pycache__" not in p.parts}
 
 
 def test_the_wheel_names_package_licence_and_command(installed):
@@ -138,7 +119,7 @@ def test_wheel_version_is_the_one_of_the_package(installed):
     assert f"\nVersion: {version}\n" in (info / "METADATA").read_text(encoding="utf-8")
 
 
-def test_every_public_name_loads_from_the_wheel(run_python, installed):
+def test_every_public_name_loads_from_the_wheel(place, installed):
     code = """
 import types
 
@@ -155,15 +136,11 @@ for name in names:
 from md4_hf import *
 assert not hasattr(md4_hf, "no_such_name")
 """
-    result = run_python("-c", code)
-    assert result.returncode == 0, result.stderr
-    assert Path(result.stdout.splitlines()[0]).resolve().is_relative_to(installed.resolve())
+    assert Path(run_python("-c", code, **place).splitlines()[0]).resolve().is_relative_to(installed.resolve())
 
 
-def test_cli_runs_from_the_wheel(run_python):
-    result = run_python("-m", "md4_hf", "--help")
-    assert result.returncode == 0, result.stderr
-    assert "usage" in result.stdout.lower()
+def test_cli_runs_from_the_wheel(place):
+    assert "usage" in run_python("-m", "md4_hf", "--help", **place).lower()
 
 
 # Versions -------------------------------------------------------------------------------------------------------------
@@ -173,8 +150,8 @@ def test_cli_runs_from_the_wheel(run_python):
 def test_lower_bounds_are_the_tested_versions(python):
     pins = versions(requirement_lines(ROOT / "constraints.txt"), "==", python)
     # The same distribution may be in several extras: one at a time, for `versions` to name what it objects to.
-    bounds = {}
-    for line in declared_lines():
+    bounds, groups = {}, [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    for line in (line for group in groups for line in group if not line.startswith(PROJECT["name"] + "[")):
         for name, version in versions([line], ">=", python).items():
             assert bounds.setdefault(name, version) == version, f"{name} has two lower bounds"
     assert bounds == pins

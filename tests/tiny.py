@@ -6,34 +6,40 @@ import torch
 from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4TrainingArguments
 
 
-def random_model(vocab_size: int, length: int, std: float, seed: int = 0, **kwargs) -> MD4ForMaskedDiffusion:
-    """Two layers of width 32 with normal weights everywhere: a fresh model's head and gates are zero."""
+# All files of a shared adapter: no pickle is among them.
+ADAPTER_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "base_model.json", "loss.png"}
+ADAPTER_FILES |= {"tokenizer.json", "tokenizer_config.json"}
+
+
+def with_normal_weights(config: MD4Config, std: float, seed: int = 0, model_class=MD4ForMaskedDiffusion):
+    """A model of this configuration, whose parameters are all normal with this standard deviation."""
     torch.manual_seed(seed)
-    config = MD4Config(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=length,
-        **kwargs,
-    )
-    model = MD4ForMaskedDiffusion(config)
+    model = model_class(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     return model
+
+
+def random_model(vocab_size: int, length: int, std: float, seed: int = 0, **kwargs) -> MD4ForMaskedDiffusion:
+    """Two layers of width 32 with normal weights everywhere: a fresh model's head and gates are zero."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": length}
+    return with_normal_weights(MD4Config(vocab_size=vocab_size, **sizes, **kwargs), std, seed)
 
 
 def random_image_model(
     levels: int, image_size: int | list[int], num_channels: int = 1, std: float = 0.3, seed: int = 0, **kwargs
 ) -> MD4ForMaskedDiffusion:
     """A U-Net of width 64, where norm groups have two channels and classes an effect, with normal weights."""
-    torch.manual_seed(seed)
     options = {"backbone": "unet", "hidden_size": 64, "num_hidden_layers": 1, **kwargs}
     config = MD4Config(vocab_size=levels + 1, image_size=image_size, num_channels=num_channels, **options)
-    model = MD4ForMaskedDiffusion(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=std)
-    return model
+    return with_normal_weights(config, std, seed)
+
+
+@torch.no_grad()
+def logits_of(model, length: int) -> torch.Tensor:
+    """Logits of fixed ids at fixed times, for a model of text8."""
+    ids = torch.arange(2 * length).reshape(2, length) % 28
+    return model.eval()(ids, timesteps=torch.tensor([0.3, 0.8])).logits
 
 
 def training_arguments(folder, **kwargs) -> MD4TrainingArguments:
@@ -50,6 +56,34 @@ def training_arguments(folder, **kwargs) -> MD4TrainingArguments:
         "ema_decay": 0.0,
     }
     return MD4TrainingArguments(output_dir=str(folder), **{**defaults, **kwargs})
+
+
+def trained(trainer, checkpoint=None):
+    """The trainer after its training, from a checkpoint if one is given."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def at_once_and_in_parts(make_trainer, folder, batch: int, accumulation: int, **options):
+    """Two trained trainers: their steps are taken in one batch, and in micro-batches of this size and number."""
+    in_parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    return (
+        trained(make_trainer(folder / name, **{**options, **sizes}))
+        for name, sizes in (("at_once", {}), ("in_parts", in_parts))
+    )
+
+
+def unbroken_and_resumed(make_trainer, folder, step: int, resumed: dict | None = None, **options):
+    """Two trained trainers: one has gone on from the checkpoint of this step, made anew with the options `resumed`."""
+    unbroken = trained(make_trainer(folder / "unbroken", **options))
+    trained(make_trainer(folder / "run", save_strategy="steps", save_steps=step, **options))
+    new = make_trainer(folder / "run", **{**options, **(resumed or {})})
+    return unbroken, trained(new, str(folder / "run" / f"checkpoint-{step}"))
+
+
+def weights(model) -> torch.Tensor:
+    """All parameters, in one row."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def logged(trainer, name: str) -> list[float]:

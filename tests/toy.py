@@ -25,18 +25,18 @@ class ToyWorld:
         agrees = (masked | (xt[:, None] == self.sequences)).all(-1)
         survival = t ** exponents[self.sequences]  # probability of being masked, of each token of each sequence
         weights = agrees * self.probability * torch.where(masked, survival, 1.0 - survival).prod(-1)
-        onehot = torch.nn.functional.one_hot(self.sequences, self.vocab).double()
-        mean = torch.einsum("bs,snv->bnv", weights, onehot) / weights.sum(-1)[:, None, None].clamp(min=1e-300)
-        return torch.nn.functional.pad(mean.clamp(min=1e-300).log(), (0, 1), value=torch.finfo(torch.float64).min)
+        return self._logits_of_mixture(weights)
 
     def exact_logits(self, xt: Tensor) -> Tensor:
         """Log of p(x_n | the unmasked tokens), `(batch, length, vocab + 1)`; the mask's column is finfo.min."""
         agrees = ((xt[:, None] == self.sequences) | (xt[:, None] == self.mask)).all(-1)
-        weights = agrees * self.probability
+        return self._logits_of_mixture(agrees * self.probability)
+
+    def _logits_of_mixture(self, weights: Tensor) -> Tensor:
+        """Log of the mean token at each position, over the sequences with these weights."""
         onehot = torch.nn.functional.one_hot(self.sequences, self.vocab).double()
-        mean = torch.einsum("bs,snv->bnv", weights, onehot) / weights.sum(-1)[:, None, None]
-        logits = mean.clamp(min=1e-300).log()
-        return torch.nn.functional.pad(logits, (0, 1), value=torch.finfo(torch.float64).min)
+        mean = torch.einsum("bs,snv->bnv", weights, onehot) / weights.sum(-1)[:, None, None].clamp(min=1e-300)
+        return torch.nn.functional.pad(mean.clamp(min=1e-300).log(), (0, 1), value=torch.finfo(torch.float64).min)
 
     def all_maskings(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """All `2^length` maskings of one sequence, and how many tokens each masks."""

@@ -58,34 +58,26 @@ def test_text_of_any_length_comes_with_bounded_context(pipe):
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(pipe):
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 0, 1, 2]]
-    together = sample(pipe, input_ids=prompts, length=30, block_length=5, generator=[seeded(i) for i in range(3)])
+    sizes = {"length": 30, "block_length": 5}
+    together = sample(pipe, input_ids=prompts, generator=[seeded(i) for i in range(3)], **sizes)
     assert (together != MASK).all()
     for row, prompt in zip(together, prompts, strict=True):
         assert row[: len(prompt)].tolist() == prompt
-    equal = sample(
-        pipe,
-        input_ids=torch.tensor([[1, 2], [3, 4]]),
-        length=30,
-        block_length=5,
-        generator=[seeded(i) for i in (7, 8)],
-    )
-    alone = sample(pipe, input_ids=torch.tensor([[3, 4]]), length=30, block_length=5, generator=[seeded(8)])
+    equal = sample(pipe, input_ids=torch.tensor([[1, 2], [3, 4]]), generator=[seeded(7), seeded(8)], **sizes)
+    alone = sample(pipe, input_ids=torch.tensor([[3, 4]]), generator=[seeded(8)], **sizes)
     assert torch.equal(equal[1:], alone)
 
 
 def test_rows_of_different_lengths_are_padded_within_their_blocks(pipe):
     rows = [[1, MASK, MASK, 2, MASK], [MASK] * 8]
-    both = pipe(
-        input_ids=rows, block_length=3, output_type="ids", num_inference_steps=5, generator=[seeded(0), seeded(1)]
-    ).sequences
+    both = sample(pipe, input_ids=rows, block_length=3, generator=[seeded(0), seeded(1)])
     assert [len(row) for row in both] == [5, 8] and all((row != MASK).all() for row in both)
     assert both[0][0] == 1 and both[0][3] == 2
 
 
 def test_genmd4_samples_in_blocks_too():
-    pipe = make_pipeline(
-        vocab=VOCAB, length=LENGTH, time_conditioning=False, masking_schedule="poly", learn_masking_schedule=True
-    )
+    learned = {"masking_schedule": "poly", "learn_masking_schedule": True}
+    pipe = make_pipeline(vocab=VOCAB, length=LENGTH, time_conditioning=False, **learned)
     assert (sample(pipe, length=20, block_length=6) != MASK).all()
 
 
@@ -96,10 +88,7 @@ def test_bad_arguments_are_named(pipe):
         ({"block_length": 4, "length": 0}, "`length` must be >= 1, got 0"),
         ({"block_length": 4, "input_ids": [[1] * 15]}, "`length` must be given to continue a prompt of 15 tokens"),
         ({"length": 13}, r"`length` must be in \[1, 12\] \(the model's length\) without `block_length`, got 13"),
-        (
-            {"block_length": 4, "callback_on_step_end": print},
-            "`callback_on_step_end` must be None with `block_length`",
-        ),
+        ({"block_length": 4, "callback_on_step_end": print}, "`callback_on_step_end` must be None with `block_le"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(pipe, **arguments)

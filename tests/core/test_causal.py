@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from commands import failure
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tiny import logged
+from tiny import logged, trained, training_arguments, with_normal_weights
 from transformers import AutoModel, AutoModelForCausalLM, Trainer
 
 from md4_hf import (
@@ -28,11 +29,8 @@ SIZES = {"vocab_size": VOCAB + 1, "hidden_size": 32, "num_hidden_layers": 2, "nu
 
 
 def causal_model(seed=0, std=0.3, **kwargs):
-    torch.manual_seed(seed)
-    model = MD4ForCausalLM(MD4Config(**SIZES, max_position_embeddings=LENGTH, is_causal=True, **kwargs))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=std)
-    return model.eval()
+    config = MD4Config(**SIZES, max_position_embeddings=LENGTH, is_causal=True, **kwargs)
+    return with_normal_weights(config, std, seed, MD4ForCausalLM).eval()
 
 
 def ids(count=4, length=LENGTH, seed=0):
@@ -106,10 +104,8 @@ def test_padding_changes_nothing():
 def test_saved_and_opened_it_is_the_same(tmp_path):
     model, x = causal_model(), ids()
     model.save_pretrained(tmp_path)
-    for loaded in (
-        load_model(str(tmp_path)),
-        *(c.from_pretrained(tmp_path) for c in (AutoModel, AutoModelForCausalLM)),
-    ):
+    for loader in (load_model, AutoModel.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        loaded = loader(str(tmp_path))
         assert isinstance(loaded, MD4ForCausalLM)
         torch.testing.assert_close(loaded(x).logits, model(x).logits)
 
@@ -131,22 +127,10 @@ def test_what_it_is_not_for_is_an_error():
 
 
 def trained_losses(folder, batch, accumulation):
-    args = MD4TrainingArguments(
-        str(folder),
-        max_steps=4,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=1e-2,
-        logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    trainer = MD4Trainer(
-        model=causal_model(std=0.1), args=args, train_dataset=Dataset.from_dict({"input_ids": ids(64)})
-    )
-    trainer.train()
+    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    args = training_arguments(folder, learning_rate=1e-2, ema_decay=0.9, **options)
+    rows = Dataset.from_dict({"input_ids": ids(64)})
+    trainer = trained(MD4Trainer(model=causal_model(std=0.1), args=args, train_dataset=rows))
     return logged(trainer, "loss"), trainer
 
 
@@ -190,14 +174,11 @@ def test_md4_train_makes_and_evaluates_the_baseline(tmp_path, capsys):
     assert metrics["eval_loss"] == pytest.approx(recorded["eval_loss"], rel=1e-5)
     assert math.isfinite(metrics["eval_bits_per_character"])
     for option in (["--draws", "4"], ["--seed", "1"], ["--rounds", "2"], ["--estimator", "any_order"]):
-        with pytest.raises(SystemExit):
-            main(["evaluate", str(run), *option])
-        assert f"`{option[0][2:]}` must be left out for a causal model, got " in capsys.readouterr().err
+        message = failure(capsys, ["evaluate", str(run), *option])
+        assert f"`{option[0][2:]}` must be left out for a causal model, got " in message
     with pytest.raises(ValueError, match="`model` must be a masked diffusion model to make a pipeline of"):
         load_pipeline(str(run))
-    with pytest.raises(SystemExit):
-        main(["train", "--objective", "ar", "--document_mask", "--output_dir", str(tmp_path / "x")])
-    assert "`document_mask` must be False for an autoregressive model" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["train", "--preset", "digits", "--objective", "ar", "--output_dir", str(tmp_path / "x")])
-    assert "`objective` must be" in capsys.readouterr().err
+    train = ["train", "--objective", "ar", "--output_dir", str(tmp_path / "x")]
+    message = "`document_mask` must be False for an autoregressive model"
+    assert message in failure(capsys, [*train, "--document_mask"])
+    assert "`objective` must be" in failure(capsys, [*train, "--preset", "digits"])

@@ -116,34 +116,19 @@ def test_a_model_is_conditional_with_time_or_classes(time_conditioning, num_clas
     assert config.is_conditional is conditional
 
 
+SIZES = "hidden_size num_hidden_layers num_attention_heads max_position_embeddings num_channels".split()
+SIZES += ["dit_hidden_size", "dit_num_hidden_layers", "dit_num_attention_heads"]
+OPTIONAL_SIZES = "intermediate_size embedding_size conditioning_size num_classes num_train_timesteps".split()
+DROPOUTS = ("embedding_dropout", "attention_dropout", "residual_dropout", "class_dropout")
 WRONG_VALUES = [
-    *[
-        ({name: 0}, f"`{name}` must be >= 1, got 0.")
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-            "num_channels",
-            "dit_hidden_size",
-            "dit_num_hidden_layers",
-            "dit_num_attention_heads",
-        )
-    ],
-    *[
-        ({name: 0}, f"`{name}` must be >= 1 or None, got 0.")
-        for name in ("intermediate_size", "embedding_size", "conditioning_size", "num_classes", "num_train_timesteps")
-    ],
+    *[({name: 0}, f"`{name}` must be >= 1, got 0.") for name in SIZES],
+    *[({name: 0}, f"`{name}` must be >= 1 or None, got 0.") for name in OPTIONAL_SIZES],
     ({"vocab_size": 1}, "`vocab_size` must count at least one token and the mask, got 1."),
     ({"hidden_size": 30, "num_attention_heads": 4}, "`hidden_size` must be a multiple of twice .*, got 30 and 4."),
     ({"hidden_size": 12, "num_attention_heads": 4}, r"\(rotary pairs\), got 12 and 4."),
     ({"vocab_size": 5, "mask_token_id": 5}, r"`mask_token_id` must be in \[0, vocab_size\), got 5."),
     ({"mask_token_id": -1}, r"`mask_token_id` must be in \[0, vocab_size\), got -1."),
-    *[
-        ({name: value}, rf"`{name}` must be in \[0, 1\), got {value}.")
-        for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "class_dropout")
-        for value in (1.0, -0.1)
-    ],
+    *[({x: value}, rf"`{x}` must be in \[0, 1\), got {value}.") for x in DROPOUTS for value in (1.0, -0.1)],
     ({"schedule_eps": 0.5}, r"`schedule_eps` must be in \[0, 0.5\), got 0.5."),
     ({"schedule_eps": -1e-4}, r"`schedule_eps` must be in \[0, 0.5\)"),
     ({"schedule_power": 0.0}, "`schedule_power` must be > 0, got 0.0."),
@@ -167,14 +152,10 @@ WRONG_IMAGES = [
     ),
     ({"backbone": "uvit", "image_size": 5}, "`image_size` must be a multiple of 2 for these"),
     ({"backbone": "uvit", "image_size": [4, 6]}, r'`image_size` must be a square for "uvit", got \[4, 6\].'),
-    (
-        {"backbone": "uvit", "dit_hidden_size": 18, "dit_num_attention_heads": 3},
-        "must be a multiple of 4 and of its 3 h",
-    ),
-    (
-        {"backbone": "uvit", "dit_hidden_size": 16, "dit_num_attention_heads": 3},
-        "must be a multiple of 4 and of its 3 h",
-    ),
+    *[
+        ({"backbone": "uvit", "dit_hidden_size": size, "dit_num_attention_heads": 3}, "a multiple of 4 and of its 3 h")
+        for size in (18, 16)
+    ],
 ]
 
 

@@ -51,22 +51,16 @@ def test_a_scheduler_comes_back_from_its_configuration_and_steps_alike(settings,
     scheduler = make_scheduler(**settings)
     scheduler.save_config(tmp_path / "config")
     scheduler.save_pretrained(tmp_path / "pretrained")
-    copies = [
-        MaskedDiffusionScheduler.from_pretrained(tmp_path / "config"),
-        MaskedDiffusionScheduler.from_pretrained(tmp_path / "pretrained"),
-        MaskedDiffusionScheduler.from_config(scheduler.config),
-        *(compatible.from_config(scheduler.config) for compatible in scheduler.compatibles),
-    ]
+    copies = [MaskedDiffusionScheduler.from_pretrained(tmp_path / name) for name in ("config", "pretrained")]
+    copies += [made.from_config(scheduler.config) for made in (MaskedDiffusionScheduler, *scheduler.compatibles)]
     assert len(copies) == 4
     sample = torch.tensor([PROMPT, PROMPT])
     for other in copies:
         assert named(other.config) == named(scheduler.config)
         assert torch.equal(other.timesteps, scheduler.timesteps)
         for t in scheduler.timesteps[::64]:
-            first, second = (
-                one.step(make_logits(), t, sample, generator=seeded()).prev_sample for one in (scheduler, other)
-            )
-            assert torch.equal(first, second)
+            steps = [one.step(make_logits(), t, sample, generator=seeded()) for one in (scheduler, other)]
+            assert torch.equal(steps[0].prev_sample, steps[1].prev_sample)
 
 
 def test_a_configuration_is_overridden_by_name_and_reports_what_it_does_not_know(tmp_path, caplog):
@@ -120,11 +114,8 @@ def test_a_step_keeps_the_samples_type_whatever_the_logits_precision(dtype, logi
 
 def make_components(**overrides):
     model = random_model(MASK + 1, LENGTH, std=0.3, **overrides).eval()
-    return {
-        "model": model,
-        "scheduler": make_scheduler(num_inference_steps=4),
-        "tokenizer": build_text8_tokenizer(),
-    }
+    scheduler = make_scheduler(num_inference_steps=4)
+    return {"model": model, "scheduler": scheduler, "tokenizer": build_text8_tokenizer()}
 
 
 def make_pipe(**components):

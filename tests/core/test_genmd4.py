@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
+from test_scheduling import p_value
+from tiny import seeded
 from toy import ToyWorld
 
 from md4_hf import (
@@ -22,10 +23,7 @@ from md4_hf import (
     rloo_surrogate,
     stratified_times,
 )
-from md4_hf.core.masked_diffusion import (
-    rescale_times,
-    top_p_logits,
-)
+from md4_hf.core.masked_diffusion import rescale_times, top_p_logits
 
 
 def schedule_of(free_exponents, eps=1e-4):
@@ -34,10 +32,6 @@ def schedule_of(free_exponents, eps=1e-4):
     with torch.no_grad():
         schedule.free_exponents[:-1] = free_exponents
     return schedule
-
-
-def with_mask_column(logits):
-    return torch.nn.functional.pad(logits, (0, 1), value=torch.finfo(logits.dtype).min)
 
 
 def close(actual, expected, rel=1e-5, absolute=0.0):
@@ -70,10 +64,9 @@ def test_losses_and_gradients_agree_with_the_official_ones(golden):
     close(schedule.alpha_of(t, x0), tensors["keep_prob"])
     logits = [tensors[f"logits_{k}"].requires_grad_() for k in (1, 2)]
     states = [tensors[f"zt_{k}"].long() for k in (1, 2)]
-    losses = [
-        genmd4_token_nelbo(with_mask_column(own), x0, xt, schedule.exponents, t, mask).sum(1)
-        for own, xt in zip(logits, states, strict=True)
-    ]
+    with_mask = [torch.nn.functional.pad(x, (0, 1), value=torch.finfo(x.dtype).min) for x in logits]
+    pairs = zip(with_mask, states, strict=True)
+    losses = [genmd4_token_nelbo(x, x0, xt, schedule.exponents, t, mask).sum(1) for x, xt in pairs]
     log_q = [log_forward_probability(schedule, t, x0, xt, mask).sum(1) for xt in states]
     recon = genmd4_reconstruction_nelbo(x0, schedule, t1, mask).sum(1)
     close(losses[0], tensors["loss_diff_1"])
@@ -102,8 +95,7 @@ def test_the_whole_training_loss_agrees_with_the_official_one(golden):
     tensors, record = golden("loss_genmd4_model")
     config = config_from_official(record["config"])
     model = MD4ForMaskedDiffusion(config).train()
-    flat = {name: value for name, value in tensors.items() if name.startswith("params/")}
-    model.load_state_dict(convert_flax_params(flat, config))
+    model.load_state_dict(convert_flax_params(tensors, config))
     states = torch.stack([tensors["zt_1"], tensors["zt_2"]], dim=1).long()
     output = model(input_ids=states, timesteps=tensors["t_used"], labels=tensors["x"].long())
     close(output.loss / math.log(2), tensors["out/loss"])
@@ -147,6 +139,11 @@ def world_schedule(exponents=EXPONENTS, eps=0.0):
     return schedule
 
 
+def exact_denoiser(world, schedule):
+    """The denoiser of the world under these schedules, a function of states and time."""
+    return lambda xt, t: world.exact_logits_at(xt, t, schedule.exponents.detach())
+
+
 def enumerated_loss(world, x0, t, schedule, logits_of):
     """E over x_t of the diffusion part of the NELBO of one sequence at time t, by enumeration."""
     states, _ = world.all_maskings(x0)
@@ -169,10 +166,7 @@ def quadrature(first_time, points=160):
 )
 def test_the_bound_of_the_exact_denoiser_is_the_likelihood_for_any_exponents(world, exponents):
     schedule, first_time = world_schedule(exponents), 1e-16
-
-    def logits_of(states, t):
-        return world.exact_logits_at(states, t, schedule.exponents.detach())
-
+    logits_of = exact_denoiser(world, schedule)
     for x0, probability in zip(world.sequences[::5], world.probability[::5], strict=True):
         t, weights = quadrature(first_time)
         losses = [enumerated_loss(world, x0, float(time), schedule, logits_of).item() for time in t]
@@ -217,7 +211,7 @@ def test_discrete_time_tends_to_continuous_time(world):
 def gradient_estimates(world, copies, baseline, batches=100, size=300):
     """Estimates of the gradient of the loss at t=0.6 with respect to the parameters, one per batch of draws."""
     schedule, x0, t = world_schedule(eps=1e-4), world.sequences[11], 0.6
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     estimates = []
     for _ in range(batches):
         x0s = x0.expand(size, copies, -1)
@@ -234,17 +228,13 @@ def gradient_estimates(world, copies, baseline, batches=100, size=300):
     return torch.stack(estimates)
 
 
-def exact_gradient(world):
-    schedule, x0 = world_schedule(eps=1e-4), world.sequences[11]
-    loss = enumerated_loss(world, x0, 0.6, schedule, lambda xt, _: world.exact_logits(xt))
-    return torch.autograd.grad(loss, schedule.free_exponents)[0][:-1]
-
-
 @pytest.mark.parametrize("copies", [2, 3])
 def test_the_leave_one_out_gradient_is_unbiased_and_varies_less_than_plain_reinforce(copies):
     # Of a longer sequence, as the baseline pays where the loss is larger than its spread: that grows with the length.
     world = ToyWorld(vocab=3, length=5, seed=1)
-    expected = exact_gradient(world)
+    schedule = world_schedule(eps=1e-4)
+    loss = enumerated_loss(world, world.sequences[11], 0.6, schedule, lambda xt, _: world.exact_logits(xt))
+    expected = torch.autograd.grad(loss, schedule.free_exponents)[0][:-1]
     ours, plain = (gradient_estimates(world, copies, baseline) for baseline in (True, False))
     for estimates in (ours, plain):
         # 100 batches of 300 examples: within 4.5 standard errors of the mean, for all three coordinates.
@@ -265,7 +255,7 @@ def sample_world(world, schedule, logits_of, steps, count, sampler="ancestral", 
     """Draw `count` sequences, one denoiser call per step for all masked positions, or for the plan's candidates."""
     scheduler = MaskedDiffusionScheduler(world.mask, "poly", 1.0, 0.0, "uniform", sampler, num_inference_steps=steps)
     scheduler.set_token_schedule(schedule)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     sample = torch.full((count, world.length), world.mask)
     asked = 0
     for t in scheduler.timesteps:
@@ -278,15 +268,6 @@ def sample_world(world, schedule, logits_of, steps, count, sampler="ancestral", 
             asked += int((sample == world.mask).sum())
             sample = scheduler.step(logits, t, sample, generator=generator, **arguments).prev_sample
     return sample, asked
-
-
-def p_value(world, sample, expected):
-    code = (sample * world.vocab ** torch.arange(world.length - 1, -1, -1)).sum(-1)
-    counts = torch.bincount(code, minlength=len(expected)).numpy()
-    kept = expected.numpy() > 1e-9
-    assert counts[~kept].sum() == 0
-    expected = expected.numpy()[kept] / expected.numpy()[kept].sum()
-    return scipy.stats.chisquare(counts[kept], expected * counts.sum()).pvalue
 
 
 def token_probabilities(schedule, steps):
@@ -303,15 +284,9 @@ def token_probabilities(schedule, steps):
 def test_samples_have_the_distribution_of_the_enumerated_chain(world, steps, sampler, planned):
     schedule = world_schedule()
     times = torch.linspace(1.0, 0.0, steps + 1)[:-1].tolist()
-
-    def logits_at(states, step):
-        return world.exact_logits_at(states, times[step], schedule.exponents.detach())
-
-    expected = world.exact_chain(logits_at, token_probabilities(schedule, steps), takes_step=True)
-    exponents = schedule.exponents.detach()
-    sample, _ = sample_world(
-        world, schedule, lambda xt, t: world.exact_logits_at(xt, t, exponents), steps, 20_000, sampler, planned
-    )
+    logits_of, r = exact_denoiser(world, schedule), token_probabilities(schedule, steps)
+    expected = world.exact_chain(lambda xt, step: logits_of(xt, times[step]), r, takes_step=True)
+    sample, _ = sample_world(world, schedule, logits_of, steps, 20_000, sampler, planned)
     assert p_value(world, sample, expected) > 1e-3
 
 
@@ -328,10 +303,7 @@ def test_filtered_samples_have_the_distribution_of_the_filtered_chain(world):
 
 def test_many_steps_of_the_exact_denoiser_sample_the_data(world):
     schedule = world_schedule()
-    exponents = schedule.exponents.detach()
-    sample, _ = sample_world(
-        world, schedule, lambda xt, t: world.exact_logits_at(xt, t, exponents), 400, 10_000, planned=True
-    )
+    sample, _ = sample_world(world, schedule, exact_denoiser(world, schedule), 400, 10_000, planned=True)
     assert p_value(world, sample, world.probability) > 1e-3
 
 
@@ -352,7 +324,7 @@ def test_the_exponent_of_the_mask_asks_no_questions(world):
         scheduler = MaskedDiffusionScheduler(world.mask, "poly", 1.0, 0.0, "uniform", num_inference_steps=50)
         scheduler.set_token_schedule(world_schedule(exponents))
         state = torch.full((300, world.length), world.mask)
-        plans.append(scheduler.plan_step(1.0, state, torch.Generator().manual_seed(0)).candidates)
+        plans.append(scheduler.plan_step(1.0, state, seeded(0)).candidates)
     assert torch.equal(*plans) and not plans[0].all()
 
 
@@ -364,7 +336,7 @@ def test_rows_may_stand_at_different_times(world, planned):
     times, logits = scheduler.timesteps.repeat_interleave(100), world.exact_logits(sample)
 
     def step(rows, t):
-        generators = [torch.Generator().manual_seed(seed) for seed in range(400)][rows]
+        generators = [seeded(seed) for seed in range(400)][rows]
         if not planned:
             return scheduler.step(logits[rows], t, sample[rows], generator=generators).prev_sample
         plan = scheduler.plan_step(t, sample[rows], generators)
@@ -387,7 +359,7 @@ def test_equal_exponents_are_the_scalar_sampler(world):
     states = [torch.full((300, world.length), world.mask)] * 2
     for t in scalar.timesteps:
         for number, scheduler in enumerate((scalar, learned)):
-            generator = torch.Generator().manual_seed(int(1000 * t))
+            generator = seeded(int(1000 * t))
             logits = world.exact_logits(states[number])
             states[number] = scheduler.step(logits, t, states[number], generator=generator).prev_sample
         assert torch.equal(*states)
@@ -397,7 +369,7 @@ def test_noise_is_added_by_each_tokens_own_schedule():
     scheduler = MaskedDiffusionScheduler(3, "poly", 1.0, 0.0)
     scheduler.set_token_schedule(world_schedule())
     x0 = torch.tensor([[0, 1, 2]]).expand(4000, 3)
-    noised = scheduler.add_noise(x0, torch.full((4000,), 0.5), generator=torch.Generator().manual_seed(0))
+    noised = scheduler.add_noise(x0, torch.full((4000,), 0.5), generator=seeded(0))
     masked = (noised == 3).double().mean(0)
     # Probability t^w; the standard error of 4000 draws is below 0.008.
     torch.testing.assert_close(masked, 0.5 ** EXPONENTS[:3], atol=4 * 0.008, rtol=0)

@@ -8,6 +8,8 @@ import warnings
 import pytest
 import torch
 from accelerate.utils import compute_module_sizes
+from test_modeling import inputs_of
+from test_modeling import loss_gradients as gradients
 from transformers import AutoModel
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4Model, make_schedule, nelbo_weight, token_nelbo
@@ -59,13 +61,6 @@ def make_batch(config, batch=3, scored=True, seed=1, shape=None):
     if config.num_classes is not None:
         inputs["class_labels"] = torch.arange(batch) % config.num_classes
     return {**inputs, "labels": labels} if scored else inputs
-
-
-def gradients(model, **batch):
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def assert_close(actual, expected, atol=1e-5, rtol=0.0):
@@ -303,16 +298,13 @@ def test_no_label_is_the_null_class(overrides):
 def test_labels_are_dropped_in_the_training_of_a_forward_that_draws_its_noise_and_nowhere_else():
     """1000 draws: within 5 standard errors of the probability."""
     model = make_model(**UNET, num_classes=3, class_dropout=0.3)
-    seen = []
-    model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["class_labels"]), with_kwargs=True
-    )
     images = torch.randint(LEVELS, (1000, 2, 1, 1))
     labels = torch.arange(1000) % 3
-    with torch.no_grad():
+    with torch.no_grad(), inputs_of(model.model) as calls:
         model(images, labels=images, class_labels=labels)
         model.train()(images, labels=images, class_labels=labels, timesteps=torch.rand(1000))
         model(images, labels=images, class_labels=labels)
+    seen = [call["class_labels"] for call in calls]
     assert torch.equal(seen[0], labels) and torch.equal(seen[1], labels)
     dropped = seen[2] == 3
     assert torch.equal(seen[2][~dropped], labels[~dropped])
@@ -320,16 +312,8 @@ def test_labels_are_dropped_in_the_training_of_a_forward_that_draws_its_noise_an
 
 
 def test_text_has_a_null_class_too():
-    model = MD4ForMaskedDiffusion(
-        MD4Config(
-            vocab_size=LEVELS + 1,
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_classes=2,
-            class_dropout=0.1,
-        )
-    )
+    sizes = {"vocab_size": LEVELS + 1, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = MD4ForMaskedDiffusion(MD4Config(**sizes, num_classes=2, class_dropout=0.1))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     ids, t = torch.randint(LEVELS, (2, 4)), torch.tensor([0.2, 0.7])
@@ -348,18 +332,12 @@ def test_saved_models_come_back_from_shards_and_from_disk_with_the_same_logits(o
     batch = make_batch(model.config, scored=False)
     model.save_pretrained(tmp_path / "model", max_shard_size="200KB")
     loaded = AutoModel.from_pretrained(tmp_path / "model")
-    assert type(loaded) is MD4ForMaskedDiffusion and loaded.config.to_diff_dict() == {
-        **model.config.to_diff_dict(),
-        "architectures": ["MD4ForMaskedDiffusion"],
-    }
+    config = {**model.config.to_diff_dict(), "architectures": ["MD4ForMaskedDiffusion"]}
+    assert type(loaded) is MD4ForMaskedDiffusion and loaded.config.to_diff_dict() == config
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     size = compute_module_sizes(model)[""]
-    offloaded = MD4ForMaskedDiffusion.from_pretrained(
-        tmp_path / "model",
-        device_map="auto",
-        max_memory={"cpu": size * 7 // 10},
-        offload_folder=tmp_path / "offload",
-    )
+    limits = {"max_memory": {"cpu": size * 7 // 10}, "offload_folder": tmp_path / "offload"}
+    offloaded = MD4ForMaskedDiffusion.from_pretrained(tmp_path / "model", device_map="auto", **limits)
     assert set(offloaded.hf_device_map.values()) == {"cpu", "disk"}
     assert_close(offloaded(**batch).logits, model(**batch).logits)
     model.model.save_pretrained(tmp_path / "bare")
@@ -417,13 +395,11 @@ def test_the_compiled_and_the_exported_model_give_the_same():
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 IDS = torch.zeros(2, 2, 3, 5, dtype=torch.long)
+TEXT = IDS[:, 0, 0]
 T = torch.tensor([0.3, 0.7])
 WRONG_INPUTS = {
     "text": ({"input_ids": IDS[:, 0, 0]}, r"`input_ids` must have shape \(None, 2, None, None\), got \(2, 5\)"),
-    "labelled text": (
-        {"input_ids": IDS[:, 0, 0], "labels": IDS[:, 0, 0]},
-        r"`input_ids` must have 4 axes, or 5 with copies, got shape \(2, 5\)",
-    ),
+    "labelled text": ({"input_ids": TEXT, "labels": TEXT}, r"must have 4 axes, or 5 with copies, got shape \(2, 5\)"),
     "one image": ({"input_ids": IDS[0]}, r"`input_ids` must have shape \(None, 2, None, None\), got \(2, 3, 5\)"),
     "channels last": ({"input_ids": IDS.permute(0, 2, 3, 1)}, r"must have shape .* got \(2, 3, 5, 2\)"),
     "id too large": ({"input_ids": IDS + 7}, r"`input_ids` must be in \[0, 6\], got values from 7 to 7"),
@@ -435,10 +411,7 @@ WRONG_INPUTS = {
     "labels of another shape": ({"labels": IDS[:, :1]}, r"`labels` must have .*\(2, 2, 3, 5\), got \(2, 1, 3, 5\)"),
     "labels hold the mask": ({"labels": IDS + MASK}, "`labels` must be clean ids, got the mask id 6"),
     "mask of another shape": ({"position_mask": IDS[:, 0] > 0}, r"`position_mask` must have shape \(2, 2, 3, 5\)"),
-    "masked, and to be masked": (
-        {"input_ids": IDS + MASK, "labels": IDS, "timesteps": None},
-        "`input_ids` must be clean where `labels` are scored",
-    ),
+    "masked": ({"input_ids": IDS + MASK, "labels": IDS, "timesteps": None}, "must be clean where `labels` are scored"),
     "noise of another shape": (
         {"labels": IDS, "mask_noise": torch.rand(2, 2, 15)},
         r"`mask_noise` must have shape \(2, 2, 3, 5\) or \(2, None, 2, 3, 5\)",

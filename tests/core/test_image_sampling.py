@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 import torch
 from clean_environment import link_packages, run_isolated
+from commands import failure
 from diffusers import DiffusionPipeline
 from test_genmd4 import token_probabilities
 from test_planned_sampling import CallRecorder
@@ -96,14 +97,8 @@ def test_images_have_the_distribution_of_the_enumerated_chain(schedule, grid):
 @pytest.mark.parametrize(("scale", "callback"), [(0.0, None), (1.0, watch), (2.5, None), (2.5, watch)])
 def test_guided_images_have_the_distribution_of_the_guided_chain(scale, callback):
     pipe = image_pipeline(levels=3, image_size=2)
-    images = pipe(
-        class_labels=1,
-        guidance_scale=scale,
-        num_samples=DRAWS,
-        generator=seeded(0),
-        output_type="ids",
-        callback_on_step_end=callback,
-    ).sequences
+    arguments = {"class_labels": 1, "guidance_scale": scale, "num_samples": DRAWS, "generator": seeded(0)}
+    images = pipe(output_type="ids", callback_on_step_end=callback, **arguments).sequences
     assert p_value_of_images(images, enumerated(pipe, label=1, scale=scale)) > LEAST_P
     if scale == 2.5:  # the test can tell them apart
         assert p_value_of_images(images, enumerated(pipe, label=1)) < LEAST_P
@@ -114,9 +109,8 @@ def test_guided_images_of_genmd4_have_the_distribution_of_the_guided_chain():
     options = {"masking_schedule": "poly", "learn_masking_schedule": True, "scheduler": {"timestep_grid": "uniform"}}
     pipe = image_pipeline(levels=3, image_size=2, steps=4, **options)
     torch.nn.init.normal_(pipe.model.token_schedule.free_exponents, std=1.0)
-    images = pipe(
-        class_labels=1, guidance_scale=2.0, num_samples=DRAWS, generator=seeded(0), output_type="ids"
-    ).sequences
+    arguments = {"class_labels": 1, "guidance_scale": 2.0, "num_samples": DRAWS, "generator": seeded(0)}
+    images = pipe(output_type="ids", **arguments).sequences
     assert p_value_of_images(images, enumerated(pipe, label=1, scale=2.0)) > LEAST_P
 
 
@@ -167,9 +161,8 @@ def test_guided_text_padded_and_in_blocks_is_what_the_formula_gives():
     for row, label, filled in zip(rows, labels, ids, strict=True):
         row = torch.tensor([row])
         with torch.no_grad():
-            conditional, unconditional = (
-                pipe.model(row, class_labels=x).logits for x in (label[None], torch.tensor([2]))
-            )
+            labels = (label[None], torch.tensor([2]))
+            conditional, unconditional = (pipe.model(row, class_labels=x).logits for x in labels)
         guided = unconditional + 2.0 * (conditional - unconditional)
         assert torch.equal(filled, torch.where(row == 6, guided.argmax(-1), row)[0])
     blocks = pipe(**{**arguments, "input_ids": [[1, 6, 2, 6]] * 2}, block_length=6).sequences
@@ -192,9 +185,8 @@ def test_images_of_a_class_lie_together_and_do_not_depend_on_the_rows_beside_the
 
 
 def test_output_types_are_the_same_images(colour):
-    outputs = {
-        kind: colour(num_samples=2, generator=seeded(0), output_type=kind) for kind in ("pil", "np", "pt", "ids")
-    }
+    kinds = ("pil", "np", "pt", "ids")
+    outputs = {kind: colour(num_samples=2, generator=seeded(0), output_type=kind) for kind in kinds}
     ids = outputs["ids"].sequences
     assert ids.shape == (2, 3, 4, 6) and outputs["ids"].images is None
     assert all(torch.equal(output.sequences, ids) and output.texts is None for output in outputs.values())
@@ -365,16 +357,13 @@ def test_what_a_model_or_pipeline_lacks_is_named(pipe):
     with pytest.raises(ValueError, match="`class_labels` must be given: the model has 2 classes"):
         no_null()
     bare = quiet(MaskedDiffusionPipeline(pipe.model, MaskedDiffusionScheduler()))
-    with pytest.raises(
-        ValueError, match='`output_type="pil"` needs a pipeline with an image processor; ask for "ids"'
-    ):
+    with pytest.raises(ValueError, match='`output_type="pil"` needs a pipeline with an image processor; ask for "ids'):
         bare()
     with pytest.raises(ValueError, match="`image` needs a pipeline with an image processor; give `input_ids`"):
         bare(image=GREY, mask_image=GREY, output_type="ids")
     with pytest.raises(ValueError, match="`image_processor` must have as many levels as the model, 5, got 17"):
-        MaskedDiffusionPipeline(
-            pipe.model, MaskedDiffusionScheduler(), image_processor=MD4ImageProcessor(num_levels=17)
-        )
+        processor = MD4ImageProcessor(num_levels=17)
+        MaskedDiffusionPipeline(pipe.model, MaskedDiffusionScheduler(), image_processor=processor)
     text = quiet(make_pipeline(random_model(5, 4, std=0.1)))
     with pytest.raises(ValueError, match="`image` must be None: the model is not one of images"):
         text(image=GREY, output_type="ids")
@@ -485,9 +474,7 @@ def test_the_command_fills_the_white_of_a_mask(pipe, folder, tmp_path):
 )
 def test_bad_options_are_one_clear_message(folder, tmp_path, monkeypatch, capsys, argv, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        main([argv[0], str(folder), *argv[1:]])
-    assert message in capsys.readouterr().err
+    assert message in failure(capsys, [argv[0], str(folder), *argv[1:]])
     assert not list(tmp_path.iterdir())
 
 

@@ -94,11 +94,9 @@ def test_values_and_gradients_are_those_of_the_logits(monkeypatch, genmd4, rows,
     torch.testing.assert_close(values, expected)
     torch.testing.assert_close(total, expected.sum())
     per_row = torch.arange(1.0, rows + 1, dtype=torch.float64)
-    losses = (
-        (3.0 * total, 3.0 * expected.sum()),
-        ((per_row * values).sum() + total, ((per_row + 1) * expected).sum()),
-    )
-    for lean, plain in losses:  # the gradient of the sum, and of single values
+    of_sum = (3.0 * total, 3.0 * expected.sum())
+    of_single_values = ((per_row * values).sum() + total, ((per_row + 1) * expected).sum())
+    for lean, plain in (of_sum, of_single_values):
         lean_gradients = torch.autograd.grad(lean, differentiable, retain_graph=True)
         plain_gradients = torch.autograd.grad(plain, differentiable, retain_graph=True)
         for ours, theirs in zip(lean_gradients, plain_gradients, strict=True):
@@ -116,10 +114,8 @@ def test_under_bf16_autocast_it_is_as_precise_as_the_logits(genmd4):
     assert lean.dtype == torch.float32
     assert abs(lean - exact) < 1e-2 * abs(exact)
     differentiable = [x for x in learned if x is not None]
-    expected = torch.autograd.grad(exact, differentiable)
-    for ours, theirs, true in zip(
-        torch.autograd.grad(lean, differentiable), torch.autograd.grad(plain, differentiable), expected, strict=True
-    ):
+    gradients = (torch.autograd.grad(x, differentiable) for x in (lean, plain, exact))
+    for ours, theirs, true in zip(*gradients, strict=True):
         assert ours.dtype == torch.float32
         error, plain_error = ((x - true).norm() / true.norm() for x in (ours, theirs))
         assert error < 0.02 and error < 1.5 * plain_error + 1e-4
@@ -246,9 +242,7 @@ def test_no_tensor_of_masked_tokens_times_vocabulary_exists(monkeypatch, kind):
     monkeypatch.setitem(linear_nelbo_module.LOGITS_AT_A_TIME, "cpu", 4 * vocab)
     model = random_model(vocab, LENGTH, std=0.02, **KINDS[kind]).train()
     x0 = torch.randint(vocab - 1, (batch, LENGTH))
-    noise = (
-        {"mask_noise": torch.rand(batch, 2, LENGTH)} if kind == "genmd4" else {"mask_noise": torch.rand(batch, LENGTH)}
-    )
+    noise = {"mask_noise": torch.rand(batch, *([2] if kind == "genmd4" else []), LENGTH)}
     t = torch.full((batch,), 0.9)
     weights = max(parameter.numel() for parameter in model.parameters())
     found = {}
@@ -297,17 +291,18 @@ def test_hidden_states_are_whole_when_they_are_asked_for():
     torch.testing.assert_close(output.loss, expected.loss)
 
 
-@pytest.mark.parametrize("kind", ["time", "unconditional", "time and class"])
-def test_logits_at_some_positions_are_those_of_all(kind):
-    model = make_model(**KINDS[kind]).eval()
-    batch = make_batch(model.config)
-    inputs = {name: x for name, x in batch.items() if name != "labels"}
-    wanted = torch.rand(5, LENGTH) < 0.3
-    wanted[2] = False
-    torch.testing.assert_close(model(**inputs, position_mask=wanted).logits, model(**inputs).logits[wanted])
-
-
 # Compiled -------------------------------------------------------------------------------------------------------------
+
+
+def assert_same_step(compiled, model, batch, **kwargs):
+    """Compare losses and gradients of a compiled model with those of the model."""
+    expected, expected_gradients = loss_and_gradients(model, batch)
+    output, gradients = loss_and_gradients(compiled, batch, **kwargs)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.token_nelbo, expected.token_nelbo.detach(), rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        other = expected_gradients[name.removeprefix("_orig_mod.")]
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["time", "unconditional", "genmd4"])
@@ -319,13 +314,8 @@ def test_a_compiled_step_is_one_graph_for_any_number_of_masks(kind):
     for bound in bounds:
         for seed in range(3):
             batch = make_batch(model.config, seed=seed)
-            expected, expected_gradients = loss_and_gradients(model, batch)
             with torch._dynamo.config.patch(error_on_recompile=seed > 0):
-                output, gradients = loss_and_gradients(compiled, batch, max_masked=bound)
-            torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(output.token_nelbo, expected.token_nelbo.detach(), rtol=1e-4, atol=1e-5)
-            for name, gradient in expected_gradients.items():
-                torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, rtol=1e-3, atol=1e-4, msg=name)
+                assert_same_step(compiled, model, batch, max_masked=bound)
 
 
 @pytest.mark.slow
@@ -336,12 +326,8 @@ def test_layers_compiled_one_by_one_serve_any_number_of_masks():
         layer.compile(backend="aot_eager", fullgraph=True, dynamic=True)
     for seed in range(4):
         batch = make_batch(model.config, seed=seed)
-        expected, expected_gradients = loss_and_gradients(reference, batch)
         with torch._dynamo.config.patch(error_on_recompile=seed > 1):
-            output, gradients = loss_and_gradients(model, batch)
-        torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-5)
-        for name, gradient in expected_gradients.items():
-            torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+            assert_same_step(model, reference, batch)
 
 
 def test_more_masks_than_foreseen_are_an_error():
@@ -362,14 +348,10 @@ def test_a_compiled_step_takes_the_mask_for_the_first_token_too():
     labels[0, 0] = -100
     masked = (torch.rand(4, LENGTH) < 0.6) & (labels != -100)
     batch = {"input_ids": torch.where(masked, 0, x0), "labels": labels, "timesteps": torch.full((4,), 0.6)}
-    expected, expected_gradients = loss_and_gradients(model, batch)
     torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for bound in (None, 4 * LENGTH - 8):
-        output, gradients = loss_and_gradients(compiled, batch, max_masked=bound)
-        torch.testing.assert_close(output.loss, expected.loss, rtol=1e-4, atol=1e-5)
-        for name, gradient in expected_gradients.items():
-            torch.testing.assert_close(gradients[f"_orig_mod.{name}"], gradient, rtol=1e-3, atol=1e-4, msg=name)
+        assert_same_step(compiled, model, batch, max_masked=bound)
 
 
 # Packed documents and cached keys -------------------------------------------------------------------------------------

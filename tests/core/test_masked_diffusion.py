@@ -144,9 +144,8 @@ def test_score_view_satisfies_detailed_balance_of_rates_and_inverts():
     schedule, t = make_schedule("cosine"), torch.tensor([0.2, 0.7], dtype=torch.float64)
     mean = torch.rand(2, 5, 4, dtype=torch.float64).softmax(-1)
     score = score_from_mean(mean, schedule.alpha(t))
-    torch.testing.assert_close(
-        forward_rate(schedule, t)[:, None, None] * score, reverse_rate(schedule, t)[:, None, None] * mean
-    )
+    forward, reverse = (rate(schedule, t)[:, None, None] for rate in (forward_rate, reverse_rate))
+    torch.testing.assert_close(forward * score, reverse * mean)
     torch.testing.assert_close(mean_from_score(score, schedule.alpha(t)), mean)
 
 

@@ -119,9 +119,8 @@ def test_rows_of_a_batch_go_from_opening_to_opening_on_their_own():
         recorder.hook.remove()
         alone.append((sequence, recorder.calls))
     recorder = CallRecorder(pipe.model)
-    together = pipe(
-        num_samples=5, num_inference_steps=100, generator=[seeded(seed) for seed in range(5)], output_type="ids"
-    )
+    generators = [seeded(seed) for seed in range(5)]
+    together = pipe(num_samples=5, num_inference_steps=100, generator=generators, output_type="ids")
     assert torch.equal(together.sequences, torch.cat([sequence for sequence, _ in alone]))
     assert len(recorder.calls) == max(len(calls) for _, calls in alone), "as often as the busiest row needs"
     assert sum(len(call["input_ids"]) for call in recorder.calls) == sum(len(calls) for _, calls in alone)
@@ -134,12 +133,11 @@ def test_a_callback_that_only_looks_changes_nothing():
     pipe = make_pipeline(length=12, vocab=5)
     expected = pipe(num_samples=3, generator=seeded(0), output_type="ids").sequences
     seen = []
-    watched = pipe(
-        num_samples=3,
-        generator=seeded(0),
-        output_type="ids",
-        callback_on_step_end=lambda pipeline, step, t, tensors: seen.append(int((tensors["sample"] == 5).sum())),
-    ).sequences
+
+    def look(pipeline, step, t, tensors):
+        seen.append(int((tensors["sample"] == 5).sum()))
+
+    watched = pipe(num_samples=3, generator=seeded(0), output_type="ids", callback_on_step_end=look).sequences
     assert torch.equal(watched, expected) and len(seen) == 6 and seen[-1] == 0
 
 
@@ -157,12 +155,11 @@ def test_positions_that_a_callback_masks_again_open_again():
 
 def test_tokens_that_a_callback_puts_in_are_not_overwritten():
     pipe = make_pipeline(length=12, vocab=5)
-    done = pipe(
-        num_samples=2,
-        generator=seeded(0),
-        output_type="ids",
-        callback_on_step_end=lambda pipeline, step, t, tensors: {"sample": torch.full_like(tensors["sample"], 2)},
-    ).sequences
+
+    def put_in(pipeline, step, t, tensors):
+        return {"sample": torch.full_like(tensors["sample"], 2)}
+
+    done = pipe(num_samples=2, generator=seeded(0), output_type="ids", callback_on_step_end=put_in).sequences
     assert (done == 2).all()
 
 
@@ -200,8 +197,7 @@ def test_a_plan_is_refused_where_it_cannot_be_made():
     scheduler = MaskedDiffusionScheduler(mask_token_id=3, num_inference_steps=4)
     with pytest.raises(ValueError, match=r"`first_step` must be in \[0, 4\), got 4"):
         scheduler.plan_openings(torch.full((1, 2), 3), first_step=4)
-    scheduler.set_token_schedule(
-        random_model(4, 2, 0.1, masking_schedule="poly", learn_masking_schedule=True).token_schedule
-    )
+    model = random_model(4, 2, 0.1, masking_schedule="poly", learn_masking_schedule=True)
+    scheduler.set_token_schedule(model.token_schedule)
     with pytest.raises(ValueError, match="`plan_openings` needs one schedule for all tokens"):
         scheduler.plan_openings(torch.full((1, 2), 3))

@@ -3,17 +3,14 @@
 
 import inspect
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from clean_environment import link_packages, run_isolated
-from tiny import quiet, random_model
+from clean_environment import MODEL_CODE, PIPELINE_CODE, link_packages, run_isolated
+from launching import run_python
+from tiny import quiet, random_image_model, random_model
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig
 
-import md4_hf
 from md4_hf import (
     MaskedDiffusionPipeline,
     MaskedDiffusionScheduler,
@@ -23,21 +20,6 @@ from md4_hf import (
     MD4Model,
     build_text8_tokenizer,
 )
-
-
-CORE = Path(md4_hf.__file__).parent / "core"
-PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {"__init__.py", "modeling_md4_causal.py"}
-MODEL_CODE = {
-    "configuration_md4.py",
-    "input_checks.py",
-    "linear_nelbo.py",
-    "masked_diffusion.py",
-    "modeling_md4.py",
-    "modeling_md4_base.py",
-    "modeling_md4_layers.py",
-    "modeling_md4_unet.py",
-    "schedules.py",
-}
 
 
 def answer(model):
@@ -54,13 +36,7 @@ def answer_image(model):
 
 def make_image_model(backbone):
     transformer = {"dit_hidden_size": 16, "dit_num_hidden_layers": 1, "dit_num_attention_heads": 2}
-    config = MD4Config(
-        backbone=backbone, vocab_size=5, hidden_size=32, num_hidden_layers=1, image_size=4, **transformer
-    )
-    model = MD4ForMaskedDiffusion(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return random_image_model(4, 4, 3, hidden_size=32, backbone=backbone, **transformer)
 
 
 def make_pipeline(**kwargs):
@@ -90,16 +66,13 @@ def files(folder, suffix=".py"):
 
 def test_a_saved_model_carries_its_code_and_says_where_it_is(folders):
     assert files(folders / "timed") == MODEL_CODE
+    config, model = {"AutoConfig": "configuration_md4.MD4Config"}, "modeling_md4.MD4ForMaskedDiffusion"
     expected = {
-        "AutoConfig": "configuration_md4.MD4Config",
-        "AutoModel": "modeling_md4.MD4ForMaskedDiffusion",
-        "AutoModelForMaskedLM": "modeling_md4.MD4ForMaskedDiffusion",
+        "timed": {**config, "AutoModel": model, "AutoModelForMaskedLM": model},
+        "bare": {**config, "AutoModel": "modeling_md4.MD4Model"},
     }
-    assert json.loads((folders / "timed/config.json").read_text())["auto_map"] == expected
-    assert json.loads((folders / "bare/config.json").read_text())["auto_map"] == {
-        "AutoConfig": "configuration_md4.MD4Config",
-        "AutoModel": "modeling_md4.MD4Model",
-    }
+    for name, auto_map in expected.items():
+        assert json.loads((folders / name / "config.json").read_text())["auto_map"] == auto_map
 
 
 def test_with_the_package_nothing_is_asked_and_its_own_classes_are_used(folders):
@@ -199,17 +172,14 @@ def test_importing_the_package_is_enough_for_diffusers(statement, folders):
     code = f"""{statement}
 pipe = DiffusionPipeline.from_pretrained({str(folders / "timed")!r})
 print(type(pipe).__module__, type(pipe.model).__module__, type(pipe.scheduler).__module__)"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
     names = ["pipeline_masked_diffusion", "modeling_md4", "scheduling_masked_diffusion"]
-    assert result.stdout.split() == [f"md4_hf.core.{name}" for name in names]
+    assert run_python("-c", code).split() == [f"md4_hf.core.{name}" for name in names]
 
 
 def test_importing_the_package_imports_no_library():
     code = "import sys; before = {*sys.modules}; import md4_hf; "
     code += "print(sorted(n for n in {*sys.modules} - before if n.split('.')[0] not in sys.stdlib_module_names))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert result.stdout.strip() == "['md4_hf', 'md4_hf.hub', 'md4_hf.hub.registration']"
+    assert run_python("-c", code).strip() == "['md4_hf', 'md4_hf.hub', 'md4_hf.hub.registration']"
 
 
 @pytest.mark.parametrize(
@@ -231,9 +201,7 @@ def test_the_auto_classes_know_the_package_whatever_is_imported_first(first, fol
 {first}; import md4_hf; from transformers import AutoConfig, AutoModel
 print(AutoConfig.from_pretrained({str(folders / "timed")!r}).__class__.__module__)
 print(AutoModel.from_pretrained({str(folders / "timed")!r}).__class__.__module__)"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["md4_hf.core.configuration_md4", "md4_hf.core.modeling_md4"]
+    assert run_python("-c", code).split() == ["md4_hf.core.configuration_md4", "md4_hf.core.modeling_md4"]
 
 
 @pytest.mark.parametrize(
@@ -260,8 +228,7 @@ for auto_class, settings, expected in {cases}:
     assert model_class in mapping[type(config)] and len(mapping[type(config)]) == len([*mapping[type(config)]])
     assert f"{{model_class.__module__}}.{{model_class.__name__}}" == f"md4_hf.core.{{expected}}"
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    run_python("-c", code)
 
 
 @pytest.mark.parametrize("imports", [("md4_hf", "transformers"), ("transformers", "md4_hf")])
@@ -269,9 +236,7 @@ def test_image_processors_are_known_whatever_is_imported_first(imports, tmp_path
     MD4ImageProcessor(4, 1, 17).save_pretrained(tmp_path)
     code = f"import {imports[0]}, {imports[1]}; transformers.AutoImageProcessor; import md4_hf; "
     code += f"print(type(transformers.AutoImageProcessor.from_pretrained({str(tmp_path)!r})).__module__)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "md4_hf.core.image_processing_md4"
+    assert run_python("-c", code).strip() == "md4_hf.core.image_processing_md4"
 
 
 # Folders that must not be opened --------------------------------------------------------------------------------------

@@ -25,9 +25,8 @@ def features(count):
 
 
 def test_padding_touches_what_differs_in_length_only():
-    batch = PaddingCollator(7)(
-        [{"input_ids": [1, 2, 3], "labels": [1, -100, 3]}, {"input_ids": [4], "labels": [4]}],
-    )
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, -100, 3]}, {"input_ids": [4], "labels": [4]}]
+    batch = PaddingCollator(7)(rows)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 7, 7]]
     assert batch["labels"].tolist() == [[1, -100, 3], [4, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
@@ -69,32 +68,18 @@ def mean_loss(model, seed=1):
 def test_a_plain_trainer_trains_with_it(tmp_path):
     model = random_model(VOCAB + 1, LENGTH, std=0.1)
     before = mean_loss(model)
-    args = TrainingArguments(
-        str(tmp_path),
-        max_steps=60,
-        per_device_train_batch_size=16,
-        learning_rate=1e-2,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    Trainer(
-        model,
-        args,
-        train_dataset=Dataset.from_list(features(128)),
-        data_collator=DataCollatorForMaskedDiffusion(model.config),
-    ).train()
+    options = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "remove_unused_columns": False}
+    options |= {"max_steps": 60, "per_device_train_batch_size": 16, "learning_rate": 1e-2}
+    args, rows = TrainingArguments(str(tmp_path), **options), Dataset.from_list(features(128))
+    Trainer(model, args, DataCollatorForMaskedDiffusion(model.config), train_dataset=rows).train()
     assert mean_loss(model) < 0.5 * before
 
 
 def test_a_bare_accelerate_loop_trains_with_it():
     model = random_model(VOCAB + 1, LENGTH, std=0.1)
     before = mean_loss(model)
-    loader = DataLoader(
-        features(128), batch_size=16, shuffle=True, collate_fn=DataCollatorForMaskedDiffusion(model.config)
-    )
+    collator = DataCollatorForMaskedDiffusion(model.config)
+    loader = DataLoader(features(128), batch_size=16, shuffle=True, collate_fn=collator)
     accelerator = accelerate.Accelerator(cpu=True)
     model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2), loader)
     model.train()

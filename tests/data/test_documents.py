@@ -332,9 +332,8 @@ def test_hold_out_of_nothing_is_an_error():
 
 def test_arguments_parse_from_the_command_line_and_document_themselves():
     assert all(argument.metadata["help"] for argument in fields(DataArguments))
-    (args,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(
-        ["--data", "a.txt", "--streaming", "--num_proc", "2", "--validation_split", "test"]
-    )
+    argv = "--data a.txt --streaming --num_proc 2 --validation_split test".split()
+    (args,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(argv)
     assert args == DataArguments(data="a.txt", streaming=True, num_proc=2, validation_split="test")
 
 

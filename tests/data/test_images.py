@@ -8,9 +8,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from commands import failure
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from sklearn.datasets import load_digits
-from tiny import logged, random_image_model, training_arguments
+from tiny import (
+    at_once_and_in_parts,
+    logged,
+    random_image_model,
+    random_model,
+    trained,
+    training_arguments,
+    unbroken_and_resumed,
+    weights,
+)
 from transformers import AutoImageProcessor, AutoModel
 
 import md4_hf
@@ -23,7 +33,6 @@ from md4_hf import (
     MD4ForMaskedDiffusion,
     MD4ImageProcessor,
     MD4Trainer,
-    MD4TrainingArguments,
     PaddingCollator,
     digits,
     encode_images,
@@ -87,10 +96,6 @@ def make_trainer(folder, model=None, train=None, evaluation=None, **kwargs):
         eval_dataset=evaluation,
         processing_class=processor(),
     )
-
-
-def weights(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def record_inputs(model):
@@ -200,25 +205,20 @@ def test_collators_stack_images():
 
 
 def test_accumulation_changes_neither_losses_nor_weights(tmp_path):
-    options = {"random_flip": True, "max_steps": 2}
-    # In float64: AdamW divides small gradients by their size, and with them their rounding.
-    at_once = make_trainer(tmp_path / "at_once", tiny_model().double(), **options)
-    options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
-    in_parts = make_trainer(tmp_path / "in_parts", tiny_model().double(), **options)
-    for trainer in (at_once, in_parts):
-        trainer.train()
+    """In float64: AdamW divides small gradients by their size, and with them their rounding."""
+
+    def make(folder, **options):
+        return make_trainer(folder, tiny_model().double(), random_flip=True, max_steps=2, **options)
+
+    at_once, in_parts = at_once_and_in_parts(make, tmp_path, 1, 4)
     assert logged(in_parts, "loss") == pytest.approx(logged(at_once, "loss"), abs=1e-5)
     torch.testing.assert_close(weights(in_parts.model), weights(at_once.model), atol=1e-9, rtol=0)
 
 
 def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
     options = {"random_flip": True, "max_steps": 4, "ema_decay": 0.9}
-    unbroken = make_trainer(tmp_path / "a", **options)
-    unbroken.train()
-    make_trainer(tmp_path / "b", save_strategy="steps", save_steps=2, **options).train()
-    assert (tmp_path / "b" / "checkpoint-2" / "preprocessor_config.json").is_file()
-    resumed = make_trainer(tmp_path / "b", model=tiny_model(seed=9), **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    unbroken, resumed = unbroken_and_resumed(make_trainer, tmp_path, 2, {"model": tiny_model(seed=9)}, **options)
+    assert (tmp_path / "run" / "checkpoint-2" / "preprocessor_config.json").is_file()
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
@@ -244,21 +244,13 @@ def test_images_are_mirrored_and_classes_lost_at_random(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="The image processor must make the model's"):
         make_trainer(tmp_path, model=tiny_model(image_size=8))
+    args, other = training_arguments(tmp_path), MD4ImageProcessor(4, 1, LEVELS + 1)
     with pytest.raises(ValueError, match="The image processor must have a level for each id below the mask"):
-        MD4Trainer(
-            model=tiny_model(),
-            args=MD4TrainingArguments(str(tmp_path), use_cpu=True),
-            processing_class=MD4ImageProcessor(4, 1, LEVELS + 1),
-        )
+        MD4Trainer(model=tiny_model(), args=args, processing_class=other)
     with pytest.raises(ValueError, match="`random_flip` must be False for a model of text, got True"):
-        MD4Trainer(
-            model=MD4ForMaskedDiffusion(
-                MD4Config(vocab_size=6, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-            ),
-            args=MD4TrainingArguments(str(tmp_path), use_cpu=True, random_flip=True),
-        )
+        MD4Trainer(model=random_model(6, 8, std=0.1), args=training_arguments(tmp_path, random_flip=True))
     with pytest.raises(ValueError, match="`image_samples` must be >= 0, got -1"):
-        MD4TrainingArguments(str(tmp_path), use_cpu=True, image_samples=-1)
+        training_arguments(tmp_path, image_samples=-1)
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------------
@@ -278,9 +270,8 @@ def test_evaluation_neither_mirrors_nor_loses_classes_and_keeps_its_figures(tmp_
     heldout = examples(7, seed=1)
     figures = []
     for batch_size in (7, 2):
-        trainer = make_trainer(
-            tmp_path, evaluation=heldout, random_flip=True, eval_draws=2, per_device_eval_batch_size=batch_size
-        )
+        options = {"random_flip": True, "eval_draws": 2, "per_device_eval_batch_size": batch_size}
+        trainer = make_trainer(tmp_path, evaluation=heldout, **options)
         calls = record_inputs(trainer.model)
         figures.append(trainer.evaluate()["eval_bits_per_dimension"])
     assert figures[0] == pytest.approx(figures[1], abs=1e-5)
@@ -300,8 +291,7 @@ def test_bits_per_dimension_only_of_images():
 def test_samples_are_drawn_while_training_and_change_nothing(tmp_path):
     options = {"evaluation": examples(4, seed=1), "eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
     options |= {"ema_decay": 0.5}
-    plain = make_trainer(tmp_path / "plain", **options)
-    plain.train()
+    plain = trained(make_trainer(tmp_path / "plain", **options))
     drawing = make_trainer(tmp_path / "drawing", image_samples=5, image_sample_steps=2, **options)
     seen = []
     drawing.add_callback(SamplesSeen(tmp_path / "drawing" / "samples.png", seen))
@@ -318,8 +308,7 @@ def test_samples_are_drawn_while_training_and_change_nothing(tmp_path):
 
 
 def test_samples_are_of_the_averaged_weights(tmp_path):
-    trainer = make_trainer(tmp_path / "run", image_samples=3, image_sample_steps=2, ema_decay=0.999)
-    trainer.train()
+    trainer = trained(make_trainer(tmp_path / "run", image_samples=3, image_sample_steps=2, ema_decay=0.999))
     with torch.no_grad():  # far from the average
         trainer.model.lm_head.bias.copy_(10.0 * torch.eye(LEVELS + 1)[0])
     trainer.save_repository(tmp_path / "share")
@@ -341,10 +330,8 @@ class SamplesSeen(md4_hf.training.trainer.ImageSamplesCallback):
 
 
 def test_the_repository_has_the_processor_and_a_card_of_images(tmp_path):
-    trainer = make_trainer(
-        tmp_path / "run", evaluation=examples(4), image_samples=4, image_sample_steps=2, eval_draws=2
-    )
-    trainer.train()
+    options = {"image_samples": 4, "image_sample_steps": 2, "eval_draws": 2}
+    trainer = trained(make_trainer(tmp_path / "run", evaluation=examples(4), **options))
     trainer.evaluate()
     trainer.card_facts.baselines = {"pixel histogram": 2.5}
     trainer.save_repository(tmp_path / "share")
@@ -401,9 +388,7 @@ def test_the_commands_train_go_on_and_evaluate(folder, tmp_path, capsys):
     ],
 )
 def test_the_command_names_what_does_not_fit(options, message, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["train", *options, *SHORT, "--output_dir", str(tmp_path / "run")])
-    assert message in capsys.readouterr().err
+    assert message in failure(capsys, ["train", *options, *SHORT, "--output_dir", str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize("name, millions", [("cifar10", 28.4), ("imagenet64-samples", 204.6)])

@@ -1,10 +1,9 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 import json
 import string
-import subprocess
-import sys
 
 import pytest
+from launching import run_python
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -88,7 +87,7 @@ ids = tokenizer("A[MASK] 1b ")["input_ids"]
 print(json.dumps([len(tokenizer), tokenizer.model_max_length, tokenizer.mask_token_id, ids, tokenizer.decode(ids)]))
 """
     # -I: isolated from PYTHONPATH and the current folder
-    output = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True).stdout
+    output = run_python("-I", "-c", script)
     ids = tokenizer("A[MASK] 1b ")["input_ids"]
     assert json.loads(output) == [len(tokenizer), 64, tokenizer.mask_token_id, ids, tokenizer.decode(ids)]
 

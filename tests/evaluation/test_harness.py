@@ -3,17 +3,16 @@
 
 import itertools
 import json
-import os
 import random
 import re
 import socket
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import random_image_model, random_model
+from launching import start
+from tiny import random_image_model, random_model, training_arguments
 from tokenizers import Tokenizer, models
 from toy import ToyWorld
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +23,6 @@ from md4_hf import (
     MD4ForCausalLM,
     MD4ForMaskedDiffusion,
     MD4Trainer,
-    MD4TrainingArguments,
     Objective,
     add_adapter,
     build_byte_tokenizer,
@@ -101,7 +99,10 @@ def questions():
 
 @pytest.fixture(scope="module")
 def task_folder(tmp_path_factory, questions):
-    folder = tmp_path_factory.mktemp("tasks")
+    return write_task(tmp_path_factory.mktemp("tasks"), questions)
+
+
+def write_task(folder, questions):
     data = folder / "endings.jsonl"
     data.write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
     (folder / "endings.yaml").write_text(TASK.replace("DATA", str(data)), encoding="utf-8")
@@ -119,19 +120,11 @@ def requests_of(questions):
 def bound(model, ids, num_given, index, seed=0, draws=DRAWS):
     """The bound of the ids after the given ones, one row by itself, by the estimator that suits the model."""
     any_order = not (model.config.time_conditioning or model.config.learn_masking_schedule)
-    ids = torch.tensor([ids])
-    labels = ids.masked_fill(torch.arange(ids.shape[1]) < num_given, -100)
+    ids, index = torch.tensor([ids]), torch.tensor([index])
+    inputs = {"input_ids": ids, "labels": ids.masked_fill(torch.arange(ids.shape[1]) < num_given, -100)}
+    options = {"seed": seed, "num_draws": draws, "estimator": "any_order" if any_order else "time"}
     with torch.no_grad():
-        nelbo, _ = example_nelbo(
-            model,
-            Objective.of(model),
-            {"input_ids": ids, "labels": labels},
-            torch.tensor([index]),
-            seed=seed,
-            num_draws=draws,
-            estimator="any_order" if any_order else "time",
-        )
-    return -nelbo.item()
+        return -example_nelbo(model, Objective.of(model), inputs, index, **options)[0].item()
 
 
 # The bound on an enumerable world -------------------------------------------------------------------------------------
@@ -142,16 +135,8 @@ class ExactDenoiser(MD4ForMaskedDiffusion):
 
     def __init__(self, world):
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-        super().__init__(
-            MD4Config(
-                vocab_size=world.vocab + 1,
-                max_position_embeddings=world.length,
-                masking_schedule="poly",
-                schedule_power=2.0,
-                schedule_eps=0.0,
-                **sizes,
-            )
-        )
+        sizes |= {"vocab_size": world.vocab + 1, "max_position_embeddings": world.length}
+        super().__init__(MD4Config(**sizes, masking_schedule="poly", schedule_power=2.0, schedule_eps=0.0))
         self.world = world
 
     def forward(self, input_ids, timesteps, labels=None, attention_mask=None, position_mask=None, output_logits=True):
@@ -350,12 +335,8 @@ def test_whole_texts_of_an_autoregressive_model_are_scored_in_the_blocks_of_a_di
     assert total == pytest.approx(-sum(lm.model(x, labels=x).token_nelbo.sum().item() for x in blocks), rel=1e-5)
 
 
-def test_a_task_gives_both_kinds_of_model_their_figures_by_one_command(
-    causal_folder, task_folder, questions, monkeypatch
-):
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
-    model_args = f"pretrained={causal_folder},draws={DRAWS}"
-    results = evaluate_task(task_folder, model="md4_hf", model_args=model_args, batch_size=8, device="cpu")
+def test_a_task_gives_both_kinds_of_model_their_figures_by_one_command(causal_folder, task_folder, questions):
+    results = evaluate_task(task_folder, causal_folder, device="cpu")
     found = [[response[0][0] for response in sample["resps"]] for sample in results["samples"]["endings"]]
     model, encode = load_model(str(causal_folder)), build_text8_tokenizer().encode
     for question, scores in zip(questions, found, strict=True):
@@ -447,9 +428,8 @@ def test_rolling_adds_the_bounds_of_disjoint_blocks(lm):
     assert [len(block) for block in blocks] == [32, 32, 14]
     expected = sum(bound(lm.model, block, 0, noise_index(requests[2], n)) for n, block in enumerate(blocks))
     assert totals[0] == 0.0
-    assert totals[1:] == pytest.approx(
-        [bound(lm.model, lm.tokenizer.encode("short"), 0, noise_index(requests[1], 0)), expected], rel=1e-5
-    )
+    short = bound(lm.model, lm.tokenizer.encode("short"), 0, noise_index(requests[1], 0))
+    assert totals[1:] == pytest.approx([short, expected], rel=1e-5)
 
 
 def generations(lm, requests):
@@ -459,11 +439,8 @@ def generations(lm, requests):
 def test_generations_do_not_depend_on_the_batch_or_the_order(folder):
     prompts = ["the cat", "", "a " * 40, "some dog"]
     kwargs = [{"max_gen_toks": 9}, {"max_gen_toks": 9, "do_sample": True, "top_p": 0.9}]
-    requests = [
-        request(prompt, options, doc=n, kind="generate_until")
-        for options in kwargs
-        for n, prompt in enumerate(prompts)
-    ]
+    places = [(n, prompt, options) for options in kwargs for n, prompt in enumerate(prompts)]
+    requests = [request(prompt, options, doc=n, kind="generate_until") for n, prompt, options in places]
     texts = generations(MD4LM(str(folder), batch_size=3), requests)
     assert all(len(text) == 9 for text in texts) and texts[:4] != texts[4:]
     assert generations(MD4LM(str(folder), batch_size=1), requests[::-1]) == texts[::-1]
@@ -538,19 +515,19 @@ def test_arguments_out_of_range(folder, arguments, message):
         MD4LM(str(folder), **arguments)
 
 
-def test_models_that_cannot_be_scored():
-    with pytest.raises(ValueError, match="`pretrained` must be a model of text, got one of images"):
-        MD4LM(random_image_model(4, 8))
-    with pytest.raises(ValueError, match="`pretrained` must be a model that needs no class label, got one with 3"):
-        MD4LM(text_model(num_classes=3))
-    with pytest.raises(ValueError, match="`tokenizer` must be given with a model, got None"):
-        MD4LM(text_model())
-    with pytest.raises(
-        ValueError, match="`pretrained` must be a folder, a Hub id, an MD4.* or an MD4ForCausalLM, got 7"
-    ):
-        MD4LM(7)
-    with pytest.raises(FileNotFoundError, match="no/such"):
-        MD4LM("./no/such")
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: random_image_model(4, 8), "`pretrained` must be a model of text, got one of images"),
+        (lambda: text_model(num_classes=3), "`pretrained` must be a model that needs no class label, got one with 3"),
+        (text_model, "`tokenizer` must be given with a model, got None"),
+        (lambda: 7, "`pretrained` must be a folder, a Hub id, an MD4.* or an MD4ForCausalLM, got 7"),
+        (lambda: "./no/such", "no/such"),
+    ],
+)
+def test_models_that_cannot_be_scored(make, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        MD4LM(make())
 
 
 @pytest.mark.parametrize(
@@ -609,15 +586,16 @@ def expected_metrics(folder, questions, draws=DRAWS):
     }
 
 
-def evaluate_task(task_folder, **kwargs):
+def evaluate_task(task_folder, folder, draws=DRAWS, **kwargs):
     manager = TaskManager(include_path=str(task_folder), include_defaults=False)
-    return simple_evaluate(tasks=["endings"], task_manager=manager, bootstrap_iters=0, **kwargs)
+    kwargs |= {"model": "md4_hf", "model_args": f"pretrained={folder},draws={draws}", "batch_size": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # takes seconds
+        return simple_evaluate(tasks=["endings"], task_manager=manager, bootstrap_iters=0, **kwargs)
 
 
-def test_a_multiple_choice_task_of_a_local_file(folder, task_folder, questions, tmp_path, monkeypatch):
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # takes seconds
-    arguments = {"model": "md4_hf", "model_args": f"pretrained={folder},draws={DRAWS}", "batch_size": 8}
-    results = evaluate_task(task_folder, device="cpu", use_cache=str(tmp_path / "cache"), **arguments)
+def test_a_multiple_choice_task_of_a_local_file(folder, task_folder, questions, tmp_path):
+    results = evaluate_task(task_folder, folder, device="cpu", use_cache=str(tmp_path / "cache"))
     found = [[response[0][0] for response in sample["resps"]] for sample in results["samples"]["endings"]]
     assert torch.allclose(torch.tensor(found), expected_scores(folder, questions), rtol=1e-4)
     expected = expected_metrics(folder, questions)
@@ -625,22 +603,16 @@ def test_a_multiple_choice_task_of_a_local_file(folder, task_folder, questions, 
     assert 0.0 < expected["acc"] < 1.0
     assert results["config"]["bound_draws"] == DRAWS and results["max_length"] == LENGTH
     # What is in the harness's cache is not computed again.
-    arguments["model_args"] = f"pretrained={folder},draws=1"
-    again = evaluate_task(task_folder, use_cache=str(tmp_path / "cache"), **arguments)
+    again = evaluate_task(task_folder, folder, draws=1, use_cache=str(tmp_path / "cache"))
     assert again["results"] == results["results"]
 
 
-def test_other_orders_and_parts_of_a_task_give_its_documents_the_same_likelihoods(
-    folder, task_folder, questions, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+def test_other_orders_and_parts_of_a_task_give_the_same_likelihoods(folder, task_folder, questions, tmp_path):
     shuffled = random.Random(2).sample(questions, len(questions))
-    (tmp_path / "endings.jsonl").write_text("".join(json.dumps(question) + "\n" for question in shuffled))
-    (tmp_path / "endings.yaml").write_text(TASK.replace("DATA", str(tmp_path / "endings.jsonl")))
-    arguments = {"model": "md4_hf", "model_args": f"pretrained={folder},draws={DRAWS}", "batch_size": 8}
+    write_task(tmp_path, shuffled)
 
-    def likelihoods(folder, limit=None):
-        samples = evaluate_task(folder, device="cpu", limit=limit, **arguments)["samples"]["endings"]
+    def likelihoods(task_folder, limit=None):
+        samples = evaluate_task(task_folder, folder, device="cpu", limit=limit)["samples"]["endings"]
         return {x["doc"]["beginning"]: [response[0][0] for response in x["resps"]] for x in samples}
 
     complete, limited = likelihoods(task_folder), likelihoods(tmp_path, limit=5)
@@ -655,7 +627,7 @@ def test_an_adapter_is_evaluated_on_its_base(folder, tmp_path):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    args = MD4TrainingArguments(str(tmp_path / "adapter"), report_to="none", use_cpu=True)
+    args = training_arguments(tmp_path / "adapter")
     MD4Trainer(model=model, args=args, processing_class=build_text8_tokenizer()).save_model()
     queries = [request("the cat", " sat", doc=0)]
     ((score, _),) = MD4LM(str(tmp_path / "adapter"), draws=4).loglikelihood(queries, disable_tqdm=True)
@@ -684,14 +656,7 @@ def start_command(folder, task_folder, output, **environment):
     model_args = f"pretrained={folder},draws={DRAWS}"
     arguments = f"--model md4_hf --model_args {model_args} --tasks endings --include_path {task_folder}"
     arguments += f" --batch_size 8 --device cpu --output_path {output}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "harness", *arguments.split()],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start([sys.executable, "-c", COMMAND, "harness", *arguments.split()], **environment)
 
 
 def finished(process):
@@ -718,19 +683,9 @@ def test_two_processes_give_the_results_of_one(folder, task_folder, questions, t
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [
-        start_command(
-            folder,
-            task_folder,
-            tmp_path,
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            WORLD_SIZE="2",
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-        )
-        for rank in range(2)
-    ]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(2)]
+    processes = [start_command(folder, task_folder, tmp_path, **variables) for variables in ranks]
     outputs = [finished(process) for process in processes]
     assert "|endings|" in outputs[0] and "|endings|" not in outputs[1]
     expected = expected_metrics(folder, questions)

@@ -5,14 +5,13 @@ import doctest
 import math
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import evaluate
 import pytest
 import torch
+from launching import run_python
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -149,11 +148,7 @@ print(metric.compute(predictions=["the value"], model_id={str(folder)!r}, device
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     environment |= {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
     before = sorted(METRICS.rglob("*"))
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    perplexity, entropy, num_tokens = result.stdout.splitlines()
+    perplexity, entropy, num_tokens = run_python("-c", code, cwd=elsewhere, env=environment).splitlines()
     assert "'num_tokens': 3" in perplexity and float(entropy) == pytest.approx(math.log(2)) and num_tokens == "1"
     assert list(elsewhere.iterdir()) == [] and sorted(METRICS.rglob("*")) == before
     assert (cache / "modules" / "evaluate_modules" / "metrics" / LIKELIHOOD).is_dir()
@@ -313,9 +308,8 @@ def test_the_generative_perplexity_is_the_one_computed_by_hand(model, tokenizer,
     ids = [[WORDS.index(word) for word in text.split()] for text in TEXTS]
     nats = [nats_by_hand(model, [tokenizer.bos_token_id, *row]) for row in ids]
     counts = [len(row) for row in ids]
-    results = load("generative_perplexity").compute(
-        predictions=TEXTS, model_id=str(folder), batch_size=3, add_bos=True, device="cpu"
-    )
+    options = {"model_id": str(folder), "batch_size": 3, "add_bos": True, "device": "cpu"}
+    results = load("generative_perplexity").compute(predictions=TEXTS, **options)
     # float32 logits: about 1e-6 nats per token
     assert results["text_nats"] == pytest.approx(nats, rel=1e-5)
     assert results["text_num_tokens"] == counts
@@ -362,9 +356,8 @@ def test_the_bos_token_counts_where_the_tokenizer_adds_its_own(model):
     bos = ("<s>", plain.bos_token_id)
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[bos])
     assert adding("the value")["input_ids"][0] == plain.bos_token_id
-    assert generative_perplexity(TEXTS, model, adding, add_bos=True) == generative_perplexity(
-        TEXTS, model, plain, add_bos=True
-    )
+    first, second = (generative_perplexity(TEXTS, model, x, add_bos=True) for x in (adding, plain))
+    assert first == second
 
 
 @pytest.mark.parametrize("max_length", [None, 6])

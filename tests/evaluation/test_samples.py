@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import failure
 from datasets import Dataset
-from tiny import random_image_model, random_model
+from tiny import random_image_model, random_model, seeded
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from md4_hf import (
@@ -76,12 +76,8 @@ def image_folder(tmp_path_factory):
 
 def test_distinct_n_of_known_sequences():
     rows = [[1, 2, 1, 2], [1, 2, 3]]  # 2-grams 12 21 12 and 12 23
-    assert distinct_n(rows, 2) == {
-        "distinct_n": 3 / 5,
-        "mean_distinct_n": pytest.approx((2 / 3 + 1) / 2),
-        "num_ngrams": 5,
-        "num_sequences": 2,
-    }
+    expected = {"distinct_n": 3 / 5, "mean_distinct_n": pytest.approx((2 / 3 + 1) / 2), "num_ngrams": 5}
+    assert distinct_n(rows, 2) == {**expected, "num_sequences": 2}
     assert distinct_n(rows, 1)["distinct_n"] == 3 / 7
     assert distinct_n(rows, 4) == {"distinct_n": 1.0, "mean_distinct_n": 1.0, "num_ngrams": 1, "num_sequences": 1}
 
@@ -103,12 +99,8 @@ def test_copies_lower_distinct_n_of_all_samples_and_not_that_within_them():
 
 def test_repetition_of_known_sequences():
     # 2-grams 12 23 31 12 23: the last two have begun before, they cover the last three of six tokens.
-    assert repetition([[1, 2, 3, 1, 2, 3]], 2) == {
-        "seq_rep_n": pytest.approx(1 - 3 / 5),
-        "repeated_tokens": 3 / 6,
-        "num_duplicates": 0,
-        "num_sequences": 1,
-    }
+    expected = {"seq_rep_n": pytest.approx(1 - 3 / 5), "repeated_tokens": 3 / 6, "num_duplicates": 0}
+    assert repetition([[1, 2, 3, 1, 2, 3]], 2) == {**expected, "num_sequences": 1}
     assert repetition([[1, 2, 3, 4], [9]], 4)["repeated_tokens"] == 0.0
     assert repetition([[5] * 5], 4)["repeated_tokens"] == 4 / 5
     assert repetition([[1, 2], [1, 2], [2, 1], [1, 2]], 1)["num_duplicates"] == 2
@@ -406,10 +398,7 @@ def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
         (["text.txt", "--add_bos"], "`add_bos` must be left out without a `judge`, got True"),
         (["MODEL", "--max_length", "9"], "`max_length` must be left out without a `judge`, got 9"),
         (["MODEL", "--text_column", "body"], "`text_column` must be left out without `references`, got 'body'"),
-        (
-            ["MODEL", "--references_split", "test"],
-            "`references_split` must be left out without `references`, got 'test'",
-        ),
+        (["MODEL", "--references_split", "test"], "`references_split` must be left out without `references`, got 'te"),
         (["text.txt", "--tokenizer", "bytes", "--seed", "3"], "`seed` must be left out for a file of samples, got 3"),
         (["IMAGES", "--resize"], "`resize` must be left out without `references`, got True"),
         (
@@ -535,9 +524,7 @@ def test_images_of_a_model_are_scored_and_kept(torchmetrics, image_folder, tmp_p
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["class_label"] for row in rows] == [3, 3, 7, 7]
     pipeline = MaskedDiffusionPipeline.from_pretrained(image_folder)
-    expected = pipeline(
-        class_labels=[3, 7], num_samples=2, num_inference_steps=3, generator=torch.Generator().manual_seed(0)
-    )
+    expected = pipeline(class_labels=[3, 7], num_samples=2, num_inference_steps=3, generator=seeded())
     ids = torch.tensor([row["input_ids"] for row in rows])
     assert torch.equal(ids, expected.sequences), "the samples of one call, and in three batches"
     pixels = (pipeline.image_processor.postprocess(ids, output_type="pt") * 255).round().byte().expand(-1, 3, -1, -1)

@@ -12,7 +12,7 @@ from commands import failure
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import ModelCard
-from launching import TORCHRUN, run
+from launching import TORCHRUN, succeed
 from tiny import random_image_model, random_model
 
 from md4_hf import MD4Trainer, build_byte_tokenizer, build_text8_tokenizer, digits
@@ -25,13 +25,9 @@ from md4_hf.evaluation.tasks import hub_commit, load_rows, make_windows, sliding
 ROOT = Path(__file__).parents[2]
 LENGTH = 16
 PTB = "the company's share is $1 1 1 and doesn't grow / fall ?"
+EOS = [build_byte_tokenizer().eos_token_id]
+BLANK_LINE = build_byte_tokenizer().encode("\n\n", add_special_tokens=False)
 ROWS = ["the first row .\n", "", "a second one , longer than a block of tokens is , to be cut .\n", "end .\n"] * 5
-
-
-def tokenizer():
-    made = build_byte_tokenizer()
-    assert made.eos_token_id is not None
-    return made
 
 
 def recipe(preparation="sedd", context=LENGTH, task="wikitext2", data="file.txt", **changes):
@@ -39,7 +35,7 @@ def recipe(preparation="sedd", context=LENGTH, task="wikitext2", data="file.txt"
 
 
 def windows(rows=ROWS, **options):
-    return make_windows(Dataset.from_dict({"text": list(rows)}), tokenizer(), recipe(**options))
+    return make_windows(Dataset.from_dict({"text": list(rows)}), build_byte_tokenizer(), recipe(**options))
 
 
 def scored(examples):
@@ -50,7 +46,7 @@ def scored(examples):
 
 
 def tokens_of(rows, end=None):
-    ids = [tokenizer().encode(row, add_special_tokens=False) for row in rows]
+    ids = [build_byte_tokenizer().encode(row, add_special_tokens=False) for row in rows]
     return [token for row in ids for token in [*row, *([] if end is None else end)]]
 
 
@@ -78,10 +74,9 @@ def test_a_detokenizer_undoes_word_tokenisation(name, text, expected):
 
 
 def test_an_unknown_detokenizer_is_an_error():
-    with pytest.raises(ValueError, match="`detokenizer` must be one of .*, got 'moses'"):
-        detokenize("x", "moses")
-    with pytest.raises(ValueError, match="`detokenizer` must be one of .*, got 'moses'"):
-        recipe(detokenizer="moses")
+    for use in (lambda: detokenize("x", "moses"), lambda: recipe(detokenizer="moses")):
+        with pytest.raises(ValueError, match="`detokenizer` must be one of .*, got 'moses'"):
+            use()
 
 
 # Windows --------------------------------------------------------------------------------------------------------------
@@ -103,7 +98,7 @@ def test_every_token_is_scored_once_after_as_much_context_as_the_stride_leaves(c
 
 def test_sedd_ends_rows_also_empty_ones_and_drops_what_fills_no_block():
     examples = windows(preparation="sedd")
-    expected = tokens_of(ROWS, end=[tokenizer().eos_token_id])
+    expected = tokens_of(ROWS, end=EOS)
     kept = len(expected) // LENGTH * LENGTH
     assert scored(examples) == expected[:kept] and {len(e["input_ids"]) for e in examples} == {LENGTH}
     many = windows(["abcde"] * 1001, preparation="sedd")  # 1000 rows are joined at a time
@@ -112,12 +107,12 @@ def test_sedd_ends_rows_also_empty_ones_and_drops_what_fills_no_block():
 
 def test_whole_scores_the_last_tokens_too():
     examples = windows(preparation="whole")
-    expected = tokens_of(ROWS, end=[tokenizer().eos_token_id])
+    expected = tokens_of(ROWS, end=EOS)
     assert scored(examples) == expected and len(examples[-1]["input_ids"]) == len(expected) % LENGTH
 
 
 def test_mdlm_frames_blocks_with_scored_end_tokens():
-    end, examples = tokenizer().eos_token_id, windows(preparation="mdlm")
+    end, examples = build_byte_tokenizer().eos_token_id, windows(preparation="mdlm")
     inner = [token for example in examples for token in example["input_ids"][1:-1]]
     expected = tokens_of(ROWS, end=[end])
     assert inner == expected[: len(inner)] and len(expected) - len(inner) < LENGTH - 2
@@ -126,7 +121,7 @@ def test_mdlm_frames_blocks_with_scored_end_tokens():
 
 def test_gpt2_slides_its_window():
     examples = windows(preparation="gpt2", stride=4)
-    assert scored(examples) == tokens_of(ROWS, end=tokenizer().encode("\n\n", add_special_tokens=False))
+    assert scored(examples) == tokens_of(ROWS, end=BLANK_LINE)
     assert all(example["labels"][: LENGTH - 4] == [-100] * (LENGTH - 4) for example in examples.select(range(1, 5)))
     assert recipe(preparation="gpt2", context=1024).stride == 512
 
@@ -134,7 +129,7 @@ def test_gpt2_slides_its_window():
 @pytest.mark.parametrize("preparation", ["sedd", "whole", "gpt2"])
 def test_rows_that_are_not_joined_are_scored_to_their_end_in_every_preparation(preparation):
     examples = windows(preparation=preparation, wrap=False, stride=LENGTH)
-    end = [tokenizer().eos_token_id] if preparation != "gpt2" else tokenizer().encode("\n\n", add_special_tokens=False)
+    end = EOS if preparation != "gpt2" else BLANK_LINE
     assert scored(examples) == tokens_of(ROWS, end=end)
 
 
@@ -145,7 +140,7 @@ def test_lines_end_at_line_breaks_alone(tmp_path):
 
 
 def test_rows_by_themselves_are_not_joined():
-    examples, end = windows(preparation="rows"), [tokenizer().eos_token_id]
+    examples, end = windows(preparation="rows"), EOS
     assert scored(examples) == tokens_of(ROWS, end=end)
     assert examples[1]["input_ids"] == end, "the empty row"
     joined = windows(preparation="whole", wrap=False)
@@ -270,9 +265,8 @@ def test_a_suite_prints_a_table_and_writes_what_is_needed_to_repeat_it(model, fi
 
 def test_neither_the_batch_size_nor_an_interruption_changes_a_result(model, files, tmp_path, monkeypatch):
     expected = evaluate(model, files, tmp_path / "whole", "--draws", "2", "--batch_size", "64")
-    assert values(evaluate(model, files, tmp_path / "small", "--draws", "2", "--batch_size", "3")) == pytest.approx(
-        values(expected), rel=1e-5
-    )
+    small = evaluate(model, files, tmp_path / "small", "--draws", "2", "--batch_size", "3")
+    assert values(small) == pytest.approx(values(expected), rel=1e-5)
     for path in sorted((tmp_path / "whole" / "rounds").rglob("round-0.safetensors"))[:2]:
         path.unlink()
     calls, predict = [], MD4Trainer.predict
@@ -315,10 +309,9 @@ def test_the_commit_of_a_hub_data_set_is_known_by_its_folder_in_the_cache(tmp_pa
 def test_two_processes_give_the_results_of_one(model, files, tmp_path):
     options = ["--draws", "2", "--tasks", "ptb", "wikitext2", "--estimator", "any_order"]
     one = evaluate(model, files, tmp_path / "one", *options)
-    replace = ["--replace", *[file for file in files if file.split("=")[0] in options]]
-    command = ["-m", "md4_hf", "suite", model, "zero-shot", *replace, *options, "--use_cpu"]
-    status, output = run([*TORCHRUN, *command, "--output_dir", tmp_path / "two"])
-    assert status == 0, output
+    replace = [file for file in files if file.split("=")[0] in options]
+    command = [*TORCHRUN, "-m", "md4_hf", "suite", model, "zero-shot", "--replace", *replace, *options, "--use_cpu"]
+    succeed([*command, "--output_dir", tmp_path / "two"])
     two = report_in(tmp_path / "two")
     assert values(two) == pytest.approx(values(one), rel=1e-5)
     assert two["environment"]["num_processes"] == 2
@@ -405,6 +398,14 @@ def tables():
     return runpy.run_path(str(ROOT / "scripts" / "reproduce_tables.py"))
 
 
+def rows_of_model(tables, capsys, model, folder, *names):
+    """The rows of the model in the tables of these names, and all that is printed with them."""
+    capsys.readouterr()
+    tables["main"]([str(folder), "--tables", *names])
+    printed = capsys.readouterr()
+    return [line for line in printed.out.splitlines() if f"**{model}**" in line], printed
+
+
 def test_published_rows_have_a_figure_for_each_column(tables):
     published = tables["published_tables"]()
     assert {"zero-shot", "openwebtext", "text8"} <= {table.name for table in published}
@@ -418,10 +419,7 @@ def test_published_rows_have_a_figure_for_each_column(tables):
 
 def test_a_model_that_was_measured_gets_a_row_in_the_papers_table(tables, model, files, tmp_path, capsys):
     report = evaluate(model, files, tmp_path, "--draws", "2", "--tasks", "ptb", "lm1b")
-    capsys.readouterr()
-    tables["main"]([str(tmp_path), "--tables", "zero-shot", "zero-shot-mdlm", "text8"])
-    printed = capsys.readouterr()
-    (row,) = (line for line in printed.out.splitlines() if f"**{model}**" in line)
+    (row,), printed = rows_of_model(tables, capsys, model, tmp_path, "zero-shot", "zero-shot-mdlm", "text8")
     assert [cell[:2] for cell in row.strip("| ").split(" | ")[2:]] == ["– "[:1], "– "[:1], "≤ ", "– "[:1], "≤ ", "se"]
     assert f"≤ {values(report)['ptb']:.2f} ± " in row and "blocks of 16" in row
     assert "| small | MD4 | ≤ 48.43 | ≤ 34.94 | ≤ 102.26 | ≤ 35.90 | ≤ 68.10 | paper |" in printed.out
@@ -436,10 +434,7 @@ def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files,
     for way in ways:
         main(["suite", str(model), "zero-shot", *way.split(), *options])
     (tmp_path / "zero-shot-notes.json").write_text("[]")
-    capsys.readouterr()
-    tables["main"]([str(tmp_path), "--tables", "zero-shot"])
-    printed = capsys.readouterr()
-    rows = [line for line in printed.out.splitlines() if f"**{model}**" in line]
+    rows, printed = rows_of_model(tables, capsys, model, tmp_path, "zero-shot")
     described = sorted(row.strip("| ").split(" | ")[-1] for row in rows)
     assert described == [
         "gpt2; file; blocks of 16; stride 4; 2 draws (time)",
@@ -447,8 +442,7 @@ def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files,
         "sedd; file; blocks of 16; rows by themselves; detokenizer none; 2 draws (time)",
     ]
     assert "no results" not in printed.err
-    tables["main"]([str(tmp_path), "--tables", "zero-shot-mdlm"])
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line)
+    (row,), _ = rows_of_model(tables, capsys, model, tmp_path, "zero-shot-mdlm")
     assert "mdlm; file" in row
 
 
@@ -458,9 +452,7 @@ def test_one_report_with_several_recipes_has_a_row_for_each(tables, model, files
     unlike_results = [{**result, "recipe": {**result["recipe"], "preparation": "gpt2"}} for result in results]
     (path,) = tmp_path.glob("*.json")
     path.write_text(json.dumps({**report, "results": [*results, *unlike_results]}))
-    capsys.readouterr()
-    tables["main"]([str(tmp_path), "--tables", "zero-shot"])
-    rows = [line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line]
+    rows, _ = rows_of_model(tables, capsys, model, tmp_path, "zero-shot")
     assert ["sedd; file" in row for row in rows] == [True, False]
     assert all(row.count("≤ ") == 2 for row in rows)
 
@@ -471,8 +463,6 @@ def test_a_single_example_has_a_figure_without_an_error(tables, model, tmp_path,
     main(["suite", str(model), "zero-shot", "--replace", f"ptb={tmp_path / 'one.txt'}", *options])
     (result,) = report_in(tmp_path / "one")["results"]
     assert result["stderr"] is None
-    capsys.readouterr()
-    tables["main"]([str(tmp_path / "one"), "--tables", "zero-shot"])
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"**{model}**" in line)
+    (row,), _ = rows_of_model(tables, capsys, model, tmp_path / "one", "zero-shot")
     assert f"| ≤ {result['value']:.2f} |" in row and "±" not in row
     assert tables["figure"]({**result, "value": None}) == "not finite"

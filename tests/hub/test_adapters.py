@@ -3,13 +3,14 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from tiny import logged, quiet, random_model, training_arguments
+from tiny import ADAPTER_FILES, logged, quiet, random_model, trained, training_arguments, unbroken_and_resumed
 from transformers import AutoModel
 
 from md4_hf import (
@@ -164,7 +165,7 @@ def make_trainer(base, folder, **kwargs):
     )
 
 
-def trained(trainer):
+def trained_parameters(trainer):
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
@@ -175,68 +176,49 @@ def assert_same(first, second, **tolerance):
 
 
 def test_training_moves_the_adapter_alone_and_accumulation_does_not_matter(base, tmp_path):
-    trainers = [
-        make_trainer(
-            base, tmp_path / str(batch), per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch
-        )
-        for batch in (8, 2)
-    ]
-    before = trained(trainers[0])
+    sizes = [{"per_device_train_batch_size": n, "gradient_accumulation_steps": 8 // n} for n in (8, 2)]
+    trainers = [make_trainer(base, tmp_path / str(n), **options) for n, options in enumerate(sizes)]
+    before = trained_parameters(trainers[0])
     frozen = {name: p.clone() for name, p in trainers[0].model.named_parameters() if not p.requires_grad}
     for trainer in trainers:
         trainer.train()
-    assert any(not torch.equal(before[name], value) for name, value in trained(trainers[0]).items())
+    assert any(not torch.equal(before[name], value) for name, value in trained_parameters(trainers[0]).items())
     for name, parameter in trainers[0].model.named_parameters():
         assert name not in frozen or torch.equal(parameter, frozen[name])
-    assert_same(trained(trainers[0]), trained(trainers[1]), atol=1e-5, rtol=1e-4)
+    assert_same(trained_parameters(trainers[0]), trained_parameters(trainers[1]), atol=1e-5, rtol=1e-4)
     assert logged(trainers[0], "loss") == pytest.approx(logged(trainers[1], "loss"), rel=1e-4)
     assert trainers[0].state.num_input_tokens_seen == 4 * 8 * LENGTH
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
 def test_resuming_an_adapter_gives_the_unbroken_run(base, tmp_path, ema_decay):
-    unbroken = make_trainer(base, tmp_path / "unbroken", ema_decay=ema_decay)
-    unbroken.train()
-    first = make_trainer(base, tmp_path / "run", ema_decay=ema_decay, save_strategy="steps", save_steps=2)
-    first.train()
-    resumed = make_trainer(base, tmp_path / "run", ema_decay=ema_decay)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
-    assert_same(trained(unbroken), trained(resumed), atol=1e-7, rtol=1e-5)
+    unbroken, resumed = unbroken_and_resumed(partial(make_trainer, base), tmp_path, 2, ema_decay=ema_decay)
+    assert_same(trained_parameters(unbroken), trained_parameters(resumed), atol=1e-7, rtol=1e-5)
     if ema_decay:
         with unbroken.ema_weights(), resumed.ema_weights():
-            assert_same(trained(unbroken), trained(resumed), atol=1e-7, rtol=1e-5)
+            assert_same(trained_parameters(unbroken), trained_parameters(resumed), atol=1e-7, rtol=1e-5)
     assert unbroken.evaluate()["eval_loss"] == pytest.approx(resumed.evaluate()["eval_loss"], rel=1e-6)
     assert resumed.state.num_input_tokens_seen == unbroken.state.num_input_tokens_seen
 
 
 def test_the_averaged_adapter_is_what_is_evaluated_and_shared(base, tmp_path):
-    trainer = make_trainer(base, tmp_path / "run", ema_decay=0.5)
-    trainer.train()
-    raw = trained(trainer)
+    trainer = trained(make_trainer(base, tmp_path / "run", ema_decay=0.5))
+    raw = trained_parameters(trainer)
     trainer.save_repository(tmp_path / "shared")
-    assert_same(trained(trainer), raw, atol=0, rtol=0)
+    assert_same(trained_parameters(trainer), raw, atol=0, rtol=0)
     merged = load_model(str(tmp_path / "shared"))
     with trainer.ema_weights():
         torch.testing.assert_close(logits(merged), logits(trainer.model), atol=1e-5, rtol=0)
-        averaged = trained(trainer)
+        averaged = trained_parameters(trainer)
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
 
 
 def test_a_shared_adapter_has_all_that_it_needs(base, tmp_path):
-    trainer = make_trainer(base, tmp_path / "run")
-    trainer.train()
+    trainer = trained(make_trainer(base, tmp_path / "run"))
     trainer.evaluate()
     trainer.save_repository(tmp_path / "shared")
     names = {path.name for path in (tmp_path / "shared").iterdir()}
-    assert names == {
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "base_model.json",
-        "loss.png",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }, "no pickle among them"
+    assert names == ADAPTER_FILES
     card = (tmp_path / "shared/README.md").read_text()
     assert "library_name: peft" in card and f'from_pretrained("{base}"' in card and "LoRA, rank 4" in card
     assert "base_model:" not in card, "which is for ids of the Hub"

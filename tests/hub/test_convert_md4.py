@@ -3,12 +3,12 @@
 
 import importlib.util
 import json
-import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from commands import failure
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoModel
 
@@ -25,17 +25,10 @@ OFFICIAL = {"vocab_size": 8, "feature_dim": 12, "num_heads": 3, "n_layers": 5}
 # Configuration --------------------------------------------------------------------------------------------------------
 
 
-def test_sizes_follow_the_official_rules():
-    config = config_from_official(OFFICIAL)
-    assert config.vocab_size == 9  # the official count leaves the mask out
-    assert config.mask_token_id == 8
-    assert config.hidden_size == 36
-    assert config.num_attention_heads == 3
-    assert config.num_hidden_layers == 5
-    assert config.head_dim == config.conditioning_size == 12
-
-
 FIELDS = [
+    # Sizes; the official count leaves the mask out.
+    ({}, {"vocab_size": 9, "mask_token_id": 8, "hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 5}),
+    ({}, {"head_dim": 12, "conditioning_size": 12}),
     # What the official defaults stand for.
     ({}, {"masking_schedule": "linear", "schedule_power": 1.0, "schedule_eps": 1e-4}),
     ({}, {"mlp_type": "swiglu", "modulation": "adaln", "time_conditioning": True, "num_classes": None}),
@@ -78,10 +71,8 @@ IMAGES = [
     ({"data_shape": (8, 8, 3)}, {"hidden_size": 32, "conditioning_size": 32, "num_hidden_layers": 5}),
     ({"data_shape": (8, 8, 3), "dropout_rate": 0.1}, {"residual_dropout": 0.1}),
     ({"data_shape": (8, 8, 3), **UVIT}, {"backbone": "uvit", "channel_multipliers": [1, 2]}),
-    (
-        {"data_shape": (8, 8, 3), **UVIT},
-        {"dit_hidden_size": 24, "dit_num_hidden_layers": 6, "dit_num_attention_heads": 3},
-    ),
+    ({"data_shape": (8, 8, 3), **UVIT}, {"dit_hidden_size": 24, "dit_num_hidden_layers": 6}),
+    ({"data_shape": (8, 8, 3), **UVIT}, {"dit_num_attention_heads": 3}),
 ]
 
 
@@ -216,44 +207,21 @@ def test_a_parameter_of_another_shape_is_named(network):
         for tensor in wrong:
             with pytest.raises(ValueError) as error:
                 convert_flax_params({**params, name: tensor}, config)
-            layer = name.rpartition("/")[0]
-            assert layer in str(error.value) or re.search(
-                r"`(model|lm_head)\.[\w.]+` must have shape", str(error.value)
-            )
+            said, layer = str(error.value), name.rpartition("/")[0]
+            assert layer in said or re.search(r"`(model|lm_head)\.[\w.]+` must have shape", said)
 
 
-def test_wrong_shapes_that_add_up_are_refused():
+def test_wrong_shapes_that_add_up_are_refused(golden):
     """Query and key are stacked into one weight: one row too few and one too many must not pass as the right sum."""
-    config = config_from_official({"vocab_size": 5, "feature_dim": 8, "num_heads": 1, "n_layers": 1})
-    params = flax_params_of(config)
-    convert_flax_params(params, config)
-    attention = "classifier/Transformer_0/TransformerBlock_0/attention"
-    wrong = {f"{attention}/wq/kernel": torch.zeros(8, 7), f"{attention}/wk/kernel": torch.zeros(8, 9)}
+    tensors, record = golden(CASE)
+    config = config_from_official(record["config"])
+    attention = "params/classifier/Transformer_0/TransformerBlock_0/attention"
+    size = config.hidden_size
+    assert tensors[f"{attention}/wq/kernel"].shape == tensors[f"{attention}/wk/kernel"].shape == (size, size)
+    sizes = {"wq": size - 1, "wk": size + 1}
+    wrong = {f"{attention}/{name}/kernel": torch.zeros(size, width) for name, width in sizes.items()}
     with pytest.raises(ValueError, match="attention"):
-        convert_flax_params({**params, **wrong}, config)
-
-
-def flax_params_of(config):
-    """Random official parameters of a time-conditioned one-block network."""
-    size, width, cond = config.hidden_size, config.intermediate_size, config.conditioning_size
-    block = "classifier/Transformer_0/TransformerBlock_0"
-    shapes = {
-        "classifier/CondEmbedding_0/dense0/kernel": (cond, 4 * cond),
-        "classifier/CondEmbedding_0/dense0/bias": (4 * cond,),
-        "classifier/CondEmbedding_0/Dense_0/kernel": (4 * cond, cond),
-        "classifier/CondEmbedding_0/Dense_0/bias": (cond,),
-        "classifier/Transformer_0/Embed_0/embedding": (config.vocab_size, size),
-        **{f"{block}/attention/{name}/kernel": (size, size) for name in ("wq", "wk", "wv", "wo")},
-        f"{block}/feed_forward/w1/kernel": (size, width),
-        f"{block}/feed_forward/w3/kernel": (size, width),
-        f"{block}/feed_forward/w2/kernel": (width, size),
-        f"{block}/Dense_0/kernel": (cond, 6 * size),
-        f"{block}/Dense_0/bias": (6 * size,),
-        "classifier/Transformer_0/Dense_0/kernel": (cond, 2 * size),
-        "classifier/Transformer_0/Dense_0/bias": (2 * size,),
-        "classifier/Transformer_0/Dense_1/kernel": (size, config.vocab_size - 1),
-    }
-    return {name: torch.randn(shape) / math.sqrt(shape[0]) for name, shape in shapes.items()}
+        convert_flax_params({**tensors, **wrong}, config)
 
 
 # The command ----------------------------------------------------------------------------------------------------------
@@ -273,20 +241,15 @@ def test_the_command_writes_a_folder_that_the_auto_class_and_the_scheduler_load(
     output_dir = tmp_path / "new" / "model"
     main(["convert", *map(str, arguments(output_dir, config=config_file))])
     assert str(output_dir) in capsys.readouterr().out
-    assert {"config.json", "model.safetensors", "scheduler_config.json"} <= {
-        file.name for file in output_dir.iterdir()
-    }
-
+    names = {file.name for file in output_dir.iterdir()}
+    assert {"config.json", "model.safetensors", "scheduler_config.json"} <= names
     config = config_from_official(record["config"])
     model = MD4ForMaskedDiffusion(config)
     model.load_state_dict(convert_flax_params(tensors, config))
     loaded = AutoModel.from_pretrained(output_dir)
     assert type(loaded) is MD4ForMaskedDiffusion
-    inputs = {
-        "input_ids": tensors["z"][3].long(),
-        "timesteps": torch.full((3,), 0.6),
-        "class_labels": tensors["label"].long(),
-    }
+    inputs = {"input_ids": tensors["z"][3].long(), "timesteps": torch.full((3,), 0.6)}
+    inputs["class_labels"] = tensors["label"].long()
     torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits, atol=1e-6, rtol=0.0)
 
     scheduler = MaskedDiffusionScheduler.from_pretrained(output_dir)
@@ -327,6 +290,4 @@ def test_an_orbax_folder_asks_for_orbax(tmp_path):
 
 
 def test_the_command_needs_all_its_arguments(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["convert", *map(str, arguments(tmp_path)[:-1])])
-    assert "output_dir" in capsys.readouterr().err
+    assert "output_dir" in failure(capsys, ["convert", *map(str, arguments(tmp_path)[:-1])])

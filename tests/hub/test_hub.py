@@ -5,21 +5,20 @@ The functions above the tests run in processes of their own, whose Hub is the se
 is empty. Few processes serve all tests: starting one takes longer than what it does.
 """
 
-import io
 import json
 import os
 import re
 import time
 import urllib.error
 import urllib.request
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
+from commands import error_of, outcome
 from diffusers import DiffusionPipeline
 from hub_server import READER_TOKEN, WRITER_TOKEN, WRONG_TOKEN
-from tiny import random_model
+from tiny import logits_of, random_model
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, build_text8_tokenizer, load_documents
@@ -35,10 +34,8 @@ def make_pipeline(seed):
     return MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=4), build_text8_tokenizer())
 
 
-@torch.no_grad()
 def logits(model):
-    ids = torch.arange(2 * LENGTH).reshape(2, LENGTH) % 28
-    return model.eval()(ids, timesteps=torch.tensor([0.3, 0.8])).logits
+    return logits_of(model, LENGTH)
 
 
 def sample(pipeline):
@@ -46,22 +43,7 @@ def sample(pipeline):
     return pipeline(num_samples=2, generator=torch.Generator().manual_seed(0)).texts
 
 
-def failure(function, *args, **kwargs):
-    """What an error and its causes say; None without an error."""
-    try:
-        function(*args, **kwargs)
-    except Exception as error:
-        messages = []
-        while error is not None:
-            messages.append(f"{type(error).__name__}: {error}")
-            error = error.__cause__
-        return "\n".join(messages)
-    return None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# In a process of its own: push
-# ----------------------------------------------------------------------------------------------------------------------
+# In a process of its own: push ----------------------------------------------------------------------------------------
 
 
 def push():
@@ -95,7 +77,7 @@ def push():
         ),
     }
     failures = {
-        (part, kind, repository): failure(push_part, repository, token=token)
+        (part, kind, repository): error_of(push_part, repository, token=token)
         for part, push_part in pushes.items()
         for kind, token in {"wrong": WRONG_TOKEN, "reader": READER_TOKEN, "none": False}.items()
         for repository in ("user/flat", "user/new")
@@ -107,9 +89,7 @@ def push():
     return {"first": first.oid, "unchanged": unchanged.oid, "adapted": logits(adapted), "failures": failures}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# In a process of its own: load
-# ----------------------------------------------------------------------------------------------------------------------
+# In a process of its own: load ----------------------------------------------------------------------------------------
 
 
 def load(first):
@@ -135,27 +115,16 @@ def load(first):
         "adapted": logits(PeftModel.from_pretrained(model, "user/adapter")),
         "texts": load_documents("user/texts")["text"][:],
         "older texts": load_documents("user/texts", revision="v1")["text"][:],
-        "md4 sample": command("sample", "user/flat", "--seed", "0", "--num_samples", "2"),
+        "md4 sample": outcome(["sample", "user/flat", "--seed", "0", "--num_samples", "2"]),
         "md4 evaluate": evaluate("user/flat"),
-        "md4 failure": command("sample", "user/missing"),
+        "md4 failure": outcome(["sample", "user/missing"]),
     }
-
-
-def command(*argv):
-    """What an `md4` command prints; an error goes into it too."""
-    with redirect_stdout(io.StringIO()) as output, redirect_stderr(output):
-        try:
-            main(list(argv))
-        except SystemExit as stop:
-            print("exit status", stop.code)
-    return output.getvalue()
 
 
 def evaluate(name):
     Path("text.txt").write_text("the quick brown fox jumps over the lazy dog " * 20)
-    command(
-        "evaluate", name, "--validation_data", "text.txt", "--draws", "1", "--use_cpu", "--output_file", "out.json"
-    )
+    options = ["--validation_data", "text.txt", "--draws", "1", "--use_cpu", "--output_file", "out.json"]
+    main(["evaluate", name, *options])
     return json.loads(Path("out.json").read_text())["metrics"]
 
 
@@ -179,10 +148,8 @@ LOAD_FAILURES = {
 
 
 def load_failures():
-    return {
-        case: failure(loader.from_pretrained, name, **options)
-        for case, (loader, name, options, _) in LOAD_FAILURES.items()
-    }
+    cases = LOAD_FAILURES.items()
+    return {case: error_of(loader.from_pretrained, name, **options) for case, (loader, name, options, _) in cases}
 
 
 # Loading without this package, by the code that was pushed.
@@ -205,9 +172,7 @@ torch.save({"logits": logits, "texts": texts}, "result.pt")
 """
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# In a process of its own: bad connections
-# ----------------------------------------------------------------------------------------------------------------------
+# In a process of its own: bad connections -----------------------------------------------------------------------------
 
 # By repository: what happens to the weights on their way down, the first time or always.
 DOWNLOAD_FAULTS = {
@@ -257,20 +222,17 @@ def cut_off_downloads():
 
     constants.DOWNLOAD_CHUNK_SIZE = 4096  # a download is taken up after the last whole chunk
     loaders = {name: MaskedDiffusionPipeline if name.startswith("pipeline") else AutoModel for name in DOWNLOAD_FAULTS}
-    return {name: failure(loader.from_pretrained, f"user/{name}") for name, loader in loaders.items()}
+    return {name: error_of(loader.from_pretrained, f"user/{name}") for name, loader in loaders.items()}
 
 
 def cut_off_uploads():
     from huggingface_hub import constants
 
-    failures = {
-        name: failure(make_pipeline(1).model.push_to_hub, f"user/{name}")
-        for name in UPLOAD_FAULTS
-        if name != "pipelined"
-    }
+    names = UPLOAD_FAULTS.keys() - {"pipelined"}
+    failures = {name: error_of(make_pipeline(1).model.push_to_hub, f"user/{name}") for name in names}
     # What most users have: with Xet, a folder goes another way. The server takes these files without it.
     constants.HF_HUB_DISABLE_XET = False
-    failures["pipelined"] = failure(make_pipeline(1).push_to_hub, "user/pipelined")
+    failures["pipelined"] = error_of(make_pipeline(1).push_to_hub, "user/pipelined")
     constants.HF_HUB_DISABLE_XET = True
     return failures
 
@@ -288,27 +250,18 @@ def commit_titles(name):
     return [commit.title for commit in HfApi().list_repo_commits(f"user/{name}")]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The tests
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def run(hub, folder, function, *args, **environment):
-    """The result of a function of this file in a new process with an empty cache."""
-    call = f"torch.save(test_hub.{function.__name__}(*{args!r}), 'result.pt')"
-    hub.run_python(f"import torch, test_hub\n{call}", home=folder, **environment)
-    return torch.load(folder / "result.pt")
+# The tests ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def pushed(hub, tmp_path_factory):
-    return run(hub, tmp_path_factory.mktemp("push"), push, token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
+    return hub.run_function(push, home=tmp_path_factory.mktemp("push"), token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
 
 
 @pytest.fixture(scope="module")
 def loaded(hub, pushed, tmp_path_factory):
     """Results of `load` on the pushed repositories; its process has no token."""
-    files = {path: file.data for path, file in hub.repository("user/flat").branches["main"].files.items()}
+    files = hub.files("user/flat")
     hub.add_files("user/gated", files)
     hub.add_files("user/weightless", {path: data for path, data in files.items() if path != "model.safetensors"})
     hub.repository("user/gated").gated = True
@@ -317,7 +270,7 @@ def loaded(hub, pushed, tmp_path_factory):
         hub.add_files("user/texts", {"data/train.jsonl": lines.encode()}, kind="datasets")
     texts = hub.repository("user/texts", kind="datasets")
     texts.tags["v1"] = texts.branches["main"].parent
-    return run(hub, tmp_path_factory.mktemp("load"), load, pushed["first"])
+    return hub.run_function(load, pushed["first"], home=tmp_path_factory.mktemp("load"))
 
 
 @pytest.fixture(scope="module")
@@ -331,36 +284,26 @@ def transferred(hub, tmp_path_factory):
     for name, (method, path, options) in UPLOAD_FAULTS.items():
         hub.misbehave(method, f"/user/{name}/{path}", **options)
     hub.create_repository("user/pipelined", large_files=())
-    return run(hub, folder / "home", bad_connections, token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
-
-
-def titles(hub, name):
-    return [commit.title for commit in hub.repository(name).commits()]
-
-
-def files_of(hub, name):
-    return set(hub.repository(name).branches["main"].files)
+    return hub.run_function(bad_connections, home=folder / "home", token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
 
 
 def test_pushing_a_pipeline_makes_one_commit_of_a_flat_repository(hub, pushed):
-    assert titles(hub, "user/flat") == ["Newer", "Older", "initial commit"], "what has not changed makes no commit"
+    assert hub.titles("user/flat") == ["Newer", "Older", "initial commit"], "what has not changed makes no commit"
     assert pushed["unchanged"] == hub.repository("user/flat").branches["main"].sha
-    assert {*FLAT_FILES, "README.md"} <= files_of(hub, "user/flat")
-    assert not any("/" in path for path in files_of(hub, "user/flat"))
+    assert {*FLAT_FILES, "README.md"} <= hub.files("user/flat").keys()
+    assert not any("/" in path for path in hub.files("user/flat"))
 
 
 def test_saving_with_push_to_hub_uploads_the_folder_as_one_commit(hub, pushed):
-    assert titles(hub, "user/saved") == ["Saved", "initial commit"]
-    assert {*FLAT_FILES, "extra/notes.txt"} <= files_of(hub, "user/saved")
+    assert hub.titles("user/saved") == ["Saved", "initial commit"]
+    assert {*FLAT_FILES, "extra/notes.txt"} <= hub.files("user/saved").keys()
     assert hub.repository("user/saved").private
-    assert hub.repository("user/saved").branches["main"].files["README.md"].data.endswith(b"Mine.\n"), (
-        "the user's card"
-    )
+    assert hub.files("user/saved")["README.md"].endswith(b"Mine.\n"), "the user's card"
 
 
 def test_parts_pushed_one_by_one_lie_side_by_side(hub, pushed):
-    assert FLAT_FILES - files_of(hub, "user/parts") == {"model_index.json"}, "that one is a pipeline's"
-    assert len(titles(hub, "user/parts")) == 4
+    assert FLAT_FILES - hub.files("user/parts").keys() == {"model_index.json"}, "that one is a pipeline's"
+    assert len(hub.titles("user/parts")) == 4
 
 
 @pytest.mark.parametrize("part", ["pipeline", "model", "tokenizer", "scheduler", "saved pipeline"])
@@ -376,7 +319,7 @@ def test_a_push_with_the_wrong_token_says_so_and_changes_nothing(hub, pushed, pa
     for repository in ("user/flat", "user/new"):
         assert reason in pushed["failures"][part, token, repository]
     assert ("models", "user/new") not in hub.repositories
-    assert titles(hub, "user/flat") == ["Newer", "Older", "initial commit"]
+    assert hub.titles("user/flat") == ["Newer", "Older", "initial commit"]
 
 
 def test_every_loader_opens_a_repository_by_its_id(loaded):
@@ -390,10 +333,10 @@ def test_every_loader_opens_a_repository_by_its_id(loaded):
 
 
 def test_the_command_line_opens_a_repository_by_its_id(loaded):
-    assert all(text in loaded["md4 sample"] for text in loaded["MaskedDiffusionPipeline"])
+    assert all(text in loaded["md4 sample"][1] for text in loaded["MaskedDiffusionPipeline"])
     assert loaded["md4 evaluate"]["eval_num_tokens"] == 864 and loaded["md4 evaluate"]["eval_loss"] > 0
-    assert "md4 sample: user/missing is not a local folder" in loaded["md4 failure"]
-    assert "exit status 1" in loaded["md4 failure"]
+    status, printed = loaded["md4 failure"]
+    assert status == 1 and "md4 sample: user/missing is not a local folder" in printed
 
 
 def test_a_commit_branch_or_tag_gives_the_weights_of_then(pushed, loaded):
@@ -417,8 +360,8 @@ def test_pushed_code_opens_a_repository_without_the_package(hub, pushed, tmp_pat
 
 
 def test_an_adapter_is_pushed_and_loaded_alone(hub, pushed, loaded):
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= files_of(hub, "user/adapter")
-    assert "model.safetensors" not in files_of(hub, "user/adapter")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= hub.files("user/adapter").keys()
+    assert "model.safetensors" not in hub.files("user/adapter")
     assert torch.equal(loaded["adapted"], pushed["adapted"])
     assert not torch.allclose(loaded["adapted"], loaded["model"])
 
@@ -443,13 +386,8 @@ def test_a_download_goes_on_where_it_was_cut_off(hub, transferred):
 
 @pytest.mark.parametrize("name", FAILED_DOWNLOADS)
 def test_a_download_that_fails_leaves_nothing_half_written(hub, transferred, name):
-    causes = {
-        "never": "peer closed connection",
-        "pipeline-never": "peer closed connection",
-        "reset": "Connection reset by peer",
-        "broken": "500 Internal Server Error",
-    }
-    assert causes[name] in transferred["downloads"][name]
+    causes = {"reset": "Connection reset by peer", "broken": "500 Internal Server Error"}
+    assert causes.get(name, "peer closed connection") in transferred["downloads"][name]
     files = hub.repository(f"user/{name}").branches["main"].files
     by_name = {**files, **{file.etag: file for file in files.values()}}
     cached = transferred["cached"][name]
@@ -462,7 +400,7 @@ def test_a_download_that_fails_leaves_nothing_half_written(hub, transferred, nam
 def test_an_upload_that_fails_once_is_repeated(hub, transferred, name):
     assert transferred["uploads"][name] is None
     assert len(transferred["commits"][name]) == 2
-    assert "model.safetensors" in files_of(hub, f"user/{name}")
+    assert "model.safetensors" in hub.files(f"user/{name}")
 
 
 @pytest.mark.parametrize("name", FAILED_UPLOADS)
@@ -475,7 +413,7 @@ def test_an_upload_that_is_cut_off_makes_no_commit(hub, transferred, name):
     assert re.search(causes[name], transferred["uploads"][name])
     assert transferred["commits"][name] == ["initial commit"]
     assert len(transferred["later commits"][name]) == 2, "and pushing again works"
-    assert {"config.json", "model.safetensors"} <= files_of(hub, f"user/{name}")
+    assert {"config.json", "model.safetensors"} <= hub.files(f"user/{name}").keys()
 
 
 def test_a_push_whose_answer_is_lost_can_be_repeated(transferred):

@@ -8,23 +8,18 @@ and the `logits` that this version computed for them.
 
 import inspect
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from clean_environment import link_packages, run_isolated
+from clean_environment import CORE, link_packages, run_isolated
 from diffusers import DiffusionPipeline
+from launching import run_python
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-import md4_hf
 from md4_hf import MaskedDiffusionPipeline, MD4ForMaskedDiffusion
-
-
-CORE = Path(md4_hf.__file__).parent / "core"
 
 
 @pytest.fixture
@@ -140,5 +135,4 @@ pipeline = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
 assert type(pipeline).__module__.startswith("diffusers_modules")
 assert sample(pipeline) == {expected!r}
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    run_python("-c", code)

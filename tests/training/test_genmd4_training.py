@@ -6,8 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from commands import failure
 from datasets import Dataset
-from tiny import logged, quiet, random_model, seeded, training_arguments
+from tiny import (
+    at_once_and_in_parts,
+    logged,
+    quiet,
+    random_model,
+    seeded,
+    trained,
+    training_arguments,
+    unbroken_and_resumed,
+)
 
 from md4_hf import (
     DataCollatorForMaskedDiffusion,
@@ -33,9 +43,8 @@ LENGTH, VOCAB = 8, 5
 
 
 def genmd4_model(vocab_size=VOCAB + 1, length=LENGTH, **kwargs):
-    model = random_model(
-        vocab_size, length, std=0.1, masking_schedule="poly", schedule_power=1.0, learn_masking_schedule=True, **kwargs
-    )
+    learned = {"masking_schedule": "poly", "schedule_power": 1.0, "learn_masking_schedule": True}
+    model = random_model(vocab_size, length, std=0.1, **learned, **kwargs)
     with torch.no_grad():
         model.token_schedule.free_exponents.copy_(torch.linspace(-0.5, 1.5, vocab_size))
     return model
@@ -52,12 +61,6 @@ def make_trainer(folder, model=None, evaluation=None, **kwargs):
     return MD4Trainer(model or genmd4_model(), args, train_dataset=dataset(), eval_dataset=evaluation)
 
 
-def trained(folder, model=None, checkpoint=None, **kwargs):
-    trainer = make_trainer(folder, model, **kwargs)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return trainer
-
-
 def weights(trainer):
     return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
@@ -68,7 +71,7 @@ def test_an_adapter_may_train_the_schedules_with_it(tmp_path, copies):
     model = add_adapter(genmd4_model(), LoraArguments(lora_r=2, modules_to_save="token_schedule"))
     torch.testing.assert_close(bound_of(model), bound_of(genmd4_model()), atol=1e-5, rtol=0)
     options = {"schedule_lr_multiplier": 10.0, "weight_decay": 0.5, "num_copies": copies, "max_steps": 2}
-    trainer = trained(tmp_path, model, **options)
+    trainer = trained(make_trainer(tmp_path, model=model, **options))
     (name,) = (name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora" not in name)
     assert name.endswith("token_schedule.modules_to_save.default.free_exponents")
     (group,) = (g for g in trainer.optimizer.param_groups if any(p is model.get_parameter(name) for p in g["params"]))
@@ -91,9 +94,11 @@ def assert_same(first, second):
 @pytest.mark.parametrize("size, accumulation", [(4, 2), (1, 8)])
 def test_accumulation_changes_neither_losses_nor_weights(tmp_path, size, accumulation):
     """In float64: AdamW divides a gradient by its size, and with it the rounding of float32."""
-    at_once = trained(tmp_path / "at_once", genmd4_model().double())
-    options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
-    in_parts = trained(tmp_path / "in_parts", genmd4_model().double(), **options)
+
+    def make(folder, **options):
+        return make_trainer(folder, genmd4_model().double(), **options)
+
+    at_once, in_parts = at_once_and_in_parts(make, tmp_path, size, accumulation)
     assert_same(weights(at_once), weights(in_parts))
     for name in ("loss", "nelbo"):
         assert logged(at_once, name) == pytest.approx(logged(in_parts, name), rel=1e-4)
@@ -101,9 +106,7 @@ def test_accumulation_changes_neither_losses_nor_weights(tmp_path, size, accumul
 
 
 def test_resuming_gives_the_unbroken_run(tmp_path):
-    unbroken = trained(tmp_path / "unbroken", ema_decay=0.5)
-    trained(tmp_path / "run", ema_decay=0.5, save_strategy="steps", save_steps=2)
-    resumed = trained(tmp_path / "run", checkpoint=str(tmp_path / "run" / "checkpoint-2"), ema_decay=0.5)
+    unbroken, resumed = unbroken_and_resumed(make_trainer, tmp_path, 2, ema_decay=0.5)
     assert_same(weights(unbroken), weights(resumed))
     assert logged(unbroken, "nelbo")[2:] == pytest.approx(logged(resumed, "nelbo")[2:], rel=1e-4)
 
@@ -262,12 +265,10 @@ def test_the_command_trains_and_shows_what_was_learned(tmp_path, capsys):
 def test_a_model_without_learned_schedules_has_none_to_show(tmp_path, capsys):
     random_model(28, 16, std=0.1).save_pretrained(tmp_path)
     build_text8_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(SystemExit):
-        main(["schedules", str(tmp_path)])
-    assert "`model` must be a GenMD4 model" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["train", "--objective", "genmd4", "--masking_schedule", "cosine", "--output_dir", str(tmp_path / "x")])
-    assert "`masking_schedule` must be left out" in capsys.readouterr().err
+    assert "`model` must be a GenMD4 model" in failure(capsys, ["schedules", str(tmp_path)])
+    options = ["--masking_schedule", "cosine", "--output_dir", str(tmp_path / "x")]
+    message = failure(capsys, ["train", "--objective", "genmd4", *options])
+    assert "`masking_schedule` must be left out" in message
 
 
 def test_pictures_are_drawn(tmp_path):

@@ -1,16 +1,16 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Training that shares its model: the repositories that `MD4Trainer` and `md4` leave on a Hub, over real HTTP."""
 
-import io
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from clean_environment import MODEL_CODE
+from commands import error_of, outcome
 from datasets import Dataset
 from hub_server import WRITER_TOKEN, WRONG_TOKEN
-from tiny import random_model, training_arguments
+from tiny import ADAPTER_FILES, logits_of, random_model, training_arguments
 
 from md4_hf import (
     LoraArguments,
@@ -21,16 +21,11 @@ from md4_hf import (
     load_model,
     load_pipeline,
 )
-from md4_hf.cli import main
 
 
 LENGTH = 16
-SHARED_FILES = {"README.md", "loss.png", "tokenizer.json", "tokenizer_config.json"}
-CODE = "configuration_md4 input_checks linear_nelbo masked_diffusion modeling_md4 modeling_md4_base"
-CODE += " modeling_md4_layers modeling_md4_unet schedules"
-MODEL_FILES = {"config.json", "model.safetensors", "model_index.json", "scheduler_config.json"}
-MODEL_FILES |= SHARED_FILES | {f"{name}.py" for name in CODE.split()}
-ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "base_model.json"} | SHARED_FILES
+MODEL_FILES = {*MODEL_CODE, *"README.md config.json loss.png model.safetensors model_index.json".split()}
+MODEL_FILES |= {"scheduler_config.json", "tokenizer.json", "tokenizer_config.json"}
 TRAIN = ["train", "--preset", "tiny", "--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2"]
 TRAIN += ["--block_size", "16", "--max_steps", "2", "--total_batch_size", "4", "--final_eval_draws", "1"]
 TRAIN += ["--data", "text.txt", "--card_samples", "0", "--push_to_hub"]
@@ -49,29 +44,8 @@ def make_trainer(folder, model, **kwargs):
     )
 
 
-@torch.no_grad()
 def logits(model):
-    ids = torch.arange(2 * LENGTH).reshape(2, LENGTH) % 28
-    return model.eval()(ids, timesteps=torch.tensor([0.3, 0.8])).logits
-
-
-def failure(function, *args, **kwargs):
-    """What an error says; None without an error."""
-    try:
-        function(*args, **kwargs)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def command(*argv):
-    """What an `md4` command prints; an error goes into it too."""
-    with redirect_stdout(io.StringIO()) as output, redirect_stderr(output):
-        try:
-            main(list(argv))
-        except SystemExit as stop:
-            print("exit status", stop.code)
-    return output.getvalue()
+    return logits_of(model, LENGTH)
 
 
 # In a process of its own ----------------------------------------------------------------------------------------------
@@ -80,9 +54,7 @@ def command(*argv):
 def share():
     """Train and share a model and an adapter for it, with the trainer and with the command; and fail to."""
     result = {}
-    trainer = make_trainer(
-        "run", random_model(28, LENGTH, std=0.3), hub_model_id="user/run", save_strategy="steps", save_steps=2
-    )
+    trainer = make_trainer("run", random_model(28, LENGTH, std=0.3), hub_model_id="user/run", save_steps=2)
     trainer.train()
     trainer.evaluate()
     trainer._finish_current_push()
@@ -98,18 +70,17 @@ def share():
     trainer.push_to_hub()
     result["adapted"] = logits(trainer.model)
 
-    result["wrong token"] = failure(
-        make_trainer, "w", random_model(28, LENGTH, std=0.3), hub_model_id="user/wrong", hub_token=WRONG_TOKEN
-    )
+    options = {"hub_model_id": "user/wrong", "hub_token": WRONG_TOKEN}
+    result["wrong token"] = error_of(make_trainer, "w", random_model(28, LENGTH, std=0.3), **options)
     Path("text.txt").write_text("the quick brown fox jumps over the lazy dog " * 60)
-    result["train"] = command(*TRAIN, "--output_dir", "cli", "--hub_model_id", "user/cli", "--license", "mit")
-    result["cut off"] = command(*TRAIN, "--output_dir", "cut", "--hub_model_id", "user/cut")
+    result["train"] = outcome([*TRAIN, "--output_dir", "cli", "--hub_model_id", "user/cli", "--license", "mit"])
+    result["cut off"] = outcome([*TRAIN, "--output_dir", "cut", "--hub_model_id", "user/cut"])
     result["cut off, here"] = logits(load_model("cut"))
     options = ["--data", "text.txt", "--max_steps", "1", "--final_eval_draws", "1", "--eval_strategy", "no"]
     options += ["--card_samples", "0", "--output_dir", "cli-adapter"]
     options += ["--push_to_hub", "--hub_model_id", "user/cli-adapter"]
-    result["finetune"] = command("finetune", "user/cli", *options)
-    result["export"] = command("export", "user/cli-adapter", "merged", "--push_to_hub", "user/merged")
+    result["finetune"] = outcome(["finetune", "user/cli", *options])
+    result["export"] = outcome(["export", "user/cli-adapter", "merged", "--push_to_hub", "user/merged"])
     result["merged"] = logits(load_model("merged"))
     return result
 
@@ -122,7 +93,7 @@ def load():
         "first push": logits(load_model("user/run", revision="step-2")),
         "adapter": logits(load_model("user/adapter")),
         "adapter pipeline": load_pipeline("user/adapter", device="cpu").scheduler.config.mask_token_id,
-        "cli": command("sample", "user/cli-adapter", "--num_inference_steps", "2"),
+        "cli": outcome(["sample", "user/cli-adapter", "--num_inference_steps", "2"]),
         "merged": logits(load_model("user/merged")),
     }
 
@@ -130,52 +101,39 @@ def load():
 # The tests ------------------------------------------------------------------------------------------------------------
 
 
-def run(hub, folder, function, **environment):
-    code = f"import torch, test_hub_training\ntorch.save(test_hub_training.{function.__name__}(), 'result.pt')"
-    hub.run_python(code, home=folder, **environment)
-    return torch.load(folder / "result.pt")
-
-
 @pytest.fixture(scope="module")
 def shared(hub, tmp_path_factory):
     hub.misbehave("POST", "/user/cut/commit", after_bytes=100, times=1000)
-    return run(hub, tmp_path_factory.mktemp("share"), share, token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
+    return hub.run_function(share, home=tmp_path_factory.mktemp("share"), token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
 
 
 @pytest.fixture(scope="module")
 def loaded(hub, shared, tmp_path_factory):
-    commits = hub.repository("user/run").commits()
-    hub.repository("user/run").tags["step-2"] = next(c for c in commits if c.title == "Training in progress, step 2")
-    return run(hub, tmp_path_factory.mktemp("load"), load)
-
-
-def files(hub, name):
-    return {path: file.data for path, file in hub.repository(name).branches["main"].files.items()}
-
-
-def titles(hub, name):
-    return [commit.title for commit in hub.repository(name).commits()]
+    repository = hub.repository("user/run")
+    commits = repository.branches["main"].history()
+    repository.tags["step-2"] = next(c for c in commits if c.title == "Training in progress, step 2")
+    return hub.run_function(load, home=tmp_path_factory.mktemp("load"))
 
 
 def metadata(hub, name):
-    return yaml.safe_load(files(hub, name)["README.md"].split(b"---")[1])
+    return yaml.safe_load(hub.files(name)["README.md"].split(b"---")[1])
 
 
 def test_a_run_shares_its_averaged_weights_as_it_goes_and_at_the_end(hub, shared, loaded):
-    assert titles(hub, "user/run")[0] == "End of training"
-    assert "Training in progress, step 2" in titles(hub, "user/run")
+    assert hub.titles("user/run")[0] == "End of training"
+    assert "Training in progress, step 2" in hub.titles("user/run")
     assert torch.equal(loaded["run"], shared["averaged"]) and not torch.equal(loaded["run"], shared["raw"])
     assert not torch.equal(loaded["first push"], loaded["run"])
 
 
 def test_what_is_shared_is_one_flat_repository_without_a_pickle(hub, shared):
-    assert set(files(hub, "user/run")) - {".gitattributes"} == MODEL_FILES
-    assert set(files(hub, "user/adapter")) - {".gitattributes"} == ADAPTER_FILES
+    assert hub.files("user/run").keys() - {".gitattributes"} == MODEL_FILES
+    assert hub.files("user/adapter").keys() - {".gitattributes"} == ADAPTER_FILES
     assert not any(name.startswith(".") for name in shared["left behind"]), "uploads leave nothing behind"
 
 
 def test_the_card_has_what_the_hub_reads_and_what_a_reader_asks(hub, shared):
-    card = files(hub, "user/run")["README.md"].decode()
+    card = hub.files("user/run")["README.md"].decode()
     data = metadata(hub, "user/run")
     assert data["library_name"] == "transformers" and data["license"] == "cc0-1.0" and data["language"] == ["en"]
     assert data["pipeline_tag"] == "text-generation" and {"md4", "masked-diffusion"} <= set(data["tags"])
@@ -193,7 +151,7 @@ def test_the_card_has_what_the_hub_reads_and_what_a_reader_asks(hub, shared):
 def test_an_adapter_on_the_hub_finds_its_base_there(shared, loaded):
     torch.testing.assert_close(loaded["adapter"], shared["adapted"], atol=1e-5, rtol=1e-5)
     assert loaded["adapter pipeline"] == 27
-    assert len(loaded["cli"].splitlines()[-1]) == LENGTH
+    assert len(loaded["cli"][1].splitlines()[-1]) == LENGTH
 
 
 def test_a_wrong_token_is_an_error_before_the_training(hub, shared):
@@ -202,19 +160,20 @@ def test_a_wrong_token_is_an_error_before_the_training(hub, shared):
 
 
 def test_the_command_shares_what_it_trains(hub, shared):
-    assert "Uploaded to user/cli" in shared["train"]
-    assert set(files(hub, "user/cli")) - {".gitattributes"} == MODEL_FILES
+    assert "Uploaded to user/cli" in shared["train"][1]
+    assert hub.files("user/cli").keys() - {".gitattributes"} == MODEL_FILES
     assert metadata(hub, "user/cli")["license"] == "mit" and metadata(hub, "user/cli")["pipeline_tag"] == "fill-mask"
-    assert "Uploaded to user/cli-adapter" in shared["finetune"]
-    assert set(files(hub, "user/cli-adapter")) - {".gitattributes"} == ADAPTER_FILES
+    assert "Uploaded to user/cli-adapter" in shared["finetune"][1]
+    assert hub.files("user/cli-adapter").keys() - {".gitattributes"} == ADAPTER_FILES
 
 
 def test_a_model_that_cannot_be_uploaded_is_not_lost(hub, shared):
-    assert "the model is in cut, but could not be uploaded to user/cut" in shared["cut off"]
-    assert "exit status 1" in shared["cut off"] and "caused by" in shared["cut off"]
-    assert titles(hub, "user/cut") == ["initial commit"] and shared["cut off, here"].isfinite().all()
+    status, printed = shared["cut off"]
+    assert "the model is in cut, but could not be uploaded to user/cut" in printed
+    assert status == 1 and "caused by" in printed
+    assert hub.titles("user/cut") == ["initial commit"] and shared["cut off, here"].isfinite().all()
 
 
 def test_an_export_merges_an_adapter_and_uploads_it_with_its_code(hub, shared, loaded):
     assert torch.equal(loaded["merged"], shared["merged"])
-    assert "remote_pipeline.py" in files(hub, "user/merged")
+    assert "remote_pipeline.py" in hub.files("user/merged")

@@ -4,7 +4,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from commands import failure
 from distributed_runs import make_trainer, run
-from launching import HERE, TORCHRUN, environment
+from launching import HERE, TORCHRUN, kill, start
 from launching import run as launch
 
 from md4_hf import MD4TrainingArguments
-from md4_hf.cli import main
 from md4_hf.core.modeling_md4_layers import MD4Layer
 from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, commit
 from md4_hf.training.step_sampler import StepSampler
@@ -76,16 +75,15 @@ def test_launches_that_cannot_train_as_one_are_refused(device, message, tmp_path
 def test_a_folder_is_for_one_run(tmp_path):
     args = MD4TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     holder = (
-        "import sys\nfrom md4_hf import MD4TrainingArguments\nfrom md4_hf.utils.processes import RunLock\n"
+        "import sys, time\nfrom md4_hf import MD4TrainingArguments\nfrom md4_hf.utils.processes import RunLock\n"
         "with RunLock(MD4TrainingArguments(output_dir=sys.argv[1], use_cpu=True)):\n"
-        "    print('locked', flush=True)\n    sys.stdin.read()\n"
+        "    print('locked', flush=True)\n    time.sleep(300)\n"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment()}
-    with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], **pipes) as other:
-        assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), RunLock(args):
-            pytest.fail("entered")
-        other.kill()
+    other = start([sys.executable, "-c", holder, tmp_path])
+    assert "locked\n" in iter(other.stdout.readline, "")
+    with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), RunLock(args):
+        pytest.fail("entered")
+    kill(other)
     lock = RunLock(args)
     with lock, lock:
         assert (tmp_path / LOCK).exists()
@@ -146,9 +144,8 @@ def test_the_command_finds_a_damaged_checkpoint_before_it_prepares_data(trained,
     command = ["train", "--data", str(tmp_path / "missing.txt"), "--output_dir", str(tmp_path / "run")]
     folder = tmp_path / "run" / "checkpoint-4"
     folder.mkdir(parents=True)
-    with pytest.raises(SystemExit):
-        main([*command, "--resume_from_checkpoint", str(folder)])
-    assert "it has no manifest.json" in capsys.readouterr().err
+    message = failure(capsys, [*command, "--resume_from_checkpoint", str(folder)])
+    assert "it has no manifest.json" in message
 
 
 # The order of the examples --------------------------------------------------------------------------------------------

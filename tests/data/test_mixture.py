@@ -10,7 +10,8 @@ import pytest
 from datasets import Dataset
 
 from md4_hf import build_byte_tokenizer, load_train_validation, pack
-from md4_hf.cli.commands import COMMANDS
+from md4_hf.cli import main
+from md4_hf.cli.arguments import parse_arguments
 from md4_hf.data.arguments import DataArguments
 from md4_hf.data.mixture import mix, mixed_indices, next_source, prepare_sources
 
@@ -106,16 +107,22 @@ def test_an_option_that_no_source_has_is_an_error(files, tmp_path):
         load_train_validation(DataArguments(data=[files[1], "pydoc"], text_column="body"))
 
 
-def test_the_command_line_takes_several_data(files, tmp_path):
-    argv = ["--data", *files, "--data_weights", "0.7", "0.3", "--output_dir", str(tmp_path / "run")]
-    data_args = next(part for part in COMMANDS["train"].parse("train", argv) if isinstance(part, DataArguments))
-    assert (data_args.data, data_args.data_weights) == (files, [0.7, 0.3])
-    (tmp_path / "o.yaml").write_text(f"data: {json.dumps(files)}\ndata_weights: [0.7, 0.3]\n")
-    argv = ["--config", str(tmp_path / "o.yaml"), *argv[-2:]]
-    assert data_args == next(
-        part for part in COMMANDS["train"].parse("train", argv) if isinstance(part, DataArguments)
-    )
+def test_the_command_line_and_its_file_take_several_data(files, tmp_path):
+    (tmp_path / "options.yaml").write_text(f"data: {json.dumps(files)}\ndata_weights: [0.7, 0.3]\n")
+    for argv in (["--data", *files, "--data_weights", "0.7", "0.3"], ["--config", str(tmp_path / "options.yaml")]):
+        data_args, _ = parse_arguments([DataArguments], argv, prog="x", description="x")
+        assert (data_args.data, data_args.data_weights) == (files, [0.7, 0.3])
     assert DataArguments(data=files[:1]).data == files[0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_md4_train_on_a_mixture(streaming, files, tmp_path, capsys):
+    small = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --block_size 16 --tokenizer bytes".split()
+    argv = ["--data", *files, "--data_weights", "1", "3", "--text_column", "body", *small, "--max_steps", "2"]
+    argv += ["--streaming", "--validation_data", files[1]] if streaming else []
+    main(["train", *argv, "--output_dir", str(tmp_path / "run"), "--final_eval_draws", "1", "--use_cpu"])
+    assert "b.txt" in capsys.readouterr().out
+    assert "a.jsonl and b.txt" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_streams_are_mixed_without_end_by_the_training(files):

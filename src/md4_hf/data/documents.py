@@ -180,23 +180,28 @@ def _load_files(
     files: DataFiles, columns: Mapping[str, str] | None, split: str, streaming: bool, argument: str
 ) -> Dataset | IterableDataset:
     """Loads local files: columns of strings, or all columns, to which `datasets` gives types."""
-    names = [part.partition("[")[0].strip() for part in split.split("+")]
-    if unknown := [name for name in names if name not in (*files.splits, "all")]:
-        raise ValueError(
-            f"`{option_name(argument, 'split')}` must be one of the splits {sorted(files.splits)} or a part of one, "
-            f"got {unknown[0]!r}."
-        )
+    first = _first_file(files, split, argument)
     if streaming and "[" in split:
         raise ValueError(f"`{option_name(argument, 'split')}` must be a whole split with `streaming`, got {split!r}.")
     if columns is None:
         module, options = MODULES[files.format]
         escaped = {part: [glob.escape(name) for name in found] for part, found in files.splits.items()}
         return load_dataset(module, data_files=escaped, split=split, streaming=streaming, **options)
-    first = next(found[0] for name, found in files.splits.items() if name in names or "all" in names)
     with data_errors(argument):
         if files.format != TEXT:
             _check_columns(columns, columns_of_file(first, files.format))
         return load_columns(files, list(dict.fromkeys(columns.values())), split, streaming)
+
+
+def _first_file(files: DataFiles, split: str, argument: str) -> str:
+    """The first file of a split, which may be part of one or the sum of several."""
+    names = [part.partition("[")[0].strip() for part in split.split("+")]
+    if unknown := [name for name in names if name not in (*files.splits, "all")]:
+        raise ValueError(
+            f"`{option_name(argument, 'split')}` must be one of the splits {sorted(files.splits)} or a part of one, "
+            f"got {unknown[0]!r}."
+        )
+    return next(found[0] for name, found in files.splits.items() if name in names or "all" in names)
 
 
 def _load_from_hub(
@@ -222,6 +227,7 @@ def _load_from_hub(
         files = files_of_builder(builder)
         if columns is None or files is None:
             return None
+        _check_columns(columns, columns_of_file(_first_file(files, split, argument), files.format))
         names = list(dict.fromkeys(columns.values()))
         facts = {"dataset_name": builder.dataset_name, "repo_id": builder.repo_id, "hash": builder.hash}
         return load_columns(files, names, split, streaming, **facts)

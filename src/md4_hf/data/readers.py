@@ -30,6 +30,7 @@ from datasets.builder import Key
 from datasets.packaged_modules.arrow.arrow import Arrow
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.utils.file_utils import xopen
 
 from .files import ARROW, CSV, JSON, JSON_LINES, PARQUET, TEXT, TSV, DataFiles, compression_of
 from .loading_errors import DataFileError
@@ -37,14 +38,14 @@ from .loading_errors import DataFileError
 
 ROWS_PER_TABLE = 1000
 CHARACTERS_PER_TABLE = 2**23
-ROWS_TO_LOOK_AT = 100  # for the columns of a file whose format has no schema
+ROWS_TO_LOOK_AT = 1000  # for the columns of a file whose format has no schema
 STRING = "string"
 
 
 def _open(path: str) -> BinaryIO:
-    """A file on this machine, whatever characters its name has, or one on the Hub, which `datasets` opens."""
+    """A file on the Hub, or one on this machine, whatever characters its name has."""
     # `datasets` replaces `open` in the module of a builder by one that takes "a::b" for two files.
-    return open(path, "rb") if "://" in path else io.open(path, "rb")  # noqa: UP020
+    return xopen(path, "rb") if "://" in path else io.open(path, "rb")  # noqa: UP020
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def load_rows(recipe: Recipe) -> Dataset:
             config=recipe.config,
             split="train" if recipe.split == FILE else recipe.split,
             revision=recipe.revision,
-            text_column=recipe.text_column,
+            text_column="text" if is_text(recipe.data) else recipe.text_column,
         )
     if recipe.detokenizer == "none":
         return rows

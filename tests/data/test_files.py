@@ -133,6 +133,10 @@ def test_both_formats_of_arrow_and_what_datasets_saves(writer, tmp_path):
         (".parquet", "PAR1 nothing", "x.parquet"),
         (".arrow", "nothing", "x.arrow"),
         (".csv", 'id,text\n1,"never closed', "x.csv"),
+        (".csv", "text,id\na,1\nb,2,3\n", "x.csv': line 3 must have at most 2 values, got 3"),
+        (".tsv", b"text\tid\n\xff\n", "x.tsv"),
+        (".zip", "PK", "got the archive '.*x.zip': unpack it"),
+        (".tar.gz", "anything", "got the archive '.*x.tar.gz': unpack it"),
         (".jsonl.gz", "not compressed", "x.jsonl.gz"),
         (".txt.gz", "not compressed", "x.txt.gz"),
         (".jsonl.zst", "not compressed", "x.jsonl.zst"),
@@ -145,10 +149,10 @@ def test_a_damaged_file_is_named(suffix, content, message, streaming, tmp_path):
 
 
 def test_a_value_that_is_no_string_late_in_a_file_is_named_with_its_row(tmp_path):
-    write(tmp_path, **{"x.jsonl": '{"text": "a"}\n' * 150 + '{"text": ["b"]}\n'})
+    write(tmp_path, **{"x.jsonl": '{"text": "a"}\n' * 1500 + '{"text": ["b"]}\n'})
     for streaming in (False, True):
         with pytest.raises(
-            ValueError, match=r"x.jsonl': row 151 must have a string in the column 'text', got \['b'\]"
+            ValueError, match=r"x.jsonl': row 1501 must have a string in the column 'text', got \['b'\]"
         ):
             texts(tmp_path / "x.jsonl", streaming=streaming)
 
@@ -316,6 +320,22 @@ def test_a_column_that_is_missing_is_an_error_in_the_first_file_and_later(suffix
         texts(tmp_path / "f", streaming=streaming)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".arrow"])
+def test_a_table_without_rows_is_named(suffix, tmp_path):
+    content = " " if suffix in (".jsonl", ".json") else table_bytes(suffix, {"text": pa.array([], pa.string())})
+    if suffix == ".csv":
+        content = "text\n"
+    write(tmp_path, **{f"x{suffix}": content})
+    with pytest.raises(ValueError, match=rf"`data` must have well-formed files, got '.*x{suffix}' without rows"):
+        load_documents(str(tmp_path / f"x{suffix}"))
+
+
+def test_values_of_csv_may_have_quotes_separators_line_ends_and_any_length(tmp_path):
+    text = 'a "quoted", word\nand a line' + "x" * 200_000
+    write(tmp_path, **{"a.csv": table_bytes(".csv", {"id": [1, 2], "text": [text, "short"]}) + b"3\n"})
+    assert texts(tmp_path / "a.csv") == [text, "short", None]
+
+
 def test_words_that_look_like_nothing_are_words(tmp_path):
     words = ["NA", "null", "None", "nan", "", "1.50", "007"]
     write(tmp_path, **{"a.csv": "text,x\n" + "".join(f"{word},1\n" for word in words)})
@@ -332,7 +352,9 @@ def test_options_without_effect_are_errors(suffix, tmp_path):
         write(tmp_path, **{f"x{suffix}": "x" if suffix == ".txt" else table_bytes(suffix, {"text": ["x"]})})
         data = str(tmp_path / f"x{suffix}")
     for options, message in [
-        ({"split": "validation"}, "`data_split` must be .*got \"?'validation'"),
+        ({"split": "validation"}, "`data_split` must be .*got '?validation"),
+        ({"split": "train[:x%]"}, "`data_split` must be .*got '?train"),
+        ({"split": "train[50%:"}, "`data_split` must be .*got '?train"),
         ({"config": "en"}, "`data_config` must be left out.*got 'en'"),
         ({"revision": "v2"}, "`data_revision` must be left out.*got 'v2'"),
     ]:

@@ -9,6 +9,7 @@ of `datasets`, and the others read it.
 """
 
 import codecs
+import contextlib
 import glob
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -196,12 +197,14 @@ def _load_files(
 def _first_file(files: DataFiles, split: str, argument: str) -> str:
     """The first file of a split, which may be part of one or the sum of several."""
     names = [part.partition("[")[0].strip() for part in split.split("+")]
-    if unknown := [name for name in names if name not in (*files.splits, "all")]:
-        raise ValueError(
-            f"`{option_name(argument, 'split')}` must be one of the splits {sorted(files.splits)} or a part of one, "
-            f"got {unknown[0]!r}."
-        )
-    return next(found[0] for name, found in files.splits.items() if name in names or "all" in names)
+    unknown = [name for name in names if name not in (*files.splits, "all")]
+    with contextlib.suppress(ValueError):
+        if not unknown and ReadInstruction.from_spec(split):
+            return next(found[0] for name, found in files.splits.items() if name in names or "all" in names)
+    raise ValueError(
+        f"`{option_name(argument, 'split')}` must be one of the splits {sorted(files.splits)} or a part of one, "
+        f'such as "train[:10%]", got {unknown[0] if unknown else split!r}.'
+    )
 
 
 def _load_from_hub(

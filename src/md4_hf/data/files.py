@@ -39,6 +39,7 @@ FORMATS = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 NOT_COMPRESSED = (PARQUET, ARROW, IMAGE)  # which are compressed within, and read from the middle
+ARCHIVES = {"zip", "tar", "tgz", "bz2", "xz", "7z", "rar"}
 # Descriptions that the Hub, `datasets` and `Dataset.save_to_disk` write beside the data.
 LEFTOVERS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 IMAGE_TABLES = set(ImageFolder.METADATA_FILENAMES)  # captions and classes beside images
@@ -101,6 +102,8 @@ def find_files(data: str, config: str | None, argument: str) -> DataFiles | None
     if path.is_file():
         if config is not None:
             raise ValueError(f"`{option_name(argument, 'config')}` must be left out for a file, got {config!r}.")
+        if any(suffix in ARCHIVES for suffix in path.name.lower().split(".")[-2:]):
+            raise ValueError(f"`{argument}` must be a file of data, got the archive {str(path)!r}: unpack it.")
         files = DataFiles(format_of(path.name) or TEXT, {"train": (str(path),)})
     else:
         by_format = _by_format(path)

@@ -10,6 +10,7 @@ does not know (a map, a string_view).
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import io
 import itertools
@@ -22,7 +23,6 @@ from functools import partial
 from typing import Any, BinaryIO
 
 import datasets
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, SplitGenerator, Value
@@ -68,9 +68,9 @@ def _decompressed(file: BinaryIO, name: str) -> Any:
     return io.BufferedReader(pa.CompressedInputStream(file, compression))
 
 
-def _as_text(file: BinaryIO) -> io.TextIOWrapper:
-    """UTF-8 text without a byte order mark, whose lines end in a line break alone."""
-    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
+def _as_text(file: BinaryIO, newline: str | None = "\n") -> io.TextIOWrapper:
+    """UTF-8 text without a byte order mark; a line ends in a line break alone, or as `open` says of `newline`."""
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
 
 
 # Formats --------------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class TextReader:
 
     def tables(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield a table of one row; line ends become line breaks."""
-        yield _table(columns, [{"text": io.TextIOWrapper(file, encoding="utf-8-sig").read()}])
+        yield _table(columns, [{"text": _as_text(file, newline=None).read()}])
 
 
 class JsonReader:
@@ -140,24 +140,31 @@ class JsonReader:
 
 
 class CsvReader:
-    """Reader of tables with a line of names: all values are strings, an empty one too."""
+    """Reader of tables with a line of names: all values are strings, "NA" and an empty one too."""
 
     def __init__(self, separator: str):
-        self.options = {
-            "sep": separator,
-            "dtype": str,
-            "keep_default_na": False,  # "NA" and "null" are words
-            "encoding": "utf-8-sig",
-        }
+        self.separator = separator
 
     def columns(self, file: BinaryIO) -> dict[str, str]:
         """Names in the first line."""
-        return dict.fromkeys(pd.read_csv(file, nrows=0, **self.options).columns, STRING)
+        return dict.fromkeys(next(self._rows(file), []), STRING)
 
     def tables(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield rows."""
-        for frame in pd.read_csv(file, usecols=list(columns), chunksize=ROWS_PER_TABLE, **self.options):
-            yield pa.table({name: pa.array(frame[name], pa.string(), from_pandas=True) for name in columns})
+        """Yield rows; one that ends before a column has None there."""
+        rows = self._rows(file)
+        names = next(rows, [])
+        while batch := list(itertools.islice(rows, ROWS_PER_TABLE)):
+            yield _table(columns, [dict(zip(names, row, strict=False)) for row in batch])
+
+    def _rows(self, file: BinaryIO) -> Iterator[list[str]]:
+        csv.field_size_limit(2**31 - 1)  # documents are longer than the module's 131,072 characters
+        rows = csv.reader(_as_text(file, newline=""), delimiter=self.separator, strict=True)
+        width = None
+        for row in filter(None, rows):
+            width = width or len(row)
+            if len(row) > width:
+                raise DataFileError(f"line {rows.line_num} must have at most {width} values, got {len(row)}")
+            yield row
 
 
 class ParquetReader:
@@ -213,7 +220,7 @@ def _cast(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Table:
 
 
 def _table(columns: Sequence[str], rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in columns})
+    return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in columns})
 
 
 READERS: dict[str, Any] = {
@@ -345,4 +352,6 @@ def load_columns(
     if streaming:
         return builder.as_streaming_dataset(split=split)
     builder.download_and_prepare()
+    if not sum(part.num_examples for part in builder.info.splits.values()):
+        raise DataFileError(f"{next(iter(files.splits.values()))[0]!r} without rows")
     return builder.as_dataset(split=split)

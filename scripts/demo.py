@@ -11,22 +11,18 @@ from pathlib import Path
 from md4_hf.cli import main
 
 
-FOLDER = "runs/tiny"
 GAP_TEXT = "the value of the <mask:20> is used by the statement"
 
 
 def demo(options: list[str]):
     """Train, sample and infill with the `md4` command, and say what to type next."""
-    folder = FOLDER
-    if "--output_dir" in options:
-        folder = options[options.index("--output_dir") + 1]
-    else:
-        options = [*options, "--output_dir", folder]
-    checkpoints = list(Path(folder).glob("checkpoint-*"))
-    if (Path(folder) / "model.safetensors").exists():
+    if "--output_dir" not in options:
+        options = [*options, "--output_dir", "runs/tiny"]
+    folder = options[options.index("--output_dir") + 1]
+    if Path(folder, "model.safetensors").exists():
         print(f"{folder} holds a trained model already: sampling from it. Remove the folder to train again.")
     else:
-        resume = ["--resume_from_checkpoint", "latest"] if checkpoints else []
+        resume = ["--resume_from_checkpoint", "latest"] if [*Path(folder).glob("checkpoint-*")] else []
         main(["train", "--preset", "tiny", *resume, *options])
     print("\nThree samples:")
     main(["sample", folder, "--num_samples", "3", "--seed", "0"])

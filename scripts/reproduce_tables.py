@@ -41,37 +41,16 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A published table.
-
-    Args:
-        name: By which it is asked for.
-        title: What is in it.
-        source: Where the figures are printed.
-        columns: Tasks.
-        rows: Of each method its size, its name and a figure for each column.
-        suite: The suite that measures it.
-        preparation: How the source prepares text; None if any will do.
-        note: What a reader has to know.
-    """
+    """A published table."""
 
     name: str
     title: str
-    source: str
-    columns: list[str]
-    rows: list[list[str]]
-    suite: str
-    preparation: str | None = None
+    source: str  # where the figures are printed
+    columns: list[str]  # tasks
+    rows: list[list[str]]  # of each method its size, its name and a figure for each column
+    suite: str  # the suite that measures it
+    preparation: str | None = None  # the source's way to prepare text; None if any will do
     note: str = ""
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    tables = [table.name for table in published_tables()]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", help="Models that were evaluated: folders, or names under --results.")
-    parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
-    parser.add_argument("--results", default="runs/evaluation", help="Where results of models of the Hub are.")
-    parser.add_argument("--output", help="Markdown file to write; printed if left out.")
-    return parser.parse_args(argv)
 
 
 def published_tables() -> list[Table]:
@@ -81,7 +60,7 @@ def published_tables() -> list[Table]:
 
 
 def measured(model: str, suite: str, results: str) -> list[dict[str, Any]]:
-    """What the suite found of a model: its reports, one for each preparation, that of the suite's own name first."""
+    """Reports of the suite about a model, one for each preparation, that of the suite's own name first."""
     folders = (Path(model, "evaluation"), Path(model), Path(results, model.replace("/", "--")))
     files = {file.resolve(): None for folder in folders for file in sorted(folder.glob(f"{suite}*.json"))}
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
@@ -124,26 +103,19 @@ def describe(results: list[dict[str, Any]], report: dict[str, Any]) -> str:
     words = [recipes[0].get("preparation", "images"), splits]
     if "context" in recipes[0]:
         words.append(f"blocks of {'/'.join(dict.fromkeys(str(recipe['context']) for recipe in recipes))}")
-        words += [f"stride {recipe['stride']}" for recipe in recipes[:1] if recipe["stride"] < length(recipe)]
+        if recipes[0]["stride"] < recipes[0]["context"] - 2 * recipes[0]["frame"]:
+            words.append(f"stride {recipes[0]['stride']}")
         words += [] if recipes[0]["wrap"] else ["rows by themselves"]
-        detokenizers = [result["recipe"]["detokenizer"] for result in results if has_another_detokenizer(result)]
-        words += [f"detokenizer {name}" for name in dict.fromkeys(detokenizers)]
+        names = {result["task"]: result["recipe"]["detokenizer"] for result in results}
+        words += dict.fromkeys(
+            f"detokenizer {name}" for task, name in names.items() if name != TASKS[task].detokenizer
+        )
     estimate = report["estimate"]
     if estimate["estimator"] == "exact":
         return "; ".join([*words, "exact"])
     if estimate.get("timesteps") not in (None, "continuous"):
         words.append(f"T = {estimate['timesteps']}")
     return "; ".join([*words, f"{estimate['draws']} draws ({estimate['estimator']})"])
-
-
-def length(recipe: dict[str, Any]) -> int:
-    """Tokens of a block without its frame."""
-    return recipe["context"] - 2 * recipe["frame"]
-
-
-def has_another_detokenizer(result: dict[str, Any]) -> bool:
-    """Whether the text was not detokenised as that of the task is."""
-    return result["recipe"]["detokenizer"] != TASKS[result["task"]].detokenizer
 
 
 def published_row(row: list[str]) -> list[str]:
@@ -158,11 +130,11 @@ def lines_of(table: Table, models: list[str], results: str) -> Iterator[str]:
     yield from (f"## {table.title}", "")
     header = ["size or objective", "model", *(NAMES.get(task, task) for task in table.columns), "how"]
     rows = [published_row(row) for row in table.rows]
+    options = f" --preparation {table.preparation}" if table.preparation else ""
     for model in models:
         own = [row for report in measured(model, table.suite, results) for row in own_rows(table, report)]
         rows += own
         if not own:
-            options = f" --preparation {table.preparation}" if table.preparation else ""
             command = f"md4 suite {model} {table.suite}{options}"
             print(f"{table.name}: no results of {model}. To have them: {command}", file=sys.stderr)
     for row in (header, ["---"] * len(header), *rows):
@@ -172,13 +144,19 @@ def lines_of(table: Table, models: list[str], results: str) -> Iterator[str]:
 
 def main(argv: list[str] | None = None):
     """Print or write the tables."""
-    args = parse_arguments(argv)
-    chosen = [table for table in published_tables() if table.name in args.tables]
+    tables = {table.name: table for table in published_tables()}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", help="Models that were evaluated: folders, or names under --results.")
+    parser.add_argument("--tables", nargs="+", choices=[*tables], default=[*tables])
+    parser.add_argument("--results", default="runs/evaluation", help="Where results of models of the Hub are.")
+    parser.add_argument("--output", help="Markdown file to write; printed if left out.")
+    args = parser.parse_args(argv)
+    chosen = [table for name, table in tables.items() if name in args.tables]
     text = "\n".join(line for table in chosen for line in lines_of(table, args.models, args.results))
     if args.output is None:
         print(text)
-        return
-    write_whole(Path(args.output), text)
+    else:
+        write_whole(Path(args.output), text)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,11 @@ The recipes come from `PRESETS`, the measured results from `model_cards/results.
 
 import json
 import math
-import textwrap
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCardData
 
 from md4_hf import PRESETS, MD4Config, MD4ForMaskedDiffusion
-from md4_hf.objective import modality
-from md4_hf.training.model_card import IMAGE_TAGS, PAPER, TAGS
 
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
@@ -25,13 +21,6 @@ DATA = {
     "pydoc": "the reference manual that comes with every Python",
     "digits": "the handwritten digits that come with scikit-learn",
 }
-LIMITS = {
-    "pydoc": "The text is a single manual in lower case and without punctuation: a model of it shows that training "
-    "works, and is of no other use.",
-    "digits": "The images are small, grey and few: a model of them shows that training works, and is of no other use.",
-}
-BOUNDS = "Likelihoods are upper bounds (NELBO), estimated by Monte Carlo."
-TEXT_BOUNDS = f"{BOUNDS} Nothing is done to make a model's text true or safe."
 BEGIN, END = "<!-- written by scripts/write_model_cards.py -->", "<!-- end -->"
 NETWORKS = {
     "transformer": "{config.num_hidden_layers} × {config.hidden_size}",
@@ -43,104 +32,9 @@ COLUMNS = (
     *("warm-up", "weight decay", "result of the paper", "here"),
 )
 
-_TEMPLATE = """---
-{metadata}
----
-
-# MD4 preset `{name}`
-
-A recipe for a masked diffusion {kind} model ([MD4]({paper})): the preset `{name}` of
-md4_hf. No weights are published with this card.
-
-## Recipe
-
-| | |
-| --- | --- |
-{recipe}
-
-| model | value |
-| --- | --- |
-{model}
-
-| training | value |
-| --- | --- |
-{training}
-
-| data | value |
-| --- | --- |
-{data}
-
-What is not named has the default of `MD4Config`, `MD4TrainingArguments` or `{data_class}`.
-
-## Result
-
-| | |
-| --- | --- |
-| paper | {paper_result} |
-| here | {our_result} |
-
-## Train
-
-```bash
-md4 train --preset {name} --output_dir runs/my-{name}
-```
-
-On several GPUs, with the accumulation steps that make {batch_size} {examples} a step:
-
-```bash
-accelerate launch scripts/train.py --preset {name} --output_dir runs/my-{name}
-```
-
-## Load
-
-With md4_hf:
-
-```python
-from md4_hf import MaskedDiffusionPipeline
-
-pipe = MaskedDiffusionPipeline.from_pretrained("runs/my-{name}")
-{sample}
-```
-
-With transformers alone, which runs the code that lies in the folder:
-
-```python
-from transformers import {auto_classes}
-
-model = {auto_model}.from_pretrained("runs/my-{name}", trust_remote_code=True)
-{processor} = {auto_processor}.from_pretrained("runs/my-{name}", trust_remote_code=True)
-```
-
-## Limits
-
-{limits}
-"""
-
-
-TEXT = {
-    "kind": "language",
-    "examples": "sequences",
-    "data_class": "DataArguments",
-    "sample": "print(pipe(num_samples=1).texts[0])",
-    "auto_classes": "AutoModelForMaskedLM, AutoTokenizer",
-    "auto_model": "AutoModelForMaskedLM",
-    "auto_processor": "AutoTokenizer",
-    "processor": "tokenizer",
-}
-IMAGES = {
-    "kind": "image",
-    "examples": "images",
-    "data_class": "ImageDataArguments",
-    "sample": 'pipe(class_labels=0).images[0].save("sample.png")',
-    "auto_classes": "AutoImageProcessor, AutoModel",
-    "auto_model": "AutoModel",
-    "auto_processor": "AutoImageProcessor",
-    "processor": "image_processor",
-}
-
 
 def write_pages():
-    """Write the table into its page, and the cards beside the results."""
+    """Write the table into its page, and recipes and results into the cards."""
     for name, text in make_pages().items():
         (FOLDER / f"{name}.md").write_text(text, encoding="utf-8")
 
@@ -149,9 +43,15 @@ def make_pages() -> dict[str, str]:
     """Texts by name: "README" with the table of all presets, and a card of each that was trained."""
     results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
     rows = [make_row(name, preset, results.get(name)) for name, preset in PRESETS.items()]
-    head, rest = (FOLDER / "README.md").read_text(encoding="utf-8").split(BEGIN)
-    page = "\n\n".join([head + BEGIN, table([COLUMNS, ["---"] * len(COLUMNS), *rows]), END + rest.split(END)[1]])
-    return {"README": page, **{name: make_card(name, PRESETS[name], result) for name, result in results.items()}}
+    parts = {"README": table(rows, COLUMNS)}
+    parts |= {name: make_recipe(PRESETS[name], result) for name, result in results.items()}
+    return {name: write_between((FOLDER / f"{name}.md").read_text(encoding="utf-8"), parts[name]) for name in parts}
+
+
+def write_between(page: str, part: str) -> str:
+    """Replace the part of a page that is between the two marks."""
+    head, rest = page.split(BEGIN)
+    return "\n\n".join([head + BEGIN, part, END + rest.split(END)[1]])
 
 
 def make_row(name, preset, result) -> list[str]:
@@ -175,56 +75,33 @@ def make_row(name, preset, result) -> list[str]:
     ]
 
 
-def make_card(name, preset, result) -> str:
-    return _TEMPLATE.format(
-        **(IMAGES if preset.is_image else TEXT),
-        metadata=make_metadata(preset).to_yaml(),
-        name=name,
-        paper=PAPER,
-        recipe=table(make_recipe(preset)),
-        model=options_table(preset.model),
-        training=options_table(preset.training),
-        data=options_table(preset.data),
-        paper_result=preset.paper or "has no such model",
-        our_result=describe_result(result),
-        batch_size=preset.batch_size,
-        limits=make_limits(preset),
-    )
-
-
-def make_metadata(preset) -> ModelCardData:
-    """Metadata for the Hub, without a licence, which is for weights."""
-    kind = modality.IMAGES if preset.is_image else modality.TEXT
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag=kind.pipeline_tag(preset.model.get("time_conditioning", True)),
-        language=None if preset.is_image else ["en"],
-        tags=IMAGE_TAGS if preset.is_image else TAGS,
-    )
-
-
-def make_recipe(preset) -> list[tuple[str, str]]:
-    """Sizes that follow from the options."""
-    steps = preset.training["max_steps"]
+def make_recipe(preset, result) -> str:
+    """Recipe of a preset, with the sizes that follow from its options, and results."""
+    training, data, batch_size = preset.training, preset.data, preset.batch_size
     if preset.is_image:
         config = make_config(preset)
         channels, height, width = config.sample_shape
-        size = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels"
-        return [
-            ("parameters", f"{count_parameters(preset):,}"),
-            ("images", f"{size}, a token each value, and the mask"),
-            ("data", f"`{preset.data['data']}`: {DATA[preset.data['data']]}"),
-            ("batch", f"{preset.batch_size} images, over all devices"),
-            ("images in all", f"{steps * preset.batch_size:,}"),
-        ]
-    length = preset.data["block_size"]
-    return [
+        levels = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels, a token each value, and the mask"
+        kind, size, per_example, examples = ("images", levels), "images", 1, "images"
+    else:
+        tokens = f"`{preset.tokenizer}`, {VOCABULARY[preset.tokenizer]:,} tokens with the mask"
+        per_example = data["block_size"]
+        kind, size, examples = ("tokenizer", tokens), f"sequences of {per_example} tokens", "tokens"
+    sizes = [
         ("parameters", f"{count_parameters(preset):,}"),
-        ("tokenizer", f"`{preset.tokenizer}`, {VOCABULARY[preset.tokenizer]:,} tokens with the mask"),
-        ("data", f"`{preset.data['data']}`: {DATA[preset.data['data']]}"),
-        ("batch", f"{preset.batch_size} sequences of {length} tokens, over all devices"),
-        ("tokens in all", f"{steps * preset.batch_size * length:,}"),
+        kind,
+        ("data", f"`{data['data']}`: {DATA[data['data']]}"),
+        ("batch", f"{batch_size} {size}, over all devices"),
+        (f"{examples} in all", f"{training['max_steps'] * batch_size * per_example:,}"),
     ]
+    options = {"model": preset.model, "training": training, "data": data}
+    tables = [
+        table(((f"`{k}`", f"`{v}`") for k, v in given.items()), (name, "value")) for name, given in options.items()
+    ]
+    arguments = "ImageDataArguments" if preset.is_image else "DataArguments"
+    note = f"What is not named has the default of `MD4Config`, `MD4TrainingArguments` or `{arguments}`."
+    outcome = table([("paper", preset.paper or "has no such model"), ("here", describe_result(result))])
+    return "\n\n".join(["## Recipe", table(sizes), *tables, note, "## Result", outcome])
 
 
 def make_config(preset) -> MD4Config:
@@ -246,17 +123,10 @@ def describe_result(result) -> str:
     return f"{result['result']} (`{result['command']}`, {result['date']}, {result['machine']})"
 
 
-def make_limits(preset) -> str:
-    texts = LIMITS[preset.data["data"]], BOUNDS if preset.is_image else TEXT_BOUNDS
-    return "\n\n".join(textwrap.fill(text, 119) for text in texts)
-
-
-def options_table(options) -> str:
-    return table((f"`{name}`", f"`{value}`") for name, value in options.items())
-
-
-def table(rows) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def table(rows, header=("", "")) -> str:
+    """Rows of cells as a Markdown table."""
+    lines = (header, ["---"] * len(header), *rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 if __name__ == "__main__":

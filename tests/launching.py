@@ -52,7 +52,7 @@ def run(command, timeout=240, **variables):
             other.kill()
 
 
-def run_well(command, **options):
+def succeed(command, **options):
     """Output of a command that has to succeed."""
     status, output = run(command, **options)
     assert status == 0, output

@@ -32,14 +32,12 @@ PORTABLE = [module for module in MODULES if module.startswith("core.") and modul
 LIBRARIES = {
     "schedules": {"torch"},
     "masked_diffusion": {"torch"},
-    "masking_process": {"torch"},
     "linear_nelbo": {"torch"},
     "input_checks": {"torch"},
     "image_processing_md4": {"torch", "transformers", "numpy", "PIL"},
     "scheduling_masked_diffusion": {"torch", "diffusers"},
     "pipeline_inputs": {"torch", "transformers", "diffusers", "numpy", "PIL"},
     "pipeline_masked_diffusion": {"torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL"},
-    "remote_code": {"transformers"},
     "remote_pipeline": {"transformers", "diffusers"},
 }
 LIBRARIES_OF_A_NETWORK = {"torch", "transformers", "huggingface_hub"}

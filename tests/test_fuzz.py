@@ -523,7 +523,7 @@ YAML = CONTENT.map(yaml.safe_dump) | st.text(max_size=9) | st.just("!!python/obj
 
 
 def parse_options(argv):
-    *parsed, _ = parse_arguments(TYPES, argv, prog="x", description="x", with_presets=True)
+    *parsed, _ = parse_arguments(TYPES, argv, prog="x", description="x")
     for arguments in parsed:
         assert all(isinstance(value, (str, int, float, type(None))) for value in vars(arguments).values())
 

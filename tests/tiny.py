@@ -64,15 +64,6 @@ def trained(trainer, checkpoint=None):
     return trainer
 
 
-def at_once_and_in_parts(make_trainer, folder, batch: int, accumulation: int, **options):
-    """Two trained trainers: their steps are taken in one batch, and in micro-batches of this size and number."""
-    in_parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-    return (
-        trained(make_trainer(folder / name, **{**options, **sizes}))
-        for name, sizes in (("at_once", {}), ("in_parts", in_parts))
-    )
-
-
 def unbroken_and_resumed(make_trainer, folder, step: int, resumed: dict | None = None, **options):
     """Two trained trainers: one has gone on from the checkpoint of this step, made anew with the options `resumed`."""
     unbroken = trained(make_trainer(folder / "unbroken", **options))

@@ -240,9 +240,8 @@ def test_gaps_become_mask_tokens():
 
 
 def parse(argv):
-    types = (StartArguments, RunArguments, ModelArguments, ShownTrainingArguments)
-    _, run, model, args, _ = parse_arguments(types, argv, prog="x", description="y", with_presets=True)
-    return run, model, args
+    kinds = (StartArguments, RunArguments, ModelArguments, ShownTrainingArguments)
+    return parse_arguments(kinds, argv, prog="x", description="y")[1:4]
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_preset(tmp_path):
@@ -270,7 +269,7 @@ def test_a_preset_is_a_valid_configuration(name, tmp_path):
     assert config.is_image or config.hidden_size % config.num_attention_heads == 0
     run, model, args = parse(["--preset", name, "--output_dir", str(tmp_path)])
     assert run.total_batch_size == preset.batch_size and args.learning_rate == preset.training["learning_rate"]
-    made = model.image_config(27) if preset.is_image else model.config(28, 27, 64)
+    made = model.new_config(vocab_size=28)
     assert (made.hidden_size, made.vocab_size) == (config.hidden_size, 28)
 
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 import md4_hf.core.linear_nelbo as linear_nelbo_module
 from md4_hf.core.linear_nelbo import linear_nelbo
 from md4_hf.core.masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats
-from md4_hf.core.modeling_md4_head import MD4Head
+from md4_hf.core.modeling_md4_layers import MD4Head
 
 
 LENGTH, VOCAB = 16, 40

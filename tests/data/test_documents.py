@@ -13,13 +13,8 @@ from transformers import HfArgumentParser, PreTrainedTokenizerFast
 from md4_hf import PaddingCollator, pack
 from md4_hf.data import documents as data_module
 from md4_hf.data import packing as packing_module
-from md4_hf.data.documents import (
-    DataArguments,
-    hold_out,
-    load_documents,
-    load_train_validation,
-    pydoc_documents,
-)
+from md4_hf.data.arguments import DataArguments
+from md4_hf.data.documents import hold_out, load_documents, load_train_validation, pydoc_documents
 from md4_hf.data.tokenizers import build_byte_tokenizer, build_text8_tokenizer
 from md4_hf.evaluation.baselines import ngram_bits_per_character
 

@@ -12,7 +12,6 @@ from commands import failure
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from sklearn.datasets import load_digits
 from tiny import (
-    at_once_and_in_parts,
     logged,
     random_image_model,
     random_model,
@@ -206,11 +205,10 @@ def test_collators_stack_images():
 
 def test_accumulation_changes_neither_losses_nor_weights(tmp_path):
     """In float64: AdamW divides small gradients by their size, and with them their rounding."""
-
-    def make(folder, **options):
-        return make_trainer(folder, tiny_model().double(), random_flip=True, max_steps=2, **options)
-
-    at_once, in_parts = at_once_and_in_parts(make, tmp_path, 1, 4)
+    options = {"random_flip": True, "max_steps": 2}
+    at_once = trained(make_trainer(tmp_path / "at_once", tiny_model().double(), **options))
+    options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    in_parts = trained(make_trainer(tmp_path / "in_parts", tiny_model().double(), **options))
     assert logged(in_parts, "loss") == pytest.approx(logged(at_once, "loss"), abs=1e-5)
     torch.testing.assert_close(weights(in_parts.model), weights(at_once.model), atol=1e-9, rtol=0)
 

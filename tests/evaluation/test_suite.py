@@ -12,7 +12,7 @@ from commands import failure
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import ModelCard
-from launching import TORCHRUN, run_well
+from launching import TORCHRUN, succeed
 from tiny import random_image_model, random_model
 
 from md4_hf import MD4Trainer, build_byte_tokenizer, build_text8_tokenizer, digits
@@ -24,6 +24,7 @@ from md4_hf.evaluation.tasks import hub_commit, load_rows, make_windows, sliding
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 16
+PTB = "the company's share is $1 1 1 and doesn't grow / fall ?"
 EOS = [build_byte_tokenizer().eos_token_id]
 BLANK_LINE = build_byte_tokenizer().encode("\n\n", add_special_tokens=False)
 ROWS = ["the first row .\n", "", "a second one , longer than a block of tokens is , to be cut .\n", "end .\n"] * 5
@@ -58,16 +59,18 @@ def tokens_of(rows, end=None):
         ("wikitext", " = = Early life = = \n", " == Early life ==\n"),
         ("wikitext", " He won 1 @,@ 000 @-@ odd games ( in all ) . \n", " He won 1,000-odd games (in all).\n"),
         ("wikitext", ' the boys \' " big game " , 3 @.@ 5 ° N \n', ' the boys\' "big game", 3.5°N\n'),
-        ("ptb", "the company 's share is $ N N N and does n't grow \\/ fall <unk>", None),
-        ("lm1b", 'He said : " it is fine . " ( really ) at http : / / a.b ?', None),
+        ("ptb", "the company 's share is $ N N N and does n't grow \\/ fall <unk>", PTB),
+        (
+            "lm1b",
+            'He said : " it is fine . " ( really ) at http : / / a.b ?',
+            'He said: "it is fine." (really) at http://a.b?',
+        ),
         ("lambada", "  “ hello ” , he said  ", '\n" hello " , he said'),
         ("none", " = a @-@ b ", " = a @-@ b "),
     ],
 )
 def test_a_detokenizer_undoes_word_tokenisation(name, text, expected):
-    long = {"ptb": "the company's share is $1 1 1 and doesn't grow / fall ?"}
-    long["lm1b"] = 'He said: "it is fine." (really) at http://a.b?'
-    assert detokenize(text, name) == (expected or long[name])
+    assert detokenize(text, name) == expected
 
 
 def test_an_unknown_detokenizer_is_an_error():
@@ -309,7 +312,7 @@ def test_two_processes_give_the_results_of_one(model, files, tmp_path):
     one = evaluate(model, files, tmp_path / "one", *options)
     replace = [file for file in files if file.split("=")[0] in options]
     command = [*TORCHRUN, "-m", "md4_hf", "suite", model, "zero-shot", "--replace", *replace, *options, "--use_cpu"]
-    run_well([*command, "--output_dir", tmp_path / "two"])
+    succeed([*command, "--output_dir", tmp_path / "two"])
     two = report_in(tmp_path / "two")
     assert values(two) == pytest.approx(values(one), rel=1e-5)
     assert two["environment"]["num_processes"] == 2

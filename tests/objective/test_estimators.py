@@ -24,8 +24,7 @@ from md4_hf import (
     reconstruction_nelbo,
     token_nelbo,
 )
-from md4_hf.core.masked_diffusion import mask_lowest
-from md4_hf.core.masking_process import MD4Process
+from md4_hf.core.masked_diffusion import MD4Process, mask_lowest
 from md4_hf.evaluation.rounds import SEED_STRIDE, Rounds, Stopping, evaluate_in_rounds
 from md4_hf.objective.objectives import MD4Objective
 
@@ -49,14 +48,19 @@ def make_trainer(folder, model=None, **kwargs):
     return MD4Trainer(model=model, args=training_arguments(folder, **kwargs))
 
 
+@torch.no_grad()
+def estimate(model, ids, index, **options):
+    """Nats of each example, with the noise of seed 0."""
+    return example_nelbo(model, Objective.of(model), {"input_ids": ids}, index, seed=0, **options)[0]
+
+
 def exact_denoiser(schedule, num_timesteps=None):
     """The exact denoiser of the toy world, which does not see the time, in the place of a model."""
 
     def model(input_ids, timesteps, labels, output_logits):
         weight = nelbo_weight(schedule, timesteps.double(), num_timesteps)
         nelbo = token_nelbo(WORLD.exact_logits(input_ids), labels, input_ids, weight, WORLD.mask)
-        num_scored = (labels != -100).sum(dim=1)
-        reconstruction = reconstruction_nelbo(schedule, num_scored, WORLD.vocab)
+        reconstruction = reconstruction_nelbo(schedule, (labels != -100).sum(dim=1), WORLD.vocab)
         return SimpleNamespace(token_nelbo=nelbo, reconstruction_nelbo=reconstruction)
 
     return model
@@ -75,11 +79,12 @@ def test_weights_of_counts_are_the_weight_integrated_over_the_time(name, eps, nu
     else:
         t = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps
     weight, masked = nelbo_weight(schedule, t, num_timesteps), 1.0 - schedule.alpha(t)
-    n = torch.arange(1, tokens + 1)[:, None]
-    binomial = torch.tensor([math.comb(tokens, int(k)) for k in n])[:, None] * masked**n * (1 - masked) ** (tokens - n)
+    expected = [
+        (weight * math.comb(tokens, n) * masked**n * (1 - masked) ** (tokens - n)).mean() for n in range(1, tokens + 1)
+    ]
     weights = masked_count_weights(schedule, tokens, num_timesteps)
     assert weights[0] == 0.0
-    torch.testing.assert_close(weights[1:], (weight * binomial).mean(dim=1), rtol=2e-4, atol=2e-6)
+    torch.testing.assert_close(weights[1:], torch.stack(expected), rtol=2e-4, atol=2e-6)
 
 
 def test_without_eps_a_count_has_its_inverse_as_weight_under_any_schedule():
@@ -137,7 +142,7 @@ def test_both_estimators_estimate_one_bound_and_the_any_order_one_varies_less(na
 
 def test_the_model_gives_one_bound_by_both_estimators_for_rows_of_any_length(tmp_path):
     model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False)
-    trainers = (make_trainer(tmp_path, model, eval_estimator=x, eval_draws=20) for x in ("time", "any_order"))
+    trainers = [make_trainer(tmp_path, model, eval_estimator=name, eval_draws=20) for name in ("time", "any_order")]
     one, other = (evaluate_in_rounds(trainer, examples(), Stopping(rounds=8)) for trainer in trainers)
     error = math.hypot(one.monte_carlo_stderr, other.monte_carlo_stderr)
     assert abs(one.metrics()["loss"] - other.metrics()["loss"]) < 4.0 * error
@@ -153,26 +158,22 @@ def test_the_any_order_estimate_is_that_of_the_linear_schedule_however_steep_ano
     for options in ({"masking_schedule": "linear"}, {"masking_schedule": "poly", "schedule_power": power}):
         torch.manual_seed(0)
         model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, schedule_eps=0.0, **options).eval()
-        options = {"seed": 0, "num_draws": 4, "estimator": "any_order"}
-        with torch.no_grad():
-            values.append(example_nelbo(model, Objective.of(model), {"input_ids": ids}, index, **options)[0])
+        values.append(estimate(model, ids, index, num_draws=4, estimator="any_order"))
     torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("estimator", ["time", "any_order"])
 def test_an_estimate_depends_neither_on_the_batch_nor_on_the_order(tmp_path, estimator):
-    data, options, losses = examples(11), {"eval_estimator": estimator, "eval_draws": 3}, []
+    losses, options = [], {"eval_estimator": estimator, "eval_draws": 3}
     for batch in (1, 4, 16):
         trainer = make_trainer(tmp_path, per_device_eval_batch_size=batch, **options)
-        losses.append(trainer.evaluate(data.shuffle(seed=batch))["eval_loss"])
+        losses.append(trainer.evaluate(examples(11).shuffle(seed=batch))["eval_loss"])
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
     model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False).eval()
     ids, order = torch.randint(VOCAB, (6, LENGTH)), torch.tensor([4, 2, 0, 5, 1, 3])
-    options = {"seed": 0, "num_draws": 2, "estimator": estimator}
-    with torch.no_grad():
-        values, _ = example_nelbo(model, Objective.of(model), {"input_ids": ids}, torch.arange(6), **options)
-        shuffled, _ = example_nelbo(model, Objective.of(model), {"input_ids": ids[order]}, order, **options)
-    torch.testing.assert_close(shuffled, values[order])
+    options = {"num_draws": 2, "estimator": estimator}
+    values = estimate(model, ids, torch.arange(6), **options)
+    torch.testing.assert_close(estimate(model, ids[order], order, **options), values[order])
 
 
 @pytest.mark.parametrize("options", [{"time_conditioning": True}, {"masking_schedule": "poly", "learn": True}])
@@ -188,7 +189,7 @@ def test_an_unknown_estimator_is_an_error(tmp_path):
         MD4TrainingArguments(str(tmp_path), eval_estimator="importance", use_cpu=True)
 
 
-def test_the_diffusion_of_a_configuration_is_the_one_of_its_model():
+def test_the_objective_of_a_configuration_is_the_one_of_its_model():
     options = {"masking_schedule": "poly", "schedule_power": 1.5, "schedule_eps": 1e-3, "num_train_timesteps": 10}
     model = random_model(VOCAB + 1, LENGTH, 0.1, **options)
     diffusion = Objective.of(model)
@@ -197,9 +198,6 @@ def test_the_diffusion_of_a_configuration_is_the_one_of_its_model():
     ids, t = torch.zeros(3, LENGTH, dtype=torch.long), torch.tensor([0.0, 0.55, 0.99])
     noised = diffusion.noised({"input_ids": ids}, t, torch.full(ids.shape, 0.5))
     torch.testing.assert_close(noised["timesteps"], torch.tensor([0.1, 0.6, 1.0]))
-
-
-def test_the_diffusion_of_a_configuration_knows_whether_the_time_is_seen():
     assert Objective.of_config(MD4Config()).sees_time
     assert not Objective.of_config(MD4Config(time_conditioning=False)).sees_time
 
@@ -234,8 +232,10 @@ def test_the_error_of_the_draws_is_that_of_the_mean_of_each_example():
 
 
 def test_rounds_of_neighbouring_seeds_share_no_noise(tmp_path):
-    trainers = (make_trainer(tmp_path, eval_seed=seed) for seed in (0, 1))
-    first, second = (evaluate_in_rounds(trainer, examples(2), Stopping(rounds=3)).nelbo for trainer in trainers)
+    first, second = (
+        evaluate_in_rounds(make_trainer(tmp_path, eval_seed=seed), examples(2), Stopping(rounds=3)).nelbo
+        for seed in (0, 1)
+    )
     assert not any(np.array_equal(a, b) for a, b in itertools.product(first, second))
 
 
@@ -252,25 +252,24 @@ def test_rounds_go_on_until_the_target_is_reached_or_there_are_too_many(tmp_path
 
 def test_an_interrupted_evaluation_goes_on_with_the_rounds_it_has(tmp_path):
     unbroken = evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4))
-    kept = {"store": tmp_path / "deep" / "rounds", "recipe": {"model": "tiny"}}
+    stored = {"store": tmp_path / "deep" / "rounds", "recipe": {"model": "tiny"}}
 
     def interrupt(rounds):
         if len(rounds.nelbo) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4), report=interrupt, **kept)
+        evaluate_in_rounds(make_trainer(tmp_path), examples(), Stopping(rounds=4), report=interrupt, **stored)
     trainer, calls = make_trainer(tmp_path), []
     predict = trainer.predict
     trainer.predict = lambda *args, **kwargs: calls.append(trainer.args.eval_seed) or predict(*args, **kwargs)
-    resumed = evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), **kept)
+    resumed = evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), **stored)
     assert np.array_equal(resumed.nelbo, unbroken.nelbo) and calls == [2 * SEED_STRIDE, 3 * SEED_STRIDE]
-    evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), **kept)
+    evaluate_in_rounds(trainer, examples(), Stopping(rounds=4), **stored)
     assert len(calls) == 2, "nothing is left to do"
-    fewer = evaluate_in_rounds(trainer, examples(), Stopping(rounds=3), **kept)
+    fewer = evaluate_in_rounds(trainer, examples(), Stopping(rounds=3), **stored)
     assert np.array_equal(fewer.nelbo, unbroken.nelbo[:3]), "as if the others had not been done"
-    kept["recipe"] = {"model": "another"}
-    other = evaluate_in_rounds(trainer, examples(), Stopping(rounds=1), **kept)
+    other = evaluate_in_rounds(trainer, examples(), Stopping(rounds=1), **stored | {"recipe": {"model": "another"}})
     assert len(calls) == 3 and len(other.nelbo) == 1
 
 

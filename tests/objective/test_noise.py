@@ -6,15 +6,15 @@ import torch
 from scipy import stats
 
 from md4_hf import make_schedule
-from md4_hf.core.masked_diffusion import discretize_times
-from md4_hf.core.masking_process import MD4Process
+from md4_hf.core.masked_diffusion import MD4Process, discretize_times
 from md4_hf.objective.noise import (
+    TRAIN_CLASS,
+    TRAIN_FLIP,
     evaluation_mask_noise,
     evaluation_times,
     keyed_uniform,
     most_masked_tokens,
-    training_class_noise,
-    training_flip_noise,
+    training_example_noise,
     training_mask_noise,
     training_times,
 )
@@ -70,11 +70,6 @@ def test_a_short_last_micro_batch_is_counted_as_it_is():
     assert [batch["num_step_examples"] for batch in batches] == [14, 14]
 
 
-def test_training_times_are_stratified_over_the_whole_step():
-    times = training_times(0, 5, torch.arange(32), 32)
-    assert sorted((times * 32).long().tolist()) == list(range(32))
-
-
 def test_steps_and_seeds_have_their_own_noise():
     index, shape = torch.arange(4), torch.Size((4, 6))
     base = training_mask_noise(0, 0, index, shape)
@@ -101,36 +96,25 @@ def test_each_use_has_its_own_noise():
         evaluation_mask_noise(0, index, 0, one_each)[:, 0],
         evaluation_mask_noise(0, index, 1, one_each)[:, 0],
         evaluation_mask_noise(1, index, 0, one_each)[:, 0],
-        training_flip_noise(0, 0, index),
-        training_class_noise(0, 0, index),
+        *(training_example_noise(0, 0, index, use) for use in (TRAIN_FLIP, TRAIN_CLASS)),
     ]
     correlation = torch.corrcoef(torch.stack(uses)) - torch.eye(len(uses))
     assert correlation.abs().max() < 5 / len(index) ** 0.5
 
 
-def test_unscored_tokens_are_never_masked():
+@pytest.mark.parametrize("column", [{"labels": [[0, -100, -100, 0]]}, {"attention_mask": [[1, 0, 0, 1]]}])
+def test_unscored_tokens_and_padding_are_neither_scored_nor_masked(column):
     objective = MD4Objective(MD4Process(make_schedule("linear"), 9, 9))
-    inputs = {"input_ids": torch.zeros(2, 6, dtype=torch.long), "labels": torch.tensor([[0, 0, -100, -100, 0, 0]] * 2)}
-    noised = objective.noised(inputs, torch.ones(2), torch.full((2, 6), 0.5))
-    assert noised["input_ids"].tolist() == [[9, 9, 0, 0, 9, 9]] * 2
-
-
-def test_padding_is_neither_scored_nor_masked():
-    objective = MD4Objective(MD4Process(make_schedule("linear"), 9, 9))
-    inputs = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "attention_mask": torch.tensor([[1, 1, 0, 0]])}
+    inputs = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
+    inputs |= {name: torch.tensor(rows) for name, rows in column.items()}
     noised = objective.noised(inputs, torch.ones(1), torch.full((1, 4), 0.5))
-    assert noised["input_ids"].tolist() == [[9, 9, 0, 0]] and noised["labels"].tolist() == [[0, 0, -100, -100]]
+    assert noised["input_ids"].tolist() == [[9, 0, 0, 9]] and noised["labels"].tolist() == [[0, -100, -100, 0]]
 
 
 def test_discrete_time_models_train_on_the_grid():
     objective = MD4Objective(MD4Process(make_schedule("linear"), 9, 9, 4))
     noised = objective.noised({"input_ids": torch.zeros(3, 2)}, torch.tensor([0.0, 0.3, 0.99]), torch.rand(3, 2))
     assert noised["timesteps"].tolist() == [0.25, 0.5, 1.0]
-
-
-def test_other_number_formats_are_refused():
-    with pytest.raises(ValueError, match="`dtype` must be torch.float32 or torch.float64, got torch.bfloat16"):
-        keyed_uniform(0, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 8, 30, 512])

@@ -6,8 +6,7 @@ import os
 
 import pytest
 import torch
-from test_trainer import make_trainer
-from tiny import trained, weights
+from test_trainer import trained, weights
 
 from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, checkpoint_to_resume, commit, newest_whole
 
@@ -97,20 +96,18 @@ def test_where_there_is_no_checkpoint_only_auto_starts_anew(tmp_path):
 
 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint_as_if_unbroken(tmp_path):
-    unbroken = trained(make_trainer(tmp_path / "unbroken", **SAVING))
-    make_trainer(tmp_path / "run", **SAVING).train()
+    unbroken = trained(tmp_path / "unbroken", **SAVING)
+    trained(tmp_path / "run", **SAVING)
     truncate(tmp_path / "run" / "checkpoint-6")
-    resumed = make_trainer(tmp_path / "run", **SAVING)
-    resumed.train(resume_from_checkpoint="auto")
+    resumed = trained(tmp_path / "run", checkpoint="auto", **SAVING)
     assert resumed.state.global_step == 6
     torch.testing.assert_close(weights(resumed.model), weights(unbroken.model), atol=0, rtol=0)
     assert checkpoint_problem(tmp_path / "run" / "checkpoint-6") is None, "written anew"
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):
-    trainer = trained(make_trainer(tmp_path, **SAVING))
-    again = make_trainer(tmp_path, **SAVING)
-    again.train(resume_from_checkpoint=True)
+    trainer = trained(tmp_path, **SAVING)
+    again = trained(tmp_path, checkpoint=True, **SAVING)
     assert again.state.global_step == 6
     torch.testing.assert_close(weights(again.model), weights(trainer.model), atol=0, rtol=0)
     with again.ema_weights(), trainer.ema_weights():

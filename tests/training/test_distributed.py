@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Equal numbers on two processes and on one: DDP, FSDP2 and DeepSpeed's ZeRO, at once, in micro-batches, resumed."""
 
+import functools
 import re
 import shutil
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 from distributed_runs import run
-from launching import HERE, TORCHRUN, run_well
+from launching import HERE, TORCHRUN, succeed
 from safetensors.torch import load_file
 
 from md4_hf import load_model
@@ -17,18 +18,18 @@ from md4_hf.hub.adapters import BASE_RECORD
 
 
 TOLERANCE = 1e-5
+OBJECTIVES = ["md4", "genmd4", "lora"]
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     """`single(objective)`: the folder of the training in one process, 1 x 8."""
-    folders = {}
 
+    @functools.cache
     def train(objective):
-        if objective not in folders:
-            folders[objective] = tmp_path_factory.mktemp(objective)
-            run(folders[objective], objective)
-        return folders[objective]
+        folder = tmp_path_factory.mktemp(objective)
+        run(folder, objective)
+        return folder
 
     return train
 
@@ -69,12 +70,12 @@ def assert_same_repository(folder, expected):
 
 def launch_runs(folder, kind, objectives, **options):
     launcher = [sys.executable] if kind == "ddp" else TORCHRUN
-    output = run_well([*launcher, HERE / "distributed_runs.py", folder, kind, *objectives], **options)
+    output = succeed([*launcher, HERE / "distributed_runs.py", folder, kind, *objectives], **options)
     assert "find_unused_parameters" not in output and "returned a view" not in output, output
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
-@pytest.mark.parametrize("objective", ["md4", "genmd4", "lora"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_accumulation_changes_nothing(tmp_path, single, objective, batch, accumulation):
     run(tmp_path, objective, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
     assert_same_run(tmp_path, single(objective), steps=6)
@@ -83,13 +84,10 @@ def test_accumulation_changes_nothing(tmp_path, single, objective, batch, accumu
 @pytest.mark.parametrize(
     ("kind", "objectives"),
     [
-        ("ddp", ["md4", "genmd4", "lora"]),
+        ("ddp", OBJECTIVES),
         ("fsdp2-sharded", ["genmd4"]),
         pytest.param("fsdp2-sharded", ["md4", "lora"], marks=pytest.mark.slow),
-        *(
-            pytest.param(kind, ["md4", "genmd4", "lora"], marks=pytest.mark.slow)
-            for kind in ("fsdp2", "zero1", "zero2", "zero3")
-        ),
+        *(pytest.param(kind, OBJECTIVES, marks=pytest.mark.slow) for kind in ("fsdp2", "zero1", "zero2", "zero3")),
     ],
 )
 def test_two_processes_train_as_one(tmp_path, single, extensions, kind, objectives):
@@ -111,7 +109,7 @@ def test_fsdp2_computes_in_bf16_as_one_process_does(tmp_path):
     for objective in ("md4", "genmd4"):
         run(tmp_path / "single" / objective, objective, bf16=True)
         results = [
-            torch.load(tmp_path / place / "result.pt") for place in (f"{objective}/whole", f"single/{objective}")
+            torch.load(tmp_path / f"{place}/result.pt") for place in (f"{objective}/whole", f"single/{objective}")
         ]
         values, wanted = ([entry["loss"] for entry in result["logs"]] for result in results)
         assert values == pytest.approx(wanted, rel=1e-2)
@@ -124,8 +122,6 @@ def assert_shards_export(folder, expected):
         with pytest.raises(ValueError, match="`model` must be whole, got the shards of a checkpoint"):
             load_model(str(checkpoint))
     main(["export", str(checkpoint), str(exported)])
-    weights = load_file(exported / "model.safetensors")
-    torch.testing.assert_close(
-        weights, load_file(expected / "run" / "checkpoint-4" / "model.safetensors"), atol=TOLERANCE, rtol=0
-    )
+    wanted = load_file(expected / "run" / "checkpoint-4" / "model.safetensors")
+    torch.testing.assert_close(load_file(exported / "model.safetensors"), wanted, atol=TOLERANCE, rtol=0)
     shutil.rmtree(exported)

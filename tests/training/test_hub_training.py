@@ -33,14 +33,8 @@ TRAIN += ["--data", "text.txt", "--card_samples", "0", "--push_to_hub"]
 
 def make_trainer(folder, model, **kwargs):
     ids = torch.arange(LENGTH).repeat(16, 1) % 27
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_strategy": "steps",
-        "ema_decay": 0.5,
-        "push_to_hub": True,
-        "license": "cc0-1.0",
-    }
+    defaults = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "save_strategy": "steps", "ema_decay": 0.5}
+    defaults |= {"push_to_hub": True, "license": "cc0-1.0"}
     return MD4Trainer(
         model=model,
         args=training_arguments(folder, **{**defaults, **kwargs}),

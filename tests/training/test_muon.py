@@ -11,13 +11,21 @@ from torch.optim import Muon
 from torch.optim.lr_scheduler import LambdaLR
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion
-from md4_hf.training.muon import Float32Muon, muon_with_adamw
+from md4_hf.training.optimizers import Float32Muon, muon_with_adamw
 
 
 def tiny_model(hidden_size=16):
     torch.manual_seed(0)
     config = MD4Config(vocab_size=6, hidden_size=hidden_size, num_hidden_layers=1, num_attention_heads=2)
     return MD4ForMaskedDiffusion(config)
+
+
+def make_optimizer(model, lr=1e-2, weight_decay=0.1):
+    return muon_with_adamw(model, lr, (0.9, 0.99), weight_decay)
+
+
+def is_of_muon(name, parameter):
+    return ".layers." in name and parameter.ndim == 2
 
 
 def step(model, optimizer):
@@ -30,18 +38,17 @@ def step(model, optimizer):
 
 def test_only_the_matrices_of_the_blocks_go_to_muon():
     model = tiny_model()
-    optimizer = muon_with_adamw(model, 1e-2, (0.9, 0.99), 0.1)
+    optimizer = make_optimizer(model)
     muon, adamw = ({id(p) for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
     for name, parameter in model.named_parameters():
-        expected = muon if ".layers." in name and parameter.ndim == 2 else adamw
+        expected = muon if is_of_muon(name, parameter) else adamw
         assert id(parameter) in expected, name
     assert len(muon) + len(adamw) == len(list(model.parameters()))
 
 
 def test_a_model_without_matrices_for_muon_is_refused():
-    model = random_image_model(4, 4)
     with pytest.raises(ValueError, match="`use_muon` must be False for a model without trained matrices"):
-        muon_with_adamw(model, 1e-2, (0.9, 0.99), 0.1)
+        make_optimizer(random_image_model(4, 4))
 
 
 def test_only_the_matrices_of_the_blocks_decay():
@@ -50,9 +57,9 @@ def test_only_the_matrices_of_the_blocks_decay():
         for parameter in model.parameters():
             parameter.fill_(1.0)
             parameter.grad = torch.zeros_like(parameter)
-    muon_with_adamw(model, 0.5, (0.9, 0.99), weight_decay=0.1).step()
+    make_optimizer(model, lr=0.5).step()
     for name, parameter in model.named_parameters():
-        expected = 1.0 - 0.5 * 0.1 if ".layers." in name and parameter.ndim == 2 else 1.0
+        expected = 1.0 - 0.5 * 0.1 if is_of_muon(name, parameter) else 1.0
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, expected), msg=name)
 
 
@@ -63,15 +70,15 @@ def test_a_step_of_muon_has_one_size_at_any_width(hidden_size):
     before = copy.deepcopy(model)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    muon_with_adamw(model, 1e-2, (0.9, 0.99), weight_decay=0.0).step()
+    make_optimizer(model, weight_decay=0.0).step()
     for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
-        if ".layers." in name and new.ndim == 2:
+        if is_of_muon(name, new):
             size = (new - old).square().mean().sqrt().item() / 1e-2
             assert 0.15 < size < 0.23, (name, size)
 
 
 def test_a_learning_rate_scheduler_reaches_both_parts():
-    optimizer = muon_with_adamw(tiny_model(), 1e-2, (0.9, 0.99), 0.1)
+    optimizer = make_optimizer(tiny_model())
     scheduler = LambdaLR(optimizer, lambda step: 1 / (step + 1))
     optimizer.step()
     scheduler.step()
@@ -80,7 +87,7 @@ def test_a_learning_rate_scheduler_reaches_both_parts():
 
 def test_a_restored_optimizer_goes_on_as_the_first_would():
     model = tiny_model()
-    optimizer = muon_with_adamw(model, 1e-2, (0.9, 0.99), 0.1)
+    optimizer = make_optimizer(model)
     for _ in range(3):
         step(model, optimizer)
     twin = copy.deepcopy(model)
@@ -95,7 +102,7 @@ def test_a_restored_optimizer_goes_on_as_the_first_would():
 def test_frozen_parameters_are_left_out():
     model = tiny_model()
     model.model.embed_tokens.weight.requires_grad_(False)
-    optimizer = muon_with_adamw(model, 1e-2, (0.9, 0.99), 0.1)
+    optimizer = make_optimizer(model)
     before = model.model.embed_tokens.weight.clone()
     step(model, optimizer)
     assert torch.equal(model.model.embed_tokens.weight, before)
@@ -124,6 +131,6 @@ def test_muon_in_float32_is_torchs_to_the_rounding_of_bfloat16_and_goes_on_from_
 
 @pytest.mark.parametrize("emulated", [False, True])
 def test_a_processor_without_bfloat16_has_muon_in_float32(emulated, monkeypatch):
-    monkeypatch.setattr("md4_hf.training.muon._emulates_bfloat16", lambda parameters: emulated)
-    optimizer = muon_with_adamw(tiny_model(), 1e-2, (0.9, 0.99), 0.1)
+    monkeypatch.setattr("md4_hf.training.optimizers._emulates_bfloat16", lambda parameters: emulated)
+    optimizer = make_optimizer(tiny_model())
     assert type(optimizer.parts[0]) is (Float32Muon if emulated else Muon)

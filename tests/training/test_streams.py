@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
-from launching import HERE, TORCHRUN, run_well
+from launching import HERE, TORCHRUN, succeed
 from tiny import logged, random_model, training_arguments
 
 from md4_hf import (
@@ -52,7 +52,7 @@ def documents_of(shards):
 def text_stream(num_shards, num_documents=None, block_size=LENGTH, **kwargs):
     shards = [TEXTS[:num_documents][index::num_shards] for index in range(num_shards)]
     documents = IterableDataset.from_generator(documents_of, gen_kwargs={"shards": shards})
-    return pack(documents, build_byte_tokenizer(), block_size, **kwargs)[0]
+    return packed(documents, block_size=block_size, **kwargs)
 
 
 def heldout(count):
@@ -148,22 +148,26 @@ def test_every_epoch_is_shuffled_anew():
 # Positions -----------------------------------------------------------------------------------------------------------
 
 
+def packed(documents, **kwargs):
+    return pack(documents, build_byte_tokenizer(), **{"block_size": LENGTH, **kwargs})[0]
+
+
 def parquet_stream(tmp_path):
     for index in range(3):
         rows = Dataset.from_dict({"text": TEXTS[index::3]})
         rows.to_parquet(str(tmp_path / f"{index}.parquet"), batch_size=4)  # several row groups
-    documents = load_dataset("parquet", data_files=str(tmp_path / "*.parquet"), split="train", streaming=True)
-    return pack(documents, build_byte_tokenizer(), LENGTH)[0]
+    files = str(tmp_path / "*.parquet")
+    return packed(load_dataset("parquet", data_files=files, split="train", streaming=True))
 
 
 def jsonl_stream(tmp_path):
     Dataset.from_dict({"text": TEXTS}).to_json(str(tmp_path / "a.jsonl"))
-    return pack(load_documents(str(tmp_path / "a.jsonl"), streaming=True), build_byte_tokenizer(), LENGTH)[0]
+    return packed(load_documents(str(tmp_path / "a.jsonl"), streaming=True))
 
 
 def text_file_stream(tmp_path):
     (tmp_path / "a.txt").write_text("".join(TEXTS), encoding="utf-8")
-    return pack(load_documents(str(tmp_path / "a.txt"), streaming=True), build_byte_tokenizer(), LENGTH)[0]
+    return packed(load_documents(str(tmp_path / "a.txt"), streaming=True))
 
 
 def interleaved_stream(_):
@@ -183,9 +187,7 @@ STREAMS = {
     "taken": lambda _: row_stream([5, 2, 7]).skip(2).take(9),
     "text": lambda _: text_stream(3),
     "text with document ids": lambda _: text_stream(2, block_size=32, document_ids=True),
-    "shuffled text": lambda _: pack(
-        text_stream(4).documents.shuffle(seed=1, buffer_size=5), build_byte_tokenizer(), LENGTH
-    )[0],
+    "shuffled text": lambda _: packed(text_stream(4).documents.shuffle(seed=1, buffer_size=5)),
     "parquet": parquet_stream,
     "jsonl": jsonl_stream,
     "text file": text_file_stream,
@@ -258,7 +260,7 @@ def test_more_workers_than_one_are_one(tmp_path):
 
 def test_two_processes_read_their_shares_resume_and_evaluate_as_one(tmp_path):
     """Uneven shards with accumulation, resumed runs, evaluation and refusals: see `stream_processes.py`."""
-    run_well([*TORCHRUN, HERE / "stream_processes.py", tmp_path])
+    succeed([*TORCHRUN, HERE / "stream_processes.py", tmp_path])
     for rank in range(2):
         read = json.loads((tmp_path / f"rows-{rank}.json").read_text())
         assert read == [row["input_ids"][:2] for row in shares_of(row_stream([13, 4]), rank, epochs=5)[:20]]
@@ -276,11 +278,10 @@ def test_two_processes_read_their_shares_resume_and_evaluate_as_one(tmp_path):
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_stream_that_is_already_split_is_refused(packed, tmp_path):
-    stream = split_dataset_by_node(text_stream(2).documents if packed else row_stream([3, 4]), 0, 2)
-    if packed:
-        stream = pack(stream, build_byte_tokenizer(), LENGTH)[0]
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_stream_that_is_already_split_is_refused(is_packed, tmp_path):
+    part = split_dataset_by_node(text_stream(2).documents if is_packed else row_stream([3, 4]), 0, 2)
+    stream = packed(part) if is_packed else part
     with pytest.raises(ValueError, match=r"must be the whole stream.* part 0 of 2: leave out `split_dataset_by_node`"):
         make_trainer(tmp_path, stream).train()
 

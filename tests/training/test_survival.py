@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from launching import HERE, TORCHRUN, kill, run_well, start
+from launching import HERE, TORCHRUN, kill, start, succeed
 
 from md4_hf.training.checkpoints import checkpoint_problem
 
@@ -28,6 +28,13 @@ def checkpoints(folder):
     return list((folder / "run").glob("checkpoint-*"))
 
 
+def assert_stopped_early(folder, first):
+    """The run ended at a step before its last, with a checkpoint that is whole."""
+    newest = max(checkpoints(folder), key=lambda path: int(path.name.split("-")[1]))
+    assert first <= int(newest.name.split("-")[1]) < 60
+    assert checkpoint_problem(newest) is None
+
+
 def wait_for(condition, process, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < deadline:
@@ -39,7 +46,7 @@ def wait_for(condition, process, seconds=120):
 def test_a_storm_of_kills_ends_where_the_unbroken_run_does(tmp_path, processes):
     """SIGKILL to all at random moments; as a checkpoint is written at every step, most fall into the writing of one."""
     command = [*LAUNCHERS[processes], STORM]
-    run_well([*command, tmp_path / "unbroken"], timeout=300)
+    succeed([*command, tmp_path / "unbroken"], timeout=300)
     moments, kills, half_written = random.Random(0), 0, 0
     storm = tmp_path / "storm"
     while kills < KILLS:
@@ -55,15 +62,15 @@ def test_a_storm_of_kills_ends_where_the_unbroken_run_does(tmp_path, processes):
         half_written += (storm / "run" / ".checkpoint-in-progress").exists()
         assert all(checkpoint_problem(folder) is None for folder in checkpoints(storm))
     assert half_written > 0
-    run_well([*command, storm], timeout=300)
+    succeed([*command, storm], timeout=300)
     assert final(storm) == final(tmp_path / "unbroken")
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_whose_rank_died(tmp_path):
-    run_well([*TORCHRUN, STORM, tmp_path / "unbroken"], timeout=300)
+    succeed([*TORCHRUN, STORM, tmp_path / "unbroken"], timeout=300)
     elastic = [*TORCHRUN, "--max-restarts", "2", STORM, tmp_path / "restarted", "1", "7"]
-    run_well(elastic, timeout=300, **ELASTIC)
+    succeed(elastic, timeout=300, **ELASTIC)
     assert (tmp_path / "restarted" / "died").exists()
     assert final(tmp_path / "restarted") == final(tmp_path / "unbroken")
 
@@ -79,7 +86,7 @@ def test_a_signal_to_a_run_and_the_workers_of_its_loader_leaves_a_checkpoint(tmp
         member.send_signal(number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "Stopping after this step" in output, output
-    assert 0 < max(int(folder.name.split("-")[1]) for folder in checkpoints(tmp_path)) < 60
+    assert_stopped_early(tmp_path, first=1)
     assert not any(psutil.pid_exists(member.pid) for member in family)
 
 
@@ -94,9 +101,7 @@ def test_a_signal_to_the_launcher_and_again_to_the_ranks_leaves_a_checkpoint(tmp
     output, _ = process.communicate(timeout=200)
     assert "Stopping after this step" in output
     assert "killed by signal" not in output, output
-    steps = sorted(int(folder.name.split("-")[1]) for folder in checkpoints(tmp_path))
-    assert 2 <= steps[-1] < 60
-    assert checkpoint_problem(tmp_path / "run" / f"checkpoint-{steps[-1]}") is None
+    assert_stopped_early(tmp_path, first=2)
 
 
 @pytest.mark.slow
@@ -110,7 +115,5 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_with_a_checkpoint(tmp_path, 
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "Stopping after this step" in output
-    steps = sorted(int(folder.name.split("-")[1]) for folder in checkpoints(tmp_path))
-    assert 2 <= steps[-1] < 60
-    assert checkpoint_problem(tmp_path / "run" / f"checkpoint-{steps[-1]}") is None
+    assert_stopped_early(tmp_path, first=2)
     assert not any(psutil.pid_exists(worker.pid) for worker in workers)

@@ -12,15 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from tiny import (
-    at_once_and_in_parts,
-    logged,
-    random_model,
-    trained,
-    training_arguments,
-    unbroken_and_resumed,
-    weights,
-)
+from tiny import logged, random_model, training_arguments
 from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
 
 from md4_hf import (
@@ -41,6 +33,7 @@ from md4_hf.training.trainer import check_model
 LENGTH, VOCAB = 8, 5
 EVALUATE_EVERY_STEP = {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 1}
 EVALUATE_EVERY_STEP["metric_for_best_model"] = "eval_loss"
+KEEP_BEST = {**EVALUATE_EVERY_STEP, "save_steps": 1, "load_best_model_at_end": True}
 
 
 def tiny_model(seed=0, **kwargs):
@@ -68,8 +61,19 @@ def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None
     )
 
 
+def trained(folder, model=None, checkpoint=None, **kwargs):
+    """A trainer that has trained, from a checkpoint if one is given."""
+    trainer = make_trainer(folder, model, **kwargs)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
 def losses(trainer):
     return logged(trainer, "loss")
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 # Equal numbers --------------------------------------------------------------------------------------------------------
@@ -79,11 +83,9 @@ def assert_accumulation_changes_nothing(folder, batch, accumulation, train=None)
     """Train in whole batches and in micro-batches, in float64: AdamW divides a gradient by its size, and with it the
     rounding of float32, which depends on the processor and on the shape of a batch.
     """
-
-    def make(folder, **options):
-        return make_trainer(folder, tiny_model().double(), train, **options)
-
-    at_once, in_parts = at_once_and_in_parts(make, folder, batch, accumulation)
+    at_once = trained(folder / "at_once", tiny_model().double(), train=train)
+    options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    in_parts = trained(folder / "in_parts", tiny_model().double(), train=train, **options)
     assert losses(in_parts) == pytest.approx(losses(at_once), abs=1e-5)
     torch.testing.assert_close(weights(in_parts.model), weights(at_once.model), atol=1e-9, rtol=0)
 
@@ -100,8 +102,10 @@ def test_accumulation_weighs_each_token_of_ragged_sequences_alike(tmp_path):
 
 
 def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
-    options = {"max_steps": 6, "ema_decay": 0.9, "resumed": {"model": tiny_model(seed=9)}}
-    unbroken, resumed = unbroken_and_resumed(make_trainer, tmp_path, 3, **options)
+    options = {"max_steps": 6, "ema_decay": 0.9}
+    unbroken = trained(tmp_path / "a", **options)
+    trained(tmp_path / "b", save_strategy="steps", save_steps=3, **options)
+    resumed = trained(tmp_path / "b", tiny_model(seed=9), str(tmp_path / "b" / "checkpoint-3"), **options)
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
     with resumed.ema_weights(), unbroken.ema_weights():
         assert torch.equal(weights(resumed.model), weights(unbroken.model))
@@ -110,29 +114,27 @@ def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_resuming_in_the_middle_of_a_later_epoch_goes_on_with_its_order(tmp_path, strategy):
     options = {"train": dataset(24), "max_steps": 6, "train_sampling_strategy": strategy}  # epochs of three steps
-    unbroken, resumed = unbroken_and_resumed(make_trainer, tmp_path, 4, **options)
+    unbroken = trained(tmp_path / "a", **options)
+    trained(tmp_path / "b", save_strategy="steps", save_steps=4, **options)
+    resumed = trained(tmp_path / "b", checkpoint=str(tmp_path / "b" / "checkpoint-4"), **options)
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
 def test_the_global_generator_does_not_reach_the_noise(tmp_path):
-    first = trained(make_trainer(tmp_path / "a"))
-
     class Draws(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             torch.rand(7)
 
-    second = trained(make_trainer(tmp_path / "b", callbacks=[Draws()]))
-    assert losses(first) == losses(second)
+    assert losses(trained(tmp_path / "a")) == losses(trained(tmp_path / "b", callbacks=[Draws()]))
 
 
 def test_every_step_has_noise_of_its_own(tmp_path):
     same = Dataset.from_dict({"input_ids": sequences(1).repeat(8, axis=0).tolist()})
-    trainer = trained(make_trainer(tmp_path, train=same, learning_rate=0.0))
-    assert len(set(losses(trainer))) == 4
+    assert len(set(losses(trained(tmp_path, train=same, learning_rate=0.0)))) == 4
 
 
 def test_another_seed_is_another_run(tmp_path):
-    runs = [trained(make_trainer(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    runs = [trained(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     assert losses(runs[0]) != losses(runs[1])
     assert [run.args.data_seed for run in runs] == [0, 1]
 
@@ -140,8 +142,8 @@ def test_another_seed_is_another_run(tmp_path):
 def test_a_stream_trains_as_a_map_style_data_set_in_the_same_order(tmp_path):
     blocks = dataset(32)
     stream = IterableDataset.from_generator(lambda: iter(blocks))
-    mapped = trained(make_trainer(tmp_path / "a", train=blocks, train_sampling_strategy="sequential"))
-    streamed = trained(make_trainer(tmp_path / "b", train=stream))
+    mapped = trained(tmp_path / "a", train=blocks, train_sampling_strategy="sequential")
+    streamed = trained(tmp_path / "b", train=stream)
     assert losses(streamed) == pytest.approx(losses(mapped), abs=1e-6)
 
 
@@ -169,15 +171,31 @@ def test_a_trained_model_comes_near_the_entropy_of_its_source_from_above(tmp_pat
     train, entropy = markov_chain(8192, length, seed=0)
     heldout, _ = markov_chain(1024, length, seed=1)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": length}
-    # Eager attention is the fastest on a processor for sequences as short as these.
-    config = MD4Config(vocab_size=4, time_conditioning=False, attn_implementation="eager", **sizes)
-    options = {"learning_rate": 1e-2 if use_muon else 5e-3, "use_muon": use_muon, "lr_scheduler_type": "cosine"}
-    options |= {"max_steps": 250, "per_device_train_batch_size": 128, "per_device_eval_batch_size": 512}
-    options |= {"eval_draws": 16, "logging_steps": 50, "ema_decay": 0.95}
-    train, heldout = (Dataset.from_dict({"input_ids": ids}) for ids in (train, heldout))
-    model = MD4ForMaskedDiffusion(config)
-    metrics = trained(make_trainer(tmp_path, model, train, heldout, **options)).evaluate()
+    config = MD4Config(
+        vocab_size=4,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=length,
+        time_conditioning=False,
+        attn_implementation="eager",  # the fastest on a processor for sequences as short as these
+    )
+    trainer = trained(
+        tmp_path,
+        model=MD4ForMaskedDiffusion(config),
+        train=Dataset.from_dict({"input_ids": train}),
+        evaluation=Dataset.from_dict({"input_ids": heldout}),
+        max_steps=250,
+        per_device_train_batch_size=128,
+        per_device_eval_batch_size=512,
+        learning_rate=1e-2 if use_muon else 5e-3,
+        lr_scheduler_type="cosine",
+        eval_draws=16,
+        logging_steps=50,
+        ema_decay=0.95,
+        use_muon=use_muon,
+    )
+    metrics = trainer.evaluate()
     assert metrics["eval_loss"] > entropy - 3 * metrics["eval_loss_stderr"], "a bound cannot beat the entropy"
     assert metrics["eval_loss"] < entropy + 0.06, f"{metrics['eval_loss']} against {entropy}"
 
@@ -188,9 +206,11 @@ def test_a_trained_model_comes_near_the_entropy_of_its_source_from_above(tmp_pat
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_evaluation_depends_neither_on_the_batch_size_nor_on_the_order(tmp_path, strategy):
     evaluation, options = dataset(21, seed=1), {"eval_draws": 2, "train_sampling_strategy": strategy}
-    cases = [(rows, batch) for batch in (1, 4, 21, 64) for rows in (evaluation, evaluation.shuffle(seed=batch))]
-    trainers = (make_trainer(tmp_path, evaluation=x, per_device_eval_batch_size=n, **options) for x, n in cases)
-    results = [trainer.evaluate() for trainer in trainers]
+    results = [
+        make_trainer(tmp_path, evaluation=examples, per_device_eval_batch_size=batch, **options).evaluate()
+        for batch in (1, 4, 21, 64)
+        for examples in (evaluation, evaluation.shuffle(seed=batch))
+    ]
     for result in results:
         assert result["eval_num_tokens"] == 21 * LENGTH
         assert result["eval_loss"] == pytest.approx(results[0]["eval_loss"], abs=1e-6)
@@ -223,11 +243,10 @@ def test_evaluation_is_what_the_formula_says(tmp_path):
 
 def test_more_draws_bring_the_estimate_nearer_and_the_error_is_honest(tmp_path):
     """The estimates of 1 draw scatter about the value of 200 draws by no more than their standard errors say."""
-    evaluation, model = dataset(128, seed=1), tiny_model()
+    options = {"model": tiny_model(), "evaluation": dataset(128, seed=1), "per_device_eval_batch_size": 128}
 
     def evaluate(draws, seed):
-        options = {"eval_draws": draws, "eval_seed": seed, "per_device_eval_batch_size": 128}
-        return make_trainer(tmp_path, model=model, evaluation=evaluation, **options).evaluate()
+        return make_trainer(tmp_path, eval_draws=draws, eval_seed=seed, **options).evaluate()
 
     exact = evaluate(200, 99)["eval_loss"]
     singles = [evaluate(1, seed) for seed in range(12)]
@@ -246,7 +265,7 @@ def test_characters_give_bits_per_character(tmp_path):
 
 
 def test_evaluating_leaves_the_random_state_and_the_weights_alone(tmp_path):
-    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), ema_decay=0.5))
+    trainer = trained(tmp_path, evaluation=dataset(8), ema_decay=0.5)
     before, state = weights(trainer.model), torch.get_rng_state()
     trainer.evaluate()
     assert torch.equal(weights(trainer.model), before) and torch.equal(torch.get_rng_state(), state)
@@ -255,33 +274,27 @@ def test_evaluating_leaves_the_random_state_and_the_weights_alone(tmp_path):
 def test_ragged_sequences_are_scored_without_their_padding(tmp_path):
     rows = [sequence[: 3 + index % 5].tolist() for index, sequence in enumerate(sequences(20, seed=1))]
     evaluation = Dataset.from_dict({"input_ids": rows})
-    trainers = (make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=n) for n in (20, 1))
-    together, alone = (trainer.evaluate() for trainer in trainers)
-    assert together["eval_num_tokens"] == sum(map(len, rows))
-    assert together["eval_num_tokens"] == alone["eval_num_tokens"]
+    for batch in (20, 1):
+        metrics = make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=batch).evaluate()
+        assert metrics["eval_num_tokens"] == sum(map(len, rows))
 
 
-def test_figures_weigh_examples_by_their_tokens():
-    metrics = nelbo_metrics(torch.tensor([10.0, 60.0]), torch.tensor([10.0, 30.0]), torch.tensor([5.0, 15.0]))
-    assert metrics["loss"] == pytest.approx(70 / 40)
-    assert metrics["bits_per_character"] == pytest.approx(70 / 20 / math.log(2))
-    with pytest.raises(ValueError, match="at least one scored token"):
-        nelbo_metrics(torch.zeros(1), torch.zeros(1))
-
-
-def test_the_standard_error_is_that_of_a_ratio_over_examples():
+def test_figures_weigh_examples_by_their_tokens_and_their_error_is_that_of_a_ratio():
     metrics = nelbo_metrics(torch.tensor([10.0, 60.0]), torch.tensor([10.0, 30.0]), torch.tensor([20.0, 60.0]))
+    assert metrics["loss"] == pytest.approx(70 / 40)
+    assert metrics["bits_per_character"] == pytest.approx(70 / 80 / math.log(2))
     # Residuals 10 - 7/4 * 10 and 60 - 7/4 * 30 are -7.5 and 7.5; sqrt(2 / (2 - 1) * 112.5) = 15, over 40 tokens.
     assert metrics["loss_stderr"] == pytest.approx(15 / 40)
     assert metrics["bits_per_character_stderr"] == pytest.approx(15 / 80 / math.log(2))
+    with pytest.raises(ValueError, match="at least one scored token"):
+        nelbo_metrics(torch.zeros(1), torch.zeros(1))
 
 
 # Weights and checkpoints ----------------------------------------------------------------------------------------------
 
 
 def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_raw_ones(tmp_path):
-    options = {"ema_decay": 0.9, "save_strategy": "steps", "save_steps": 4}
-    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), **options))
+    trainer = trained(tmp_path, evaluation=dataset(8), ema_decay=0.9, save_strategy="steps", save_steps=4)
     raw = weights(trainer.model)
     with trainer.ema_weights():
         averaged = weights(trainer.model)
@@ -345,8 +358,7 @@ def test_a_checkpoint_appears_only_when_it_is_complete(tmp_path, monkeypatch):
 
 
 def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
-    options = {"save_steps": 1, "max_steps": 5, "save_total_limit": 2, "load_best_model_at_end": True}
-    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), **options, **EVALUATE_EVERY_STEP))
+    trainer = trained(tmp_path, evaluation=dataset(8), max_steps=5, save_total_limit=2, **KEEP_BEST)
     names = {path.name for path in tmp_path.glob("checkpoint-*")}
     best = f"checkpoint-{trainer.state.best_global_step}"
     assert len(names) == 2 and {best, "checkpoint-5"} <= names | {best}
@@ -357,21 +369,20 @@ def test_old_checkpoints_are_removed_and_the_best_is_kept(tmp_path):
 
 def test_the_best_model_is_loaded_with_its_average(tmp_path):
     """A learning rate that ruins the model after the first step: the best is the first checkpoint."""
-    options = {"learning_rate": 0.3, "ema_decay": 0.5, "save_steps": 1, "load_best_model_at_end": True}
-    trainer = trained(make_trainer(tmp_path, evaluation=dataset(16), **options, **EVALUATE_EVERY_STEP))
+    trainer = trained(tmp_path, evaluation=dataset(16), learning_rate=0.3, ema_decay=0.5, **KEEP_BEST)
     evaluations = logged(trainer, "eval_loss")
     assert trainer.state.best_metric == min(evaluations) < evaluations[-1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
 
 
 def test_a_best_evaluation_without_a_checkpoint_does_not_end_the_run(tmp_path):
-    options = {"save_steps": 2, "max_steps": 5, "save_total_limit": 1, **EVALUATE_EVERY_STEP}
-    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), **options))
+    options = {"save_steps": 2, "max_steps": 5, "save_total_limit": 1}
+    trainer = trained(tmp_path, evaluation=dataset(8), **options, **EVALUATE_EVERY_STEP)
     assert trainer.state.global_step == 5 and list(tmp_path.glob("checkpoint-*"))
 
 
 def test_resuming_without_the_averaged_weights_is_an_error(tmp_path):
-    make_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
+    trained(tmp_path, save_strategy="steps", save_steps=4)
     trainer = make_trainer(tmp_path, max_steps=6, ema_decay=0.9)
     with pytest.raises(FileNotFoundError, match="must hold the averaged weights in 'ema'"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
@@ -384,11 +395,11 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
-    trainer = trained(make_trainer(tmp_path, max_steps=6, callbacks=[PressCtrlC()]))
+    trainer = trained(tmp_path, max_steps=6, callbacks=[PressCtrlC()])
     assert trainer.interrupted and trainer.state.global_step == 3
     assert signal.getsignal(signal.SIGINT) is handler
-    unbroken = trained(make_trainer(tmp_path / "unbroken", max_steps=6))
-    resumed = trained(make_trainer(tmp_path, max_steps=6), tmp_path / "checkpoint-3")
+    unbroken = trained(tmp_path / "unbroken", max_steps=6)
+    resumed = trained(tmp_path, max_steps=6, checkpoint=True)
     assert not resumed.interrupted and torch.equal(weights(resumed.model), weights(unbroken.model))
 
 
@@ -418,17 +429,17 @@ def test_an_md4_model_in_a_wrapper_is_not_refused(tmp_path, wrap):
 
 
 def test_the_last_batch_of_an_epoch_may_be_short(tmp_path):
-    trainer = trained(make_trainer(tmp_path, train=dataset(13), max_steps=-1, num_train_epochs=2))
+    trainer = trained(tmp_path, train=dataset(13), max_steps=-1, num_train_epochs=2)
     assert trainer.state.global_step == 4 and all(map(math.isfinite, losses(trainer)))
 
 
 def test_bf16_autocast_trains(tmp_path):
-    half, full = trained(make_trainer(tmp_path / "a", bf16=True)), trained(make_trainer(tmp_path / "b"))
+    half, full = trained(tmp_path / "a", bf16=True), trained(tmp_path / "b")
     assert losses(half) == pytest.approx(losses(full), rel=0.03)
 
 
 def test_the_model_card_tells_the_run(tmp_path):
-    trainer = trained(make_trainer(tmp_path, evaluation=dataset(8), eval_strategy="steps", eval_steps=2))
+    trainer = trained(tmp_path, evaluation=dataset(8), eval_strategy="steps", eval_steps=2)
     trainer.create_model_card(data="eight sequences", samples=["abc"])
     card = (tmp_path / "README.md").read_text()
     assert f"{logged(trainer, 'eval_loss')[-1]:.4f}" in card and "eight sequences" in card and "abc" in card
@@ -452,6 +463,8 @@ def test_the_card_names_the_optimizer_that_ran(tmp_path, use_muon):
     [
         ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\), got 1.0"),
         ({"eval_draws": 0}, "`eval_draws` must be >= 1, got 0"),
+        ({"num_copies": 1}, "`num_copies` must be >= 2, got 1"),
+        ({"schedule_lr_multiplier": 0.0}, "`schedule_lr_multiplier` must be > 0, got 0.0"),
         ({"card_samples": -1}, "`card_samples` must be >= 0, got -1"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0"),
         ({"max_steps": 0}, "`max_steps` must be >= 1, or `num_train_epochs` > 0"),
@@ -474,14 +487,14 @@ def test_a_step_that_scores_nothing_changes_nothing(tmp_path, objective):
     rows = [{"input_ids": row.tolist(), "labels": [-100] * LENGTH} for row in sequences(16)]
     model = random_model(VOCAB + 1, LENGTH, std=0.2, **learned)
     before = weights(model)
-    trainer = trained(make_trainer(tmp_path, model=model, train=Dataset.from_list(rows), weight_decay=0.0))
+    trainer = trained(tmp_path, model=model, train=Dataset.from_list(rows), weight_decay=0.0)
     assert trainer.state.global_step == 4 and trainer.state.num_input_tokens_seen == 0
     assert torch.equal(weights(trainer.model), before)
 
 
 def test_tokens_are_counted_once_where_several_devices_have_their_number(tmp_path):
     """With DataParallel, transformers repeats the number of items for each device."""
-    trainer = trained(make_trainer(tmp_path))
+    trainer = trained(tmp_path)
     trainer.args._n_gpu = 2
     trainer._uncounted_tokens, seen = 0, trainer.state.num_input_tokens_seen
     batches, num_items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, torch.device("cpu"))
@@ -503,13 +516,13 @@ def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
 
 def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
     documents = [[0] * 3 + [1] * (LENGTH - 3)] * 16
-    train, evaluation = dataset(16, document_ids=documents), dataset(8, document_ids=documents[:8])
-    trainer = make_trainer(tmp_path, train=train, evaluation=evaluation, max_steps=2)
-    seen = []
-    trainer.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((module.training, kwargs["document_ids"][0].tolist())),
-        with_kwargs=True,
-    )
+    data = {"train": dataset(16, document_ids=documents), "evaluation": dataset(8, document_ids=documents[:8])}
+    trainer, seen = make_trainer(tmp_path, max_steps=2, **data), []
+
+    def remember(module, args, kwargs):
+        seen.append((module.training, kwargs["document_ids"][0].tolist()))
+
+    trainer.model.register_forward_pre_hook(remember, with_kwargs=True)
     trainer.train()
     trainer.evaluate()
     assert {training for training, _ in seen} == {True, False}
@@ -517,14 +530,13 @@ def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
 
 
 def test_a_compiled_training_has_the_same_losses(tmp_path):
-    plain = make_trainer(tmp_path / "plain")
+    plain = trained(tmp_path / "plain")
     compiled = make_trainer(tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
     bounds = []
     compiled.model.register_forward_pre_hook(
         lambda module, args, kwargs: bounds.append(kwargs.get("max_masked")), with_kwargs=True
     )
-    for trainer in (plain, compiled):
-        trainer.train()
+    compiled.train()
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
     assert set(bounds) <= {8 * LENGTH} and bounds, "a bound that is the same at every step"
 

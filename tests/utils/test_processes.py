@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from commands import failure
 from distributed_runs import make_trainer, run
-from launching import HERE, TORCHRUN, kill, start
+from launching import HERE, TORCHRUN, environment
 from launching import run as launch
 
 from md4_hf import MD4TrainingArguments
+from md4_hf.cli import main
 from md4_hf.core.modeling_md4_layers import MD4Layer
 from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, commit
 from md4_hf.training.step_sampler import StepSampler
@@ -50,20 +51,12 @@ def test_sharding_that_is_asked_for_and_not_active_is_refused(tmp_path, monkeypa
         check_launch(trainer)
 
 
+IF_NO_ACCELERATOR = pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without one")
+NO_CPU = pytest.param("auto", "`use_cpu` must be set where", marks=[pytest.mark.slow, IF_NO_ACCELERATOR])
+
+
 @pytest.mark.parametrize(
-    ("device", "message"),
-    [
-        ("cpu", "`learning_rate` must be the same on all processes, got [0.001, 0.002]"),
-        pytest.param(
-            "auto",
-            "`use_cpu` must be set where there is no accelerator",
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator"),
-            ],
-        ),
-    ],
-    ids=["arguments", "torchrun"],
+    ("device", "message"), [("cpu", "`learning_rate` must be the same on all processes, got [0.001, 0.002]"), NO_CPU]
 )
 def test_launches_that_cannot_train_as_one_are_refused(device, message, tmp_path):
     """Different arguments, and torchrun without `use_cpu`: real launches end at once and leave no file."""
@@ -83,15 +76,16 @@ def test_launches_that_cannot_train_as_one_are_refused(device, message, tmp_path
 def test_a_folder_is_for_one_run(tmp_path):
     args = MD4TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     holder = (
-        "import sys, time\nfrom md4_hf import MD4TrainingArguments\nfrom md4_hf.utils.processes import RunLock\n"
+        "import sys\nfrom md4_hf import MD4TrainingArguments\nfrom md4_hf.utils.processes import RunLock\n"
         "with RunLock(MD4TrainingArguments(output_dir=sys.argv[1], use_cpu=True)):\n"
-        "    print('locked', flush=True)\n    time.sleep(300)\n"
+        "    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
-    other = start([sys.executable, "-c", holder, tmp_path])
-    assert "locked\n" in iter(other.stdout.readline, "")
-    with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), RunLock(args):
-        pytest.fail("entered")
-    kill(other)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment()}
+    with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], **pipes) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match="`output_dir` must not be in use by another run"), RunLock(args):
+            pytest.fail("entered")
+        other.kill()
     lock = RunLock(args)
     with lock, lock:
         assert (tmp_path / LOCK).exists()
@@ -152,8 +146,9 @@ def test_the_command_finds_a_damaged_checkpoint_before_it_prepares_data(trained,
     command = ["train", "--data", str(tmp_path / "missing.txt"), "--output_dir", str(tmp_path / "run")]
     folder = tmp_path / "run" / "checkpoint-4"
     folder.mkdir(parents=True)
-    message = failure(capsys, [*command, "--resume_from_checkpoint", str(folder)])
-    assert "it has no manifest.json" in message
+    with pytest.raises(SystemExit):
+        main([*command, "--resume_from_checkpoint", str(folder)])
+    assert "it has no manifest.json" in capsys.readouterr().err
 
 
 # The order of the examples --------------------------------------------------------------------------------------------

@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -21,10 +20,11 @@ import yaml
 from ..training.elbo_arguments import ElboArguments
 from ..training.presets import PRESETS
 from ..utils.errors import check_types
-from .train_options import ShownTrainingArguments
+from .train_options import ShownTrainingArguments, StartArguments
 
 
 HUB_TOKEN = re.compile(r"hf_\w+")  # the value of a misspelled option may be one
+TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -50,7 +50,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
     """Options that a preset stands for; those of a new model, and the tokenizer, only `with_model`."""
-    if not (isinstance(name, str) and name in PRESETS):
+    if name not in [*PRESETS]:  # a list, since a YAML file may give what has no hash
         raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
     preset = PRESETS[name]
     tokenizer = {} if preset.tokenizer is None else {"tokenizer": preset.tokenizer}
@@ -60,28 +60,22 @@ def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
 
 def read_config(path: str) -> dict[str, Any]:
     """Read options from a YAML file, a mapping of option names to values."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"`config` must be a YAML file, got {path!r}, which does not exist.")
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"`config` must be a YAML file, got {path!r}: {error}") from error
     if not isinstance(options, Mapping):
-        raise ValueError(
-            f"`config` must be a mapping of option names to values, got {type(options).__name__} in {path}."
-        )
+        raise ValueError(f"`config` must be a mapping of names to values, got {type(options).__name__} in {path}.")
     return dict(options)
 
 
 def parse_arguments(
     dataclass_types: Sequence[type],
-    argv: Sequence[str] | None = None,
+    argv: list[str],
     *,
     prog: str,
     description: str,
     positional: Mapping[str, str] | None = None,
-    optional: Sequence[str] = (),
-    with_presets: bool = False,
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple:
     """Fill dataclasses from the command line.
@@ -89,28 +83,27 @@ def parse_arguments(
     An option on the command line overrides the YAML file's (`--config`), and that overrides the preset's (`--preset`).
 
     Args:
-        dataclass_types: Dataclasses in the order to return. `ShownTrainingArguments` stands for `MD4TrainingArguments`.
-        argv: Arguments; those of the process by default.
-        prog: Name of the command.
-        description: Purpose of the command.
-        positional: Names and help of positional arguments.
-        optional: Names of positional arguments that may be left out.
-        with_presets: Add the option `--preset`.
+        dataclass_types: Dataclasses in the order to return. `ShownTrainingArguments` stands for `MD4TrainingArguments`;
+            `StartArguments` brings the option `--preset`.
+        argv, prog, description: Arguments, name and purpose of the command.
+        positional: Names and help of positional arguments; those in brackets may be left out.
         defaults: Defaults in place of the dataclasses' own.
 
     Returns:
         The instances, then a namespace with the positional arguments if there are any, and the preset.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     trains = ShownTrainingArguments in dataclass_types
     asks_for_all = trains and "--help_all" in argv
     asks_for_help = asks_for_all or not {"-h", "--help"}.isdisjoint(argv)
-    filled = dataclass_types if asks_for_help and not asks_for_all else _with_all_fields(dataclass_types)
-    parser = _make_parser(filled, prog, description, positional or {}, optional)
+    filled = dataclass_types
+    if trains and (asks_for_all or not asks_for_help):
+        from ..training.arguments import MD4TrainingArguments
+
+        filled = [MD4TrainingArguments if cls is ShownTrainingArguments else cls for cls in dataclass_types]
+    parser = _make_parser(filled, prog, description, positional or {})
     if filled:
-        _add_general_options(parser, with_presets, with_help_all=trains)
         parser.set_defaults(**(defaults or {}))
-        _set_defaults(parser, argv, with_presets, dataclass_types, is_strict=not asks_for_help)
+        _set_defaults(parser, argv, dataclass_types, is_strict=not asks_for_help)
     if asks_for_help:
         parser.print_help()
         parser.exit()
@@ -121,35 +114,28 @@ def parse_arguments(
 
 
 def _make_parser(
-    dataclass_types: Sequence[type],
-    prog: str,
-    description: str,
-    positional: Mapping[str, str],
-    optional: Sequence[str],
+    dataclass_types: Sequence[type], prog: str, description: str, positional: Mapping[str, str]
 ) -> argparse.ArgumentParser:
     """A parser of positional arguments and of an option for each field."""
-    names = [f"[{name.upper()}]" if name in optional else name.upper() for name in positional]
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         allow_abbrev=False,
-        usage=" ".join([prog, *names, *(["[OPTIONS]"] if dataclass_types else [])]),
+        usage=" ".join([prog, *map(str.upper, positional), *(["[OPTIONS]"] if dataclass_types else [])]),
         formatter_class=_HelpFormatter,
     )
     for cls in dataclass_types:
         add_options(parser, cls)
     for name, text in positional.items():
-        parser.add_argument(name, help=text, nargs="?" if name in optional else None)
+        parser.add_argument(name.strip("[]"), help=text, nargs="?" if name.startswith("[") else None)
+    if dataclass_types:
+        general = parser.add_argument_group("general")
+        general.add_argument("--config", help="YAML file of options; the command line overrides it.")
+    if StartArguments in dataclass_types:
+        general.add_argument("--preset", help=f"Start from a known configuration: {', '.join(PRESETS)}.")
+    if any(issubclass(cls, ElboArguments) for cls in dataclass_types):
+        general.add_argument("--help_all", action="store_true", help="Show all options of transformers' Trainer too.")
     return parser
-
-
-def _with_all_fields(dataclass_types: Sequence[type]) -> Sequence[type]:
-    """The dataclasses themselves, with transformers' training arguments in full."""
-    if ShownTrainingArguments not in dataclass_types:
-        return dataclass_types
-    from ..training.arguments import MD4TrainingArguments
-
-    return [MD4TrainingArguments if cls is ShownTrainingArguments else cls for cls in dataclass_types]
 
 
 def _fill(cls: type, namespace: argparse.Namespace) -> Any:
@@ -158,15 +144,6 @@ def _fill(cls: type, namespace: argparse.Namespace) -> Any:
     for name in values:
         delattr(namespace, name)
     return cls(**values)
-
-
-def _add_general_options(parser: argparse.ArgumentParser, with_presets: bool, with_help_all: bool):
-    general = parser.add_argument_group("general")
-    general.add_argument("--config", help="YAML file of options; the command line overrides it.")
-    if with_presets:
-        general.add_argument("--preset", help=f"Start from a known configuration: {', '.join(PRESETS)}.")
-    if with_help_all:
-        general.add_argument("--help_all", action="store_true", help="Show all options of transformers' Trainer too.")
 
 
 # Options of a dataclass -----------------------------------------------------------------------------------------------
@@ -220,24 +197,16 @@ def _spellings(name: str) -> list[str]:
 
 def to_bool(value: str | bool) -> bool:
     """Read true and false, as YAML files and command lines spell them."""
-    words = {"yes": True, "true": True, "t": True, "y": True, "1": True}
-    words |= {"no": False, "false": False, "f": False, "n": False, "0": False}
-    try:
-        return words[str(value).lower()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"must be true or false, got {value!r}") from None
+    word = str(value).lower()
+    if word not in (*TRUE, *FALSE):
+        raise argparse.ArgumentTypeError(f"must be true or false, got {value!r}")
+    return word in TRUE
 
 
 # Defaults -------------------------------------------------------------------------------------------------------------
 
 
-def _set_defaults(
-    parser: argparse.ArgumentParser,
-    argv: list[str],
-    with_presets: bool,
-    dataclass_types: Iterable[type],
-    is_strict: bool,
-):
+def _set_defaults(parser: argparse.ArgumentParser, argv: list[str], dataclass_types: Sequence[type], is_strict: bool):
     """Take defaults from the preset, this machine and the YAML file; refuse unknown names in the file if strict."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "preset", "model_name_or_path"):
@@ -252,7 +221,7 @@ def _set_defaults(
             written = {name: value for name, value in options.items() if not isinstance(value, str)}
             check_types(written, get_type_hints(cls))  # strings are read as those of the command line
     preset = given.preset or options.get("preset")
-    if with_presets and preset:
+    if StartArguments in dataclass_types and preset:
         has_model = given.model_name_or_path or options.get("model_name_or_path")
         parser.set_defaults(**preset_defaults(preset, with_model=not has_model))
     if is_strict and "use_cpu" in known:

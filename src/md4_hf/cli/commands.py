@@ -13,21 +13,8 @@ from typing import Any
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..evaluation.recipes import SUITES
 from ..hub.lora_arguments import LoraArguments
+from . import options
 from .arguments import parse_arguments
-from .options import (
-    SCORED_SAMPLES,
-    SCORED_SEED,
-    EstimateArguments,
-    EvaluateArguments,
-    ExportArguments,
-    ImageArguments,
-    PromptArguments,
-    SampleArguments,
-    SamplerArguments,
-    ScheduleArguments,
-    ScoreArguments,
-    SuiteArguments,
-)
 from .train_options import ModelArguments, RunArguments, ShownTrainingArguments, StartArguments
 
 
@@ -36,51 +23,31 @@ MODEL = {"model": "Folder or Hub id of a model or adapter."}
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `md4`.
+    """A command of `md4`."""
 
-    Args:
-        function: Module of this folder and its function, which takes the options and a namespace of the rest.
-        summary: Purpose, for the list of commands.
-        description: Purpose in full, for the help of the command.
-        options: Dataclasses of options.
-        positional: Names and help of positional arguments.
-        optional: Names of positional arguments that may be left out.
-        defaults: Defaults in place of the dataclasses' own.
-        with_presets: Whether a preset may be named.
-        passes_on: Whether all arguments but `--help` go to another program unread.
-    """
-
-    function: str
-    summary: str
-    description: str
-    options: tuple[type, ...] = ()
-    positional: Mapping[str, str] = field(default_factory=dict)
-    optional: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    with_presets: bool = False
-    passes_on: bool = False
+    function: str  # module of this folder and its function, which takes the options and a namespace of the rest
+    summary: str  # for the list of commands
+    description: str  # for the help of the command
+    options: tuple[type, ...] = ()  # dataclasses
+    positional: Mapping[str, str] = field(default_factory=dict)  # names and help; those in brackets may be left out
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # in place of the dataclasses' own
+    passes_on: bool = False  # whether all arguments but `--help` go to another program unread
 
     def run(self, name: str, argv: list[str]):
-        """Read the arguments and call the function."""
-        *options, rest = self.parse(name, argv)
+        """Read the arguments and call the function; `--help` is printed and ends the process."""
+        *values, rest = (argparse.Namespace(arguments=argv),)
+        if not self.passes_on or argv[:1] in (["-h"], ["--help"]):
+            *values, rest = parse_arguments(
+                self.options,
+                argv,
+                prog=f"md4 {name}",
+                description=self.description,
+                positional=self.positional,
+                defaults=self.defaults,
+            )
         rest.command_line = shlex.join(["md4", name, *argv])
         module, function = self.function.split(".")
-        getattr(importlib.import_module(f".{module}", __package__), function)(*options, rest)
-
-    def parse(self, name: str, argv: list[str]) -> tuple:
-        """The options, and a namespace of the rest; `--help` is printed and ends the process."""
-        if self.passes_on and not {"-h", "--help"} & {*argv[:1]}:
-            return (argparse.Namespace(arguments=argv),)
-        return parse_arguments(
-            self.options,
-            argv,
-            prog=f"md4 {name}",
-            description=self.description,
-            positional=self.positional,
-            optional=self.optional,
-            with_presets=self.with_presets,
-            defaults=self.defaults,
-        )
+        getattr(importlib.import_module(f".{module}", __package__), function)(*values, rest)
 
 
 COMMANDS: dict[str, Command] = {
@@ -88,15 +55,7 @@ COMMANDS: dict[str, Command] = {
         "train.train",
         "train a masked diffusion model on text or images",
         "Train a masked diffusion model on text or images.",
-        (
-            StartArguments,
-            RunArguments,
-            ModelArguments,
-            DataArguments,
-            ImageDataArguments,
-            ShownTrainingArguments,
-        ),
-        with_presets=True,
+        (StartArguments, RunArguments, ModelArguments, DataArguments, ImageDataArguments, ShownTrainingArguments),
     ),
     "finetune": Command(
         "finetune.finetune",
@@ -106,7 +65,6 @@ COMMANDS: dict[str, Command] = {
         {"model": "Folder or Hub id of the base model."},
         defaults={
             "learning_rate": 2e-4,
-            "weight_decay": 0.0,
             "warmup_steps": 20,
             "lr_scheduler_type": "cosine",
             "ema_decay": 0.0,
@@ -121,7 +79,7 @@ COMMANDS: dict[str, Command] = {
         "Bound the likelihood of text: nats per token, perplexity, bits per character, each with its error; or that of "
         "images, in bits per dimension. With --validation_data that is scored, else the held-out part of --data. "
         "Blocks of text are as long as the model's length unless --block_size is given.",
-        (EvaluateArguments, PairArguments, DataArguments, ImageDataArguments),
+        (options.EvaluateArguments, PairArguments, DataArguments, ImageDataArguments),
         MODEL,
         defaults={"block_size": None},
     ),
@@ -130,14 +88,14 @@ COMMANDS: dict[str, Command] = {
         "score the data sets of published tables, prepared as those were",
         "Bound the likelihood of the data sets of published tables, prepared as those were, and write the figures as "
         "JSON and Markdown.",
-        (EstimateArguments, SuiteArguments, ImageDataArguments),
+        (options.EstimateArguments, options.SuiteArguments, ImageDataArguments),
         {**MODEL, "name": f"Name of the suite: {', '.join(SUITES)}."},
     ),
     "sample": Command(
         "sample.sample",
         "sample text or images, from nothing, from a prompt or of a class",
         "Sample text, from nothing or from a prompt, or images, from nothing or of a class.",
-        (SampleArguments, PromptArguments),
+        (options.SampleArguments, options.PromptArguments),
         MODEL,
     ),
     "score": Command(
@@ -145,27 +103,27 @@ COMMANDS: dict[str, Command] = {
         "measure samples: perplexity under a causal model, entropy, repetition, FID",
         "Measure samples, of a model or from a file: their perplexity under a causal language model, never without the "
         "entropy of their tokens, different and repeated n-grams, duplicates; of images, FID and Inception score. With "
-        f"--references the same figures of real data stand beside them. {SCORED_SAMPLES} samples of a model are "
-        f"measured, drawn with seed {SCORED_SEED}, and all of a file, unless --num_samples and --seed say otherwise.",
-        (ScoreArguments, SamplerArguments, ImageDataArguments),
+        "--references the same figures of real data stand beside them. "
+        f"{options.SCORED_SAMPLES} samples of a model are measured, drawn with seed {options.SCORED_SEED}, and all of "
+        "a file, unless --num_samples and --seed say otherwise.",
+        (options.ScoreArguments, options.SamplerArguments, ImageDataArguments),
         {"model_or_file": "Folder or Hub id of a model or adapter, or a .txt or .jsonl file of samples."},
-        defaults={"num_samples": None, "seed": SCORED_SEED},
+        defaults={"num_samples": None, "seed": options.SCORED_SEED},
     ),
     "infill": Command(
         "sample.infill",
         "fill the gaps of a text or an image and keep the rest of it",
         "Fill the gaps of a text or of an image and keep the rest of it. A gap of n tokens is written <mask:n>, the "
         "gap of an image is what is white in another one.",
-        (SampleArguments, ImageArguments),
-        {**MODEL, "text": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'},
-        optional=("text",),
+        (options.SampleArguments, options.ImageArguments),
+        {**MODEL, "[text]": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'},
     ),
     "schedules": Command(
         "schedules.schedules",
         "show the masking schedules that a GenMD4 model has learned",
         "Show the masking schedules 1 - t^w that a GenMD4 model has learned: tokens with a large exponent w are masked "
         "late and generated early. Counts are those of the training part of --data.",
-        (ScheduleArguments, DataArguments),
+        (options.ScheduleArguments, DataArguments),
         {"model": "Folder or Hub id of a GenMD4 model."},
     ),
     "export": Command(
@@ -173,11 +131,11 @@ COMMANDS: dict[str, Command] = {
         "write a model or a merged adapter as one folder for every loader, or push it",
         "Write a model with its tokenizer and scheduler as one folder that every loader opens, also where md4_hf is "
         "not installed. An adapter is merged into its base; the shards of a checkpoint are put together.",
-        (ExportArguments,),
+        (options.ExportArguments,),
         {"model": "Folder or Hub id of a model or adapter, or a checkpoint.", "folder": "New folder to write."},
     ),
     "convert": Command(
-        "convert.convert",
+        "export.convert",
         "convert a checkpoint of the official JAX implementation",
         "Convert a checkpoint of the official JAX implementation of MD4 to a folder for `from_pretrained`.",
         positional={
@@ -188,7 +146,7 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "harness": Command(
-        "harness.harness",
+        "evaluate.harness",
         "run the lm-evaluation-harness with MD4 models",
         "Run the lm-evaluation-harness (pip install 'md4_hf[eval]') with the model type \"md4_hf\" added. All "
         "arguments are those of lm_eval: md4 harness --model md4_hf --model_args pretrained=FOLDER,draws=32 --tasks "

@@ -31,16 +31,12 @@ class TextSamples:
         return len(self.texts)
 
 
-# Drawing --------------------------------------------------------------------------------------------------------------
-
-
 def sampling_recipe(pipeline, options: SamplerArguments) -> dict[str, Any]:
     """Everything that determines a sample besides its number: equal recipes draw equal samples."""
     recipe = pipeline_arguments(options) | {"seed": options.seed}
-    for name in ("generator", "num_samples"):
-        del recipe[name]
-    if options.class_labels is not None:
-        recipe["num_samples"] = options.num_samples  # the classes come one after the other
+    del recipe["generator"]
+    if options.class_labels is None:  # otherwise the classes come one after the other
+        del recipe["num_samples"]
     recipe["num_inference_steps"] = options.num_inference_steps or pipeline.scheduler.config.num_inference_steps
     scheduler = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
     recipe |= {"scheduler": scheduler, "weights_sha256": weights_sha256(pipeline.model)}
@@ -53,9 +49,7 @@ def draw_samples(
     """Draw the samples of `md4 sample` with the same options, some at a time, and keep them in a file if there is one.
 
     Args:
-        pipeline: Of text or images.
-        options: How many, and how.
-        recipe: See `sampling_recipe`.
+        pipeline, options, recipe: As in `sampling_recipe`.
         batch_size: Samples per call of the pipeline; they do not depend on it but for rounding.
         path: JSON lines. Samples of the same recipe that are there are not drawn again. Until all are drawn, they are
             in a hidden file beside it, from which an interrupted call is continued.
@@ -70,7 +64,7 @@ def draw_samples(
     total = len(labels)
     rows = [] if path is None else kept_samples(path, recipe)
     num_kept = len(rows)
-    arguments = pipeline_arguments(options)
+    arguments = pipeline_arguments(options) | {"output_type": "text" if pipeline.image_shape is None else "ids"}
     for _ in rows:  # the pipeline takes one number of the generator for each sample
         torch.randint(2**62, (), generator=arguments["generator"])
     pipeline.set_progress_bar_config(leave=False)
@@ -78,12 +72,10 @@ def draw_samples(
         while len(rows) < total:
             start = len(rows)
             batch = labels[start : start + batch_size]
-            if options.class_labels is None:
-                arguments |= {"num_samples": len(batch)}
-            else:
-                arguments |= {"num_samples": 1, "class_labels": batch}
+            classes = {} if options.class_labels is None else {"class_labels": batch}
+            arguments |= {"num_samples": 1 if classes else len(batch), **classes}
             try:
-                output = pipeline(output_type="text" if pipeline.image_shape is None else "ids", **arguments)
+                output = pipeline(**arguments)
             except KeyboardInterrupt:
                 if path is None or start == 0:
                     raise
@@ -92,11 +84,15 @@ def draw_samples(
                 sys.exit(128 + signal.SIGINT)
             drawn = describe_samples(output, start, batch, recipe)
             if path is not None:
-                append_samples(path, rows, drawn, is_first=start == num_kept)
+                if start == num_kept:
+                    write_whole(unfinished(path), to_lines(rows))
+                with unfinished(path).open("a", encoding="utf-8") as stream:
+                    stream.write(to_lines(drawn))
             rows += drawn
             bar.update(len(drawn))
-    if path is not None:
-        complete_file(path, rows)
+    if path is not None and unfinished(path).is_file():
+        write_whole(path, to_lines(rows))
+        unfinished(path).unlink()
     return rows[:total]
 
 
@@ -108,9 +104,6 @@ def describe_samples(output, start: int, labels: list[int | None], recipe: dict[
         label = {} if labels[place] is None else {"class_label": labels[place]}
         rows.append({"index": start + place, **text, **label, "input_ids": ids.tolist(), "recipe": recipe})
     return rows
-
-
-# Files ----------------------------------------------------------------------------------------------------------------
 
 
 def unfinished(path: Path) -> Path:
@@ -143,21 +136,6 @@ def check_recipe(file: Path, rows: list[dict[str, Any]], recipe: dict[str, Any])
             )
 
 
-def append_samples(path: Path, rows: list[dict[str, Any]], drawn: list[dict[str, Any]], is_first: bool):
-    """Add samples to the unfinished file; the first call of a run writes those that it has kept before them."""
-    if is_first:
-        write_whole(unfinished(path), to_lines(rows))
-    with unfinished(path).open("a", encoding="utf-8") as stream:
-        stream.write(to_lines(drawn))
-
-
-def complete_file(path: Path, rows: list[dict[str, Any]]):
-    """Write all samples to their file, unless it holds them already."""
-    if unfinished(path).is_file():
-        write_whole(path, to_lines(rows))
-        unfinished(path).unlink()
-
-
 def to_lines(rows: list[dict[str, Any]]) -> str:
     """JSON lines, one for each row."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -188,29 +166,20 @@ def is_samples_file(name: str) -> bool:
 
 
 def read_samples(path: Path) -> TextSamples:
-    """The samples of a file: JSON lines with `text`, and `input_ids` if known, or what `md4 sample` prints.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no texts.
-    """
+    """The samples of a file: JSON lines with `text`, and `input_ids` if known, or the output of `md4 sample`."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"`model_or_file` must be a model or a file of samples, got {path}, which is not there."
-        )
-    rows = read_rows(path) if path.suffix == ".jsonl" else printed_rows(path)
+        raise ValueError(f"`model_or_file` must be a model or a file of samples, got {path}, which is not there.")
+    if path.suffix == ".jsonl":
+        rows = read_rows(path)
+    else:
+        try:
+            rows = [{"text": text} for text in read_printed_texts(path.read_text(encoding="utf-8"))]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"`model_or_file` must be UTF-8 text, got {path}: {error}.") from error
     texts, ids = [row.get("text") for row in rows], [row.get("input_ids") for row in rows]
     if not rows or not all(isinstance(text, str) for text in texts) or not any(texts):
         raise ValueError(f"`model_or_file` must hold a text for each sample (of JSON lines, `text`), got {path}.")
     return TextSamples(texts, ids if all(map(is_ids, ids)) else None, rows[0].get("recipe"))
-
-
-def printed_rows(path: Path) -> list[dict[str, Any]]:
-    """The samples that `md4 sample` has printed; any other text is one sample."""
-    try:
-        return [{"text": text} for text in read_printed_texts(path.read_text(encoding="utf-8"))]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`model_or_file` must be UTF-8 text, got {path}: {error}.") from error
 
 
 def is_ids(value: Any) -> bool:

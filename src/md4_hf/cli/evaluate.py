@@ -1,12 +1,13 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""`md4 evaluate`, and the opening of models that it shares with `md4 suite`."""
+"""`md4 evaluate`, the opening of models that it shares with `md4 suite`, and `md4 harness`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def evaluate(
     rest: argparse.Namespace,
 ):
     """Bound the NELBO of held-out text or images, with its standard error."""
-    stopping = make_stopping(options)
+    stopping = Stopping(options.rounds, options.target_stderr, options.max_rounds)
     model, heldout = open_model(rest.model, options)
     heldout.check(data_args, pair_args, image_args)
     model_facts: dict[str, Any] = {}
@@ -53,9 +54,6 @@ def evaluate(
         return
     print_metrics(metrics, data_args)
     if options.output_file is not None:
-        recipe: dict[str, Any] = {}
-        for arguments in (options, pair_args, data_args, image_args):
-            recipe |= dataclasses.asdict(arguments)
         report = finite(
             {
                 "metrics": metrics,
@@ -63,16 +61,11 @@ def evaluate(
                 "estimate": describe_estimate(options, model.config),
                 "environment": environment(args.device, args.world_size),
                 "data_sha256": data_sha256(examples) if hasattr(examples, "__len__") else None,
-                "recipe": recipe,
+                "recipe": asdict(options) | asdict(pair_args) | asdict(data_args) | asdict(image_args),
                 "command": rest.command_line,
             }
         )
         write_whole(Path(options.output_file), json.dumps(report, indent=2) + "\n")
-
-
-def make_stopping(options: EstimateArguments) -> Stopping:
-    """The end of the rounds."""
-    return Stopping(options.rounds, options.target_stderr, options.max_rounds)
 
 
 def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluation | ImageEvaluation]:
@@ -80,7 +73,12 @@ def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluati
     model = load_model(name, base=options.base, revision=options.revision)
     if model.config.is_causal:
         check_left_out(options, ["draws", "estimator", "rounds", "target_stderr", "seed"], "for a causal model")
-    set_timesteps(model.config, options.num_timesteps)
+    if options.num_timesteps is not None:
+        if model.config.is_causal or (model.config.learn_masking_schedule and options.num_timesteps):
+            raise ValueError(
+                f"`num_timesteps` must be left out for GenMD4 and causal models, got {options.num_timesteps}."
+            )
+        model.config.num_train_timesteps = options.num_timesteps or None
     kind = ImageEvaluation if model.config.is_image else TextEvaluation
     return model, kind(name, model.config, options.revision)
 
@@ -100,42 +98,27 @@ def evaluation_arguments(options: EstimateArguments, folder: str) -> MD4Training
     )
 
 
-def set_timesteps(config, num_timesteps: int | None):
-    """Evaluate in discrete time, or with 0 in continuous time."""
-    if num_timesteps is None:
-        return
-    if config.is_causal or (config.learn_masking_schedule and num_timesteps):
-        raise ValueError(f"`num_timesteps` must be left out for GenMD4 and causal models, got {num_timesteps}.")
-    config.num_train_timesteps = num_timesteps or None
-
-
 def describe_estimate(options: EstimateArguments, config) -> dict[str, Any]:
     """Facts of a result about the estimate."""
     if config.is_causal:
         return {"estimator": "exact", "bf16": options.bf16}
-    return {
-        "estimator": options.estimator,
-        "draws": options.draws,
-        "seed": options.seed,
-        "timesteps": config.num_train_timesteps or "continuous",
-        "bf16": options.bf16,
-    }
+    draws = {"estimator": options.estimator, "draws": options.draws, "seed": options.seed}
+    return {**draws, "timesteps": config.num_train_timesteps or "continuous", "bf16": options.bf16}
 
 
 def describe_model(name: str, model, tokenizer, options: EstimateArguments) -> dict[str, Any]:
     """Facts of a result about the model, whose weights are all read."""
     config = model.config
+    schedule = ("masking_schedule", "schedule_power", "schedule_eps")
     return {
         "name": name,
         "revision": getattr(config, "_commit_hash", None) or options.revision,
         "base": options.base,
         "weights": weights_sha256(model),
-        "tokenizer": None if tokenizer is None else getattr(tokenizer, "name_or_path", None),
+        "tokenizer": getattr(tokenizer, "name_or_path", None),
         "vocab_size": config.vocab_size,
         "objective": _objective(config),
-        "masking_schedule": None if config.is_causal else config.masking_schedule,
-        "schedule_power": None if config.is_causal else config.schedule_power,
-        "schedule_eps": None if config.is_causal else config.schedule_eps,
+        **{field: None if config.is_causal else getattr(config, field) for field in schedule},
         "time_conditioning": config.time_conditioning,
         "dtype": str(next(model.parameters()).dtype),
     }
@@ -145,3 +128,13 @@ def _objective(config) -> str:
     if config.is_causal:
         return "autoregressive"
     return "genmd4" if config.learn_masking_schedule else "md4"
+
+
+def harness(rest: argparse.Namespace):
+    """Run the command of the lm-evaluation-harness, which reads `sys.argv`."""
+    from lm_eval.__main__ import cli_evaluate
+
+    from ..evaluation import harness as _registered  # noqa: F401  (its import adds the model type "md4_hf")
+
+    sys.argv[1:] = rest.arguments
+    cli_evaluate()

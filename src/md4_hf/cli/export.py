@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""`md4 export`."""
+"""`md4 export` and `md4 convert`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..data.tokenizers import load_tokenizer
+from ..hub.convert_md4 import convert_checkpoint
 from ..hub.loading import adapter_base, load_pipeline, make_pipeline
 from ..hub.shards import has_shards, load_shards
 from ..utils.files import whole_folder
@@ -29,9 +30,8 @@ def export(options: ExportArguments, rest: argparse.Namespace):
         model = load_shards(rest.model).to(getattr(torch, options.dtype or "float32"))
         pipeline = make_pipeline(model, load_tokenizer(rest.model))
     else:
-        pipeline = load_pipeline(
-            rest.model, base=options.base, revision=options.revision, dtype=options.dtype, device="cpu"
-        )
+        source = {"base": options.base, "revision": options.revision}
+        pipeline = load_pipeline(rest.model, **source, dtype=options.dtype, device="cpu")
     with whole_folder(folder) as staging:
         pipeline.save_pretrained(staging, remote_code=options.remote_code)
         card = Path(rest.model, "README.md")
@@ -40,11 +40,12 @@ def export(options: ExportArguments, rest: argparse.Namespace):
                 shutil.copy2(path, staging)
     print(f"Model, tokenizer, scheduler{' and code' if options.remote_code else ''} are in {folder}")
     if options.push_to_hub:
-        pipeline.save_pretrained(
-            folder,
-            remote_code=options.remote_code,
-            push_to_hub=True,
-            repo_id=options.push_to_hub,
-            private=options.private,
-        )
+        upload = {"push_to_hub": True, "repo_id": options.push_to_hub, "private": options.private}
+        pipeline.save_pretrained(folder, remote_code=options.remote_code, **upload)
         print(f"Uploaded to {options.push_to_hub}")
+
+
+def convert(rest: argparse.Namespace):
+    """Write the model and the scheduler of an official checkpoint to a new folder."""
+    convert_checkpoint(Path(rest.checkpoint), Path(rest.config), Path(rest.output_dir))
+    print(f"Wrote {rest.output_dir}")

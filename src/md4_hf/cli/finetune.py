@@ -15,15 +15,8 @@ from ..hub.loading import adapter_base, load_model
 from ..hub.lora_arguments import LoraArguments
 from ..training.arguments import MD4TrainingArguments
 from ..utils.options import check_left_out
+from . import texts
 from .material import Material
-from .texts import (
-    OPTIONS_OF_IMAGES,
-    check_block_size,
-    check_no_document_mask,
-    describe_text,
-    open_tokenizer,
-    prepare_blocks,
-)
 from .train import prepare_run, run_training
 from .train_options import RunArguments
 
@@ -37,38 +30,35 @@ def finetune(
     rest: argparse.Namespace,
 ):
     """Train a LoRA adapter for a model on text or on prompts and responses."""
-    check_no_adapter(rest.model)
-    check_left_out(args, OPTIONS_OF_IMAGES, "for a model of text")
+    if adapter_base(rest.model) is not None:
+        raise ValueError(
+            f"`model` must be a base model, got the adapter {rest.model}: merge it first with "
+            f"`md4 export {rest.model} FOLDER`."
+        )
+    check_left_out(args, texts.OPTIONS_OF_IMAGES, "for a model of text")
     prepare_run(run, args)
     model = load_model(rest.model, dtype=None if lora.quantization else torch.float32, **lora.loading_arguments())
     if model.config.is_image:
         raise ValueError(f"`model` must be a model of text, got the model of images {rest.model}.")
-    tokenizer = open_tokenizer(rest.model, model.config)
+    tokenizer = texts.open_tokenizer(rest.model, model.config)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
-    check_block_size(data_args.block_size, model.config)
+    texts.check_block_size(data_args.block_size, model.config)
     model = add_adapter(model, lora)
     with args.main_process_first(desc="preparing the data"):
-        train_examples, heldout_examples = prepare_examples(
-            data_args, pair_args, tokenizer, verbose=args.process_index == 0
-        )
+        verbose = args.process_index == 0
+        train_examples, heldout_examples = prepare_examples(data_args, pair_args, tokenizer, verbose)
     if run.prepare_only:
         return
     prompt = first_prompt(heldout_examples[0], tokenizer) if pair_args.given else None
-    material = Material(
-        model=model,
-        processor=tokenizer,
-        train_examples=train_examples,
-        heldout_examples=heldout_examples,
-        facts={**describe_text(data_args, tokenizer, prompt), "base_model": rest.model},
-    )
-    run_training(material, args, run, data_args)
+    facts = {**texts.describe_text(data_args, tokenizer, prompt), "base_model": rest.model}
+    run_training(Material(model, tokenizer, train_examples, heldout_examples, facts), args, run, data_args)
 
 
 def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer, verbose: bool) -> list:
     """Training and held-out examples: of prompts and responses if their columns are named, else blocks of text."""
     if not pair_args.given:
-        return prepare_blocks(data_args, tokenizer, verbose)
-    check_no_document_mask(data_args)
+        return texts.prepare_blocks(data_args, tokenizer, verbose)
+    texts.check_no_document_mask(data_args)
     examples = []
     for name, pairs in zip(("training", "held-out"), load_pairs(data_args), strict=True):
         encoded, report = encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)
@@ -86,11 +76,3 @@ def first_prompt(example: dict, tokenizer) -> str:
     """The prompt of an example: the tokens at its beginning that are not scored."""
     length = next(position for position, label in enumerate(example["labels"]) if label != IGNORE_INDEX)
     return tokenizer.decode(example["input_ids"][:length])
-
-
-def check_no_adapter(model: str):
-    """Refuse an adapter where a base model is needed."""
-    if adapter_base(model) is not None:
-        raise ValueError(
-            f"`model` must be a base model, got the adapter {model}: merge it first with `md4 export {model} FOLDER`."
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ from .train_options import ModelArguments, StartArguments
 
 
 MAX_VALUES_FOR_BASELINES = 10_000_000
-ALL_LEVELS = 256
 
 
 def trains_images(name_or_path: str | None, model_args: ModelArguments) -> bool:
@@ -48,15 +48,10 @@ def prepare_image_training(
     config = model.config
     with args.main_process_first(desc="preparing the data"):
         train_images, heldout_images = prepare_images(data_args, image_args, config, verbose=args.process_index == 0)
-    examples = IMAGES.describe_examples(config, None)
-    return Material(
-        model=model,
-        processor=MD4ImageProcessor.for_config(config),
-        train_examples=train_images,
-        heldout_examples=heldout_images,
-        facts={**describe_data(data_args, examples), "base_model": start.model_name_or_path},
-        measure_baselines=lambda: measure_image_baselines(train_images, heldout_images, config),
-    )
+    facts = describe_data(data_args, IMAGES.describe_examples(config, None))
+    facts["base_model"] = start.model_name_or_path
+    measure = partial(measure_image_baselines, train_images, heldout_images, config)
+    return Material(model, MD4ImageProcessor.for_config(config), train_images, heldout_images, facts, measure)
 
 
 def make_image_model(
@@ -64,7 +59,7 @@ def make_image_model(
 ) -> MD4ForMaskedDiffusion:
     """A new model of images, or the trained one to continue."""
     if name_or_path is None:
-        return MD4ForMaskedDiffusion(model_args.image_config(image_args.num_levels or ALL_LEVELS))
+        return MD4ForMaskedDiffusion(model_args.new_config(vocab_size=(image_args.num_levels or 256) + 1))
     config = MD4Config.from_pretrained(name_or_path)
     check_levels(image_args, config)
     model_args.change(config)  # before the layers are built, which take their dropout from it
@@ -73,10 +68,9 @@ def make_image_model(
 
 def check_levels(image_args: ImageDataArguments, config: MD4Config):
     """Refuse a number of levels that is not the trained model's."""
-    if image_args.num_levels not in (None, config.vocab_size - 1):
-        raise ValueError(
-            f"`num_levels` must be the trained model's {config.vocab_size - 1}, got {image_args.num_levels}."
-        )
+    num_levels = config.vocab_size - 1
+    if image_args.num_levels not in (None, num_levels):
+        raise ValueError(f"`num_levels` must be the trained model's {num_levels}, got {image_args.num_levels}.")
 
 
 def check_no_images(image_args: ImageDataArguments):

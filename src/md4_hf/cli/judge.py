@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -22,8 +21,7 @@ from .draw import TextSamples
 from .options import ScoreArguments
 
 
-@dataclass
-class Judge:
+class Judge(NamedTuple):
     """A causal language model with its tokenizer."""
 
     model: PreTrainedModel
@@ -48,9 +46,8 @@ def load_judge(options: ScoreArguments) -> Judge | None:
             tokenizer = AutoTokenizer.from_pretrained(options.judge, **hub)
             model = AutoModelForCausalLM.from_pretrained(options.judge, **hub).eval()
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`judge` must be a folder or Hub id of a causal language model, got {options.judge}."
-        ) from error
+        rule = "a folder or Hub id of a causal language model"
+        raise ValueError(f"`judge` must be {rule}, got {options.judge}.") from error
     check_causal(model, options.judge)
     return Judge(model, tokenizer)
 
@@ -84,35 +81,22 @@ def perplexity(
     samples: TextSamples, tokenizer: PreTrainedTokenizerBase | None, judge: Judge, options: ScoreArguments
 ) -> dict[str, Any]:
     """Figures of `generative_perplexity`; samples of fewer than two tokens have none, and are counted."""
-    settings = {
-        "batch_size": options.batch_size,
-        "max_length": options.max_length,
-        "add_bos": options.add_bos,
-        "progress": True,
-    }
-    if options.retokenise:
-        lengths = map(len, encode(judge.tokenizer, samples.texts))
-        texts = [text for text, length in zip(samples.texts, lengths, strict=True) if length >= 2]
-        check_any_left(texts)
-        measures = generative_perplexity(texts, judge.model, judge.tokenizer, **settings)
-        return {**measures, "num_too_short": len(samples) - len(texts)}
-    if samples.ids is None or tokenizer is None:
+    settings = {"batch_size": options.batch_size, "max_length": options.max_length, "add_bos": options.add_bos}
+    if not options.retokenise and (samples.ids is None or tokenizer is None):
         raise ValueError("`retokenise` must be true for samples without `input_ids` and a `tokenizer`, got false.")
-    ids = [row for row in samples.ids if len(row) >= 2]
-    check_any_left(ids)
-    measures = generative_perplexity_of_ids(ids, judge.model, judge.tokenizer, tokenizer, **settings)
-    return {**measures, "num_too_short": len(samples) - len(ids)}
-
-
-def check_any_left(samples: list):
-    """Refuse samples that leave nothing to score."""
-    if not samples:
+    rows = encode(judge.tokenizer, samples.texts) if options.retokenise else samples.ids
+    scored = [place for place, row in enumerate(rows) if len(row) >= 2]
+    if not scored:
         raise ValueError("`model_or_file` must give samples of at least two tokens of the judge, got none.")
+    if options.retokenise:
+        texts = [samples.texts[place] for place in scored]
+        measures = generative_perplexity(texts, *judge, progress=True, **settings)
+    else:
+        ids = [rows[place] for place in scored]
+        measures = generative_perplexity_of_ids(ids, *judge, tokenizer, progress=True, **settings)
+    return {**measures, "num_too_short": len(samples) - len(scored)}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """The ids of texts, without special tokens."""
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-
-
-# Images ---------------------------------------------------------------------------------------------------------------

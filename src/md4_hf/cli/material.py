@@ -13,30 +13,18 @@ from ..data.arguments import DataArguments
 
 @dataclass(frozen=True)
 class Material:
-    """Model and data of a training.
-
-    Args:
-        model: The model to train.
-        processor: Its tokenizer or image processor.
-        train_examples: Examples to train on.
-        heldout_examples: Examples to evaluate.
-        facts: Fields of `CardFacts`.
-        measure_baselines: Bits per unit of models without a network, by name.
-    """
+    """Model and data of a training."""
 
     model: Any
-    processor: Any
+    processor: Any  # its tokenizer or image processor
     train_examples: Any
     heldout_examples: Any
-    facts: dict[str, Any]
-    measure_baselines: Callable[[], dict[str, float]] = dict
+    facts: dict[str, Any]  # fields of `CardFacts`
+    measure_baselines: Callable[[], dict[str, float]] = dict  # bits per unit of models without a network, by name
 
 
 def describe_data(data_args: DataArguments, kind: str) -> dict:
     """Facts of the model card about the data, whose examples are of this kind."""
     is_local = data_args.data in ("pydoc", "digits") or Path(data_args.data).expanduser().exists()
     name = Path(data_args.data).name if is_local else data_args.data  # not the path on this machine
-    return {
-        "data": f"{name}, {kind}",
-        "datasets": [] if is_local else [data_args.data],
-    }
+    return {"data": f"{name}, {kind}", "datasets": [] if is_local else [data_args.data]}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.recipes import PREPARATIONS
-from ..utils.options import check_left_out, option
+from ..utils.options import check_at_least, check_left_out, option
 
 
 SCORED_SAMPLES, SCORED_SEED = 64, 0  # of a model, unless others are asked for
@@ -44,11 +44,8 @@ class EstimateArguments:
     revision: str | None = option("Branch, tag or commit of a model on the Hub.")
 
     def __post_init__(self):
-        for name in ("draws", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
-        if self.num_timesteps is not None and self.num_timesteps < 0:
-            raise ValueError(f"`num_timesteps` must be >= 0, got {self.num_timesteps}.")
+        check_at_least(self, 1, "draws", "batch_size")
+        check_at_least(self, 0, "num_timesteps")
         if self.target_stderr is None:
             check_left_out(self, ["max_rounds"], "without --target_stderr")
 
@@ -86,10 +83,9 @@ class SuiteArguments:
     @property
     def settings(self) -> list[str]:
         """Settings that differ from the default, in words for the name of a file."""
-        words = [self.preparation] if self.preparation != PREPARATION else []
-        words += [f"stride-{self.stride}"] if self.stride is not None else []
-        words += [{True: "wrapped", False: "rows-alone"}[self.wrap]] if self.wrap is not None else []
-        return words + ([f"detokenizer-{self.detokenizer}"] if self.detokenizer is not None else [])
+        words = {"preparation": self.preparation, "stride": f"stride-{self.stride}"}
+        words |= {"wrap": "wrapped" if self.wrap else "rows-alone", "detokenizer": f"detokenizer-{self.detokenizer}"}
+        return [word for name, word in words.items() if getattr(self, name) != getattr(SuiteArguments, name)]
 
 
 # Samples --------------------------------------------------------------------------------------------------------------
@@ -117,6 +113,9 @@ class SamplerArguments:
     base: str | None = option("Base model of an adapter, if not the one it names.")
     revision: str | None = option("Branch, tag or commit of a model on the Hub.")
 
+    def __post_init__(self):
+        check_at_least(self, 1, "num_samples")
+
 
 @dataclass
 class SampleArguments(SamplerArguments):
@@ -126,8 +125,8 @@ class SampleArguments(SamplerArguments):
     enlarge: int = option("Width and height in the picture of one pixel of an image.", default=1)
 
     def __post_init__(self):
-        if self.enlarge < 1:
-            raise ValueError(f"`enlarge` must be >= 1, got {self.enlarge}.")
+        super().__post_init__()
+        check_at_least(self, 1, "enlarge")
 
 
 @dataclass
@@ -177,10 +176,8 @@ class ScoreArguments:
     samples_file: str | None = option("Keep the samples in this .jsonl file; the ones in it are not drawn again.")
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be >= 1, got {self.batch_size}.")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"`max_length` must be >= 2, got {self.max_length}.")
+        check_at_least(self, 1, "batch_size")
+        check_at_least(self, 2, "max_length")
         for name in ("output_file", "samples_file"):
             value = getattr(self, name)
             if value is not None and (Path(value).is_dir() or not Path(value).absolute().parent.is_dir()):
@@ -189,12 +186,9 @@ class ScoreArguments:
             raise ValueError(f"`samples_file` must end in .jsonl, got {self.samples_file}.")
 
     def reference_options(self) -> dict[str, Any]:
-        """Part of the references' data set, as arguments of its loader."""
-        return {
-            "config": self.references_config,
-            "split": self.references_split,
-            "revision": self.references_revision,
-        }
+        """Part of the references' data set, and the name of its option, as arguments of its loader."""
+        names = ("config", "split", "revision")
+        return {"argument": "references", **{name: getattr(self, f"references_{name}") for name in names}}
 
 
 # Other commands -------------------------------------------------------------------------------------------------------
@@ -213,10 +207,8 @@ class ScheduleArguments:
     revision: str | None = option("Branch, tag or commit of a model on the Hub.")
 
     def __post_init__(self):
-        if self.min_count < 0:
-            raise ValueError(f"`min_count` must be >= 0, got {self.min_count}.")
-        if self.rows < 1:
-            raise ValueError(f"`rows` must be >= 1, got {self.rows}.")
+        check_at_least(self, 0, "min_count")
+        check_at_least(self, 1, "rows")
 
 
 @dataclass

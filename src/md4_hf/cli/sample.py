@@ -33,10 +33,7 @@ def infill(options: SampleArguments, image: ImageArguments, rest: argparse.Names
     """Fill the gaps of a text or of an image, and keep the rest as it is."""
     if (rest.text is None) == (image.image is None):
         raise ValueError(f"Either `text` or `image` must be given, got {rest.text!r} and {image.image!r}.")
-    if rest.text is None:
-        infill_image(rest.model, image, options)
-    else:
-        infill_text(rest.model, rest.text, image, options)
+    (infill_image if rest.text is None else infill_text)(rest, image, options)
 
 
 def pipeline_arguments(options: SamplerArguments) -> dict:
@@ -57,14 +54,15 @@ def open_pipeline(model: str, options: SampleArguments):
     return pipeline
 
 
-def infill_text(model: str, text: str, image: ImageArguments, options: SampleArguments):
+def infill_text(rest: argparse.Namespace, image: ImageArguments, options: SampleArguments):
     """Fill the gaps of a text."""
+    text = rest.text
     gaps = GAP.findall(text)
     if not gaps:
         raise ValueError(f'`text` must have a gap such as <mask:12>, got "{text}".')
     if image.mask is not None:
         raise ValueError(f"`mask` needs an `image`, got {image.mask} without.")
-    pipeline = open_pipeline(model, options)
+    pipeline = open_pipeline(rest.model, options)
     if pipeline.tokenizer is None:
         raise ValueError("`image` and `mask` must be given for a model of images, got a text.")
     longest = max(pipeline.model.config.max_position_embeddings, options.length or 0)
@@ -74,14 +72,13 @@ def infill_text(model: str, text: str, image: ImageArguments, options: SampleArg
     write_samples(pipeline(prompt=prompt, **pipeline_arguments(options)), options)
 
 
-def infill_image(model: str, image: ImageArguments, options: SampleArguments):
+def infill_image(rest: argparse.Namespace, image: ImageArguments, options: SampleArguments):
     """Fill the white part of the mask."""
     if image.mask is None:
         raise ValueError(f"`mask` must be given with `image`, got {image.image} without.")
     picture, mask = PIL.Image.open(image.image), PIL.Image.open(image.mask)
-    pipeline = open_pipeline(model, options)
-    is_grey = pipeline.image_shape is not None and pipeline.image_shape[0] == 1
-    given = picture.convert("L" if is_grey else "RGB")
+    pipeline = open_pipeline(rest.model, options)
+    given = picture.convert("L" if pipeline.image_shape and pipeline.image_shape[0] == 1 else "RGB")
     write_samples(pipeline(image=given, mask_image=mask, **pipeline_arguments(options)), options)
 
 
@@ -111,11 +108,9 @@ def read_printed_texts(printed: str) -> list[str]:
     """The texts that `print_texts` has printed; any other text is one text."""
     if not printed.startswith(f"--- 1 {RULE}\n"):
         return [printed]
-    texts, number = [], 1
-    rest = printed.removeprefix(f"--- 1 {RULE}\n")
-    while True:
-        number += 1
-        text, rule, rest = rest.partition(f"\n--- {number} {RULE}\n")
+    texts: list[str] = []
+    _, rule, rest = printed.removesuffix("\n").partition(f"--- 1 {RULE}\n")
+    while rule:
+        text, rule, rest = rest.partition(f"\n--- {len(texts) + 2} {RULE}\n")
         texts.append(text)
-        if not rule:
-            return [*texts[:-1], text.removesuffix("\n")]
+    return texts

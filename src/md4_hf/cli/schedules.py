@@ -13,22 +13,15 @@ from ..data.arguments import DataArguments
 from ..data.documents import load_train_validation
 from ..data.packing import pack
 from ..data.tokenizers import load_tokenizer
-from ..evaluation.schedule_plots import (
-    plot_exponents,
-    plot_masking_schedules,
-    plot_token_schedules,
-    plot_unmasked_per_step,
-)
+from ..evaluation import schedule_plots as plots
 from ..hub.loading import load_model
 from .options import ScheduleArguments
 
 
 def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argparse.Namespace):
     """Show the exponents of a GenMD4 model as a table and as pictures."""
-    model, tokenizer = (
-        load_model(rest.model, revision=options.revision),
-        load_tokenizer(rest.model, revision=options.revision),
-    )
+    model = load_model(rest.model, revision=options.revision)
+    tokenizer = load_tokenizer(rest.model, revision=options.revision)
     if not model.config.learn_masking_schedule:
         raise ValueError(f"`model` must be a GenMD4 model, got {rest.model}, whose schedule is not learned.")
     exponents = model.token_schedule.exponents.detach()
@@ -40,9 +33,8 @@ def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argpar
     order = frequent[exponents[frequent].argsort(stable=True)]
     print_table(order, exponents, counts, tokenizer, options.rows)
     if options.output_dir is not None:
-        folder = Path(options.output_dir)
-        draw(folder, options.format, order, exponents, tokenizer)
-        print(f"Pictures are in {folder}")
+        draw(Path(options.output_dir), options.format, order, exponents, tokenizer)
+        print(f"Pictures are in {options.output_dir}")
 
 
 def count_tokens(data_args: DataArguments, tokenizer) -> np.ndarray:
@@ -72,11 +64,10 @@ def name_of(token: int, tokenizer) -> str:
 def draw(folder: Path, suffix: str, order: np.ndarray, exponents: Tensor, tokenizer):
     """Write the pictures: exponents, some tokens' schedules, and the known schedules for comparison."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown = sorted(
-        {0, 1, len(order) // 3, 2 * len(order) // 3, len(order) - 2, len(order) - 1} & set(range(len(order)))
-    )
+    count = len(order)
+    shown = sorted({0, 1, count // 3, 2 * count // 3, count - 2, count - 1} & {*range(count)})
     named = {name_of(order[index], tokenizer): exponents[order[index]].item() for index in shown}
-    plot_exponents(exponents[order], folder / f"exponents.{suffix}")
-    plot_token_schedules(named, folder / f"token_schedules.{suffix}")
-    plot_masking_schedules(folder / f"masking_schedules.{suffix}")
-    plot_unmasked_per_step(folder / f"unmasked_per_step.{suffix}")
+    plots.plot_exponents(exponents[order], folder / f"exponents.{suffix}")
+    plots.plot_token_schedules(named, folder / f"token_schedules.{suffix}")
+    plots.plot_masking_schedules(folder / f"masking_schedules.{suffix}")
+    plots.plot_unmasked_per_step(folder / f"unmasked_per_step.{suffix}")

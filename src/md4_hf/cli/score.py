@@ -43,7 +43,7 @@ OF_REFERENCES = ("references_config", "references_split", "references_revision",
 PROBE = "the quick brown fox jumps over the lazy dog"
 OWN_TOKENS, JUDGE_TOKENS = "own tokens", "judge's tokens"
 # Where a figure is in the measures of a set of samples, and what the table calls it.
-TEXT_ROWS = {
+ROWS = {
     ("judge", "perplexity"): "perplexity, over tokens",
     ("judge", "mean_perplexity"): "mean perplexity of a text",
     ("judge", "token_entropy"): f"token entropy, nats, {JUDGE_TOKENS}",
@@ -54,8 +54,6 @@ TEXT_ROWS = {
     ("tokens", "seq_rep_4"): "repeated 4-grams (seq-rep-4)",
     ("tokens", "repeated_tokens_4"): "tokens in repeated 4-grams",
     ("tokens", "num_duplicates"): "duplicates",
-}
-IMAGE_ROWS = {
     ("images", "fid"): "FID",
     ("images", "inception_score"): "Inception score",
     ("images", "inception_score_std"): "  its deviation over parts",
@@ -66,21 +64,26 @@ def score(
     options: ScoreArguments, sampler: SamplerArguments, image_args: ImageDataArguments, rest: argparse.Namespace
 ):
     """Measure samples: their statistics, their perplexity under a causal model, or the FID of images."""
-    source = rest.model_or_file
-    check_used(options)
-    if is_samples_file(source):
-        check_no_images(image_args)
-        scores, recipe = score_file(source, options, sampler)
-    else:
-        scores, recipe = score_model(source, options, sampler, image_args)
+    if options.judge is None:
+        check_left_out(options, OF_THE_JUDGE, "without a `judge`")
+    if options.references is None:
+        check_left_out(options, OF_REFERENCES, "without `references`")
+    score_source = score_file if is_samples_file(rest.model_or_file) else score_model
+    scores, recipe = score_source(rest.model_or_file, options, sampler, image_args)
     if options.output_file is not None:
         recipe |= dataclasses.asdict(options) | {"versions": versions()}
         write_whole(Path(options.output_file), json.dumps(finite({**scores, "recipe": recipe}), indent=2) + "\n")
 
 
-def score_file(source: str, options: ScoreArguments, sampler: SamplerArguments) -> tuple[dict, dict]:
+def score_file(
+    source: str, options: ScoreArguments, sampler: SamplerArguments, image_args: ImageDataArguments
+) -> tuple[dict, dict]:
     """Scores and recipe of the samples of a file."""
-    check_not_drawn(options, sampler)
+    check_no_images(image_args)
+    drawing = [f.name for f in dataclasses.fields(SamplerArguments) if f.name not in ("num_samples", "device")]
+    seed = None if sampler.seed == SCORED_SEED else sampler.seed
+    check_left_out(dataclasses.replace(sampler, seed=seed), drawing, "for a file of samples")
+    check_left_out(options, ["samples_file"], "for a file of samples")
     device = choose_device(sampler.device)
     samples = read_samples(Path(source))
     samples.texts = samples.texts[: sampler.num_samples]
@@ -94,51 +97,18 @@ def score_file(source: str, options: ScoreArguments, sampler: SamplerArguments) 
             f"`judge` or `tokenizer` must be given for the samples of {source}, which have no `input_ids`."
         )
     scores = score_texts(samples, load_references(options), tokenizer, judge, options, device)
-    print_scores(scores, TEXT_ROWS, f"{len(samples)} samples of {source}", options)
+    print_scores(scores, f"{len(samples)} samples of {source}", options)
     return scores, {"samples": source, "samples_recipe": samples.recipe} | judge_recipe(judge)
-
-
-def check_used(options: ScoreArguments):
-    """Refuse options of a judge or of references where there are none, which would be ignored."""
-    if options.judge is None:
-        check_left_out(options, OF_THE_JUDGE, "without a `judge`")
-    if options.references is None:
-        check_left_out(options, OF_REFERENCES, "without `references`")
-
-
-def check_not_drawn(options: ScoreArguments, sampler: SamplerArguments):
-    """Refuse options of drawing for the samples of a file, which would be ignored."""
-    drawing = [f.name for f in dataclasses.fields(SamplerArguments) if f.name not in ("num_samples", "seed", "device")]
-    check_left_out(sampler, drawing, "for a file of samples")
-    if sampler.seed != SCORED_SEED:
-        raise ValueError(f"`seed` must be left out for a file of samples, got {sampler.seed}.")
-    check_left_out(options, ["samples_file"], "for a file of samples")
-    check_num_samples(sampler)
-
-
-def check_num_samples(sampler: SamplerArguments):
-    """Refuse fewer than one sample; None stands for all of a file."""
-    if sampler.num_samples is not None and sampler.num_samples < 1:
-        raise ValueError(f"`num_samples` must be >= 1, got {sampler.num_samples}.")
 
 
 def score_model(
     source: str, options: ScoreArguments, sampler: SamplerArguments, image_args: ImageDataArguments
 ) -> tuple[dict, dict]:
     """Scores and recipe of samples that a model draws."""
-    check_num_samples(sampler)
-    if sampler.seed is None:
-        raise ValueError("`seed` must be an integer, got None: scores are to be repeatable.")
     sampler.num_samples = SCORED_SAMPLES if sampler.num_samples is None else sampler.num_samples
-    if options.tokenizer is not None:
-        raise ValueError(f"`tokenizer` must be left out for a model, which has its own, got {options.tokenizer}.")
+    check_left_out(options, ["tokenizer"], "for a model, which has its own")
     pipeline = load_pipeline(source, base=sampler.base, revision=sampler.revision, device=sampler.device)
-    if pipeline.image_shape is None:
-        check_no_images(image_args)
-        score_drawn = score_drawn_texts
-    else:
-        check_for_images(options, image_args)
-        score_drawn = score_drawn_images
+    score_drawn = score_drawn_texts if pipeline.image_shape is None else score_drawn_images
     recipe = sampling_recipe(pipeline, sampler)
     path = None if options.samples_file is None else Path(options.samples_file)
     draw = functools.partial(draw_samples, pipeline, sampler, recipe, options.batch_size, path)
@@ -147,20 +117,11 @@ def score_model(
     return scores, {**names, "num_samples": sampler.num_samples, **recipe, **facts}
 
 
-def check_for_images(options: ScoreArguments, image_args: ImageDataArguments):
-    """Refuse options of text, and those of references where there are none, for a model of images."""
-    check_left_out(options, ("judge", *OF_THE_JUDGE, "text_column"), "for a model of images")
-    if options.references is None:
-        check_left_out(image_args, [f.name for f in dataclasses.fields(image_args)], "without `references`")
-
-
-# Text -----------------------------------------------------------------------------------------------------------------
-
-
 def score_drawn_texts(
     source: str, pipeline, draw: Draw, options: ScoreArguments, image_args: ImageDataArguments
 ) -> tuple[dict, dict]:
     """Scores of texts that a model draws, and facts of their judge."""
+    check_no_images(image_args)
     judge = load_judge(options)  # before samples are drawn for nothing
     documents = load_references(options)
     if judge is not None and not options.retokenise:
@@ -168,7 +129,7 @@ def score_drawn_texts(
     rows = draw()
     samples = TextSamples([row["text"] for row in rows], [row["input_ids"] for row in rows])
     scores = score_texts(samples, documents, pipeline.tokenizer, judge, options, pipeline.device)
-    print_scores(scores, TEXT_ROWS, f"{len(samples)} samples of {source}", options)
+    print_scores(scores, f"{len(samples)} samples of {source}", options)
     return scores, judge_recipe(judge)
 
 
@@ -181,46 +142,37 @@ def score_texts(
     on: torch.device | str,
 ) -> dict[str, dict[str, Any]]:
     """Measures of samples, and of references if there are any."""
-    scores = {"samples": measure_texts(samples, tokenizer, judge, options, on)}
+    if judge is not None:
+        judge.model.to(on)
+    scores = {"samples": measure_texts(samples, tokenizer, judge, options)}
     if documents is not None:
-        cutter = tokenizer or (judge.tokenizer if judge is not None else None)
+        cutter = tokenizer or (judge and judge.tokenizer)
         if cutter is None:
             raise ValueError("`references` need a `tokenizer` or a `judge` to be cut to the length of the samples.")
         lengths = list(map(len, samples.ids or encode(cutter, samples.texts)))
         references = reference_texts(documents, cutter, round(sum(lengths) / len(lengths)), len(samples))
         if samples.ids is None:  # then neither are these of tokens of their own
             references.ids = None
-        scores["references"] = measure_texts(references, tokenizer, judge, options, on)
+        scores["references"] = measure_texts(references, tokenizer, judge, options)
     return scores
 
 
 def measure_texts(
-    samples: TextSamples,
-    tokenizer: PreTrainedTokenizerBase | None,
-    judge: Judge | None,
-    options: ScoreArguments,
-    on: torch.device | str,
+    samples: TextSamples, tokenizer: PreTrainedTokenizerBase | None, judge: Judge | None, options: ScoreArguments
 ) -> dict[str, Any]:
     """All measures of one set of texts; n-grams are of their own tokens, or of the judge's if those are not known."""
-    measures: dict[str, Any] = {}
-    if judge is not None:
-        judge.model.to(on)
-        measures["judge"] = perplexity(samples, tokenizer, judge, options)
-    if samples.ids is not None:
-        measures["tokens"] = {"are": OWN_TOKENS, **token_statistics(samples.ids)}
-    else:
-        ids = [row for row in encode(judge.tokenizer, samples.texts) if row]
-        measures["tokens"] = {"are": JUDGE_TOKENS, **token_statistics(ids)}
-    return measures
+    measures = {} if judge is None else {"judge": perplexity(samples, tokenizer, judge, options)}
+    kind, ids = OWN_TOKENS, samples.ids
+    if ids is None:
+        kind, ids = JUDGE_TOKENS, [row for row in encode(judge.tokenizer, samples.texts) if row]
+    return {**measures, "tokens": {"are": kind, **token_statistics(ids)}}
 
 
 def load_references(options: ScoreArguments) -> Dataset | None:
     """The documents of real text, None if there are none to compare with."""
     if options.references is None:
         return None
-    return load_documents(
-        options.references, text_column=options.text_column, argument="references", **options.reference_options()
-    )
+    return load_documents(options.references, text_column=options.text_column, **options.reference_options())
 
 
 def reference_texts(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> TextSamples:
@@ -235,28 +187,23 @@ def score_drawn_images(
     source: str, pipeline, draw: Draw, options: ScoreArguments, image_args: ImageDataArguments
 ) -> tuple[dict, dict]:
     """Scores of images that a model draws, and facts of the references."""
+    check_left_out(options, ("judge", *OF_THE_JUDGE, "text_column"), "for a model of images")
+    if options.references is None:
+        check_left_out(image_args, [f.name for f in dataclasses.fields(image_args)], "without `references`")
     if pipeline.image_processor is None:
         raise ValueError(f"`model_or_file` must be a model of pictures, got images of shape {pipeline.image_shape}.")
     on = "cpu" if pipeline.device.type == "mps" else pipeline.device  # which has no float64
     features, class_logits = load_inception(on)  # before samples are drawn for nothing
     references = None
     if options.references is not None:
-        images = load_image_table(options.references, argument="references", **options.reference_options())
+        images = load_image_table(options.references, **options.reference_options())
         examples = encode_images(images, pipeline.image_processor, image_args)
         ids = [example["input_ids"] for example in examples.__getitems__(list(range(len(examples))))]
         references = as_pictures(ids, pipeline)
     samples = as_pictures([row["input_ids"] for row in draw()], pipeline)
-    metrics = image_sample_metrics(
-        samples,
-        references,
-        features=features,
-        class_logits=class_logits,
-        batch_size=options.batch_size,
-        device=on,
-        progress=True,
-    )
-    scores = {"samples": {"images": metrics}}
-    print_scores(scores, IMAGE_ROWS, f"{len(samples)} samples of {source}", options)
+    inception = {"features": features, "class_logits": class_logits, "batch_size": options.batch_size, "device": on}
+    scores = {"samples": {"images": image_sample_metrics(samples, references, progress=True, **inception)}}
+    print_scores(scores, f"{len(samples)} samples of {source}", options)
     return scores, dataclasses.asdict(image_args)
 
 
@@ -267,14 +214,11 @@ def as_pictures(ids: list, pipeline) -> torch.Tensor:
     return (pixels * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
-# Output ---------------------------------------------------------------------------------------------------------------
-
-
-def print_scores(scores: dict[str, dict[str, Any]], rows: dict, title: str, options: ScoreArguments):
+def print_scores(scores: dict[str, dict[str, Any]], title: str, options: ScoreArguments):
     """A line for each figure, and a column for samples and references."""
     print(title if options.judge is None else f"{title}; the judge is {options.judge}")
     print(" " * 38 + "".join(f"{name:>14}" for name in scores))
-    for (group, name), label in rows.items():
+    for (group, name), label in ROWS.items():
         values = [measures.get(group, {}).get(name) for measures in scores.values()]
         if any(value is not None for value in values):
             cells = ["" if value is None else str(Figure(label, value)) for value in values]

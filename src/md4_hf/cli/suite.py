@@ -20,13 +20,7 @@ from ..objective.modality import IMAGES, Modality, modality_of
 from ..training.trainer import MD4Trainer
 from ..utils.files import check_can_be_written, write_whole
 from ..utils.processes import on_first_process, print_on_first
-from .evaluate import (
-    describe_estimate,
-    describe_model,
-    evaluation_arguments,
-    make_stopping,
-    open_model,
-)
+from .evaluate import describe_estimate, describe_model, evaluation_arguments, open_model
 from .images import evaluation_images
 from .options import EstimateArguments, SuiteArguments
 
@@ -36,12 +30,11 @@ NAMES_OF_MODEL = ("name", "revision", "base", "tokenizer")  # facts that say whe
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """Model, estimate and folder of results that the tasks of a suite share."""
+    """Model, estimate and file of results that the tasks of a suite share."""
 
-    stem: str
+    path: Path  # of the results as JSON
     trainer: MD4Trainer
     stopping: Stopping
-    folder: Path
     model_facts: dict[str, Any]
     estimate_facts: dict[str, Any]
     command: str
@@ -49,44 +42,32 @@ class SuiteRun:
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
         """Facts that all results share, see `results_json`."""
-        args = self.trainer.args
+        args, is_exact = self.trainer.args, self.trainer.objective.is_autoregressive
         return {
             "model": self.model_facts,
-            "estimate": {**self.estimate_facts, **({} if self.is_exact else asdict(self.stopping))},
+            "estimate": {**self.estimate_facts, **({} if is_exact else asdict(self.stopping))},
             "environment": environment(args.device, args.world_size),
         }
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether the likelihood is exact, without draws."""
-        return self.trainer.objective.is_autoregressive
-
 
 def suite(
-    options: EstimateArguments,
-    preparation: SuiteArguments,
-    image_args: ImageDataArguments,
-    rest: argparse.Namespace,
+    options: EstimateArguments, preparation: SuiteArguments, image_args: ImageDataArguments, rest: argparse.Namespace
 ):
     """Evaluate a model on the tasks of a suite."""
-    stopping = make_stopping(options)
-    if rest.name not in SUITES:
-        raise ValueError(f"`name` must be one of {[*SUITES]}, got {rest.name!r}.")
-    files = local_files(rest.name, preparation)
-    tasks = chosen_tasks(rest.name, preparation, files)
+    stopping = Stopping(options.rounds, options.target_stderr, options.max_rounds)
+    files = chosen_tasks(rest.name, preparation)
     model, heldout = open_model(rest.model, options)
     block_size = heldout.block_size(preparation.block_size)
-    recipes = make_recipes(tasks, preparation, files, modality_of(model.config), block_size)
+    recipes = make_recipes(files, preparation, modality_of(model.config), block_size)
     folder = results_folder(preparation.output_dir, rest.model)
     check_can_be_written("output_dir", folder, is_folder=True)
     model_facts = describe_model(rest.model, model, heldout.tokenizer, options)
     with tempfile.TemporaryDirectory() as unused_folder:
         args = evaluation_arguments(options, unused_folder)
         run = SuiteRun(
-            stem="-".join([rest.name, *preparation.settings, *settings_of(options)]),
+            path=folder / f"{'-'.join([rest.name, *preparation.settings, *settings_of(options)])}.json",
             trainer=MD4Trainer(model=model, args=args, processing_class=heldout.processor),
             stopping=stopping,
-            folder=folder,
             model_facts=model_facts,
             estimate_facts=describe_estimate(options, model.config),
             command=rest.command_line,
@@ -96,88 +77,63 @@ def suite(
 
 def settings_of(options: EstimateArguments) -> list[str]:
     """Settings of the estimate that differ from the default, in words for the name of a file."""
-    defaults = EstimateArguments()
-    names = [name for name in ("draws", "seed") if getattr(options, name) != getattr(defaults, name)]
-    words = [f"{name}-{getattr(options, name)}" for name in names]
-    words += [options.estimator] if options.estimator != defaults.estimator else []
-    words += [f"timesteps-{options.num_timesteps}"] if options.num_timesteps is not None else []
-    return words + (["bf16"] if options.bf16 else [])
+    words = {"draws": f"draws-{options.draws}", "seed": f"seed-{options.seed}", "estimator": options.estimator}
+    words |= {"num_timesteps": f"timesteps-{options.num_timesteps}", "bf16": "bf16"}
+    return [word for name, word in words.items() if getattr(options, name) != getattr(EstimateArguments, name)]
 
 
-def local_files(suite: str, preparation: SuiteArguments) -> dict[str, str]:
-    """The local file of each task that has one.
+def chosen_tasks(suite: str, preparation: SuiteArguments) -> dict[str, str | None]:
+    """The tasks to evaluate, each with the local file in place of its data set, if it has one.
 
     Raises:
-        ValueError: If an entry is no TASK=FILE, or its task is not one of the suite's.
+        ValueError: If a suite or task is unknown, or an entry of `replace` is not TASK=FILE of a task to evaluate.
         FileNotFoundError: If the file is not there.
     """
-    files, known = {}, SUITES[suite]
+    if suite not in SUITES:
+        raise ValueError(f"`name` must be one of {[*SUITES]}, got {suite!r}.")
+    known, wanted = SUITES[suite], preparation.tasks
+    if unknown := [task for task in wanted or () if task not in known]:
+        raise ValueError(f"`tasks` must be among {[*known]}, the suite {suite!r}, got {unknown}.")
+    files: dict[str, str | None] = {task: None for task in known if wanted is None or task in wanted}
     for entry in preparation.replace or ():
         task, _, file = entry.partition("=")
         if task not in known or not file:
             raise ValueError(f"`replace` must be TASK=FILE, of a task in {[*known]}, got {entry!r}.")
         if not Path(file).expanduser().exists():
             raise FileNotFoundError(f"`replace` must name a file or folder that is there, got {entry!r}.")
+        if task not in files:
+            raise ValueError(f"`replace` must be of tasks that are evaluated, {[*files]}, got {task!r}.")
         files[task] = file
     return files
 
 
-def chosen_tasks(suite: str, preparation: SuiteArguments, files: dict[str, str]) -> list[str]:
-    """The tasks to evaluate.
-
-    Raises:
-        ValueError: If one is not in the suite, or a local file is given for another.
-    """
-    known, wanted = SUITES[suite], preparation.tasks
-    unknown = [task for task in wanted or () if task not in known]
-    if unknown:
-        raise ValueError(f"`tasks` must be among {[*known]}, the suite {suite!r}, got {unknown}.")
-    chosen = [task for task in known if wanted is None or task in wanted]
-    for task in files:
-        if task not in chosen:
-            raise ValueError(f"`replace` must be of tasks that are evaluated, {chosen}, got {task!r}.")
-    return chosen
-
-
 def make_recipes(
-    tasks: list[str],
-    preparation: SuiteArguments,
-    files: dict[str, str],
-    modality: Modality,
-    block_size: int | None,
+    files: dict[str, str | None], preparation: SuiteArguments, modality: Modality, block_size: int | None
 ) -> dict[str, Recipe | None]:
-    """The recipe of each task of text, None of those of images, before any work is done.
-
-    Args:
-        tasks: Names of tasks.
-        preparation: Preparation of text.
-        files: Local files by task.
-        modality: That of the model, which is to be the tasks' too.
-        block_size: Tokens of a block of text.
-    """
-    for name in tasks:
+    """The recipe of each task of text, None of those of images; all are to be of the model's modality."""
+    for name in files:
         if TASKS[name].modality is not modality:
             raise ValueError(f"`tasks` must be of {modality.name} for a model of {modality.name}, got {name!r}.")
     if modality is IMAGES:
         if preparation.settings:
             raise ValueError(f"The options of preparing text must be left out for images, got {preparation.settings}.")
-        return dict.fromkeys(tasks)
+        return dict.fromkeys(files)
     changes = {name: getattr(preparation, name) for name in ("stride", "wrap", "detokenizer")}
     return {
-        name: make_recipe(TASKS[name], preparation.preparation, block_size, files.get(name), **changes)
-        for name in tasks
+        name: make_recipe(TASKS[name], preparation.preparation, block_size, file, **changes)
+        for name, file in files.items()
     }
 
 
 def evaluate_suite(
-    run: SuiteRun, recipes: dict[str, Recipe | None], files: dict[str, str], image_args: ImageDataArguments
-) -> list[TaskResult]:
+    run: SuiteRun, recipes: dict[str, Recipe | None], files: dict[str, str | None], image_args: ImageDataArguments
+):
     """Evaluate task by task; JSON and Markdown are written after each, with the results of earlier calls."""
     trainer, results = run.trainer, []
     for name, recipe in recipes.items():
         with trainer.args.main_process_first(desc="preparing the data"):
             if recipe is None:
-                examples, facts = _images(TASKS[name], files.get(name), image_args, trainer)
+                examples, facts = _images(TASKS[name], files[name], image_args, trainer)
             else:
                 rows = load_rows(recipe)
                 examples = make_windows(rows, trainer.processing_class, recipe)
@@ -187,12 +143,11 @@ def evaluate_suite(
         if trainer.is_world_process_zero():
             _write_results(run, results)
     print_on_first(trainer.args, results_table(results))
-    print_on_first(trainer.args, f"Written to {run.folder / run.stem}.json and .md")
-    return results
+    print_on_first(trainer.args, f"Written to {run.path} and .md")
 
 
 def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) -> TaskResult:
-    trainer = run.trainer
+    task, trainer = TASKS[name], run.trainer
     digest = on_first_process(trainer.args, lambda: data_sha256(examples))
     model_facts = {key: value for key, value in run.model_facts.items() if key not in NAMES_OF_MODEL}
 
@@ -204,11 +159,10 @@ def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) ->
         trainer,
         examples,
         run.stopping,
-        store=run.folder / "rounds" / name,
+        store=run.path.parent / "rounds" / name,
         recipe={"data_sha256": digest, **model_facts, **run.estimate_facts},
         report=report,
     )
-    task = TASKS[name]
     return TaskResult(
         task=name,
         metric=task.metric,
@@ -235,8 +189,8 @@ def _images(task: Task, file: str | None, image_args: ImageDataArguments, traine
 
 def _write_results(run: SuiteRun, results: list[TaskResult]):
     """Write the results, with those of other tasks that an earlier call with the same settings has left."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    facts, path = run.facts, run.folder / f"{run.stem}.json"
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    facts, path = run.facts, run.path
     earlier = read_results(path.read_text(encoding="utf-8"), **facts) if path.is_file() else []
     by_task = {result.task: result for result in (*earlier, *results)}
     together = [by_task[name] for name in TASKS if name in by_task]
@@ -248,6 +202,4 @@ def results_folder(output_dir: str | None, model: str) -> Path:
     """Folder for the results of a model."""
     if output_dir is not None:
         return Path(output_dir)
-    if Path(model).is_dir():
-        return Path(model, "evaluation")
-    return Path("runs", "evaluation", model.replace("/", "--"))
+    return Path(model, "evaluation") if Path(model).is_dir() else Path("runs/evaluation", model.replace("/", "--"))

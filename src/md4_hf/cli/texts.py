@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,20 +57,16 @@ def prepare_text_training(
     model = make_model(start.model_name_or_path, model_args, tokenizer, data_args.block_size)
     with args.main_process_first(desc="preparing the data"):
         train_blocks, heldout_blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
-    return Material(
-        model=model,
-        processor=tokenizer,
-        train_examples=train_blocks,
-        heldout_examples=heldout_blocks,
-        facts={**describe_text(data_args, tokenizer), "base_model": start.model_name_or_path},
-        measure_baselines=lambda: measure_baselines(train_blocks, heldout_blocks, tokenizer),
-    )
+    facts = {**describe_text(data_args, tokenizer), "base_model": start.model_name_or_path}
+    measure = partial(measure_baselines, train_blocks, heldout_blocks, tokenizer)
+    return Material(model, tokenizer, train_blocks, heldout_blocks, facts, measure)
 
 
 def make_model(name_or_path: str | None, model_args: ModelArguments, tokenizer, length: int):
     """A new model for the tokenizer, or the trained one to continue."""
     if name_or_path is None:
-        config = model_args.config(len(tokenizer), tokenizer.mask_token_id, length)
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": length}
+        config = model_args.new_config(**sizes, mask_token_id=tokenizer.mask_token_id)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
         return (MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion)(config)
@@ -108,11 +105,7 @@ def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
 def pack_documents(documents, tokenizer, data_args: DataArguments):
     """Pack documents into blocks with the options of the command."""
     return pack(
-        documents,
-        tokenizer,
-        data_args.block_size,
-        num_proc=data_args.num_proc,
-        document_ids=data_args.document_mask,
+        documents, tokenizer, data_args.block_size, num_proc=data_args.num_proc, document_ids=data_args.document_mask
     )
 
 
@@ -137,10 +130,8 @@ def measure_baselines(train_blocks, heldout_blocks, tokenizer) -> dict[str, floa
     train_ids, heldout_ids = first_ids(train_blocks), first_ids(heldout_blocks)
     block_size = len(heldout_blocks[0]["input_ids"])
     tokens_per_character = block_size / np.mean(heldout_blocks["num_characters"][:])
-    baselines = {"uniform": math.log2(symbols)}
-    for order, name in ((1, "unigram"), (2, "bigram")):
-        baselines[name] = ngram_bits_per_character(train_ids, heldout_ids, order, symbols)
-    return {name: bits * tokens_per_character for name, bits in baselines.items()}
+    bits = [math.log2(symbols), *(ngram_bits_per_character(train_ids, heldout_ids, n, symbols) for n in (1, 2))]
+    return dict(zip(("uniform", "unigram", "bigram"), (x * tokens_per_character for x in bits), strict=True))
 
 
 def first_ids(blocks) -> np.ndarray:
@@ -153,13 +144,7 @@ def first_ids(blocks) -> np.ndarray:
 
 
 class TextEvaluation:
-    """Held-out text for a model, and its tokenizer; `ImageEvaluation` is its sibling.
-
-    Args:
-        name: Folder or Hub id of the model.
-        config: Configuration of the model.
-        revision: Branch, tag or commit on the Hub.
-    """
+    """Held-out text for a model, by its folder or Hub id, and its tokenizer; `ImageEvaluation` is its sibling."""
 
     def __init__(self, name: str, config: MD4Config, revision: str | None):
         self.config = config

@@ -91,7 +91,8 @@ def run_training(material: Material, args: MD4TrainingArguments, run: RunArgumen
     size = f"{parameters:,} parameters" if trained == parameters else f"{trained:,} of {parameters:,} parameters train"
     modality = modality_of(model.config)
     examples = modality.describe_examples(model.config, data_args.block_size)
-    print_on_first(args, f"{size} on {args.device}; {describe_batch(args, examples)}")
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    print_on_first(args, f"{size} on {args.device}; {batch_size} {examples} a step")
     for name, bits in baselines.items():
         print_on_first(args, f"held-out {modality.bits} of the {name} model: {Figure(name, bits):.3f}")
     with trainer.run_lock:
@@ -106,8 +107,7 @@ def run_training(material: Material, args: MD4TrainingArguments, run: RunArgumen
 def check_output_dir(args: MD4TrainingArguments):
     """Refuse a folder that holds something else or cannot be written, and a resumption from nothing."""
     folder = Path(args.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`output_dir` must be a folder, got the file {folder}.")
+    check_can_be_written("output_dir", folder, is_folder=True)
     # Before hours of preparing data: what is there, and of the right size. The training reads the checksums too.
     found = on_first_process(args, lambda: checkpoint_to_resume(args.resume_from_checkpoint, folder, digests=False))
     if found is None and folder.is_dir() and any(folder.glob("[!.]*")):
@@ -115,37 +115,21 @@ def check_output_dir(args: MD4TrainingArguments):
             f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
             "it, add `--resume_from_checkpoint latest`."
         )
-    check_can_be_written("output_dir", folder, is_folder=True)
 
 
 def set_batch_size(run: RunArguments, args: MD4TrainingArguments):
     """Choose the accumulation steps that make the total batch on the processes at hand."""
     if run.total_batch_size is None:
         return
-    devices = num_devices(args)
-    share, rest = divmod(run.total_batch_size, devices)
+    devices = args.world_size * max(1, args.n_gpu)  # without a launcher, one process may drive several GPUs
+    size = min(args.per_device_train_batch_size, max(1, run.total_batch_size // devices))
+    args.per_device_train_batch_size = size
+    args.gradient_accumulation_steps, rest = divmod(run.total_batch_size, devices * size)
     if rest:
         raise ValueError(
-            f"`total_batch_size` must be a multiple of the {devices} devices, got {run.total_batch_size}."
+            f"`total_batch_size` must be a multiple of {devices} devices x `per_device_train_batch_size` {size}, "
+            f"got {run.total_batch_size}."
         )
-    args.per_device_train_batch_size = min(args.per_device_train_batch_size, share)
-    args.gradient_accumulation_steps, rest = divmod(share, args.per_device_train_batch_size)
-    if rest:
-        raise ValueError(
-            f"`total_batch_size` must be a multiple of {devices} devices x `per_device_train_batch_size` "
-            f"{args.per_device_train_batch_size}, got {run.total_batch_size}."
-        )
-
-
-def num_devices(args: MD4TrainingArguments) -> int:
-    """Devices over all processes; without a launcher, one process may drive several GPUs."""
-    return args.world_size * max(1, args.n_gpu)
-
-
-def describe_batch(args: MD4TrainingArguments, examples: str) -> str:
-    """Number of examples, which these words name, in a step over all devices."""
-    number = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_devices(args)
-    return f"{number} {examples} a step"
 
 
 def save_finished_model(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments):

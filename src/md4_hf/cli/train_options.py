@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..training.elbo_arguments import ElboArguments
-from ..utils.options import check_options, option
+from ..utils.options import check_at_least, option
 
 
 if TYPE_CHECKING:
@@ -16,15 +16,10 @@ if TYPE_CHECKING:
 
 
 # Fields that may change in a trained model.
-CHANGEABLE_FIELDS = {
-    "embedding_dropout",
-    "attention_dropout",
-    "residual_dropout",
-    "masking_schedule",
-    "schedule_power",
-    "schedule_eps",
-    "num_train_timesteps",
-}
+CHANGEABLE_FIELDS = (
+    *("embedding_dropout", "attention_dropout", "residual_dropout"),
+    *("masking_schedule", "schedule_power", "schedule_eps", "num_train_timesteps"),
+)
 SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule"}
 
 
@@ -42,9 +37,6 @@ class StartArguments:
     )
     tokenizer: str | None = option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
 
-    def __post_init__(self):
-        check_options(self)
-
 
 @dataclass
 class RunArguments:
@@ -59,11 +51,7 @@ class RunArguments:
     final_eval_draws: int = option("Draws per held-out sequence in the evaluation at the end.", default=8)
 
     def __post_init__(self):
-        check_options(self)
-        for name in ("total_batch_size", "final_eval_draws"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {value}.")
+        check_at_least(self, 1, "total_batch_size", "final_eval_draws")
 
 
 @dataclass
@@ -105,18 +93,11 @@ class ModelArguments:
     class_dropout: float | None = option("Share of the examples that lose their class, for guidance.")
     attn_implementation: str | None = option('Attention backend: "eager", "sdpa", "flash_attention_2", ...')
 
-    def config(self, vocab_size: int, mask_token_id: int, length: int) -> MD4Config:
-        """Configuration of a new model for a tokenizer and a length in tokens."""
+    def new_config(self, **sizes: int) -> MD4Config:
+        """Configuration of a new model with these sizes."""
         from ..core.configuration_md4 import MD4Config
 
-        sizes = {"vocab_size": vocab_size, "mask_token_id": mask_token_id, "max_position_embeddings": length}
         return MD4Config(**sizes, **self.given())
-
-    def image_config(self, num_levels: int) -> MD4Config:
-        """Configuration of a new model of images with this many levels; the mask comes after them."""
-        from ..core.configuration_md4 import MD4Config
-
-        return MD4Config(vocab_size=num_levels + 1, **self.given())
 
     def given(self) -> dict[str, Any]:
         """Fields that have a value."""

@@ -7,18 +7,15 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .schedules import MAX_POWER
 
-
-INTERMEDIATE_SIZE_MULTIPLE = 32
-MAX_TIMESTEPS = 2**24  # float32 represents all integers up to here
+MAX_POWER = 1e6  # as in `schedules`, which `import md4_hf` must not load
 NUM_NORM_GROUPS = 32  # of the group norms of the image networks
 
 
 def default_intermediate_size(hidden_size: int) -> int:
     """Feed-forward width of MD4: two thirds of four times `hidden_size`, rounded up to a multiple of 32."""
     width = 2 * (4 * hidden_size) // 3
-    return -(-width // INTERMEDIATE_SIZE_MULTIPLE) * INTERMEDIATE_SIZE_MULTIPLE
+    return -(-width // 32) * 32
 
 
 @strict
@@ -32,10 +29,8 @@ class MD4Config(PreTrainedConfig):
     Sizes that are left unset follow the official rules.
 
     Args:
-        vocab_size (`int`, defaults to 50258):
-            Number of token ids, **including the mask**; the number of rows of the embedding and of the head.
-        mask_token_id (`int`, *optional*):
-            Id of the mask token; defaults to `vocab_size - 1`.
+        vocab_size (`int`, defaults to 50258): Number of token ids, **including the mask**; rows of embedding and head.
+        mask_token_id (`int`, *optional*): Id of the mask token; defaults to `vocab_size - 1`.
         backbone (`str`, defaults to `"transformer"`):
             The denoising network: `"transformer"` for text, `"unet"` or `"uvit"` (a U-Net with a transformer in its
             middle) for images, where each value of each channel is a token.
@@ -43,88 +38,62 @@ class MD4Config(PreTrainedConfig):
             Width of the transformer; a multiple of twice the number of heads (rotary pairs). For images, width of
             the first resolution and of the embedding of a value; a multiple of 32, the number of groups of the norms.
         num_hidden_layers (`int`, defaults to 12):
-            Number of blocks. For images, number of blocks at each resolution on the way down; on the way up there is
-            one more.
-        num_attention_heads (`int`, defaults to 12):
-            Number of attention heads of the text transformer.
+            Number of blocks; for images, at each resolution on the way down (on the way up there is one more).
+        num_attention_heads (`int`, defaults to 12): Number of attention heads of the text transformer.
         intermediate_size (`int`, *optional*):
             Width of the feed-forward layer; defaults to 2/3 * 4 * `hidden_size` rounded up to a multiple of 32.
         embedding_size (`int`, *optional*):
-            Width of the token embedding if it differs from `hidden_size`: a linear layer then maps it to `hidden_size`.
+            Width of the token embedding if it differs from `hidden_size`, to which a linear layer then maps it.
         mlp_type (`str`, defaults to `"swiglu"`):
             Gate of the feed-forward layer, and activation of the conditioning: `"glu"` (sigmoid), `"swiglu"` (SiLU) or
             `"geglu"` (tanh-approximated GELU).
         time_conditioning (`bool`, defaults to `True`):
             Whether the network sees the time. Without time and classes the blocks use RMSNorm and no modulation.
         conditioning_size (`int`, *optional*):
-            Width of the conditioning vector; defaults to `hidden_size // num_attention_heads`, for images to
-            `hidden_size`.
+            Width of the conditioning; defaults to `hidden_size // num_attention_heads`, for images to `hidden_size`.
         modulation (`str`, defaults to `"adaln_zero"`):
-            How conditioning enters the blocks: `"adaln"` or `"adaln_zero"` (starts from zero, so that
-            each block is the identity).
+            How conditioning enters the blocks: `"adaln"`, or `"adaln_zero"` (from zero: each block starts as identity).
         is_causal (`bool`, defaults to `False`):
             Whether each token sees only the tokens before it, as in the autoregressive baseline `MD4ForCausalLM`.
-        num_classes (`int`, *optional*):
-            Number of class labels of a class-conditional model.
+        num_classes (`int`, *optional*): Number of class labels of a class-conditional model.
         class_dropout (`float`, defaults to 0.0):
             Probability, in [0, 1), that a label is replaced by the null class in training. If it is above 0, the model
             has one more class, numbered `num_classes`, which stands for no label; classifier-free guidance needs it.
         depth_scaled_init (`bool`, defaults to `False`):
             Whether the variance of the initial feed-forward weights is scaled by 2 / `num_hidden_layers`.
-        norm_eps (`float`, *optional*):
-            Epsilon of the normalisations, in (0, 1); defaults to 1e-5, for images to 1e-6.
+        norm_eps (`float`, *optional*): Epsilon of the norms, in (0, 1); defaults to 1e-5, for images to 1e-6.
         embedding_dropout (`float`, defaults to 0.0):
             Dropout after the embedding; not applied when `embedding_size` is set, as in the official code.
-        attention_dropout (`float`, defaults to 0.0):
-            Dropout of the attention probabilities.
+        attention_dropout (`float`, defaults to 0.0): Dropout of the attention probabilities.
         residual_dropout (`float`, defaults to 0.0):
             Dropout of the outputs of attention and feed-forward, one draw per (example, channel) for all positions.
             For images, dropout before the second convolution of a residual block, one draw per value.
-        max_position_embeddings (`int`, defaults to 1024):
-            Sequence length that the model was trained on.
+        max_position_embeddings (`int`, defaults to 1024): Sequence length that the model was trained on.
         image_size (`int` or `list[int]`, defaults to 32):
             Height and width of the images, or one number for both. With n resolutions, `"unet"` needs multiples of
             2^(n - 1), and `"uvit"` squares whose sides are multiples of 2^n.
-        num_channels (`int`, defaults to 3):
-            Number of channels of the images.
+        num_channels (`int`, defaults to 3): Number of channels of the images.
         channel_multipliers (`list[int]`, defaults to `[1]`):
-            Width of each resolution of the image networks, in multiples of `hidden_size`; each has half the height and
-            width of the one before.
+            Width of each resolution in multiples of `hidden_size`; each halves the height and width of the one before.
         dit_hidden_size (`int`, defaults to 768):
             Width of the transformer in the middle of `"uvit"`; a multiple of 4 and of its number of heads.
-        dit_num_hidden_layers (`int`, defaults to 20):
-            Number of blocks of that transformer.
-        dit_num_attention_heads (`int`, defaults to 12):
-            Number of attention heads of that transformer.
+        dit_num_hidden_layers (`int`, defaults to 20): Number of blocks of that transformer.
+        dit_num_attention_heads (`int`, defaults to 12): Number of attention heads of that transformer.
         rope_parameters (`dict`, *optional*):
             Rotary embedding, e.g. `{"rope_type": "default", "rope_theta": 10000.0}` (the default).
-        masking_schedule (`str`, defaults to `"linear"`):
-            `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
-        schedule_power (`float`, defaults to 1.0):
-            Exponent of the `"poly"` schedule, in (0, 1e6].
-        schedule_eps (`float`, defaults to 1e-4):
-            Distance that the schedule keeps from 0 and 1, in [0, 0.5).
+        masking_schedule (`str`, defaults to `"linear"`): `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
+        schedule_power (`float`, defaults to 1.0): Exponent of the `"poly"` schedule, in (0, 1e6].
+        schedule_eps (`float`, defaults to 1e-4): Distance that the schedule keeps from 0 and 1, in [0, 0.5).
         learn_masking_schedule (`bool`, defaults to `False`):
             Whether to learn an exponent w for each token with the model (GenMD4): alpha_t = 1 - (1 - eps) t^w. Needs
             continuous time and the `"poly"` schedule, whose `schedule_power` is the initial exponent of all tokens.
-        schedule_first_time (`float`, defaults to 1e-3):
-            Earliest time t_1 of GenMD4, in (0, 1); its times lie in [t_1, 1].
-        num_train_timesteps (`int`, *optional*):
-            Number of steps of discrete-time training; `None` trains in continuous time.
+        schedule_first_time (`float`, defaults to 1e-3): Earliest time t_1 of GenMD4, in (0, 1).
+        num_train_timesteps (`int`, *optional*): Steps of discrete-time training; `None` trains in continuous time.
         tie_word_embeddings (`bool`, defaults to `False`):
             Whether the head shares the embedding's weight; needs `embedding_size=None`.
 
     Raises:
         ValueError: If sizes do not fit together or a value is out of its range.
-
-    Example:
-
-    ```python
-    >>> from md4_hf import MD4Config, MD4ForMaskedDiffusion
-
-    >>> config = MD4Config(vocab_size=28, hidden_size=128, num_hidden_layers=2, num_attention_heads=2)
-    >>> model = MD4ForMaskedDiffusion(config)
-    ```
     """
 
     model_type = "md4"
@@ -187,7 +156,8 @@ class MD4Config(PreTrainedConfig):
         self._check_values()
         # transformers would open this file in place of the weights, even if it is pickled.
         weights_file = kwargs.get("transformers_weights")
-        _check(weights_file is None, "transformers_weights", "be left out", weights_file)
+        if weights_file is not None:
+            raise ValueError(f"`transformers_weights` must be left out, got {weights_file}.")
         super().__post_init__(**kwargs)
         if self.architectures is None:  # the Auto classes choose the model class by it
             self.architectures = ["MD4ForCausalLM" if self.is_causal else "MD4ForMaskedDiffusion"]
@@ -228,28 +198,18 @@ class MD4Config(PreTrainedConfig):
         height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
         return self.num_channels, height, width
 
+    def _check(self, name: str, holds: bool, rule: str):
+        if not holds:
+            raise ValueError(f"`{name}` must {rule}, got {getattr(self, name)}.")
+
     def _check_sizes(self):
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-            "num_channels",
-            "dit_hidden_size",
-            "dit_num_hidden_layers",
-            "dit_num_attention_heads",
-        ):
-            _check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name))
-        for name in (
-            "intermediate_size",
-            "embedding_size",
-            "conditioning_size",
-            "num_classes",
-            "num_train_timesteps",
-        ):
+        self._check("vocab_size", self.vocab_size >= 2, "count at least one token and the mask")
+        for name, kind in MD4Config.__annotations__.items():
             value = getattr(self, name)
-            _check(value is None or value >= 1, name, "be >= 1 or None", value)
-        _check(self.vocab_size >= 2, "vocab_size", "count at least one token and the mask", self.vocab_size)
+            if kind is int:
+                self._check(name, value >= 1, "be >= 1")
+            elif kind == int | None and not name.endswith("_token_id"):
+                self._check(name, value is None or value >= 1, "be >= 1 or None")
         if not self.is_image and self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 "`hidden_size` must be a multiple of twice `num_attention_heads` (rotary pairs), got "
@@ -257,58 +217,50 @@ class MD4Config(PreTrainedConfig):
             )
 
     def _check_image(self):
-        size, multipliers = self.image_size, self.channel_multipliers
-        is_size = isinstance(size, int) or len(size) == 2
-        _check(is_size and min(self.sample_shape) >= 1, "image_size", "be one number or two, each >= 1", size)
-        _check(min(multipliers, default=0) >= 1, "channel_multipliers", "be numbers >= 1", multipliers)
-        _check(self.hidden_size % NUM_NORM_GROUPS == 0, "hidden_size", "be a multiple of 32", self.hidden_size)
-        _check(self.embedding_size is None, "embedding_size", "be None for images", self.embedding_size)
-        _check(not self.tie_word_embeddings, "tie_word_embeddings", "be False for images", self.tie_word_embeddings)
+        is_size = isinstance(self.image_size, int) or len(self.image_size) == 2
+        self._check("image_size", is_size and min(self.sample_shape) >= 1, "be one number or two, each >= 1")
+        self._check("channel_multipliers", min(self.channel_multipliers, default=0) >= 1, "be numbers >= 1")
+        self._check("hidden_size", self.hidden_size % NUM_NORM_GROUPS == 0, f"be a multiple of {NUM_NORM_GROUPS}")
+        self._check("embedding_size", self.embedding_size is None, "be None for images")
+        self._check("tie_word_embeddings", not self.tie_word_embeddings, "be False for images")
         _, height, width = self.sample_shape
-        halvings = len(multipliers) - (self.backbone == "unet")
-        is_even = height % 2**halvings == 0 == width % 2**halvings
-        _check(is_even, "image_size", f"be a multiple of {2**halvings} for these `channel_multipliers`", size)
+        factor = 2 ** (len(self.channel_multipliers) - (self.backbone == "unet"))
+        is_even = height % factor == 0 == width % factor
+        self._check("image_size", is_even, f"be a multiple of {factor} for these `channel_multipliers`")
         if self.backbone == "uvit":
-            _check(height == width, "image_size", 'be a square for "uvit"', size)
-            heads, width = self.dit_num_attention_heads, self.dit_hidden_size
-            is_multiple = width % 4 == 0 and width % heads == 0
-            _check(is_multiple, "dit_hidden_size", f"be a multiple of 4 and of its {heads} heads", width)
+            self._check("image_size", height == width, 'be a square for "uvit"')
+            heads = self.dit_num_attention_heads
+            is_multiple = self.dit_hidden_size % 4 == 0 == self.dit_hidden_size % heads
+            self._check("dit_hidden_size", is_multiple, f"be a multiple of 4 and of its {heads} heads")
 
     def _check_values(self):
-        _check(0 <= self.mask_token_id < self.vocab_size, "mask_token_id", "be in [0, vocab_size)", self.mask_token_id)
+        self._check("mask_token_id", 0 <= self.mask_token_id < self.vocab_size, "be in [0, vocab_size)")
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "class_dropout"):
-            _check(0.0 <= getattr(self, name) < 1.0, name, "be in [0, 1)", getattr(self, name))
-        _check(0.0 <= self.schedule_eps < 0.5, "schedule_eps", "be in [0, 0.5)", self.schedule_eps)
-        _check(self.schedule_power > 0.0, "schedule_power", "be > 0", self.schedule_power)
-        _check(self.schedule_power <= MAX_POWER, "schedule_power", f"be at most {MAX_POWER:g}", self.schedule_power)
-        _check(0.0 < self.norm_eps < 1.0, "norm_eps", "be in (0, 1)", self.norm_eps)
-        if self.num_classes is None:
-            _check(self.class_dropout == 0, "class_dropout", "be 0 without `num_classes`", self.class_dropout)
-        self._check_rope()
-        steps = self.num_train_timesteps or 1
-        _check(steps <= MAX_TIMESTEPS, "num_train_timesteps", f"be at most {MAX_TIMESTEPS}", steps)
-        if self.time_conditioning:
-            _check(
-                self.conditioning_size >= 4,
-                "conditioning_size",
-                "be >= 4 with time conditioning",
-                self.conditioning_size,
-            )
-        _check(0.0 < self.schedule_first_time < 1.0, "schedule_first_time", "be in (0, 1)", self.schedule_first_time)
-        if self.is_causal:
-            _check(not self.is_image, "is_causal", "be False for images", True)
-            _check(not self.learn_masking_schedule, "learn_masking_schedule", "be False for a causal model", True)
+            self._check(name, 0.0 <= getattr(self, name) < 1.0, "be in [0, 1)")
+        self._check("schedule_eps", 0.0 <= self.schedule_eps < 0.5, "be in [0, 0.5)")
+        self._check("schedule_power", self.schedule_power > 0.0, "be > 0")
+        self._check("schedule_power", self.schedule_power <= MAX_POWER, f"be at most {MAX_POWER:g}")
+        self._check("schedule_first_time", 0.0 < self.schedule_first_time < 1.0, "be in (0, 1)")
+        self._check("norm_eps", 0.0 < self.norm_eps < 1.0, "be in (0, 1)")
+        has_classes = self.num_classes is not None
+        self._check("class_dropout", has_classes or self.class_dropout == 0, "be 0 without `num_classes`")
+        steps = self.num_train_timesteps
+        self._check("num_train_timesteps", (steps or 1) <= 2**24, "be at most 2**24, to be exact in float32")
+        has_room = self.conditioning_size >= 4 or not self.time_conditioning
+        self._check("conditioning_size", has_room, "be >= 4 with time conditioning")
+        self._check("is_causal", not (self.is_causal and self.is_image), "be False for images")
         if self.learn_masking_schedule:
-            _check(
-                self.masking_schedule == "poly", "masking_schedule", 'be "poly" to be learned', self.masking_schedule
-            )
-            _check(
-                self.num_train_timesteps is None, "num_train_timesteps", "be None in GenMD4", self.num_train_timesteps
-            )
+            self._check("learn_masking_schedule", not self.is_causal, "be False for a causal model")
+            self._check("masking_schedule", self.masking_schedule == "poly", 'be "poly" to be learned')
+            self._check("num_train_timesteps", steps is None, "be None in GenMD4")
         if self.tie_word_embeddings and self.embedding_size is not None:
             raise ValueError(
                 f"`tie_word_embeddings` needs `embedding_size=None`, got `embedding_size={self.embedding_size}`."
             )
+        rope = self.rope_parameters or {}
+        kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 1e4)
+        is_rope = isinstance(kind, str) and isinstance(theta, Real) and 1.0 <= theta <= 1e12
+        self._check("rope_parameters", is_rope, "have a `rope_type` and a `rope_theta` in [1, 1e12]")
 
     def validate_rope(self):
         """Validate as transformers does, with a ValueError for missing entries too; images have no rotary embedding."""
@@ -318,14 +270,3 @@ class MD4Config(PreTrainedConfig):
             super().validate_rope()
         except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"`rope_parameters` must be complete, got {self.rope_parameters}: {error}.") from error
-
-    def _check_rope(self):
-        rope = self.rope_parameters or {}
-        kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 1e4)
-        is_known = isinstance(kind, str) and isinstance(theta, Real) and 1.0 <= theta <= 1e12
-        _check(is_known, "rope_parameters", "have a `rope_type` and a `rope_theta` in [1, 1e12]", rope)
-
-
-def _check(holds: bool, name: str, rule: str, value: object):
-    if not holds:
-        raise ValueError(f"`{name}` must {rule}, got {value}.")

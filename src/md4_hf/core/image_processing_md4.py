@@ -15,7 +15,6 @@ from transformers import BaseImageProcessor, BatchFeature
 
 WHITE = 255
 MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
-OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 class MD4ImageProcessorKwargs(TypedDict, total=False):
@@ -44,22 +43,11 @@ class MD4ImageProcessor(BaseImageProcessor):
         num_levels (`int`, defaults to 256): Number of levels, 2 to 256; `vocab_size - 1` of the model.
         do_resize (`bool`, defaults to `False`):
             Whether to fit images of another size: crop the middle to the aspect ratio of `size`, then scale it.
-        do_convert (`bool`, defaults to `False`):
-            Whether to turn pictures of other modes (RGBA, palettes, grey, ...) into grey or RGB ones.
+        do_convert (`bool`, defaults to `False`): Whether to convert pictures of other modes (RGBA, palettes, ...).
         resample (`int`, defaults to 3): Filter of `do_resize`, a number of `PIL.Image.Resampling`; 3 is bicubic.
 
     Raises:
         ValueError: For a value out of its range.
-
-    Example:
-
-    ```python
-    >>> from md4_hf import MD4ImageProcessor
-
-    >>> processor = MD4ImageProcessor(size=8, num_channels=1, num_levels=17)
-    >>> ids = processor(images)["input_ids"]  # (batch, 1, 8, 8)
-    >>> images = processor.postprocess(ids)  # PIL images
-    ```
     """
 
     model_input_names = ["input_ids"]
@@ -85,27 +73,18 @@ class MD4ImageProcessor(BaseImageProcessor):
         for name, value in (("do_resize", do_resize), ("do_convert", do_convert)):
             if not isinstance(value, bool):
                 raise ValueError(f"`{name}` must be True or False, got {value!r}.")
-        self.size = _size(size)
-        self.num_channels = num_channels
-        self.num_levels = num_levels
-        self.do_resize = do_resize
-        self.do_convert = do_convert
-        self.resample = int(resample)
+        self.size, self.num_channels, self.num_levels = _size(size), num_channels, num_levels
+        self.do_resize, self.do_convert, self.resample = do_resize, do_convert, int(resample)
 
     @classmethod
     def for_config(cls, config, **options: Any) -> MD4ImageProcessor:
-        """Create the processor for an `MD4Config` of images, with its size, channels and levels.
-
-        Args:
-            config: Configuration of a model of images, whose mask is the last id.
-            options: Other arguments of the processor, such as `do_resize`.
-        """
+        """Create the processor for an `MD4Config` of images whose mask is the last id, with other `options`."""
         channels, *size = config.sample_shape
         return cls(size, channels, config.vocab_size - 1, **options)
 
     def preprocess(self, images, return_tensors: str | None = "pt") -> BatchFeature:
         """
-        Convert images to ids.
+        Convert images to ids: a `BatchFeature` with `input_ids` `(batch, channels, height, width)`, int64.
 
         Args:
             images:
@@ -113,9 +92,6 @@ class MD4ImageProcessor(BaseImageProcessor):
                 tensors `(height, width)` or `(channels, height, width)`. An array or tensor with four axes is a batch.
                 Numbers are uint8 in [0, 255], or floats in [0, 1].
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
-
-        Returns:
-            `BatchFeature` with `input_ids` `(batch, channels, height, width)`, int64.
 
         Raises:
             ValueError: For images of another kind, mode, size, number of channels or range.
@@ -135,18 +111,24 @@ class MD4ImageProcessor(BaseImageProcessor):
 
         Args:
             ids: Integers `(batch, channels, height, width)` in [0, num_levels), of any height and width.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
-
-        Returns:
-            A list of PIL images; or float32 numbers in [0, 1], as an array `(batch, height, width, channels)` for
-            `"np"` and as a tensor `(batch, channels, height, width)` for `"pt"`.
+            output_type (`str`, defaults to `"pil"`):
+                `"pil"` for a list of PIL images, or, for float32 numbers in [0, 1], `"np"` for an array
+                `(batch, height, width, channels)` and `"pt"` for a tensor `(batch, channels, height, width)`.
 
         Raises:
             ValueError: For ids of another shape, kind or range (the mask id is not a level), or another output type.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
-        ids = self._check_ids(ids)
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f'`output_type` must be one of "pil", "np" and "pt", got {output_type!r}.')
+        ids = torch.as_tensor(ids).cpu()
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"`ids` must be integers, got {ids.dtype}.")
+        if ids.dim() != 4 or ids.shape[1] != self.num_channels or not ids.numel():
+            shape = f"(batch, {self.num_channels}, height, width)"
+            raise ValueError(f"`ids` must have shape {shape}, got {tuple(ids.shape)}.")
+        if not 0 <= ids.min() <= ids.max() < self.num_levels:
+            raise ValueError(f"`ids` must be in [0, {self.num_levels}), got values from {ids.min()} to {ids.max()}.")
+        ids = ids.long()
         if output_type == "pt":
             return ids.float() / (self.num_levels - 1)
         levels = ids.permute(0, 2, 3, 1).numpy()
@@ -155,25 +137,15 @@ class MD4ImageProcessor(BaseImageProcessor):
         pixels = ((levels * (2 * WHITE) + self.num_levels - 1) // (2 * (self.num_levels - 1))).astype(np.uint8)
         return [PIL.Image.fromarray(image[..., 0] if self.num_channels == 1 else image) for image in pixels]
 
-    def _check_ids(self, ids) -> torch.Tensor:
-        ids = torch.as_tensor(ids).cpu()
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ValueError(f"`ids` must be integers, got {ids.dtype}.")
-        if ids.dim() != 4 or ids.shape[1] != self.num_channels or not ids.numel():
-            raise ValueError(
-                f"`ids` must have shape (batch, {self.num_channels}, height, width), got {tuple(ids.shape)}."
-            )
-        if not 0 <= ids.min() <= ids.max() < self.num_levels:
-            raise ValueError(f"`ids` must be in [0, {self.num_levels}), got values from {ids.min()} to {ids.max()}.")
-        return ids.long()
-
     def _read(self, image) -> np.ndarray:
         """Read one image as uint8 values `(height, width, channels)`."""
         if isinstance(image, PIL.Image.Image):
-            pixels = self._read_picture(image)
+            mode = MODES[self.num_channels]
+            if image.mode != mode and not self.do_convert:
+                raise ValueError(f"`images` must have the mode {mode} (or set `do_convert`), got {image.mode}.")
+            pixels = np.asarray(image.convert(mode))
         elif isinstance(image, torch.Tensor):
-            pixels = image.detach().cpu()
-            pixels = _to_bytes((pixels.permute(1, 2, 0) if pixels.dim() == 3 else pixels).numpy())
+            pixels = _to_bytes((image.permute(1, 2, 0) if image.dim() == 3 else image).numpy(force=True))
         elif isinstance(image, np.ndarray):
             pixels = _to_bytes(image)
         else:
@@ -182,12 +154,6 @@ class MD4ImageProcessor(BaseImageProcessor):
         if pixels.ndim != 3 or pixels.shape[2] != self.num_channels or not pixels.size:
             raise ValueError(f"`images` must have {self.num_channels} channels, got an image of shape {image.shape}.")
         return self._fit(pixels)
-
-    def _read_picture(self, image: PIL.Image.Image) -> np.ndarray:
-        mode = MODES[self.num_channels]
-        if image.mode != mode and not self.do_convert:
-            raise ValueError(f"`images` must have the mode {mode} (or set `do_convert`), got {image.mode}.")
-        return np.asarray(image.convert(mode))
 
     def _fit(self, pixels: np.ndarray) -> np.ndarray:
         height, width = self.size["height"], self.size["width"]
@@ -221,12 +187,10 @@ def _size(size) -> dict[str, int]:
 
 def _as_list(images) -> list:
     """Split a list or a batch into its images; a single image becomes a list of one."""
-    if isinstance(images, (list, tuple)):
-        if not images:
-            raise ValueError("`images` must hold at least one image, got none.")
-        return list(images)
-    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
-    return list(images) if is_batch and len(images) else [images]
+    if isinstance(images, (list, tuple)) and not images:
+        raise ValueError("`images` must hold at least one image, got none.")
+    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4 and len(images)
+    return list(images) if isinstance(images, (list, tuple)) or is_batch else [images]
 
 
 def _to_bytes(pixels: np.ndarray) -> np.ndarray:

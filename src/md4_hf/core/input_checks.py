@@ -42,17 +42,18 @@ def check_range(name: str, x: Tensor, largest: int):
         raise ValueError(f"`{name}` must be in [0, {largest}], got values from {low} to {high}.")
 
 
-def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None):
-    """Raise a ValueError unless exactly one of ids and embeddings is given, as a non-empty tensor of the right kind."""
+def given_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Ids or embeddings; a ValueError unless exactly one is given, as a non-empty tensor of the right kind."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-    if input_ids is not None:
-        name, x, kind = "input_ids", input_ids, "integers"
+    if inputs_embeds is None:
+        name, tokens, kind = "input_ids", input_ids, "integers"
     else:
-        name, x, kind = "inputs_embeds", inputs_embeds, "floating-point numbers"
-    check_tensor(name, x, kind)
-    if not x.numel():
-        raise ValueError(f"`{name}` must hold at least one token, got shape {tuple(x.shape)}.")
+        name, tokens, kind = "inputs_embeds", inputs_embeds, "floating-point numbers"
+    check_tensor(name, tokens, kind)
+    if not tokens.numel():
+        raise ValueError(f"`{name}` must hold at least one token, got shape {tuple(tokens.shape)}.")
+    return tokens
 
 
 def check_shape(name: str, x: Tensor, *allowed: Iterable[int | None]):
@@ -77,9 +78,9 @@ def check_image(input_ids: Tensor, config: MD4Config):
         )
 
 
-def check_left_out(names: Iterable[str], values: Iterable[object]):
+def check_left_out(**arguments: object):
     """Raise a ValueError if one of these arguments, which images do not have, is given."""
-    for name, value in zip(names, values, strict=True):
+    for name, value in arguments.items():
         if value is not None:
             raise ValueError(f"`{name}` must be None for images, got {type(value).__name__}.")
 
@@ -94,10 +95,11 @@ def check_num_items(num_items: Tensor | int | None):
         raise ValueError(f"`num_items_in_batch` must be a number > 0, got {num_items!r}.")
 
 
-def check_per_example(name: str, x: Tensor | None, batch: int, reason: str):
-    """Raise a ValueError unless `x` is given and has shape `(batch,)`."""
+def check_per_example(name: str, x: Tensor | None, batch: int, largest: int, reason: str):
+    """Raise a ValueError unless `x` is given, has shape `(batch,)`, and lies in [0, largest]."""
     if x is None:
         raise ValueError(f"`{name}` must be given: {reason}.")
     if not isinstance(x, Tensor) or x.shape != (batch,):
         found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"`{name}` must have shape ({batch},), one per example, got {found}.")
+    check_range(name, x, largest)

@@ -20,8 +20,7 @@ from .masked_diffusion import IGNORE_INDEX
 
 
 # Number of logits that exist at a time: on the CPU chosen for its caches, elsewhere enough to keep the device busy.
-LOGITS_AT_A_TIME = {"cpu": 2**24}
-LOGITS_AT_A_TIME_ELSEWHERE = 2**26
+LOGITS_AT_A_TIME = {"cpu": 2**24, "elsewhere": 2**26}
 
 
 def linear_nelbo(
@@ -36,17 +35,13 @@ def linear_nelbo(
     """Diffusion part of the NELBO of masked positions from their hidden states, without all their logits in memory.
 
     The value of a row is `row_weight` times `cross_entropy_nats` (with `exponents`, `genmd4_cross_entropy_nats`) of the
-    logits `hidden_states weight^T + bias`, without the mask's column. Logits are computed for a few rows at a
-    time and turned into gradients at once. Under autocast the matrix products are in its precision, all else is in
-    float32.
-
-    The gradient of the sum costs nothing extra; a gradient through single values runs the head a second time. There is
-    no second derivative.
+    logits `hidden_states weight^T + bias`, without the mask's column. Under autocast the matrix products are in its
+    precision, all else is in float32. The gradient of the sum costs nothing extra; one through single values runs the
+    head a second time. There is no second derivative.
 
     Args:
         hidden_states: `(rows, hidden)`.
-        weight: `(vocab, hidden)` weight of the head.
-        bias: `(vocab,)` bias of the head, or None.
+        weight: `(vocab, hidden)` weight of the head, with its `bias` `(vocab,)` or None.
         target: `(rows,)` clean ids.
         row_weight: `(rows,)` weights; carries no gradient.
         mask_token_id: The mask id m.
@@ -55,10 +50,9 @@ def linear_nelbo(
     Returns:
         The sum of the values `()`, and the values `(rows,)`, in at least float32.
     """
-    device_type = hidden_states.device.type
-    dtype = hidden_states.dtype
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
+    device, dtype = hidden_states.device.type, hidden_states.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     needs_gradient = [
         torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_states, weight, bias, exponents)
     ]
@@ -69,20 +63,15 @@ def linear_nelbo(
 
 
 def _linear_nelbo(
-    hidden_states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    row_weight: Tensor,
-    exponents: Tensor | None,
-    mask_token_id: int,
-    dtype: torch.dtype,
-    needs_gradient: list[bool],
+    hidden_states, weight, bias, target, row_weight, exponents, mask_token_id, dtype, needs_gradient
 ) -> tuple[Tensor, ...]:
-    """Outputs of `linear_nelbo`, and the gradients of the sum in its four parameters (empty where not needed)."""
+    """Outputs of `linear_nelbo`, and the gradients of the sum in its four parameters (empty where not needed).
+
+    The schema below gives the types of the arguments.
+    """
     outputs = _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
     _, values, *gradients = outputs
-    at_a_time = LOGITS_AT_A_TIME.get(hidden_states.device.type, LOGITS_AT_A_TIME_ELSEWHERE)
+    at_a_time = LOGITS_AT_A_TIME.get(hidden_states.device.type, LOGITS_AT_A_TIME["elsewhere"])
     with torch.autocast(hidden_states.device.type, enabled=False), torch.no_grad():
         head, head_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         num_rows = max(at_a_time // len(weight), 1)
@@ -114,10 +103,7 @@ def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[
 def _value_and_gradients(
     logits: Tensor, target: Tensor, exponents: Tensor | None, row_weight: Tensor, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Values of rows, their gradients in the logits, and the gradient of their weighted sum in the exponents.
-
-    The logits are overwritten. Gradients that are not needed are None.
-    """
+    """Values of rows, and the gradients of their weighted sum, None if not needed; the logits are overwritten."""
     if exponents is None:
         if needs_gradient:
             return *nll_and_gradient(logits, target), None
@@ -164,15 +150,7 @@ def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tens
     return nll, logits.detach()
 
 
-def _add_gradients(
-    gradients: list[Tensor],
-    part: slice,
-    hidden: Tensor,
-    head: Tensor,
-    d_logits: Tensor,
-    d_exponents: Tensor | None,
-    row_weight: Tensor,
-):
+def _add_gradients(gradients: list[Tensor], part: slice, hidden, head, d_logits, d_exponents, row_weight):
     """Add the contribution of some rows to the gradients in hidden states, weight, bias and exponents."""
     d_hidden, d_weight, d_bias, d_schedule = gradients
     products = d_logits.to(hidden.dtype)
@@ -190,11 +168,9 @@ def _add_gradients(
         d_schedule += d_exponents
 
 
-def _fake_linear_nelbo(
-    hidden_states, weight, bias, target, row_weight, exponents, mask_token_id, dtype, needs_gradient
-) -> tuple[Tensor, ...]:
+def _fake_linear_nelbo(hidden_states, weight, bias, target, row_weight, exponents, *options) -> tuple[Tensor, ...]:
     """Outputs of the shapes of `_linear_nelbo`, for tracing."""
-    return _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
+    return _empty_outputs(hidden_states, weight, bias, exponents, options[-1])
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -208,16 +184,15 @@ def _linear_nelbo_backward(ctx, d_sum: Tensor | None, d_values: Tensor | None, *
     """Gradients in the inputs of `_linear_nelbo`; the forward pass has computed those of the sum."""
     if any(x is not None for x in d_gradients):
         raise NotImplementedError("`linear_nelbo` has no second derivative: use logits (`output_logits=True`).")
-    *inputs, d_hidden, d_weight, d_bias, d_schedule = ctx.saved_tensors
-    gradients, scale = (d_hidden, d_weight, d_bias, d_schedule), d_sum
+    hidden_states, weight, bias, target, row_weight, exponents, *gradients = ctx.saved_tensors
+    scale = d_sum
     if d_values is not None:
-        hidden_states, weight, bias, target, row_weight, exponents = inputs
         row_weight = row_weight * (d_values if d_sum is None else d_values + d_sum)
         _, _, *gradients = torch.ops.md4_hf.linear_nelbo(
             hidden_states, weight, bias, target, row_weight, exponents, *ctx.options
         )
         scale = 1.0
-    parameters = (inputs[0], inputs[1], inputs[2], inputs[5])
+    parameters = (hidden_states, weight, bias, exponents)
     d_hidden, d_weight, d_bias, d_schedule = (
         (scale * gradient).to(x.dtype) if needed else None
         for x, gradient, needed in zip(parameters, gradients, ctx.options[-1], strict=True)

@@ -11,43 +11,32 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast
+from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast, make_schedule
 
 
 IGNORE_INDEX = -100
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Times and the forward process
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def stratified_times(offset: float | Tensor, index: Tensor, total: int) -> Tensor:
     """Times t_i = (offset + i / total) mod 1 (the paper's low-discrepancy sampler): one per stratum of width 1/total.
 
-    Args:
-        offset: A uniform number in [0, 1), shared by all `total` examples.
-        index: `(n,)` integer indices in [0, total) of the examples at hand.
-        total: Number of examples over which the times are stratified.
-
-    Returns:
-        `(n,)` times in [0, 1), in the floating dtype of `offset` (float32 if it is a Python number).
+    The uniform `offset` in [0, 1) is shared by all `total` examples; those at hand have indices `(n,)` in [0, total).
+    Returns `(n,)` times in [0, 1) in the dtype of `offset`, float32 if it is a Python number.
     """
     dtype = offset.dtype if isinstance(offset, Tensor) else torch.float32
     return (offset + index.to(dtype) / total) % 1.0
 
 
 def discretize_times(t: Tensor, num_timesteps: int) -> Tensor:
-    """Map times in [0, 1), of any shape, to the ends 1/T, 2/T, ..., 1 of their cells: the times of discrete-time MD4.
-
-    `num_timesteps` is T >= 1.
-    """
+    """Map times in [0, 1), of any shape, to the ends 1/T, ..., 1 of their cells: the times of discrete-time MD4."""
     return (torch.floor(t * num_timesteps) + 1.0) / num_timesteps
 
 
@@ -65,15 +54,8 @@ def corrupt(
 ) -> Tensor:
     """Draw xt from q(x_t | x_0): each token stays with probability `alpha_t` and is masked otherwise (paper, eq. 3).
 
-    Args:
-        x0: `(batch, ...)` clean ids.
-        alpha_t: Probabilities of staying, `(batch,)` or any shape that broadcasts with `x0` from the left.
-        mask_token_id: The mask id m.
-        generator: Source of the draws when `noise` is not given.
-        noise: Uniform numbers in [0, 1) of the shape of `x0`; a token stays where `noise < alpha_t`.
-
-    Returns:
-        `xt`, same shape and dtype as `x0`.
+    Clean ids are `(batch, ...)`, as is the result; `alpha_t` is `(batch,)` or broadcasts from the left. Tokens
+    stay where `noise`, uniform in [0, 1) and of the shape of `x0`, is below alpha_t; `generator` draws it by default.
     """
     if noise is None:
         device = generator.device if generator is not None else x0.device
@@ -83,37 +65,7 @@ def corrupt(
     return torch.where(noise < left_broadcast(alpha_t, x0.dim()), x0, mask_token_id)
 
 
-def draw_xt(
-    schedule: MaskingSchedule | TokenPolynomialSchedule,
-    t: Tensor,
-    x0: Tensor,
-    mask_token_id: int,
-    *,
-    noise: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    is_scored: Tensor | None = None,
-) -> Tensor:
-    """Draw x_t from q(x_t | x_0) for a batch, with a fixed schedule or with learned ones.
-
-    Args:
-        schedule: The masking schedule, or the learned schedules of the tokens.
-        t: Times of the examples, `(batch,)` in [0, 1].
-        x0: `(batch, ...)` clean ids.
-        mask_token_id: The mask id m.
-        noise: Uniform numbers of the shape of `x0`, as in `corrupt`.
-        generator: Source of the draws when `noise` is not given.
-        is_scored: `(batch, ...)` booleans; tokens where it is False are never masked. By default any token may be.
-
-    Returns:
-        `xt`, same shape and dtype as `x0`.
-    """
-    xt = corrupt(x0, schedule.alpha_of(t, x0).detach(), mask_token_id, generator=generator, noise=noise)
-    return xt if is_scored is None else torch.where(is_scored, xt, x0)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The negative evidence lower bound
-# ----------------------------------------------------------------------------------------------------------------------
+# The negative evidence lower bound ------------------------------------------------------------------------------------
 
 
 def nelbo_weight(schedule: MaskingSchedule, t: Tensor, num_timesteps: int | None = None) -> Tensor:
@@ -121,11 +73,7 @@ def nelbo_weight(schedule: MaskingSchedule, t: Tensor, num_timesteps: int | None
 
     Continuous time: -alpha'_t / (1 - alpha_t) (paper, eq. 5). Discrete time with T steps:
     T (alpha_s - alpha_t) / (1 - alpha_t) with s = t - 1/T (paper, eq. 4), which tends to the former as T grows.
-
-    Args:
-        schedule: The masking schedule.
-        t: Times in [0, 1]; multiples of 1/T for discrete time.
-        num_timesteps: T, or None for continuous time.
+    Times of any shape in [0, 1], multiples of 1/T for discrete time, give weights of that shape.
     """
     if num_timesteps is None:
         return -schedule.alpha_prime(t) / (1.0 - schedule.alpha(t))
@@ -148,10 +96,7 @@ def masked_count_weights(schedule: MaskingSchedule, num_tokens: int, num_timeste
     order-agnostic autoregression (Uria, Murray, Larochelle 2014; Hoogeboom et al., arXiv:2110.02037). In discrete time
     the integral is a sum over the T times.
 
-    Args:
-        schedule: The masking schedule.
-        num_tokens: N >= 1, the number of scored tokens, which are those that may be masked.
-        num_timesteps: T, or None for continuous time.
+    `num_tokens` is N >= 1, the number of tokens that may be masked, `num_timesteps` is T, or None for continuous time.
     """
     if num_timesteps is None:
         ends = schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
@@ -170,21 +115,14 @@ def _binomial(num_trials: int, probability: Tensor) -> Tensor:
     """Bin(n; num_trials, p) for n = 0 ... num_trials, `(len(probability), num_trials + 1)` float64."""
     n = torch.arange(num_trials + 1, dtype=torch.float64)
     p = probability[:, None].double()
-    log_choose = (
-        torch.lgamma(torch.tensor(num_trials + 1.0).double()) - torch.lgamma(n + 1) - n.flip(0).add(1).lgamma()
-    )
+    log_choose = torch.lgamma(n[-1] + 1.0) - torch.lgamma(n + 1) - n.flip(0).add(1).lgamma()
     return (log_choose + torch.xlogy(n, p) + torch.special.xlog1py(n.flip(0), -p)).exp()
 
 
 def mask_lowest(x0: Tensor, is_scored: Tensor, num_masked: Tensor, mask_token_id: int, noise: Tensor) -> Tensor:
     """Draw x_t with exactly `num_masked` masked tokens, the scored ones of lowest noise: all choices equally likely.
 
-    Args:
-        x0: `(batch, ...)` clean ids.
-        is_scored: `(batch, ...)` booleans; other tokens are never masked.
-        num_masked: `(batch,)` integers, at most the number of scored tokens.
-        mask_token_id: The mask id m.
-        noise: `(batch, ...)` uniform numbers.
+    Clean ids, booleans and uniform numbers are `(batch, ...)`; `num_masked` is `(batch,)`, at most the scored tokens.
     """
     order = noise.masked_fill(~is_scored, math.inf).flatten(1).argsort(dim=1, stable=True)
     rank = torch.arange(order.shape[1], device=order.device)
@@ -197,13 +135,9 @@ def token_nelbo(logits: Tensor, x0: Tensor, xt: Tensor, weight: Tensor, mask_tok
 
     Args:
         logits: `(batch, ..., vocab)` logits of the denoiser; the mask's own logit has to be suppressed by the caller.
-        x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored.
-        xt: `(batch, ...)` noised ids.
-        weight: `(batch,)` weights from `nelbo_weight`.
+        x0, xt: `(batch, ...)` clean and noised ids; -100 in `x0` marks tokens that are not scored.
+        weight: `(batch,)` weights from `nelbo_weight`. The result is `(batch, ...)`, in at least float32.
         mask_token_id: The mask id m.
-
-    Returns:
-        `(batch, ...)`, at least float32.
     """
     target = torch.where(xt == mask_token_id, x0, IGNORE_INDEX)
     nll = cross_entropy_nats(logits.flatten(0, -2), target.flatten()).view_as(x0)
@@ -220,18 +154,13 @@ def cross_entropy_nats(logits: Tensor, target: Tensor) -> Tensor:
 def reconstruction_nelbo(schedule: MaskingSchedule, num_tokens: int | Tensor, vocab_size: int) -> Tensor:
     """Reconstruction term N (1 - alpha_0) log V in nats: tokens still masked at t=0 are guessed uniformly.
 
-    Args:
-        schedule: The masking schedule.
-        num_tokens: N, the number of scored tokens.
-        vocab_size: V, the number of data tokens (without the mask).
+    `num_tokens` is N, the number of scored tokens, `vocab_size` is V, the number of data tokens (without the mask).
     """
     alpha_0 = schedule.alpha(torch.zeros((), device=num_tokens.device if isinstance(num_tokens, Tensor) else None))
     return num_tokens * (1.0 - alpha_0) * math.log(vocab_size)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# GenMD4: a masking schedule for each token, learned with the denoiser (paper, section on state-dependent schedules)
-# ----------------------------------------------------------------------------------------------------------------------
+# GenMD4: a masking schedule for each token, learned with the denoiser (paper, section on state-dependent schedules) ---
 
 
 def genmd4_cross_entropy_nats(logits: Tensor, target: Tensor, exponents: Tensor) -> Tensor:
@@ -239,11 +168,7 @@ def genmd4_cross_entropy_nats(logits: Tensor, target: Tensor, exponents: Tensor)
 
     Divided by t, this is the diffusion part of GenMD4's NELBO at a masked position (paper, the limit T -> infinity):
     the sum over v of (alpha'_t / (1 - alpha_t))_v (x_v (log mu_v + 1) - mu_v), where alpha'/(1 - alpha) = -w / t.
-
-    Args:
-        logits: `(rows, vocab)`; the mask's own logit has to be suppressed by the caller.
-        target: `(rows,)` ids.
-        exponents: `(vocab,)` exponents w of the tokens' schedules.
+    Logits are `(rows, vocab)`, with the mask's own suppressed, targets `(rows,)`, and exponents w `(vocab,)`.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     nll = cross_entropy_nats(logits, target)
@@ -258,13 +183,8 @@ def genmd4_token_nelbo(
 ) -> Tensor:
     """Diffusion part of GenMD4's NELBO in nats per token, 0 where xt is not masked; it may be negative.
 
-    Args:
-        logits: `(batch, ..., vocab)` logits of the denoiser; the mask's own has to be suppressed by the caller.
-        x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored.
-        xt: `(batch, ...)` noised ids.
-        exponents: `(vocab,)` exponents w of the tokens' schedules.
-        t: `(batch,)` times in [t_1, 1].
-        mask_token_id: The mask id m.
+    Arguments and result as in `token_nelbo`, but with the exponents w of the tokens' schedules, `(vocab,)`, and times
+    `(batch,)` in [t_1, 1] in place of weights.
     """
     target = torch.where(xt == mask_token_id, x0, IGNORE_INDEX)
     value = genmd4_cross_entropy_nats(logits.flatten(0, -2), target.flatten(), exponents).view_as(x0)
@@ -276,17 +196,11 @@ def genmd4_reconstruction_nelbo(
 ) -> Tensor:
     """Reconstruction part of GenMD4's NELBO in nats per token: tokens masked at t_1 are guessed from the schedules.
 
-    Token x is masked with probability (1 - eps) t_1^{w_x} and guessed with probability t_1^{w_x} / sum_v t_1^{w_v}.
-
-    Args:
-        x0: `(batch, ...)` clean ids; -100 marks tokens that are not scored, which get 0.
-        schedule: The schedules of the tokens.
-        first_time: t_1, in (0, 1).
-        mask_token_id: The mask id m, which is never guessed.
+    Token x is masked with probability (1 - eps) t_1^{w_x} and guessed with probability t_1^{w_x} / sum_v t_1^{w_v},
+    without the mask. Clean ids are `(batch, ...)`; -100 marks tokens that are not scored, which get 0.
     """
     log_survival = schedule.exponents.to(x0.device) * math.log(first_time)
-    is_mask = torch.arange(len(log_survival), device=log_survival.device) == mask_token_id
-    log_total = torch.logsumexp(log_survival.masked_fill(is_mask, -torch.inf), dim=0)
+    log_total = torch.logsumexp(log_survival.masked_fill(_is_mask(log_survival, mask_token_id), -torch.inf), dim=0)
     scored = x0 != IGNORE_INDEX
     own = log_survival[torch.where(scored, x0, 0)]
     return torch.where(scored, (1.0 - schedule.eps) * own.exp() * (log_total - own), 0.0)
@@ -297,12 +211,7 @@ def log_forward_probability(
 ) -> Tensor:
     """log q(x_t | x_0) of GenMD4 per token, `(batch, ...)` nats <= 0, with gradient in the exponents.
 
-    Args:
-        schedule: The schedules of the tokens.
-        t: `(batch,)` times in (0, 1].
-        x0: `(batch, ...)` clean ids; -100 marks tokens that are never masked, which get 0.
-        xt: `(batch, ...)` noised ids.
-        mask_token_id: The mask id m.
+    Times are `(batch,)` in (0, 1], ids `(batch, ...)`; -100 in `x0` marks tokens that are never masked, which get 0.
     """
     scored = x0 != IGNORE_INDEX
     x0 = torch.where(scored, x0, 0)
@@ -315,19 +224,13 @@ def log_forward_probability(
 def rloo_surrogate(losses: Tensor, log_probabilities: Tensor) -> Tensor:
     """Surrogate whose gradient is an unbiased estimate of that of E_q[loss], where the parameters also shape q.
 
-    The surrogate is the mean loss of K samples plus the REINFORCE leave-one-out term: the log probability of each
-    sample, times the amount by which its loss exceeds the mean loss of the remaining samples (Kool, van Hoof, Welling,
-    2019; Salimans and Knowles, 2014).
+    The surrogate, `(...)`, is the mean loss of K samples plus the REINFORCE leave-one-out term: the log probability of
+    each sample, times the amount by which its loss exceeds the mean loss of the remaining samples (Kool, van Hoof,
+    Welling, 2019; Salimans and Knowles, 2014).
 
     Args:
-        losses: `(..., copies)` losses of K >= 2 independent samples from q.
+        losses: `(..., copies)` losses of K independent samples from q; a ValueError for fewer than 2.
         log_probabilities: `(..., copies)` log q of the samples, with gradient.
-
-    Returns:
-        `(...)`.
-
-    Raises:
-        ValueError: For fewer than two copies.
     """
     copies = losses.shape[-1]
     if copies < 2:
@@ -336,9 +239,7 @@ def rloo_surrogate(losses: Tensor, log_probabilities: Tensor) -> Tensor:
     return (losses + (losses - baseline).detach() * log_probabilities).mean(dim=-1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The reverse process, and its score and Markov chain views
-# ----------------------------------------------------------------------------------------------------------------------
+# The reverse process, and its score and Markov chain views ------------------------------------------------------------
 
 
 def unmask_probability(schedule: MaskingSchedule, t: Tensor, s: Tensor) -> Tensor:
@@ -354,42 +255,41 @@ def unmask_probability(schedule: MaskingSchedule, t: Tensor, s: Tensor) -> Tenso
 def reverse_probabilities(logits: Tensor, unmask_probability: Tensor, mask_token_id: int) -> Tensor:
     """Table p(x_s | x_t = m) of a reverse step: token j with probability r mu_j, the mask with 1 - r; float64.
 
-    Args:
-        logits: `(batch, ..., vocab)`, mask column included (its value is not used).
-        unmask_probability: r, `(batch,)` or a scalar.
-        mask_token_id: The mask id; its column of the table is the probability of staying masked.
+    Logits are `(batch, ..., vocab)`, the mask's own is not used; r is `(batch,)` or a scalar. The mask's column of the
+    table is the probability of staying masked.
     """
-    mu = denoiser_probabilities(logits, mask_token_id)
-    r = left_broadcast(unmask_probability.double(), mu.dim())
-    stay = F.one_hot(torch.tensor(mask_token_id, device=mu.device), mu.shape[-1]).to(mu.dtype)
-    return r * mu + (1.0 - r) * stay
+    r = left_broadcast(unmask_probability.double(), logits.dim())
+    return torch.where(_is_mask(logits, mask_token_id), 1.0 - r, r * denoiser_probabilities(logits, mask_token_id))
 
 
 def genmd4_reverse_probabilities(logits: Tensor, unmask_probabilities: Tensor, mask_token_id: int) -> Tensor:
     """Table p(x_s | x_t = m) of GenMD4: token j with probability r_j mu_j, the mask with the rest; float64.
 
-    Args:
-        logits: `(batch, ..., vocab)`, mask column included (its value is not used).
-        unmask_probabilities: r, `(vocab,)` or any shape that broadcasts with `logits`.
-        mask_token_id: The mask id; its column of the table is the probability of staying masked.
+    Arguments as in `reverse_probabilities`, but `unmask_probabilities` r is `(vocab,)`, or broadcasts with `logits`.
     """
     table = unmask_probabilities.double() * denoiser_probabilities(logits, mask_token_id)
-    stay = F.one_hot(torch.tensor(mask_token_id, device=table.device), table.shape[-1]).to(table.dtype)
-    return table + (1.0 - table.sum(dim=-1, keepdim=True)) * stay
+    return torch.where(_is_mask(logits, mask_token_id), 1.0 - table.sum(dim=-1, keepdim=True), table)
 
 
 def denoiser_probabilities(logits: Tensor, mask_token_id: int) -> Tensor:
     """Denoiser probabilities mu, the softmax of the logits in float64 without the mask; same shape as `logits`."""
-    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
-    return torch.softmax(logits.double().masked_fill(is_mask, -torch.inf), dim=-1)
+    return torch.softmax(logits.double().masked_fill(_is_mask(logits, mask_token_id), -torch.inf), dim=-1)
+
+
+def suppress_mask(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Set the mask's logit to finfo.min, as no model predicts the mask: `(..., vocab)` -> `(..., vocab)`."""
+    return logits.masked_fill(_is_mask(logits, mask_token_id), torch.finfo(logits.dtype).min)
+
+
+def _is_mask(x: Tensor, mask_token_id: int) -> Tensor:
+    """Booleans `(vocab,)` that are true at the mask, for the last axis of `x`."""
+    return torch.arange(x.shape[-1], device=x.device) == mask_token_id
 
 
 def score_from_mean(mean: Tensor, alpha_t: Tensor) -> Tensor:
     """Concrete score s(m, t)_j = alpha_t / (1 - alpha_t) mu_j of a masked position (paper, section 4).
 
-    Args:
-        mean: `(batch, ..., vocab)` denoiser probabilities mu.
-        alpha_t: `(batch,)` or a scalar.
+    `mean` is mu, the denoiser's probabilities `(batch, ..., vocab)`, and `alpha_t` is `(batch,)` or a scalar.
     """
     return left_broadcast(alpha_t / (1.0 - alpha_t), mean.dim()) * mean
 
@@ -397,9 +297,7 @@ def score_from_mean(mean: Tensor, alpha_t: Tensor) -> Tensor:
 def mean_from_score(score: Tensor, alpha_t: Tensor) -> Tensor:
     """Denoiser probabilities from the concrete score of a masked position: the inverse of `score_from_mean`.
 
-    Args:
-        score: `(batch, ..., vocab)`, >= 0.
-        alpha_t: `(batch,)` or a scalar, in (0, 1).
+    `score` is `(batch, ..., vocab)`, >= 0, and `alpha_t` is `(batch,)` or a scalar, in (0, 1).
     """
     return left_broadcast((1.0 - alpha_t) / alpha_t, score.dim()) * score
 
@@ -416,15 +314,13 @@ def forward_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
 def reverse_rate(schedule: MaskingSchedule, t: Tensor) -> Tensor:
     """Rate -alpha'_t / (1 - alpha_t) at which a masked token is unmasked in reverse time.
 
-    A token becomes j at this rate times mu_j. The rate is also the weight of the continuous-time NELBO. Times of any
-    shape in [0, 1] give rates of the same shape, >= 0; infinite where alpha_t is 1, as at t = 0 without eps.
+    A token becomes j at this rate times mu_j. The rate is also the weight of the continuous-time NELBO: see
+    `nelbo_weight`. It is infinite where alpha_t is 1, as at t = 0 without eps.
     """
     return nelbo_weight(schedule, t)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Categorical draws
-# ----------------------------------------------------------------------------------------------------------------------
+# Categorical draws ----------------------------------------------------------------------------------------------------
 
 
 def draw_categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
@@ -433,12 +329,8 @@ def draw_categorical(probabilities: Tensor, uniform: Tensor) -> Tensor:
     Draws are in float64: float32 Gumbel noise cuts off the tail, which in effect lowers the temperature
     (arXiv:2409.02908). A category of probability 0 is never drawn.
 
-    Args:
-        probabilities: `(..., categories)` non-negative float64 weights; they need not sum to one.
-        uniform: `(...)` float64 numbers in [0, 1).
-
-    Returns:
-        `(...)` int64 indices.
+    `probabilities` `(..., categories)` need not sum to one. `uniform` `(...)` are float64 numbers in [0, 1), and the
+    indices that are drawn have their shape.
     """
     cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
@@ -485,3 +377,107 @@ def check_top_k(top_k: int):
 
 def _below_to_min(logits: Tensor, threshold: Tensor) -> Tensor:
     return logits.masked_fill(logits < threshold, torch.finfo(logits.dtype).min)
+
+
+# Forward processes with the terms of their bound ----------------------------------------------------------------------
+
+
+class MaskingProcess:
+    """Forward process q(x_t | x_0) with the masking `schedule` and the mask id m.
+
+    MD4's, with one schedule for all tokens, and GenMD4's have the same methods: others need not know which they use.
+    """
+
+    schedule: MaskingSchedule | TokenPolynomialSchedule
+    mask_token_id: int
+
+    def draw_xt(self, x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Draw x_t of clean ids at times `(batch,)`; tokens with the label -100 are never masked."""
+        xt = corrupt(x0, self.schedule.alpha_of(t, x0).detach(), self.mask_token_id, noise=noise)
+        return torch.where(labels != IGNORE_INDEX, xt, x0)
+
+
+@dataclass(frozen=True)
+class MD4Process(MaskingProcess):
+    """Forward process of MD4: one fixed schedule for V data tokens (without the mask), and T steps or None."""
+
+    schedule: MaskingSchedule
+    mask_token_id: int
+    num_data_tokens: int
+    num_timesteps: int | None = None
+
+    training_copies: ClassVar[int | None] = None  # one x_t of each example, without an axis of copies
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Training times from uniform numbers in [0, 1), of any shape."""
+        return uniform if self.num_timesteps is None else discretize_times(uniform, self.num_timesteps)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight of the term of a masked token, at times of any shape."""
+        return nelbo_weight(self.schedule, t, self.num_timesteps)
+
+    def exponents(self, device: torch.device) -> Tensor | None:
+        """Learned exponents of the tokens' schedules: None, as there are none."""
+        return None
+
+    def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Diffusion part of the NELBO in nats of each token, from all logits; same shape as the ids."""
+        return token_nelbo(logits, x0, xt, self.weight(t), self.mask_token_id)
+
+    def reconstruction(self, labels: Tensor) -> Tensor:
+        """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
+        num_scored = (labels != IGNORE_INDEX).flatten(1).sum(dim=1)
+        return reconstruction_nelbo(self.schedule, num_scored, self.num_data_tokens)
+
+    def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
+        """Term that carries the gradient of learned schedules: None, as the schedule is fixed."""
+        return None
+
+
+@dataclass(frozen=True)
+class GenMD4Process(MaskingProcess):
+    """Forward process of GenMD4: each token has a learned schedule of its own; times start at `first_time`, t_1."""
+
+    schedule: TokenPolynomialSchedule
+    mask_token_id: int
+    first_time: float
+
+    training_copies: ClassVar[int | None] = 2  # noised copies of each example: the leave-one-out gradient needs two
+
+    def times(self, uniform: Tensor) -> Tensor:
+        """Training times in [t_1, 1) from uniform numbers in [0, 1), of any shape."""
+        return rescale_times(uniform, self.first_time)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight 1/t of the term of a masked token, at times of any shape."""
+        return 1.0 / t
+
+    def exponents(self, device: torch.device) -> Tensor | None:
+        """Learned exponents `(vocab,)` of the tokens' schedules."""
+        return self.schedule.exponents.to(device)
+
+    def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Diffusion part of the NELBO in nats of each token, from all logits; same shape as the ids."""
+        return genmd4_token_nelbo(logits, x0, xt, self.exponents(logits.device), t, self.mask_token_id)
+
+    def reconstruction(self, labels: Tensor) -> Tensor:
+        """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
+        nelbo = genmd4_reconstruction_nelbo(labels, self.schedule, self.first_time, self.mask_token_id)
+        return nelbo.flatten(1).sum(dim=1)
+
+    def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
+        """REINFORCE leave-one-out surrogate of the diffusion part, summed over the examples.
+
+        `nelbo` (nats) and `xt` are `(batch, copies, ...)` with K >= 2 copies, `labels` `(batch, ...)`, `t` `(batch,)`.
+        """
+        batch, copies = xt.shape[:2]
+        t, x0 = (x.repeat_interleave(copies, dim=0) for x in (t, labels))
+        log_q = log_forward_probability(self.schedule, t, x0, xt.flatten(0, 1), self.mask_token_id)
+        log_q = log_q.flatten(1).sum(dim=1).view(batch, copies)
+        return rloo_surrogate(nelbo.detach().flatten(2).sum(dim=2), log_q).sum()
+
+
+def md4_process(config) -> MD4Process:
+    """Forward process with the fixed schedule that an `MD4Config` names."""
+    schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
+    return MD4Process(schedule, config.mask_token_id, config.vocab_size - 1, config.num_train_timesteps)

@@ -11,19 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.masking_utils import (
-    create_bidirectional_mask,
-    create_causal_mask,
-    packed_sequence_mask_function,
-)
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import (
-    ModelOutput,
-    TransformersKwargs,
-    can_return_tuple,
-    logging,
-)
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -37,35 +28,28 @@ from .input_checks import (
     check_range,
     check_shape,
     check_tensor,
-    check_tokens,
+    given_tokens,
 )
-from .masked_diffusion import (
-    IGNORE_INDEX,
-    stratified_times,
-)
-from .masking_process import GenMD4Process, MD4Process, genmd4_process, md4_process
+from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, md4_process, stratified_times
 from .modeling_md4_base import MD4PreTrainedModel
-from .modeling_md4_head import MD4Head, indices_of, logits_of, nelbo_of_rows, number_of_items
 from .modeling_md4_layers import (
     ACTIVATIONS,
     MD4Conditioning,
+    MD4Head,
     MD4Layer,
     MD4Modulation,
     MD4RotaryEmbedding,
     at_rows,
+    indices_of,
+    logits_of,
     make_norm,
     modulate,
+    nelbo_of_rows,
+    number_of_items,
     of_examples,
 )
 from .modeling_md4_unet import MD4ImageHead, MD4UNet
 from .schedules import MaskingSchedule, TokenPolynomialSchedule
-
-
-logger = logging.get_logger(__name__)
-
-
-# Arguments of `MD4Model.forward` that images do not have.
-TEXT_ARGUMENTS = ("attention_mask", "position_ids", "inputs_embeds", "document_ids", "past_key_values")
 
 
 @dataclass
@@ -80,8 +64,7 @@ class MaskedDiffusionOutput(ModelOutput):
         token_nelbo (`torch.FloatTensor` of shape `(batch, length)`, with copies `(batch, copies, length)`):
             Diffusion part of the NELBO in nats, zero at unmasked positions.
         hidden_states (`tuple(torch.FloatTensor)`):
-            Those of the input and of each layer, `(batch, length, hidden_size)`; for images those of the input and of
-            each residual block, `(batch, channels, height, width)` in sizes of their own.
+            Those of the input and of each layer, `(batch, length, hidden_size)`; for images, of each residual block.
         attentions (`tuple(torch.FloatTensor)`):
             Probabilities of each layer, `(batch, heads, length, length)`; text only.
         nelbo (`torch.FloatTensor` of shape `()`):
@@ -98,11 +81,6 @@ class MaskedDiffusionOutput(ModelOutput):
     reconstruction_nelbo: torch.FloatTensor | None = None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The models
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 class MD4Model(MD4PreTrainedModel):
     """MD4 network of the kind that `backbone` names, without its head: ids to hidden states."""
 
@@ -116,16 +94,13 @@ class MD4Model(MD4PreTrainedModel):
         if config.is_image:
             self.unet = MD4UNet(config)
         else:
-            self._make_transformer(config)
+            self.embed_proj = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
+            self.embedding_dropout = nn.Dropout(0.0 if config.embedding_size else config.embedding_dropout)
+            self.rotary_emb = MD4RotaryEmbedding(config)
+            self.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
+            self.norm = make_norm(config)
+            self.modulation = MD4Modulation(config) if config.is_conditional else None
         self.post_init()
-
-    def _make_transformer(self, config: MD4Config):
-        self.embed_proj = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
-        self.embedding_dropout = nn.Dropout(0.0 if config.embedding_size else config.embedding_dropout)
-        self.rotary_emb = MD4RotaryEmbedding(config)
-        self.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
-        self.norm = make_norm(config)
-        self.modulation = MD4Modulation(config) if config.is_conditional else None
 
     @merge_with_config_defaults
     @capture_outputs
@@ -151,8 +126,7 @@ class MD4Model(MD4PreTrainedModel):
             timesteps: `(batch,)` times in [0, 1]; required when the model is time-conditioned.
             class_labels: `(batch,)` labels in [0, num_classes); required when the model is class-conditional. With
                 `class_dropout` in the configuration, `num_classes` is the null class, and is the default.
-            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding; with `past_key_values`, `length` counts
-                earlier tokens too.
+            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding; `past_key_values` count in `length`.
             position_ids: `(batch, length)` positions; 0 .. length-1 by default.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids`.
             document_ids: `(batch, length)` number of the document that each token of a packed row belongs to, in runs
@@ -172,99 +146,76 @@ class MD4Model(MD4PreTrainedModel):
             ValueError: For missing inputs, wrong shapes, and ids, times or labels out of range. Values are checked on
                 the CPU only: on an accelerator, each check would wait for the device.
         """
-        check_tokens(input_ids, inputs_embeds)
-        tokens = inputs_embeds if input_ids is None else input_ids
+        tokens = given_tokens(input_ids, inputs_embeds)
         shape = tokens.shape
         if class_labels is None and self.config.null_class is not None:
             class_labels = torch.full(shape[:1], self.config.null_class, device=tokens.device)
-        self._check_inputs(input_ids, inputs_embeds, timesteps, class_labels, shape)
         if self.config.is_image:
-            given = (attention_mask, position_ids, inputs_embeds, document_ids, past_key_values)
-            check_left_out(TEXT_ARGUMENTS, given)
+            check_left_out(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
+            check_left_out(document_ids=document_ids, past_key_values=past_key_values)
+        self._check_inputs(tokens, timesteps, class_labels)
+        if self.config.is_image:
             return self._denoise_image(input_ids, timesteps, class_labels)
-        self._check_cache(past_key_values, document_ids)
-        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        num_past = 0
+        if past_key_values is not None:
+            self._check_cache(document_ids)
+            num_past = past_key_values.get_seq_length()
         self._check_attention(shape, num_past, attention_mask, position_ids, document_ids)
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        hidden_states = inputs_embeds if self.embed_proj is None else self.embed_proj(inputs_embeds)
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.embed_proj is not None:
+            hidden_states = self.embed_proj(hidden_states)
         hidden_states = self.embedding_dropout(hidden_states)
         if position_ids is None:
             position_ids = torch.arange(num_past, num_past + shape[1], device=hidden_states.device)[None]
             if document_ids is not None:
                 position_ids = positions_in_documents(document_ids)
         make_mask = create_causal_mask if self.config.is_causal else create_bidirectional_mask
-        attention_mask = make_mask(
-            self.config,
-            hidden_states,
-            attention_mask,
-            past_key_values=past_key_values,
-            and_mask_function=None if document_ids is None else packed_sequence_mask_function(document_ids),
-        )
-        rotation = self.rotary_emb(hidden_states, position_ids)
+        options = {"past_key_values": past_key_values}
+        if document_ids is not None:
+            options["and_mask_function"] = packed_sequence_mask_function(document_ids)
+        attention = {
+            "attention_mask": make_mask(self.config, hidden_states, attention_mask, **options),
+            "rotation": self.rotary_emb(hidden_states, position_ids),
+            "past_key_values": past_key_values,
+        }
         modulations: tuple[Tensor | None, ...] = (None,) * (len(self.layers) + 1)
         if self.conditioning is not None:
             conditioning = self.conditioning(timesteps, class_labels, hidden_states.dtype)
             modulations = self.modulation(ACTIVATIONS[self.config.mlp_type](conditioning))
         for layer, modulation in zip(self.layers, modulations, strict=False):
-            hidden_states = layer(
-                hidden_states,
-                modulation,
-                attention_mask=attention_mask,
-                rotation=rotation,
-                rows=rows if layer is self.layers[-1] else None,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
+            last_rows = rows if layer is self.layers[-1] else None
+            hidden_states = layer(hidden_states, modulation, rows=last_rows, **attention, **kwargs)
         hidden_states = self.norm(hidden_states)
         if modulations[-1] is not None:
             modulation = of_examples(modulations[-1], shape[1], rows).to(hidden_states.device)
             hidden_states = modulate(hidden_states, *modulation.chunk(2, dim=-1))
         return BaseModelOutput(last_hidden_state=hidden_states)
 
-    def _denoise_image(
-        self, input_ids: Tensor, timesteps: Tensor | None, class_labels: Tensor | None
-    ) -> BaseModelOutput:
+    def _denoise_image(self, input_ids: Tensor, timesteps: Tensor | None, class_labels: Tensor | None):
         # The features of a pixel are the joined embeddings of its channels, adjacent in memory (channels last).
         pixels = self.embed_tokens(input_ids.permute(0, 2, 3, 1)).flatten(3).permute(0, 3, 1, 2)
-        conditioning = None
-        if self.conditioning is not None:
-            conditioning = self.conditioning(timesteps, class_labels, pixels.dtype)
+        is_conditional = self.conditioning is not None
+        conditioning = self.conditioning(timesteps, class_labels, pixels.dtype) if is_conditional else None
         return BaseModelOutput(last_hidden_state=self.unet(pixels, conditioning))
 
-    def _check_inputs(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        timesteps: Tensor | None,
-        class_labels: Tensor | None,
-        shape: torch.Size,
-    ):
-        if self.config.is_image and input_ids is not None:
-            check_image(input_ids, self.config)
-        elif inputs_embeds is not None:
-            width = self.config.embedding_size or self.config.hidden_size
-            check_shape("inputs_embeds", inputs_embeds, (None, None, width))
-        elif input_ids.dim() != 2:
-            raise ValueError(f"`input_ids` must have shape (batch, length), got {tuple(input_ids.shape)}.")
-        if input_ids is not None:
-            check_range("input_ids", input_ids, self.config.vocab_size - 1)
-        if self.config.time_conditioning:
-            check_per_example("timesteps", timesteps, shape[0], "the model is time-conditioned")
-            check_range("timesteps", timesteps, 1)
-        if self.config.num_classes is not None:
-            check_per_example("class_labels", class_labels, shape[0], "the model is class-conditional")
+    def _check_inputs(self, tokens: Tensor, timesteps: Tensor | None, class_labels: Tensor | None):
+        config = self.config
+        if tokens.is_floating_point():
+            check_shape("inputs_embeds", tokens, (None, None, config.embedding_size or config.hidden_size))
+        else:
+            if config.is_image:
+                check_image(tokens, config)
+            elif tokens.dim() != 2:
+                raise ValueError(f"`input_ids` must have shape (batch, length), got {tuple(tokens.shape)}.")
+            check_range("input_ids", tokens, config.vocab_size - 1)
+        if config.time_conditioning:
+            check_per_example("timesteps", timesteps, tokens.shape[0], 1, "the model is time-conditioned")
+        if config.num_classes is not None:
+            last = config.null_class or config.num_classes - 1
+            check_per_example("class_labels", class_labels, tokens.shape[0], last, "the model is class-conditional")
             check_tensor("class_labels", class_labels, "integers")
-            check_range("class_labels", class_labels, self.config.null_class or self.config.num_classes - 1)
 
-    def _check_attention(
-        self,
-        shape: torch.Size,
-        num_past: int,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        document_ids: Tensor | None,
-    ):
+    def _check_attention(self, shape: torch.Size, num_past: int, attention_mask, position_ids, document_ids):
         batch, length = shape[:2]
         # A mask of four axes goes to the attention backend unchecked.
         if attention_mask is not None and len(getattr(attention_mask, "shape", ())) != 4:
@@ -277,18 +228,15 @@ class MD4Model(MD4PreTrainedModel):
         check_shape("document_ids", document_ids, (batch, length))
         check_tensor("document_ids", document_ids, "integers")
         if attention_mask is not None and attention_mask.dim() != 2:
+            shape = attention_mask.shape
+            raise ValueError(f"`attention_mask` must be (batch, length) with `document_ids`, got {tuple(shape)}.")
+        backend = self.config._attn_implementation
+        if backend not in ("eager", "sdpa", "flex_attention"):
             raise ValueError(
-                f"`attention_mask` must be (batch, length) with `document_ids`, got {tuple(attention_mask.shape)}."
-            )
-        if self.config._attn_implementation not in ("eager", "sdpa", "flex_attention"):
-            raise ValueError(
-                "`document_ids` need eager, SDPA or flex attention, got attn_implementation="
-                f"{self.config._attn_implementation!r}."
+                f"`document_ids` need eager, SDPA or flex attention, got attn_implementation={backend!r}."
             )
 
-    def _check_cache(self, past_key_values: Cache | None, document_ids: Tensor | None):
-        if past_key_values is None:
-            return
+    def _check_cache(self, document_ids: Tensor | None):
         if self.config.time_conditioning:
             raise ValueError("`past_key_values` need a model without `time_conditioning`: keys change with the time.")
         if document_ids is not None:
@@ -323,7 +271,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             self.lm_head.init_scale = 0.0
         if config.learn_masking_schedule:
             self.token_schedule = TokenPolynomialSchedule(
-                config.vocab_size, power=config.schedule_power, eps=config.schedule_eps
+                config.vocab_size, config.schedule_power, config.schedule_eps
             )
         self.post_init()
 
@@ -340,7 +288,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     def masking_process(self) -> MD4Process | GenMD4Process:
         """Forward process and terms of the bound, with the schedule of the configuration or the learned schedules."""
         if self.config.learn_masking_schedule:
-            return genmd4_process(self.config, self.token_schedule)
+            return GenMD4Process(self.token_schedule, self.config.mask_token_id, self.config.schedule_first_time)
         return md4_process(self.config)
 
     @property
@@ -381,8 +329,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             class_labels: `(batch,)` labels of a class-conditional model, see `MD4Model.forward`. Because of their name,
                 the `Trainer` of transformers mistakes them for targets: to evaluate with it, set
                 `label_names=["labels"]` in its arguments.
-            attention_mask: `(batch, length)`, 1 for tokens and 0 for padding.
-            position_ids: `(batch, length)` positions; 0 .. length-1 by default.
+            attention_mask, position_ids, document_ids, past_key_values, kwargs: See `MD4Model.forward`.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.
             position_mask: Booleans of the shape of `input_ids`: the head runs only where they are true.
             mask_noise: Uniform numbers in [0, 1) of shape `(batch, length)` or `(batch, copies, length)`: `input_ids`
@@ -392,20 +339,19 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             output_logits: Whether to return logits. True by default, but not in training with labels: there the last
                 feed-forward and the head run on masked positions only, whose logits never exist all at once. Then
                 `loss` has no second derivative, and `token_nelbo` of a compiled model has no gradient.
-            document_ids: `(batch, length)` number of each token's document in a packed row: see `MD4Model.forward`.
-            past_key_values: Keys and values of earlier tokens: see `MD4Model.forward`.
             max_masked: Upper bound on the number of masked tokens of the batch; more are an error. With it, a step on
                 an accelerator does not wait for their number, and a compiled step is of this size.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
-
-        Returns:
-            `MaskedDiffusionOutput`.
 
         Raises:
             ValueError: As in `MD4Model.forward`, and for labels that hold the mask id or do not fit the input's shape.
         """
-        check_tokens(input_ids, inputs_embeds)
-        self._check_options(input_ids, inputs_embeds, labels, position_mask, mask_noise, max_masked)
+        tokens = given_tokens(input_ids, inputs_embeds)
+        if position_mask is not None:
+            check_shape("position_mask", position_mask, tokens.shape if inputs_embeds is None else tokens.shape[:2])
+        if labels is None and mask_noise is not None:
+            raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
+        if max_masked is not None and not (isinstance(max_masked, Integral) and max_masked >= 0):
+            raise ValueError(f"`max_masked` must be an integer >= 0, got {max_masked!r}.")
         check_num_items(num_items_in_batch)
         if labels is not None:
             self._check_labels(input_ids, labels, position_mask)
@@ -413,53 +359,40 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 timesteps, mask_noise = self._draw_noise(labels)
                 class_labels = self._drop_classes(class_labels)
             input_ids = self._noised(input_ids, labels, timesteps, mask_noise)
-        copies = input_ids.shape[1] if input_ids is not None and input_ids.dim() == self._copies_dim else None
-        row_ids, row_position_mask, (row_labels, row_timesteps, *inputs) = rows_of_copies(
-            copies,
-            input_ids,
-            position_mask,
-            (labels, timesteps, class_labels, attention_mask, position_ids, document_ids),
-        )
+        has_copies = input_ids is not None and input_ids.dim() == 2 + len(self.config.sample_shape)
+        copies = input_ids.shape[1] if has_copies else None
+        inputs = {"timesteps": timesteps, "class_labels": class_labels, "attention_mask": attention_mask}
+        inputs |= {"position_ids": position_ids, "document_ids": document_ids, "labels": labels}
+        if copies is not None:
+            inputs = repeat_for_copies(copies, input_ids, inputs)
+            input_ids, position_mask = (None if x is None else x.flatten(0, 1) for x in (input_ids, position_mask))
+        row_labels, row_times = inputs.pop("labels"), inputs["timesteps"]
         if output_logits is None:
             output_logits = labels is None or not self.training
-        is_masked = None
+        rows = is_masked = None  # flat indices of the positions where the head is needed; None for all
+        if position_mask is not None:
+            rows = position_mask.flatten().nonzero().squeeze(1)
         if labels is not None and not output_logits:
-            is_masked = ((row_ids == self.config.mask_token_id) & (row_labels != IGNORE_INDEX)).flatten()
-        rows = needed_rows(row_position_mask, is_masked, max_masked)
-        class_labels, attention_mask, position_ids, document_ids = inputs
-        outputs = self._run_network(
-            rows,
-            input_ids=row_ids,
-            timesteps=row_timesteps,
-            class_labels=class_labels,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            document_ids=document_ids,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        logits, losses = None, {}
+            is_masked = ((input_ids == self.config.mask_token_id) & (row_labels != IGNORE_INDEX)).flatten()
+            rows = indices_of(is_masked, max_masked)
+        inputs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+        outputs = self._run_network(rows, tokens.device, **inputs, **kwargs)
+        hidden_states, logits, losses = outputs.last_hidden_state, None, {}
         if output_logits:
-            logits = self._logits(outputs.last_hidden_state, rows)
+            logits = logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._rows_for_head(rows))
         if labels is not None:
-            row_times = row_timesteps.float()
+            row_times = row_times.float()
             if logits is None:
-                total, values = self._masked_nelbo(outputs.last_hidden_state, rows, is_masked, row_labels, row_times)
+                total, values = self._masked_nelbo(hidden_states, rows, is_masked, row_labels, row_times)
             else:
-                values = self.masking_process.token_nelbo(logits, row_labels, row_ids, row_times)
+                values = self.masking_process.token_nelbo(logits, row_labels, input_ids, row_times)
                 total = values.sum()
-            losses = self._losses(total, values, row_ids, labels, timesteps.float(), copies, num_items_in_batch)
+            losses = self._losses(total, values, input_ids, labels, timesteps.float(), copies, num_items_in_batch)
         if position_mask is None:
             logits = fold_copies(logits, copies)
         return MaskedDiffusionOutput(
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
         )
-
-    @property
-    def _copies_dim(self) -> int:
-        """Number of axes of ids with copies: batch, copies, and the axes of an example."""
-        return 2 + len(self.config.sample_shape)
 
     def _draw_noise(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the times of a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
@@ -479,31 +412,29 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     def _noised(self, input_ids: Tensor, labels: Tensor, timesteps: Tensor, mask_noise: Tensor | None) -> Tensor:
         """Mask clean ids by the noise, whose shape x_t has; without noise, `input_ids` already are x_t."""
-        check_per_example("timesteps", timesteps, labels.shape[0], "`labels` are given")
-        check_range("timesteps", timesteps, 1)
+        check_per_example("timesteps", timesteps, labels.shape[0], 1, "`labels` are given")
         if mask_noise is None:
             return input_ids
-        self._check_clean(input_ids, labels)
+        check_shape("input_ids", input_ids, labels.shape)
+        if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
+            raise ValueError(
+                "`input_ids` must be clean where `labels` are scored when the forward masks them (without `timesteps`, "
+                f"or with `mask_noise`), got the mask id {self.config.mask_token_id}."
+            )
         check_shape("mask_noise", mask_noise, labels.shape, (labels.shape[0], None, *labels.shape[1:]))
-        if mask_noise.dim() == self._copies_dim:
+        if mask_noise.dim() > labels.dim():  # copies
             input_ids, labels = (x[:, None].expand(mask_noise.shape) for x in (input_ids, labels))
         return self.masking_process.draw_xt(input_ids, labels, timesteps, mask_noise)
 
-    def _run_network(self, rows: Tensor | None, **inputs) -> BaseModelOutput:
+    def _run_network(self, rows: Tensor | None, device: torch.device, **inputs) -> BaseModelOutput:
         """Run the network, for these rows only where it can, and move its hidden states to the inputs' device."""
         needs_all = self.config.is_image or inputs.get("output_hidden_states") or self.config.output_hidden_states
         outputs = self.model(rows=None if needs_all else rows, return_dict=True, **inputs)
         # A device map may have put the last layer elsewhere.
-        tokens = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
-        hidden_states = outputs.last_hidden_state.to(tokens.device)
+        outputs.last_hidden_state = outputs.last_hidden_state.to(device)
         if needs_all and not self.config.is_image:
-            hidden_states = at_rows(hidden_states, rows)
-        outputs.last_hidden_state = hidden_states
+            outputs.last_hidden_state = at_rows(outputs.last_hidden_state, rows)
         return outputs
-
-    def _logits(self, hidden_states: Tensor, rows: Tensor | None) -> Tensor:
-        """Logits with that of the mask suppressed."""
-        return logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._rows_for_head(rows))
 
     def _rows_for_head(self, rows: Tensor | None) -> Tensor | None:
         """Rows for the head to select: the head of images needs all pixels, the head of text is given its rows only."""
@@ -542,14 +473,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         return total, values.view(x0.shape)
 
     def _losses(
-        self,
-        total: Tensor,
-        values: Tensor,
-        xt: Tensor,
-        labels: Tensor,
-        t: Tensor,
-        copies: int | None,
-        num_items_in_batch: Tensor | int | None,
+        self, total: Tensor, values: Tensor, xt: Tensor, labels: Tensor, t: Tensor, copies: int | None, num_items
     ) -> dict[str, Tensor]:
         """Losses in nats; `loss` and `nelbo` are per scored token of this batch, or of the larger one it is part of.
 
@@ -557,7 +481,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         `values`.
         """
         process, num_copies = self.masking_process, copies or 1
-        num_items = number_of_items(labels != IGNORE_INDEX, num_items_in_batch, values.device)
+        num_items = number_of_items(labels != IGNORE_INDEX, num_items, values.device)
         reconstruction = process.reconstruction(labels)
         nelbo = loss = (total / num_copies + reconstruction.sum()) / num_items
         surrogate = None
@@ -567,38 +491,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             # `total` adds its gradient but not its value, at a fraction of the price of a gradient through `values`.
             loss = (surrogate + (total - total.detach()) / num_copies + reconstruction.sum()) / num_items
             nelbo = nelbo.detach()
-        # Not a view: FSDP2 hooks the outputs, and warns about views.
-        values = fold_copies(values, copies).clone()
+        values = fold_copies(values, copies).clone()  # not a view: FSDP2 hooks the outputs, and warns about views
         return {"loss": loss, "nelbo": nelbo, "token_nelbo": values, "reconstruction_nelbo": reconstruction}
-
-    def _check_options(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        labels: Tensor | None,
-        position_mask: Tensor | None,
-        mask_noise: Tensor | None,
-        max_masked: int | None,
-    ):
-        if labels is None and mask_noise is not None:
-            raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
-        if position_mask is not None:
-            shape = inputs_embeds.shape[:2] if input_ids is None else input_ids.shape
-            check_shape("position_mask", position_mask, shape)
-        if max_masked is not None and not (isinstance(max_masked, Integral) and max_masked >= 0):
-            raise ValueError(f"`max_masked` must be an integer >= 0, got {max_masked!r}.")
-
-    def _check_clean(self, input_ids: Tensor, labels: Tensor):
-        if input_ids.shape != labels.shape:
-            raise ValueError(
-                f"`input_ids` must be clean and have the shape {tuple(labels.shape)} of `labels` when the forward "
-                f"masks them, got {tuple(input_ids.shape)}."
-            )
-        if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
-            raise ValueError(
-                "`input_ids` must be clean where `labels` are scored when the forward masks them (without `timesteps`, "
-                f"or with `mask_noise`), got the mask id {self.config.mask_token_id}."
-            )
 
     def _check_labels(self, input_ids: Tensor | None, labels: Tensor, position_mask: Tensor | None):
         check_tensor("labels", labels, "integers")
@@ -612,20 +506,12 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 f"`input_ids` must have {1 + axes} axes, or {2 + axes} with copies, got shape {tuple(input_ids.shape)}."
             )
         if labels.shape != input_ids.shape[:1] + input_ids.shape[-axes:]:  # without copies
-            raise ValueError(
-                f"`labels` must have the batch and length of `input_ids` {tuple(input_ids.shape)}, got "
-                f"{tuple(labels.shape)}."
-            )
+            expected, found = tuple(input_ids.shape), tuple(labels.shape)
+            raise ValueError(f"`labels` must have the batch and length of `input_ids` {expected}, got {found}.")
         if can_check_values(labels):
             if (labels == self.config.mask_token_id).any():
                 raise ValueError(f"`labels` must be clean ids, got the mask id {self.config.mask_token_id}.")
-            scored = labels[labels != IGNORE_INDEX]
-            check_range("labels", scored, self.config.vocab_size - 1)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Packed documents, copies, and the rows that the head needs
-# ----------------------------------------------------------------------------------------------------------------------
+            check_range("labels", labels[labels != IGNORE_INDEX], self.config.vocab_size - 1)
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:
@@ -640,34 +526,11 @@ def fold_copies(x: Tensor | None, copies: int | None) -> Tensor | None:
     return x if x is None or copies is None else x.unflatten(0, (-1, copies))
 
 
-def rows_of_copies(
-    copies: int | None, input_ids: Tensor | None, position_mask: Tensor | None, shared: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
-    """Make the copies of each example rows of a larger batch; nothing changes without copies.
-
-    Args:
-        copies: Number of copies, None for ids without an axis of copies.
-        input_ids: `(batch, copies, ...)`.
-        position_mask: `(batch, copies, ...)` or None.
-        shared: Inputs that the copies of an example share: labels, times, classes, attention mask, positions
-            `(1 or batch, length)`, documents.
-    """
-    if copies is None:
-        return input_ids, position_mask, shared
-    *per_example, position_ids, document_ids = shared
-    if position_ids is not None:
+def repeat_for_copies(copies: int, input_ids: Tensor, inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Repeat the inputs that the copies of an example share, to make the copies rows of a larger batch."""
+    if inputs["position_ids"] is not None:
         batch, _, length = input_ids.shape
-        check_shape("position_ids", position_ids, (1, length), (batch, length))
-        position_ids = position_ids.expand(batch, -1)
-    repeated = tuple(
-        x.repeat_interleave(copies, dim=0) if isinstance(x, Tensor) and x.dim() else x
-        for x in (*per_example, position_ids, document_ids)
-    )
-    return input_ids.flatten(0, 1), None if position_mask is None else position_mask.flatten(0, 1), repeated
-
-
-def needed_rows(position_mask: Tensor | None, is_masked: Tensor | None, max_masked: int | None) -> Tensor | None:
-    """Flat indices of the positions where the head is needed; None for all positions."""
-    if position_mask is not None:
-        return position_mask.flatten().nonzero().squeeze(1)
-    return None if is_masked is None else indices_of(is_masked, max_masked)
+        check_shape("position_ids", inputs["position_ids"], (1, length), (batch, length))
+        inputs["position_ids"] = inputs["position_ids"].expand(batch, -1)
+    is_per_example = {name: isinstance(x, Tensor) and x.dim() > 0 for name, x in inputs.items()}
+    return {name: x.repeat_interleave(copies, dim=0) if is_per_example[name] else x for name, x in inputs.items()}

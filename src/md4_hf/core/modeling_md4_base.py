@@ -4,19 +4,20 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
 from .configuration_md4 import MD4Config
 from .modeling_md4_layers import MD4Attention, MD4Layer
 from .modeling_md4_unet import MD4DiT, MD4ResnetBlock, position_table
-from .remote_code import copy_code
 from .schedules import TokenPolynomialSchedule, inverse_softplus
 
 
@@ -47,10 +48,7 @@ class MD4PreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
     ):
-        """Save as transformers does, with the code beside the weights, so that the Auto classes open the folder.
-
-        Where this package is not installed, they need `trust_remote_code=True`.
-        """
+        """Save as transformers does, with the code beside the weights, for `trust_remote_code=True`."""
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
         repo_id = hub.pop("repo_id", Path(save_directory).name)
         self.config.auto_map = dict(self._auto_map)
@@ -64,18 +62,12 @@ class MD4PreTrainedModel(PreTrainedModel):
             self.push_to_hub(repo_id, **hub)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *model_args,
-        use_safetensors: bool | None = None,
-        **kwargs,
-    ):
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, use_safetensors=None, **kwargs):
         """Load as transformers does, but open pickled weights only on request: with `use_safetensors=False`.
 
         Raises:
             OSError: If there are no weights in safetensors format.
-            ValueError: If the index of weights in several files is damaged or names a file outside its folder.
+            ValueError: As `check_shards`.
         """
         if use_safetensors is False:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=False, **kwargs)
@@ -125,10 +117,7 @@ class MD4PreTrainedModel(PreTrainedModel):
     ) -> nn.Embedding:
         """Resize as transformers does; if the mask's row is cut off, the last row becomes the mask's, with a warning.
 
-        No row changes its values, as in every other model: the new mask has the embedding of the token it replaces.
-
-        Raises:
-            ValueError: For a model of images, whose head has outputs for every level.
+        For a model of images, whose head has outputs for every level, this is a ValueError.
         """
         if self.config.is_image:
             raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
@@ -145,17 +134,17 @@ class MD4PreTrainedModel(PreTrainedModel):
         return embeddings
 
 
+def copy_code(module_file: str | os.PathLike, folder: str | os.PathLike):
+    """Copy a file of this folder, and all files that it imports from here, into a saved folder."""
+    for path in (module_file, *get_relative_import_files(module_file)):
+        shutil.copyfile(path, Path(folder, Path(path).name))
+
+
 def check_shards(name_or_path: str, variant: str | None, **hub):
     """Raise a ValueError if the index of weights in several files is damaged or names a file outside its folder."""
     name = f"model.safetensors.index.{variant}.json" if variant else SAFE_WEIGHTS_INDEX_NAME
-    index_file = cached_file(
-        name_or_path,
-        name,
-        **hub,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    hub |= {f"_raise_exceptions_for_{case}": False for case in ("gated_repo", "missing_entries", "connection_errors")}
+    index_file = cached_file(name_or_path, name, **hub)
     if index_file is None:
         return
     index = json.loads(Path(index_file).read_text(encoding="utf-8"))

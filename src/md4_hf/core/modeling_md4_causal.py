@@ -13,7 +13,7 @@ from .input_checks import check_num_items, check_shape
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import MaskedDiffusionOutput, MD4Model
 from .modeling_md4_base import MD4PreTrainedModel
-from .modeling_md4_head import MD4Head, logits_of, nelbo_of_rows, number_of_items
+from .modeling_md4_layers import MD4Head, logits_of, nelbo_of_rows, number_of_items
 
 
 class MD4ForCausalLM(MD4PreTrainedModel):
@@ -56,14 +56,12 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         Args:
             input_ids: `(batch, length)` ids.
             labels: `(batch, length)` ids, unshifted, of the tokens that are scored, -100 elsewhere.
-            class_labels: `(batch,)` labels of a class-conditional model.
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding, which must follow the tokens.
             position_mask: `(batch, length)` booleans, not with labels: return the logits that predict the tokens where
                 it is true, the first token included. The last token is then not read.
             document_ids: Must be None: documents of a packed row are not kept apart.
-            num_items_in_batch: Number of scored tokens to divide the loss by, when the batch is a part of a larger one.
             output_logits: Whether to return logits; by default only without labels.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
+            class_labels, num_items_in_batch, kwargs: As in `MD4ForMaskedDiffusion.forward`.
 
         Returns:
             `MaskedDiffusionOutput`: `logits` `(batch, length, vocab)` predict the successor of each token, as in every
@@ -85,9 +83,10 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         output_logits = labels is None if output_logits is None else output_logits
         # The last token is read only to predict its successor.
         length = input_ids.shape[1] - (not output_logits or position_mask is not None)
+        timesteps = torch.zeros(len(input_ids), device=input_ids.device) if self.config.time_conditioning else None
         outputs = self.model(
             input_ids=_prepend(self.config.mask_token_id, input_ids[:, :length]),
-            timesteps=self._times(input_ids),
+            timesteps=timesteps,
             class_labels=class_labels,
             attention_mask=None if attention_mask is None else _prepend(1, attention_mask[:, :length]),
             return_dict=True,
@@ -111,17 +110,8 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         total, values = nelbo_of_rows(self.lm_head, rows, target, weight, self.config.mask_token_id)
         loss = total / number_of_items(scored, num_items, total.device)
         nelbo = torch.zeros(labels.shape, dtype=values.dtype, device=values.device).masked_scatter(scored, values)
-        return {
-            "loss": loss,
-            "nelbo": loss,
-            "token_nelbo": nelbo,
-            "reconstruction_nelbo": nelbo.new_zeros(len(labels)),
-        }
-
-    def _times(self, input_ids: Tensor) -> Tensor | None:
-        if not self.config.time_conditioning:
-            return None
-        return torch.zeros(len(input_ids), device=input_ids.device)
+        reconstruction = nelbo.new_zeros(len(labels))
+        return {"loss": loss, "nelbo": loss, "token_nelbo": nelbo, "reconstruction_nelbo": reconstruction}
 
 
 def _prepend(first: int, x: Tensor) -> Tensor:

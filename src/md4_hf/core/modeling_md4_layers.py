@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Layers of the MD4 transformer: norms, conditioning and modulation, rotary attention, feed-forward.
+"""Layers of the MD4 transformer: norms, conditioning and modulation, rotary attention, feed-forward, head.
 
 Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
 """
@@ -10,15 +10,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_md4 import MD4Config
+from .linear_nelbo import linear_nelbo
+from .masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats, suppress_mask
 
 
-TIME_SCALE = 1000.0
 MAX_PERIOD = 10000.0
 FLEX_CPU_HEAD_DIM = 24  # with narrower heads, flex attention on a CPU may read keys beyond the last (torch 2.13)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -55,7 +55,7 @@ def time_embedding(t: Tensor, size: int) -> Tensor:
     """
     half = size // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1)
-    phase = TIME_SCALE * t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    phase = 1000.0 * t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
     embedding = torch.cat([phase.sin(), phase.cos()], dim=-1)
     return F.pad(embedding, (0, size % 2))
 
@@ -68,25 +68,19 @@ class MD4Conditioning(nn.Module):
         self.config = config
         size = config.conditioning_size
         if config.num_classes is not None:
-            num_rows = config.num_classes + (config.null_class is not None)
-            self.class_embedding = nn.Embedding(num_rows, size)
+            self.class_embedding = nn.Embedding(config.num_classes + (config.null_class is not None), size)
         if config.time_conditioning:
-            in_features = size if config.num_classes is None else 2 * size
-            self.dense_in = nn.Linear(in_features, 4 * size)
+            self.dense_in = nn.Linear(size if config.num_classes is None else 2 * size, 4 * size)
             self.dense_out = nn.Linear(4 * size, size)
 
     def forward(self, timesteps: Tensor | None, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Map `(batch,)` times and class labels, if the model uses them, to `(batch, conditioning_size)` in `dtype`."""
-        features = []
-        if self.config.time_conditioning:
-            # Not the dtype of the weight, which is an integer in a quantised layer.
-            features.append(time_embedding(timesteps, self.config.conditioning_size).to(dtype))
-        if self.config.num_classes is not None:
-            features.append(self.class_embedding(class_labels))
-        features = torch.cat(features, dim=-1)
-        if self.config.time_conditioning:
-            features = self.dense_out(F.silu(self.dense_in(features)))
-        return features
+        classes = [] if self.config.num_classes is None else [self.class_embedding(class_labels)]
+        if not self.config.time_conditioning:
+            return classes[0]
+        # Not the dtype of the weight, which is an integer in a quantised layer.
+        times = time_embedding(timesteps, self.config.conditioning_size).to(dtype)
+        return self.dense_out(F.silu(self.dense_in(torch.cat([times, *classes], dim=-1))))
 
 
 class MD4Modulation(nn.Module):
@@ -110,13 +104,11 @@ class MD4RotaryEmbedding(nn.Module):
     def __init__(self, config: MD4Config):
         super().__init__()
         self.config = config
-        self.max_seq_len_cached = config.max_position_embeddings
-        self.original_max_seq_len = config.max_position_embeddings
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
-        rope_init = self.compute_default_rope_parameters
         try:
-            if self.rope_type != "default":
-                rope_init = ROPE_INIT_FUNCTIONS[self.rope_type]
+            is_default = self.rope_type == "default"
+            rope_init = self.compute_default_rope_parameters if is_default else ROPE_INIT_FUNCTIONS[self.rope_type]
             inv_freq, self.attention_scaling = rope_init(config)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise ValueError(
@@ -150,11 +142,9 @@ class MD4RotaryEmbedding(nn.Module):
 
 
 def apply_rotary(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate the pairs (2k, 2k+1) of queries or keys by the angles of their positions, in float32.
+    """Rotate the pairs (2k, 2k+1) of queries or keys `(batch, length, ..., head_dim)` by the angles of their positions.
 
-    Args:
-        x: `(batch, length, ..., head_dim)`.
-        rotation: Output of `MD4RotaryEmbedding`, `(batch, length, head_dim / 2, 2)`.
+    `rotation` is an output of `MD4RotaryEmbedding`. The products are in float32.
     """
     pairs = x.float().unflatten(-1, (-1, 2))
     rotation = rotation.reshape(*rotation.shape[:2], *(1,) * (x.dim() - 3), *rotation.shape[2:])
@@ -167,14 +157,7 @@ def apply_rotary(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
+    module: nn.Module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs
 ) -> tuple[Tensor, Tensor]:
     """Plain attention that returns its probabilities; the signature is that of transformers' attention functions."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
@@ -203,29 +186,21 @@ class MD4Attention(nn.Module):
 
     def __init__(self, config: MD4Config, layer_idx: int):
         super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
+        self.config, self.layer_idx = config, layer_idx
         self.scaling = config.head_dim**-0.5
-        self.is_causal = config.is_causal
+        self.is_causal = config.is_causal  # for the attention functions of transformers
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        rotation: Tensor,
-        rows: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
+        self, hidden_states: Tensor, rotation: Tensor, attention_mask=None, rows=None, past_key_values=None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """Map `(batch, length, hidden)` to the same shape, and return the attention probabilities if there are any.
 
         With flat indices `rows`, the output is that of these positions only, `(rows, hidden)`.
         """
         batch, length, _ = hidden_states.shape
-        qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.head_dim)
+        qkv = self.qkv_proj(hidden_states).view(batch, length, 3, -1, self.config.head_dim)
         to_rotate, value = qkv.split((2, 1), dim=2)
         query, key = apply_rotary(to_rotate, rotation).permute(2, 0, 3, 1, 4).unbind(0)
         value = value.squeeze(2).transpose(1, 2)
@@ -235,18 +210,11 @@ class MD4Attention(nn.Module):
         if implementation == "flex_attention" and query.device.type == "cpu":
             query, key, value = for_flex_attention_on_a_cpu(query, key, value)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        dropout = self.config.attention_dropout if self.training else 0.0
         output, probabilities = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        output = output.reshape(batch, length, -1)
-        return self.o_proj(at_rows(output, rows)), probabilities
+        return self.o_proj(at_rows(output.reshape(batch, length, -1), rows)), probabilities
 
 
 class MD4MLP(nn.Module):
@@ -267,11 +235,7 @@ class MD4MLP(nn.Module):
 
 
 class MD4Layer(GradientCheckpointingLayer):
-    """Transformer block, modulated by a conditioning vector if the model has one.
-
-    With conditioning: x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward. Without:
-    x + f(RMSNorm(x)).
-    """
+    """Transformer block, modulated by a conditioning vector if the model has one: see `residual_block`."""
 
     def __init__(self, config: MD4Config, layer_idx: int):
         super().__init__()
@@ -283,39 +247,22 @@ class MD4Layer(GradientCheckpointingLayer):
         self.residual_dropout = nn.Dropout1d(config.residual_dropout)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        modulation: Tensor | None,
-        attention_mask: Tensor | None = None,
-        rotation: Tensor | None = None,
-        rows: Tensor | None = None,
-        **kwargs,
+        self, hidden_states: Tensor, modulation: Tensor | None, rows: Tensor | None = None, **kwargs
     ) -> Tensor:
         """Map `(batch, length, hidden)` to the same shape; `modulation` is the block's, `(batch, 1, 6 hidden)`.
 
         With flat indices `rows`, only these positions continue after the attention: the output is `(rows, hidden)`.
-        `attention_mask`, `rotation` and `kwargs` go to the attention.
+        `kwargs` go to the attention.
         """
         shape = hidden_states.shape
-        _, length, width = shape
 
         def attend(x: Tensor) -> Tensor:
-            return self._drop(self.attention(x, attention_mask, rotation, rows, **kwargs)[0], shape, rows)
+            return self._drop(self.attention(x, rows=rows, **kwargs)[0], shape, rows)
 
         def feed(x: Tensor) -> Tensor:
             return self._drop(self.mlp(x), shape, rows)
 
-        if modulation is None:
-            attended = attend(self.attention_norm(hidden_states))
-            hidden_states = at_rows(hidden_states, rows) + attended
-            return hidden_states + feed(self.mlp_norm(hidden_states))
-        shift, scale = modulation[..., : 2 * width].chunk(2, dim=-1)
-        attended = attend(modulate(self.attention_norm(hidden_states), shift, scale))
-        modulation_of_rows = of_examples(modulation[..., 2 * width :], length, rows)
-        gate_a, shift_m, scale_m, gate_m = modulation_of_rows.chunk(4, dim=-1)
-        hidden_states = torch.addcmul(at_rows(hidden_states, rows), gate_a, attended)
-        fed = feed(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
-        return torch.addcmul(hidden_states, gate_m, fed)
+        return residual_block(self, hidden_states, modulation, attend, feed, rows)
 
     def _drop(self, x: Tensor, shape: torch.Size, rows: Tensor | None) -> Tensor:
         if self.residual_dropout.p == 0.0 or not self.training:
@@ -325,14 +272,102 @@ class MD4Layer(GradientCheckpointingLayer):
         return x * of_examples(factor, length, rows)
 
 
+def residual_block(block: nn.Module, x: Tensor, modulation: Tensor | None, attend, feed, rows=None) -> Tensor:
+    """x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward; unmodulated, x + f(RMSNorm(x)).
+
+    `modulation` is `(batch, 1, 6 hidden)`. With flat indices `rows`, only these positions continue after the attention.
+    """
+    if modulation is None:
+        x = at_rows(x, rows) + attend(block.attention_norm(x))
+        return x + feed(block.mlp_norm(x))
+    length, width = x.shape[1:]
+    shift, scale = modulation[..., : 2 * width].chunk(2, dim=-1)
+    attended = attend(modulate(block.attention_norm(x), shift, scale))
+    gate_a, shift_m, scale_m, gate_m = of_examples(modulation[..., 2 * width :], length, rows).chunk(4, dim=-1)
+    x = torch.addcmul(at_rows(x, rows), gate_a, attended)
+    return torch.addcmul(x, gate_m, feed(modulate(block.mlp_norm(x), shift_m, scale_m)))
+
+
 def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     """Select flat indices `(rows,)` of `(batch, length, ...)`: `(rows, ...)`; without indices, `x` unchanged."""
     return x if rows is None else x.flatten(0, 1).index_select(0, rows.to(x.device))
 
 
 def of_examples(x: Tensor, length: int, rows: Tensor | None) -> Tensor:
-    """Select from `(batch, 1, width)` the examples of the flat indices `rows` into (batch, length): `(rows, width)`.
-
-    Without indices, `x` is returned unchanged.
-    """
+    """Select from `(batch, 1, width)` the examples of flat indices `(rows,)`: `(rows, width)`; without, `x` itself."""
     return x if rows is None else x.squeeze(1).index_select(0, (rows // length).to(x.device))
+
+
+class MD4Head(nn.Linear):
+    """Linear head from hidden states to logits, or directly to the loss without all logits in memory."""
+
+    @classmethod
+    def with_parameters_of(cls, linear: nn.Linear) -> "MD4Head":
+        """Create a head that shares the parameters of a linear layer."""
+        head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        head.weight, head.bias = linear.weight, linear.bias
+        head._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)  # else they would be initialised again
+        return head
+
+    def forward(self, hidden_states: Tensor, *loss_arguments) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits `(..., vocab)`; with the arguments of `linear_nelbo` after the bias, its outputs."""
+        if not loss_arguments:
+            return super().forward(hidden_states)
+        return linear_nelbo(hidden_states, self.weight, self.bias, *loss_arguments)
+
+
+def nelbo_of_rows(
+    head: nn.Module,
+    hidden_states: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    mask_token_id: int,
+    exponents=None,
+    rows=None,
+) -> tuple[Tensor, Tensor]:
+    """Sum `()` and values `(rows,)` of the weighted cross entropies of tokens in nats, from their hidden states.
+
+    An `MD4Head` avoids the logits of all rows. Other heads compute them: that of images, where logits are no wider than
+    what the blocks keep for their gradients, and any that an adapter or a quantiser has put in place of an `MD4Head`.
+    Arguments as in `linear_nelbo`; a head of images takes the hidden states of all pixels, and the tokens' flat `rows`.
+    """
+    if isinstance(head, MD4Head):
+        total, values = head(hidden_states, target, weight, mask_token_id, exponents)
+        return total.to(hidden_states.device), values.to(hidden_states.device)
+    logits = logits_of(head, hidden_states, mask_token_id, rows).flatten(0, -2)
+    if exponents is None:
+        values = weight * cross_entropy_nats(logits, target)
+    else:
+        values = weight * genmd4_cross_entropy_nats(logits, target, exponents)
+    return values.sum(), values
+
+
+def logits_of(head: nn.Module, hidden_states: Tensor, mask_token_id: int, rows: Tensor | None = None) -> Tensor:
+    """Logits `(..., vocab)` on the device of the hidden states; with `rows`, a head of images selects these."""
+    logits = head(hidden_states) if rows is None else head(hidden_states, rows)
+    return suppress_mask(logits.to(hidden_states.device), mask_token_id)
+
+
+def number_of_items(scored: Tensor, num_items: Tensor | int | None, device: torch.device) -> Tensor | int:
+    """Divisor of a loss: the given number, on this device, or by default the number of scored tokens, at least 1."""
+    num_items = scored.sum().clamp(min=1) if num_items is None else num_items
+    return num_items.to(device) if isinstance(num_items, Tensor) else num_items
+
+
+def indices_of(is_chosen: Tensor, at_most: int | None) -> Tensor | None:
+    """Indices of the true elements of `(n,)`; None stands for all `n`.
+
+    On the CPU, or without the bound `at_most`, the true elements are counted, for which an accelerator is waited for.
+    Otherwise the indices are padded with zeros to the bound. A compiled graph has a fixed size: the bound, or all `n`.
+    """
+    if not torch.compiler.is_compiling() and (at_most is None or is_chosen.device.type == "cpu"):
+        indices = is_chosen.nonzero().squeeze(1)
+        if at_most is not None and len(indices) > at_most:
+            raise ValueError(f"`max_masked` must be at least the {len(indices)} masked tokens, got {at_most}.")
+        return indices
+    if at_most is None or at_most >= len(is_chosen):
+        return None
+    torch._assert_async(
+        is_chosen.sum() <= at_most, "`max_masked` must not be smaller than the number of masked tokens"
+    )
+    return torch.nonzero_static(is_chosen, size=at_most, fill_value=0).squeeze(1)

@@ -12,15 +12,10 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_md4 import NUM_NORM_GROUPS, MD4Config
-from .modeling_md4_layers import MAX_PERIOD, make_norm, modulate, zero_linear
+from .modeling_md4_layers import MAX_PERIOD, make_norm, modulate, residual_block, zero_linear
 
 
 PATCH_SIZE = 2
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Norms
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 class MD4GroupNorm(nn.Module):
@@ -41,22 +36,11 @@ class MD4GroupNorm(nn.Module):
         return modulate(hidden_states, shift, scale)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Blocks of the U-Net
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 class MD4ResnetBlock(GradientCheckpointingLayer):
     """Residual block: two 3x3 convolutions, each after a norm and SiLU, and a shortcut around them.
 
-    The conditioning is added between the convolutions (U-Net) or modulates the norms (U-ViT).
-
-    Args:
-        config: The configuration.
-        in_channels: Channels of the block's input.
-        out_channels: Channels of the block's output.
-        skip_channels: Channels of a second input from the way down, if there is one.
-        resample: Module that halves or doubles height and width, before the first convolution and on the shortcut.
+    The conditioning is added between the convolutions (U-Net) or modulates the norms (U-ViT). A second input from the
+    way down has `skip_channels`. `resample` halves or doubles height and width, here and on the shortcut.
     """
 
     # With 32 channels, each group of a norm has one channel, and constants added to a channel before the second norm
@@ -76,10 +60,8 @@ class MD4ResnetBlock(GradientCheckpointingLayer):
         self.norm1 = MD4GroupNorm(config, in_channels)
         self.resample = resample
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        adds_conditioning = config.is_conditional and config.backbone == "unet"
-        self.conditioning_proj = (
-            zero_linear(config.conditioning_size, out_channels, bias=False) if adds_conditioning else None
-        )
+        is_added = config.is_conditional and config.backbone == "unet"
+        self.conditioning_proj = zero_linear(config.conditioning_size, out_channels, bias=False) if is_added else None
         self.norm2 = MD4GroupNorm(config, out_channels)
         self.dropout = nn.Dropout(config.residual_dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
@@ -150,16 +132,8 @@ class MD4UNetMiddle(nn.Module):
         return hidden_states
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The middle of the U-ViT
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 class MD4DiTLayer(GradientCheckpointingLayer):
-    """Transformer block: x + gate * f(LN(x) (1 + scale) + shift), for f attention, then feed-forward.
-
-    Without conditioning: x + f(RMSNorm(x)).
-    """
+    """Transformer block, modulated by a conditioning vector if the model has one, as `MD4Layer`."""
 
     def __init__(self, config: MD4Config):
         super().__init__()
@@ -172,15 +146,8 @@ class MD4DiTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
         """Map `(batch, patches, width)` to the same shape, given `(batch, conditioning_size)`."""
-        if self.modulation is None:
-            hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states))
-            return hidden_states + self.mlp(self.mlp_norm(hidden_states))
-        modulation = self.modulation(F.silu(conditioning))[:, None]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        attended = self.attention(modulate(self.attention_norm(hidden_states), shift_a, scale_a))
-        hidden_states = torch.addcmul(hidden_states, gate_a, attended)
-        fed = self.mlp(modulate(self.mlp_norm(hidden_states), shift_m, scale_m))
-        return torch.addcmul(hidden_states, gate_m, fed)
+        modulation = None if self.modulation is None else self.modulation(F.silu(conditioning))[:, None]
+        return residual_block(self, hidden_states, modulation, self.attention, self.mlp)
 
 
 class MD4DiT(nn.Module):
@@ -220,11 +187,6 @@ def position_table(grid: int, width: int) -> Tensor:
     return torch.cat([places.repeat(grid, 1), places.repeat_interleave(grid, dim=0)], dim=-1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The network and its head
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 class MD4UNet(nn.Module):
     """U-Net over embedded pixels: residual blocks down, a middle, and residual blocks up with skip connections.
 
@@ -258,10 +220,7 @@ class MD4UNet(nn.Module):
         self.out_channels = channels
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor | None) -> Tensor:
-        """Map embedded pixels `(batch, num_channels * hidden_size, height, width)` to `(batch, out_channels, ...)`.
-
-        `conditioning` is `(batch, conditioning_size)`, or None for a model without time and classes.
-        """
+        """Map embedded pixels `(batch, num_channels * hidden_size, height, width)` to `(batch, out_channels, ...)`."""
         hidden_states = self.conv_in(hidden_states)
         skips = [hidden_states]
         for block in self.down_blocks:

@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from diffusers.utils import logging
 from torch import Tensor
-from transformers import BaseImageProcessor, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, DynamicCache, PreTrainedTokenizerBase
 
 
 logger = logging.get_logger(__name__)
@@ -19,12 +19,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of a call that determine what is filled in: see `MaskedDiffusionPipeline.__call__`.
-
-    Args:
-        prompt, input_ids, image, mask_image, length, block_length: As in the call.
-        num_unprompted: Number of rows if nothing is given to start from.
-    """
+    """Arguments of a call that determine what is filled in, and the number of rows if nothing is given."""
 
     prompt: Any
     input_ids: Any
@@ -42,12 +37,7 @@ class Request:
 
 
 class TextInputs:
-    """Inputs and outputs of a model of text: prompts or ids in, ids or text out.
-
-    Args:
-        config: The model's configuration.
-        tokenizer: Needed for text in and text out.
-    """
+    """Inputs and outputs of a model of text: prompts or ids in, ids or text out."""
 
     output_types: ClassVar[tuple[str, ...]] = ("text", "ids")  # the first is the default
     output_name: ClassVar[str] = "texts"
@@ -63,20 +53,13 @@ class TextInputs:
             raise ValueError("Only one of `prompt` and `input_ids` may be given.")
         if request.prompt is not None and self.processor is None:
             raise ValueError("`prompt` needs a pipeline with a tokenizer; give `input_ids`.")
-        if request.block_length is None:
-            self._check_length(request.length)
-        else:
-            self._check_blocks(request.length, request.block_length)
-
-    def _check_length(self, length: int | None):
-        longest = self.config.max_position_embeddings
-        if length is not None and not (isinstance(length, int) and 1 <= length <= longest):
-            raise ValueError(
-                f"`length` must be in [1, {longest}] (the model's length) without `block_length`, got {length!r}."
-            )
-
-    def _check_blocks(self, length: int | None, block_length: int):
-        longest = self.config.max_position_embeddings
+        length, block_length, longest = request.length, request.block_length, self.config.max_position_embeddings
+        if block_length is None:
+            if length is not None and not (isinstance(length, int) and 1 <= length <= longest):
+                raise ValueError(
+                    f"`length` must be in [1, {longest}] (the model's length) without `block_length`, got {length!r}."
+                )
+            return
         if not (isinstance(block_length, int) and 1 <= block_length < longest):
             raise ValueError(f"`block_length` must be in [1, {longest}), got {block_length!r}.")
         if length is not None and not (isinstance(length, int) and length >= 1):
@@ -95,8 +78,6 @@ class TextInputs:
             input_ids = [self._encode(text) for text in prompts]
         if input_ids is None:
             input_ids = [[]] * request.num_unprompted
-        if isinstance(input_ids, Tensor) and input_ids.dim() == 1:
-            input_ids = input_ids[None]
         rows = id_rows(input_ids)
         if not rows:
             raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
@@ -140,12 +121,7 @@ class TextInputs:
 
 
 class ImageInputs:
-    """Inputs and outputs of a model of images: images with masks or ids in, ids or images out.
-
-    Args:
-        config: The model's configuration.
-        image_processor: Needed for images in and images out.
-    """
+    """Inputs and outputs of a model of images: images with masks or ids in, ids or images out."""
 
     output_types: ClassVar[tuple[str, ...]] = ("pil", "np", "pt", "ids")  # the first is the default
     output_name: ClassVar[str] = "images"
@@ -176,9 +152,8 @@ class ImageInputs:
         ids = integers("input_ids", input_ids).cpu()
         ids = ids[None] if ids.dim() == 3 else ids
         if ids.dim() != 4 or not ids.numel() or ids.shape[1] != shape[0]:
-            raise ValueError(
-                f"`input_ids` must have shape (batch, {shape[0]}, height, width), got {tuple(ids.shape)}."
-            )
+            found = tuple(ids.shape)
+            raise ValueError(f"`input_ids` must have shape (batch, {shape[0]}, height, width), got {found}.")
         check_ids(ids, self.config)
         if request.mask_image is not None:
             ids = torch.where(fill_mask(request.mask_image, ids.shape), mask_token_id, ids)
@@ -196,11 +171,7 @@ class ImageInputs:
 
 
 def output_type_of(inputs: TextInputs | ImageInputs, output_type: str | None) -> str:
-    """Output type of a call; by default the first one of these inputs.
-
-    Raises:
-        ValueError: For a type that these inputs do not have, or without the processor that it needs.
-    """
+    """Output type of a call, by default the first one of these inputs; a ValueError if they cannot serve it."""
     if output_type is None:
         output_type = inputs.output_types[0]
     if not isinstance(output_type, str) or output_type not in inputs.output_types:
@@ -214,10 +185,9 @@ def output_type_of(inputs: TextInputs | ImageInputs, output_type: str | None) ->
 
 def check_ids(ids: Tensor, config):
     """Raise a ValueError for ids outside the model's vocabulary."""
-    if ids.numel() and not 0 <= ids.min() <= ids.max() < config.vocab_size:
-        raise ValueError(
-            f"`input_ids` must be in [0, {config.vocab_size}), got values from {ids.min()} to {ids.max()}."
-        )
+    size = config.vocab_size
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < size:
+        raise ValueError(f"`input_ids` must be in [0, {size}), got values from {ids.min()} to {ids.max()}.")
 
 
 class DenoiserInputs:
@@ -235,9 +205,7 @@ class DenoiserInputs:
 class BlockInputs(DenoiserInputs):
     """Inputs of the denoiser for columns `start` to `end`, with keys and values of the `window` columns before them."""
 
-    def __init__(
-        self, model: PreTrainedModel, attention_mask: Tensor | None, class_labels: Tensor | None, window: int
-    ):
+    def __init__(self, model, attention_mask: Tensor | None, class_labels: Tensor | None, window: int):
         super().__init__(attention_mask, class_labels)
         self.model, self.window = model, window
         self.start = self.end = 0
@@ -268,7 +236,9 @@ class BlockInputs(DenoiserInputs):
 
 
 def id_rows(input_ids) -> list[Tensor]:
-    """Split a tensor or list of lists of ids into rows `(length,)`."""
+    """Split a tensor or list of lists of ids into rows `(length,)`; a tensor `(length,)` is one row."""
+    if isinstance(input_ids, Tensor) and input_ids.dim() == 1:
+        input_ids = input_ids[None]
     is_rows = input_ids.dim() == 2 if isinstance(input_ids, Tensor) else isinstance(input_ids, (list, tuple))
     rows = [integers("input_ids", row).cpu() for row in input_ids] if is_rows else []
     if not is_rows or any(row.dim() != 1 for row in rows):
@@ -277,11 +247,7 @@ def id_rows(input_ids) -> list[Tensor]:
 
 
 def fill_mask(mask_image, shape: torch.Size) -> Tensor:
-    """Booleans that broadcast with images of this shape and are true where these are to be filled.
-
-    Raises:
-        ValueError: For masks of another kind, shape or range.
-    """
+    """Booleans that broadcast with images of this shape and are true where these are to be filled."""
     given = mask_image if isinstance(mask_image, (list, tuple)) else [mask_image]
     masks = [one_fill_mask(mask) for mask in given]
     if not masks or len({mask.shape[1:] for mask in masks}) != 1:
@@ -337,15 +303,15 @@ def row_generators(generator: torch.Generator | list[torch.Generator] | None, nu
     given = generator if isinstance(generator, list) else [generator]
     if not all(x is None or isinstance(x, torch.Generator) for x in given):
         raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {generator!r}.")
-    if isinstance(generator, list):
-        if len(generator) != num_rows:
-            raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
-        # Seeded too, so that a list of one generator gives the same draws as that generator alone.
-        return [reseed(row_generator) for row_generator in generator]
-    return [reseed(generator) for _ in range(num_rows)]
+    if not isinstance(generator, list):
+        given = [generator] * num_rows
+    elif len(generator) != num_rows:
+        raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
+    # A list is seeded from too, so that a list of one generator gives the same draws as that generator alone.
+    return reseed_all(given)
 
 
-def reseed_all(generators: list[torch.Generator]) -> list[torch.Generator]:
+def reseed_all(generators: list) -> list[torch.Generator]:
     """Seed a fresh generator from each: a row uses only its first numbers, so that padding shifts no later draws."""
     return [reseed(generator) for generator in generators]
 

@@ -10,19 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from .modeling_md4_base import copy_code
 from .pipeline_inputs import (
     BlockInputs,
     DenoiserInputs,
@@ -34,13 +35,10 @@ from .pipeline_inputs import (
     reseed_all,
     row_generators,
 )
-from .remote_code import copy_code
 
-
-logger = logging.get_logger(__name__)
 
 CALLBACK_TENSORS = ["sample", "logits"]
-
+Callback: TypeAlias = Callable[[Any, int, Tensor, dict], dict] | PipelineCallback | MultiPipelineCallbacks
 REMOTE_MODULE = "remote_pipeline"  # opens a saved pipeline where this package is not installed
 # Libraries that `model_index.json` names for the components: this package, or those that diffusers always knows.
 OWN_LIBRARY = "md4_hf"
@@ -58,12 +56,10 @@ class MaskedDiffusionPipelineOutput(BaseOutput):
 
     Args:
         sequences (`torch.LongTensor` of shape `(rows, length)`, or `list[torch.LongTensor]`):
-            The ids, on the CPU; a list of tensors `(length,)` if rows differ in length. For images,
-            `(rows, channels, height, width)`.
+            The ids, on the CPU, a list if rows differ in length; for images, `(rows, channels, height, width)`.
         texts (`list[str]`, *optional*): The decoded rows, with `output_type="text"`.
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
-            The decoded images: PIL images with `output_type="pil"`, or numbers in [0, 1] of shape
-            `(rows, height, width, channels)` with `"np"`, `(rows, channels, height, width)` with `"pt"`.
+            The decoded images, in the form that `MD4ImageProcessor.postprocess` gives them.
     """
 
     sequences: torch.LongTensor | list[torch.LongTensor]
@@ -79,10 +75,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     Every mask token of the prompt or image is filled in, and everything else is kept. The pipeline relies on the
     forward contract of `MD4ForMaskedDiffusion` (`input_ids`, `timesteps`, `attention_mask`, `class_labels`,
     `position_mask` in, logits of the selected positions out), on its `config.mask_token_id` and, for text, on its
-    `config.max_position_embeddings`.
-
-    A pipeline saves to one flat folder (config, weights, tokenizer or image processor, scheduler and `model_index.json`
-    side by side), so that the same folder opens with `AutoModel`, `AutoTokenizer` and `AutoImageProcessor`.
+    `config.max_position_embeddings`. A pipeline saves to one flat folder, which the Auto classes open too.
 
     Args:
         model (`PreTrainedModel`): The denoiser.
@@ -163,10 +156,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         output_type: str | None = None,
         skip_special_tokens: bool = True,
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
     ) -> MaskedDiffusionPipelineOutput | tuple:
         r"""
@@ -193,21 +183,20 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 `time_conditioning`. Each block has a reverse process of its own, which sees the last
                 `max_position_embeddings - block_length` earlier tokens through cached keys and values. This is exact
                 for block-causal attention, where no token sees later blocks, and an approximation for MD4's attention.
-                The first block begins at the first mask of any row; in other rows, it may begin with known tokens.
+                The first block begins at the first mask of any row.
             class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
                 Label of each prompt (or of all), for class-conditional models. A model with a null class
                 (`config.null_class`) samples without a label if none is given.
             guidance_scale (`float`, defaults to 1.0):
                 Scale of classifier-free guidance: logits are unconditional + scale * (conditional - unconditional),
-                from one call of the model with two copies of each row. At 1 they are conditional and at 0
-                unconditional, from one copy. Other scales than 1 need a model with a null class.
+                from two copies of each row, at 0 and 1 from one. Other scales than 1 need a model with a null class.
             num_inference_steps (`int`, *optional*): Steps (of each block); the scheduler's own number by default.
             temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
             top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
             top_k (`int`, *optional*): Keep the k most probable tokens.
             generator (`torch.Generator` or `list`, *optional*):
-                One generator that seeds a generator for each row, or a list of one per row, each of which seeds that
-                of its row. Either way, the draws of a row do not depend on the other rows.
+                One generator that seeds one for each row, or a list of one per row, which seed them: the draws of a
+                row do not depend on the other rows.
             output_type (`str`, *optional*):
                 `"text"` (the default) or `"ids"`; for images `"pil"` (the default), `"np"`, `"pt"` or `"ids"`.
             skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
@@ -223,15 +212,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments out of range or that contradict each other, before any computation.
         """
+        tensor_names = ["sample"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        if callback_on_step_end_tensor_inputs is None:
-            callback_on_step_end_tensor_inputs = ["sample"]
-        tensor_names = callback_on_step_end_tensor_inputs
-        # Not `self.device`: an offloaded model does not run where its weights lie.
-        device = self._execution_device
+            tensor_names = callback_on_step_end.tensor_inputs
+        device = self._execution_device  # not `self.device`: an offloaded model does not run where its weights lie
         output_type = output_type_of(self._inputs, output_type)
-        labels = self._prepare_class_labels(class_labels)
+        labels = self._labels(class_labels)
         num_unprompted = 1 if labels is None else len(labels)
         request = Request(prompt, input_ids, image, mask_image, length, block_length, num_unprompted)
         self._inputs.check(request)
@@ -240,7 +226,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             raise ValueError("`callback_on_step_end` must be None with `block_length`.")
         rows = self._inputs.rows(request)
         if labels is not None:
-            labels = self._expand_labels(labels, len(rows)).repeat_interleave(num_samples).to(device)
+            if len(labels) not in (1, len(rows)):
+                raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")
+            labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(device)
         rows = [row for row in rows for _ in range(num_samples)]
         generators = row_generators(generator, len(rows))
         self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
@@ -270,22 +258,16 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if len({len(ids) for ids in sequences}) == 1:
             sequences = torch.stack(sequences)
         decoded = None if output_type == "ids" else self._inputs.decode(sequences, output_type, skip_special_tokens)
-        if not return_dict:
-            return sequences, decoded
-        return MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
+        output = MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
+        return output if return_dict else (sequences, decoded)
 
     def preview(
         self, sample: torch.LongTensor, output_type: str = "pil"
     ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
         """
-        Convert a sample that may hold masks, such as one that a callback sees, to images in which masks are grey.
+        Convert a sample `(rows, channels, height, width)` that may hold masks to images in which masks are grey.
 
-        Args:
-            sample (`torch.LongTensor` of shape `(rows, channels, height, width)`): Ids; masks get the middle level.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`, as in a call.
-
-        Raises:
-            ValueError: Without an image processor, and for another output type.
+        `output_type` is `"pil"`, `"np"` or `"pt"`, as in a call; a ValueError for others, or without image processor.
         """
         if self.image_shape is None or output_type_of(self._inputs, output_type) == "ids":
             raise ValueError(f"`output_type` must be one of {ImageInputs.output_types[:-1]}, got {output_type!r}.")
@@ -310,9 +292,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Args:
             save_directory (`str` or `os.PathLike`): The folder.
             remote_code (`bool`, *optional*):
-                Whether to save the code of the pipeline too, so that it opens where md4_hf is not installed:
-                `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`. By default, whether this pipeline
-                was itself opened in that way. The code of the model is always saved, for the Auto classes.
+                Whether to save the code of the pipeline too, beside that of the model, so that it opens where md4_hf is
+                not installed, with `trust_remote_code=True`. By default, whether this pipeline was so opened.
             push_to_hub (`bool`, defaults to `False`):
                 Whether to upload the folder and all that is in it as one commit. A folder without a `README.md` gets
                 the repository's, or a draft.
@@ -348,13 +329,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return index
 
     def _denoise(
-        self,
-        sample: Tensor,
-        inputs: DenoiserInputs,
-        generators: list[torch.Generator],
-        step_arguments: dict[str, Any],
-        callback: Callable[[Any, int, Tensor, dict], dict] | None,
-        tensor_names: list[str],
+        self, sample: Tensor, inputs: DenoiserInputs, generators: list, step_arguments: dict, callback, tensor_names
     ) -> Tensor:
         """Fill the masks of ids `(rows, ...)`; `step_arguments` go to the scheduler."""
         if callback is None and self.scheduler.token_schedule is None:
@@ -382,11 +357,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return sample
 
     def _denoise_by_openings(
-        self,
-        sample: Tensor,
-        inputs: DenoiserInputs,
-        generators: list[torch.Generator],
-        step_arguments: dict[str, Any],
+        self, sample: Tensor, inputs: DenoiserInputs, generators: list, step_arguments: dict
     ) -> Tensor:
         """Fill the masks from opening to opening: each row goes at once to the next step that opens something in it.
 
@@ -408,18 +379,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 )
                 t, rows = times[steps], rows.to(sample.device)
                 logits = self._predict(sample, rows, t.to(sample.device), step_plan.candidates, inputs)
-                opened = self.scheduler.step(logits, t, sample[rows], plan=step_plan, **step_arguments).prev_sample
-                sample[rows] = opened
+                output = self.scheduler.step(logits, t, sample[rows], plan=step_plan, **step_arguments)
+                sample[rows] = output.prev_sample
         return sample
 
     def _denoise_blocks(
-        self,
-        sample: Tensor,
-        attention_mask: Tensor | None,
-        class_labels: Tensor | None,
-        generators: list[torch.Generator],
-        step_arguments: dict[str, Any],
-        block_length: int,
+        self, sample: Tensor, attention_mask, class_labels, generators: list, step_arguments: dict, block_length: int
     ) -> Tensor:
         """Fill the masks block by block, from the first column with a mask; each block sees those before as decided."""
         sample, length = sample.clone(), sample.shape[1]
@@ -457,18 +422,15 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         """Rows for the denoiser: with guidance two copies, one to see its class and one not."""
         return torch.cat([rows, rows]) if self.do_classifier_free_guidance else rows
 
-    def _with_guidance(
-        self, attention_mask: Tensor | None, class_labels: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _with_guidance(self, attention_mask: Tensor | None, class_labels: Tensor | None):
         """Attention mask and labels for the denoiser: with guidance the copies with labels, then those without."""
         if attention_mask is not None:
             attention_mask = self._in_copies(attention_mask)
         if class_labels is None or self._guidance_scale == 1.0:
             return attention_mask, class_labels
         no_class = torch.full_like(class_labels, self._null_class())
-        if self._guidance_scale == 0.0:
-            return attention_mask, no_class
-        return attention_mask, torch.cat([class_labels, no_class])
+        labels = [no_class] if self._guidance_scale == 0.0 else [class_labels, no_class]
+        return attention_mask, torch.cat(labels)
 
     def _follow(self, plan, sample: Tensor, step: int, generators: list[torch.Generator]):
         """Update the opening plan for this step: a callback may have filled positions, or masked them again."""
@@ -484,41 +446,28 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             plan.left_over = torch.where(is_late, later.left_over, plan.left_over)
         return plan
 
-    # ------------------------------------------------------------------------------------------------------------------
-
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
         if self.scheduler.config.mask_token_id is None:
             self.scheduler.register_to_config(mask_token_id=self.mask_token_id)
-        elif self.scheduler.config.mask_token_id != self.mask_token_id:
-            raise ValueError(
-                f"`scheduler` must have the model's mask id {self.mask_token_id}, got "
-                f"{self.scheduler.config.mask_token_id}."
-            )
-        if self.image_processor is not None and self.image_processor.num_levels != self.model.config.vocab_size - 1:
-            raise ValueError(
-                f"`image_processor` must have as many levels as the model, {self.model.config.vocab_size - 1}, got "
-                f"{self.image_processor.num_levels}."
-            )
-        if self.tokenizer is None:
-            return
-        if len(self.tokenizer) != self.model.config.vocab_size:
-            raise ValueError(
-                f"`tokenizer` must have as many tokens as the model, {self.model.config.vocab_size}, got "
-                f"{len(self.tokenizer)}."
-            )
-        if self.tokenizer.mask_token_id != self.mask_token_id:
-            raise ValueError(
-                f"`tokenizer` must have the model's mask id {self.mask_token_id}, got {self.tokenizer.mask_token_id}."
-            )
+        mask, size = ("the model's mask id", self.mask_token_id), self.model.config.vocab_size
+        agreements = [("scheduler", *mask, self.scheduler.config.mask_token_id)]
+        if self.image_processor is not None:
+            levels = self.image_processor.num_levels
+            agreements.append(("image_processor", "as many levels as the model,", size - 1, levels))
+        if self.tokenizer is not None:
+            agreements.append(("tokenizer", "as many tokens as the model,", size, len(self.tokenizer)))
+            agreements.append(("tokenizer", *mask, self.tokenizer.mask_token_id))
+        for name, rule, expected, found in agreements:
+            if found != expected:
+                raise ValueError(f"`{name}` must have {rule} {expected}, got {found}.")
 
     def _check_call(self, num_samples: int, guidance_scale: float, class_labels, tensor_names):
         if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
             raise ValueError(f"`num_samples` must be >= 1, got {num_samples!r}.")
         if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {CALLBACK_TENSORS}, got {tensor_names!r}."
-            )
+            argument = "callback_on_step_end_tensor_inputs"
+            raise ValueError(f"`{argument}` must be among {CALLBACK_TENSORS}, got {tensor_names!r}.")
         if not (isinstance(guidance_scale, Real) and 0.0 <= guidance_scale < math.inf):
             raise ValueError(f"`guidance_scale` must be finite and >= 0, got {guidance_scale!r}.")
         if guidance_scale == 1.0:
@@ -532,7 +481,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         """Label that stands for no class; None if the model has none."""
         return getattr(self.model.config, "null_class", None)
 
-    def _prepare_class_labels(self, class_labels) -> Tensor | None:
+    def _labels(self, class_labels) -> Tensor | None:
+        """Class labels of a call `(labels,)`, by default the null class; None for a model without classes."""
         num_classes, null_class = getattr(self.model.config, "num_classes", None), self._null_class()
         if class_labels is None:
             if num_classes is not None and null_class is None:
@@ -544,13 +494,6 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if not (len(labels) and 0 <= labels.min() <= labels.max() < num_classes):
             raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
         return labels
-
-    @staticmethod
-    def _expand_labels(labels: Tensor, num_rows: int) -> Tensor:
-        """Expand labels to one per row, from one for all rows or one for each."""
-        if len(labels) not in (1, num_rows):
-            raise ValueError(f"`class_labels` must hold 1 or {num_rows} labels, got {len(labels)}.")
-        return labels.expand(num_rows)
 
 
 def _name_classes(path: Path, remote_code: bool):

@@ -14,15 +14,12 @@ from .image_processing_md4 import MD4ImageProcessor
 from .input_checks import check_tensor  # noqa: F401
 from .linear_nelbo import linear_nelbo  # noqa: F401
 from .masked_diffusion import corrupt  # noqa: F401
-from .masking_process import MaskingProcess  # noqa: F401
 from .modeling_md4 import MD4ForMaskedDiffusion
 from .modeling_md4_base import MD4PreTrainedModel  # noqa: F401
-from .modeling_md4_head import MD4Head  # noqa: F401
 from .modeling_md4_layers import MD4Layer  # noqa: F401
 from .modeling_md4_unet import MD4UNet  # noqa: F401
 from .pipeline_inputs import TextInputs  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
-from .remote_code import copy_code  # noqa: F401
 from .schedules import MaskingSchedule  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 

@@ -100,10 +100,7 @@ class PolynomialSchedule(MaskingSchedule):
 
 @dataclass(frozen=True)
 class GeometricSchedule(MaskingSchedule):
-    """Geometric schedule a_t = exp(-beta_min^(1-t) beta_max^t) of the paper's appendix.
-
-    The ends are only approximate: a_0 = exp(-beta_min) and a_1 = exp(-beta_max).
-    """
+    """Geometric schedule a_t = exp(-beta_min^(1-t) beta_max^t) of the paper's appendix, with ends near 1 and 0 only."""
 
     name: ClassVar[str] = "geometric"
     beta_min: float = 1e-5
@@ -114,38 +111,28 @@ class GeometricSchedule(MaskingSchedule):
         if not 0.0 < self.beta_min < self.beta_max:
             raise ValueError(f"`beta_min` and `beta_max` must be 0 < min < max, got {self.beta_min}, {self.beta_max}.")
 
-    def _beta_bar(self, t: Tensor) -> Tensor:
-        return self.beta_min ** (1.0 - t) * self.beta_max**t
-
     def _a(self, t: Tensor) -> Tensor:
-        return torch.exp(-self._beta_bar(t))
+        return torch.exp(-(self.beta_min ** (1.0 - t)) * self.beta_max**t)
 
     def _a_prime(self, t: Tensor) -> Tensor:
-        beta_bar = self._beta_bar(t)
+        beta_bar = self.beta_min ** (1.0 - t) * self.beta_max**t
         return -torch.exp(-beta_bar) * beta_bar * math.log(self.beta_max / self.beta_min)
 
 
-SCHEDULES: dict[str, type[MaskingSchedule]] = {
-    cls.name: cls for cls in (LinearSchedule, CosineSchedule, PolynomialSchedule, GeometricSchedule)
-}
+SCHEDULES = {cls.name: cls for cls in (LinearSchedule, CosineSchedule, PolynomialSchedule, GeometricSchedule)}
 
 
 def make_schedule(name: str, *, power: float = 1.0, eps: float = 1e-4) -> MaskingSchedule:
     """Create the masking schedule of a name.
 
     Args:
-        name: "linear", "cosine", "poly" or "geometric".
-        power: Exponent of "poly"; the other schedules do not use it.
+        name: "linear", "cosine", "poly" or "geometric"; a ValueError for any other.
+        power: Exponent of "poly", in (0, 1e6]; the other schedules do not use it.
         eps: See `MaskingSchedule`.
-
-    Raises:
-        ValueError: For an unknown name, a power outside (0, 1e6] or an eps outside [0, 0.5).
     """
     if not (isinstance(name, str) and name in SCHEDULES):
         raise ValueError(f"`masking_schedule` must be one of {sorted(SCHEDULES)}, got {name!r}.")
-    if name == PolynomialSchedule.name:
-        return PolynomialSchedule(eps=eps, power=power)
-    return SCHEDULES[name](eps=eps)
+    return PolynomialSchedule(eps, power) if name == PolynomialSchedule.name else SCHEDULES[name](eps)
 
 
 class TokenPolynomialSchedule(nn.Module):
@@ -201,10 +188,7 @@ class TokenPolynomialSchedule(nn.Module):
         return 1.0 - (1.0 - self.eps) * left_broadcast(t, tokens.dim()) ** self.exponents.to(t.device)[tokens]
 
     def unmask_probabilities(self, t: Tensor, s: Tensor) -> Tensor:
-        """Float64 r_j = (alpha_s - alpha_t)_j / (1 - alpha_t)_j = 1 - (s/t)^{w_j}, `(*t.shape, num_tokens)`.
-
-        A masked position becomes token j with probability r_j mu_j between `t` and `s` <= `t`.
-        """
+        """Float64 r_j = (alpha_s - alpha_t)_j / (1 - alpha_t)_j = 1 - (s/t)^{w_j}, s <= t, `(*t.shape, num_tokens)`."""
         ratio = (s.double() / t.double())[..., None]
         return 1.0 - ratio ** self.exponents.to(ratio)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import TypeAlias
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -15,20 +16,21 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from .input_checks import check_tensor
+from .input_checks import check_range, check_shape, check_tensor
 from .masked_diffusion import (
     check_top_k,
     check_top_p,
+    corrupt,
     denoiser_probabilities,
     draw_categorical,
-    draw_xt,
     top_k_logits,
     top_p_logits,
     unmask_probability,
 )
-from .schedules import MaskingSchedule, TokenPolynomialSchedule, make_schedule
+from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast, make_schedule
 
 
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 # Number of float64 probabilities that exist at a time while tokens are drawn.
 PROBABILITIES_AT_A_TIME = 2**22
 MIN_TEMPERATURE = 1e-100  # below, where quotients overflow, the most probable token is taken
@@ -42,10 +44,8 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 
     Args:
         prev_sample (`torch.LongTensor` of shape `(batch, ...)`): The state x_s at the earlier time.
-        sampled_tokens (`torch.LongTensor` of shape `(batch, ...)`):
-            Tokens decided in this step, the mask id everywhere else.
-        sampled_probs (`torch.FloatTensor` of shape `(batch, ...)`):
-            Probability of each decided token under the distribution it was drawn from, 0 everywhere else.
+        sampled_tokens (`torch.LongTensor` of shape `(batch, ...)`): Tokens decided in this step, else the mask id.
+        sampled_probs (`torch.FloatTensor` of shape `(batch, ...)`): The decided tokens' probabilities, else 0.
         pred_logits (`torch.FloatTensor`): The denoiser's output, as given.
     """
 
@@ -61,12 +61,10 @@ class StepPlan(BaseOutput):
     Noise of a reverse step, drawn before the denoiser runs, and the positions where the denoiser is needed.
 
     Args:
-        candidates (`torch.BoolTensor` of shape `(batch, ...)`):
-            Positions that may open in this step: the denoiser is needed there, and nowhere else.
+        candidates (`torch.BoolTensor` of shape `(batch, ...)`): Positions that may open, where the denoiser is needed.
         noise (`torch.DoubleTensor` of shape `(batch, ..., 2)`): The uniform numbers that the step will use.
         left_over (`torch.BoolTensor` of shape `(batch, ...)`, *optional*):
-            Candidates that are decoded by their most probable token, while all others open; `None` if the step has yet
-            to decide which candidates open.
+            Candidates decoded by arg max, while all others open; `None` if the step has yet to decide which open.
     """
 
     candidates: torch.BoolTensor
@@ -97,14 +95,11 @@ class OpeningPlan(BaseOutput):
     def at(self, step: int | Tensor, rows: Tensor | slice = slice(None)) -> StepPlan:
         """Plan of a step, for all rows or for some; `step` is one for all of these rows, or `(rows,)`."""
         steps = self.steps[rows]
-        step = torch.as_tensor(step, device=steps.device)
-        candidates = steps == step.view(-1, *(1,) * (steps.dim() - 1))
-        return StepPlan(candidates=candidates, noise=self.noise[rows], left_over=self.left_over[rows])
+        step = left_broadcast(torch.as_tensor(step, device=steps.device), steps.dim())
+        return StepPlan(candidates=steps == step, noise=self.noise[rows], left_over=self.left_over[rows])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Time grids: T + 1 times from 1 down to 0, `(steps + 1,)` float64
-# ----------------------------------------------------------------------------------------------------------------------
+# Time grids: T + 1 times from 1 down to 0, `(steps + 1,)` float64 -----------------------------------------------------
 
 
 def uniform_grid(num_inference_steps: int) -> Tensor:
@@ -113,10 +108,7 @@ def uniform_grid(num_inference_steps: int) -> Tensor:
 
 
 def cosine_grid(num_inference_steps: int) -> Tensor:
-    """Cosine times t_i = cos(pi/2 (i/T)), with small steps near t=1.
-
-    With these times, the linear schedule opens tokens as the cosine schedule does with uniform times.
-    """
+    """Cosine times t_i = cos(pi/2 (i/T)): the linear schedule then opens tokens as the cosine one at uniform times."""
     grid = torch.cos(math.pi / 2.0 * (1.0 - uniform_grid(num_inference_steps)))
     grid[-1] = 0.0
     return grid
@@ -125,45 +117,13 @@ def cosine_grid(num_inference_steps: int) -> Tensor:
 GRIDS: dict[str, Callable[[int], Tensor]] = {"uniform": uniform_grid, "cosine": cosine_grid}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Samplers: which masked positions open, and the uniform number that draws each one's token
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse-CDF draw from the table [r mu, 1 - r]: a position opens if u < r, and u / r then draws its token.
 
-    Args:
-        probability: `(n,)` r, the probability that a masked position opens; float64.
-        noise: `(n, 2)` uniform float64 numbers.
-
-    Returns:
-        `(n,)` booleans and `(n,)` uniform numbers (meaningful where open).
+    From r `(n,)` and uniform noise `(n, 2)`, float64: booleans `(n,)`, and the numbers u / r, meaningful where open.
     """
     u = noise[:, 0]
     return u < probability, u / probability.clamp(min=torch.finfo(torch.float64).tiny)
-
-
-SAMPLERS = ("ancestral", "mean")  # one sampler: "mean" is the paper's name for two draws of the same law (App. G)
-
-
-# GenMD4, where the probability that a position opens depends on the token that is put there ---------------------------
-
-
-def ancestral_token_sampler(mu: Tensor, r: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF draw from the table [r_j mu_j, the rest].
-
-    Args:
-        mu: `(n, vocab)` the denoiser's distribution; float64.
-        r: `(n, vocab)` r_j, the probability that a position that will hold token j opens.
-        noise: `(n, 2)` uniform float64 numbers.
-
-    Returns:
-        `(n,)` booleans and `(n,)` tokens (meaningful where open).
-    """
-    table = r * mu
-    opens, uniform = ancestral_sampler(table.sum(dim=-1), noise)
-    return opens, draw_categorical(table, uniform)
 
 
 class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
@@ -174,30 +134,25 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     puts a token drawn from the denoiser's softmax there; decided tokens are never rewritten. The last step opens all
     positions that are left. Categorical draws are made in float64.
 
+    With one schedule for all tokens, the step that opens a position can be drawn before the denoiser runs at all
+    (`plan_openings`), which is then needed only where something opens. Samples have the same distribution.
+
     With GenMD4's schedules (`set_token_schedule`, which the pipeline calls) r depends on the token: the position
-    becomes token j with probability r_j mu_j.
-
-    With one schedule for all tokens, r does not depend on them, and the step that opens a position can be drawn before
-    the denoiser runs at all (`plan_openings`). The denoiser is then needed only at steps that open something, and only
-    at the positions that open. Samples have the same distribution.
-
-    For GenMD4, a step can be planned when its turn comes (`plan_step`), by thinning: candidates are drawn with the
-    largest r_j, and open with the ratio of their own r_j to it. The sample is exactly that of a step without a plan.
+    becomes token j with probability r_j mu_j. A step can be planned when its turn comes (`plan_step`), by thinning:
+    candidates are drawn with the largest r_j, and open with the ratio of their own r_j to it. The sample is exactly
+    that of a step without a plan.
 
     Args:
-        mask_token_id (`int`, *optional*):
-            The mask id; the pipeline fills it in from the model if it is `None`.
+        mask_token_id (`int`, *optional*): The mask id; the pipeline fills in the model's if it is `None`.
         masking_schedule (`str`, defaults to `"linear"`): `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
-        schedule_power (`float`, defaults to 1.0): Exponent of the `"poly"` schedule.
-        schedule_eps (`float`, defaults to 1e-4): Distance that the schedule keeps from 0 and 1.
+        schedule_power, schedule_eps (`float`, default to 1.0 and 1e-4): See `MD4Config`.
         timestep_grid (`str`, defaults to `"cosine"`):
             `"uniform"` or `"cosine"`; the paper uses cosine with the linear schedule, uniform with the cosine one.
-        sampler (`str`, defaults to `"ancestral"`): `"ancestral"`, or `"mean"`, the paper's name for the same thing.
+        sampler (`str`, defaults to `"ancestral"`): `"ancestral"`, or `"mean"`, the paper's name for the same law.
         top_p (`float`, *optional*): Nucleus used by `step` when the call gives none, in (0, 1].
         final_decode (`str`, defaults to `"sample"`):
-            How the last step fills positions that the schedule would leave masked (alpha_0 = 1 - eps): with a draw
-            (`"sample"`), or with the most probable token (`"argmax"`, as in the official code, which calls the network
-            once more at t=0 for it; here the output of the last call is used).
+            How the last step fills positions that the schedule would leave masked (alpha_0 = 1 - eps): with a draw, or
+            with the most probable token (`"argmax"`; the official code calls the network once more, at t=0, for it).
         num_inference_steps (`int`, defaults to 256): Steps of the initial time grid.
     """
 
@@ -222,7 +177,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if top_p is not None:
             check_top_p(top_p)
         _check_choice("timestep_grid", timestep_grid, GRIDS)
-        _check_choice("sampler", sampler, SAMPLERS)
+        _check_choice("sampler", sampler, ("ancestral", "mean"))
         _check_choice("final_decode", final_decode, ("sample", "argmax"))
         self.schedule: MaskingSchedule = make_schedule(masking_schedule, power=schedule_power, eps=schedule_eps)
         self.token_schedule: TokenPolynomialSchedule | None = None
@@ -237,9 +192,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if not (isinstance(num_inference_steps, Integral) and num_inference_steps >= 1):
             raise ValueError(f"`num_inference_steps` must be >= 1, got {num_inference_steps!r}.")
         if num_inference_steps > MAX_INFERENCE_STEPS:
-            raise ValueError(
-                f"`num_inference_steps` must be at most {MAX_INFERENCE_STEPS}, got {num_inference_steps}."
-            )
+            raise ValueError(f"`num_inference_steps` must be <= {MAX_INFERENCE_STEPS}, got {num_inference_steps}.")
         self.num_inference_steps = num_inference_steps
         self._grid = GRIDS[self.config.timestep_grid](num_inference_steps)
         self.timesteps = self._grid[:-1].float().to(device)
@@ -249,27 +202,16 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     def add_noise(
-        self,
-        original_samples: torch.LongTensor,
-        timesteps: Tensor,
-        generator: torch.Generator | None = None,
+        self, original_samples: torch.LongTensor, timesteps: Tensor, generator: torch.Generator | None = None
     ) -> torch.LongTensor:
-        """Draw x_t from q(x_t | x_0) at times `(batch,)` in [0, 1]; same shape as `original_samples`.
-
-        Raises:
-            ValueError: For ids that are not integers, and times of another shape or (on the CPU) out of range.
-        """
+        """Draw x_t from q(x_t | x_0) for ids `(batch, ...)` at times `(batch,)` in [0, 1]; a ValueError for others."""
         mask_token_id = self._mask_token_id()
         check_tensor("original_samples", original_samples, "integers")
         check_tensor("timesteps", timesteps, "floating-point numbers")
-        if timesteps.shape not in ((), (1,), original_samples.shape[:1]):
-            raise ValueError(
-                f"`timesteps` must have shape {tuple(original_samples.shape[:1])}, got {tuple(timesteps.shape)}."
-            )
-        if timesteps.device.type == "cpu" and not ((timesteps >= 0.0) & (timesteps <= 1.0)).all():
-            raise ValueError(f"`timesteps` must be in [0, 1], got {timesteps.tolist()}.")
-        schedule = self.token_schedule or self.schedule
-        return draw_xt(schedule, timesteps, original_samples, mask_token_id, generator=generator)
+        check_shape("timesteps", timesteps, (), (1,), original_samples.shape[:1])
+        check_range("timesteps", timesteps, 1)
+        alpha_t = (self.token_schedule or self.schedule).alpha_of(timesteps, original_samples).detach()
+        return corrupt(original_samples, alpha_t, mask_token_id, generator)
 
     def unmask_probabilities(self) -> Tensor:
         """Probability r that a masked position opens by a draw at each step, `(num_inference_steps,)` float64.
@@ -283,17 +225,12 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     @torch.no_grad()
     def plan_openings(
-        self,
-        sample: torch.LongTensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        first_step: int = 0,
+        self, sample: torch.LongTensor, generator: Generators = None, first_step: int = 0
     ) -> OpeningPlan:
         """Draw the step, from `first_step` on, that opens each masked position of `sample` `(batch, ...)`.
 
-        A position opens at step i with probability r_i (1 - r_{i-1}) (1 - r_{i-2}) ...: one uniform number decides.
-
-        Raises:
-            ValueError: With GenMD4's schedules, where r depends on the tokens, and for a `first_step` out of range.
+        A position opens at step i with probability r_i (1 - r_{i-1}) (1 - r_{i-2}) ...: one uniform number decides. Not
+        with GenMD4's schedules, where r depends on the tokens: a ValueError.
         """
         if self.token_schedule is not None:
             raise ValueError("`plan_openings` needs one schedule for all tokens: with GenMD4's use `plan_step`.")
@@ -309,25 +246,18 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return OpeningPlan(steps.where(masked, self.num_inference_steps), noise, left_over)
 
     @torch.no_grad()
-    def plan_step(
-        self,
-        timestep: float | Tensor,
-        sample: torch.LongTensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> StepPlan:
+    def plan_step(self, timestep: float | Tensor, sample: torch.LongTensor, generator: Generators = None) -> StepPlan:
         """Draw the noise of a step, and thus the positions where the denoiser is needed. Arguments as in `step`."""
         state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
         noise = _uniform(state.shape, generator, state.device)
         index = self._step_index(timestep, state.shape[0]).to(state.device)
-        may_open = noise[..., 0] < self._opening_bound(index).view(-1, *(1,) * (state.dim() - 1))
-        is_last = (index == self.num_inference_steps - 1).view(-1, *(1,) * (state.dim() - 1))
-        return StepPlan(candidates=(state == self._mask_token_id()) & (may_open | is_last), noise=noise)
-
-    def _opening_bound(self, index: Tensor) -> Tensor:
-        """Largest probability over all tokens that a position opens, for steps `(n,)`; float64."""
         if self.token_schedule is None:
-            return self.unmask_probabilities().to(index.device)[index]
-        return self._token_unmask_probabilities(index).amax(dim=-1)
+            largest = self.unmask_probabilities().to(index.device)[index]
+        else:
+            largest = self._token_unmask_probabilities(index).amax(dim=-1)
+        is_last = left_broadcast(index == self.num_inference_steps - 1, state.dim())
+        may_open = (noise[..., 0] < left_broadcast(largest, state.dim())) | is_last
+        return StepPlan(candidates=(state == self._mask_token_id()) & may_open, noise=noise)
 
     def _token_unmask_probabilities(self, index: Tensor) -> Tensor:
         """Probabilities r_j of GenMD4 for steps `(n,)`: `(n, vocab)` float64, 0 for the mask."""
@@ -346,7 +276,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         temperature: float = 1.0,
         top_p: float | None = None,
         top_k: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         plan: StepPlan | None = None,
         return_dict: bool = True,
     ) -> MaskedDiffusionSchedulerOutput | tuple:
@@ -367,8 +297,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Whether to return a `MaskedDiffusionSchedulerOutput` or a tuple of its fields.
 
         Raises:
-            ValueError: For a time that is not on the grid, wrong shapes, arguments out of range, and (on the CPU)
-                logits that are nan or infinite.
+            ValueError: For a time off the grid, wrong shapes, values out of range and, on the CPU, logits not finite.
         """
         self.check_sampling_arguments(temperature, top_p, top_k)
         check_tensor("sample", sample, "integers")
@@ -388,25 +317,27 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         masked = plan.candidates
         row = masked.nonzero()[:, 0]
         if logits.shape[:-1] != row.shape:
-            logits = self._masked_rows(logits, masked)
+            if logits.shape[:-1] != masked.shape:
+                raise ValueError(
+                    f"`model_output` must have shape {(*masked.shape, 'vocab')}, or ({len(row)}, vocab) for the masked "
+                    f"positions, got {tuple(logits.shape)}."
+                )
+            logits = logits[masked]
         index = self._step_index(timestep, state.shape[0]).to(state.device)[row]
         left_over = None if plan.left_over is None else plan.left_over[masked]
-        top_p = self.config.top_p if top_p is None else top_p
-        tokens, probs = self._draw_in_parts(logits, index, plan.noise[masked], left_over, temperature, top_p, top_k)
+        options = (temperature, self.config.top_p if top_p is None else top_p, top_k)
+        tokens, probs = self._draw_in_parts(logits, index, plan.noise[masked], left_over, options)
 
         sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(masked, tokens.to(state.dtype))
         sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(masked, probs.float())
         prev_sample = torch.where(masked, sampled_tokens, state)
         output = MaskedDiffusionSchedulerOutput(
-            prev_sample=prev_sample.to(device),
-            sampled_tokens=sampled_tokens.to(device),
-            sampled_probs=sampled_probs.to(device),
-            pred_logits=model_output,
+            *(x.to(device) for x in (prev_sample, sampled_tokens, sampled_probs)), pred_logits=model_output
         )
         return output if return_dict else output.to_tuple()
 
     def _draw_in_parts(
-        self, logits: Tensor, index: Tensor, noise: Tensor, left_over: Tensor | None, *arguments
+        self, logits: Tensor, index: Tensor, noise: Tensor, left_over: Tensor | None, options: tuple
     ) -> tuple[Tensor, Tensor]:
         """Draw in parts, so that float64 distributions of all positions never exist together."""
         size = max(PROBABILITIES_AT_A_TIME // logits.shape[-1], 1)
@@ -415,23 +346,16 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         for start in range(0, len(index), size):
             part = slice(start, start + size)
             part_left_over = None if left_over is None else left_over[part]
-            tokens[part], probs[part] = draw(logits[part], index[part], noise[part], part_left_over, *arguments)
+            tokens[part], probs[part] = draw(logits[part], index[part], noise[part], part_left_over, options)
         return tokens, probs
 
     def _draw(
-        self,
-        logits: Tensor,
-        index: Tensor,
-        noise: Tensor,
-        left_over: Tensor | None,
-        temperature: float,
-        top_p: float | None,
-        top_k: int | None,
+        self, logits: Tensor, index: Tensor, noise: Tensor, left_over: Tensor | None, options: tuple
     ) -> tuple[Tensor, Tensor]:
         """Tokens of n masked positions (the mask where they stay masked), and the tokens' probabilities, `(n,)`.
 
-        Inputs are `logits` `(n, vocab)`, `index` `(n,)` of the step of each position, `noise` `(n, 2)`, and `left_over`
-        `(n,)`: positions to decode by arg max, while all others open. If None, the positions that open are drawn.
+        Inputs are logits `(n, vocab)`, `index` `(n,)` of the step of each position, noise `(n, 2)`, `left_over` as in
+        `StepPlan`, and `options`: temperature, top-p and top-k.
         """
         if left_over is None:
             probability = self.unmask_probabilities().to(index.device)[index]
@@ -440,28 +364,24 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         else:
             opens, uniform = ~left_over, noise[:, 1]
         decided = opens | left_over
-        mu = self._token_probabilities(logits[decided], temperature, top_p, top_k)
+        mu = self._token_probabilities(logits[decided], *options)
         drawn = torch.where(left_over[decided], mu.argmax(dim=-1), draw_categorical(mu, uniform[decided]))
         tokens = torch.full_like(index, self._mask_token_id()).masked_scatter(decided, drawn)
         probs = torch.zeros_like(uniform).masked_scatter(decided, mu.gather(-1, drawn[:, None]).squeeze(-1))
         return tokens, probs
 
     def _draw_by_token(
-        self,
-        logits: Tensor,
-        index: Tensor,
-        noise: Tensor,
-        _: None,
-        temperature: float,
-        top_p: float | None,
-        top_k: int | None,
+        self, logits: Tensor, index: Tensor, noise: Tensor, _: None, options: tuple
     ) -> tuple[Tensor, Tensor]:
-        """Draw as `_draw`, for GenMD4. At the last step r = 1; what rounding leaves gets the most probable token."""
-        mu = self._token_probabilities(logits, temperature, top_p, top_k)
-        opens, drawn = ancestral_token_sampler(mu, self._token_unmask_probabilities(index), noise)
-        left_over = (index == self.num_inference_steps - 1) & ~opens
-        drawn = torch.where(left_over, mu.argmax(dim=-1), drawn)
-        decided = opens | left_over
+        """Draw as `_draw`, for GenMD4: from the table [r_j mu_j, the rest].
+
+        At the last step r = 1; what rounding leaves gets the most probable token.
+        """
+        mu = self._token_probabilities(logits, *options)
+        table = self._token_unmask_probabilities(index) * mu
+        opens, uniform = ancestral_sampler(table.sum(dim=-1), noise)
+        decided = opens | (index == self.num_inference_steps - 1)
+        drawn = torch.where(decided & ~opens, mu.argmax(dim=-1), draw_categorical(table, uniform))
         probs = mu.gather(-1, drawn[:, None]).squeeze(-1)
         return torch.where(decided, drawn, self._mask_token_id()), torch.where(decided, probs, 0.0)
 
@@ -475,9 +395,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if top_k is not None:
             check_top_k(top_k)
 
-    def _token_probabilities(
-        self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None
-    ) -> Tensor:
+    def _token_probabilities(self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None):
         """Distribution that tokens are drawn from, `(n, vocab)` float64."""
         if temperature >= MIN_TEMPERATURE:
             logits = logits.double() / float(temperature)
@@ -498,14 +416,6 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("`mask_token_id` must be set in the scheduler's config, got None.")
         return self.config.mask_token_id
 
-    def _masked_rows(self, model_output: Tensor, masked: Tensor) -> Tensor:
-        if model_output.shape[:-1] != masked.shape:
-            raise ValueError(
-                f"`model_output` must have shape {(*masked.shape, 'vocab')}, or ({int(masked.sum())}, vocab) for the "
-                f"masked positions, got {tuple(model_output.shape)}."
-            )
-        return model_output[masked]
-
     def _step_index(self, timestep: float | Tensor, batch: int) -> Tensor:
         """Indices `(batch,)` of the given times in the grid, on the CPU."""
         if not isinstance(timestep, (Real, Tensor)):
@@ -516,9 +426,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         distance, index = (self._grid[:-1].float()[None] - timestep.reshape(-1, 1)).abs().min(dim=-1)
         if not (distance <= 1e-6).all():  # false for nan too
             worst = timestep.reshape(-1)[distance.argmax()].item()
-            raise ValueError(
-                f"`timestep` must be one of the {self.num_inference_steps} times of `timesteps`, got {worst}."
-            )
+            steps = self.num_inference_steps
+            raise ValueError(f"`timestep` must be one of the {steps} times of `timesteps`, got {worst}.")
         return index.expand(batch)
 
     @classmethod
@@ -530,9 +439,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return self.num_inference_steps
 
 
-def _uniform(
-    shape: torch.Size, generator: torch.Generator | list[torch.Generator] | None, device: torch.device
-) -> Tensor:
+def _uniform(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:
     """Draw two uniform float64 numbers per position, `(*shape, 2)`, on the device of the generator."""
     if isinstance(generator, list):
         if len(generator) != shape[0]:

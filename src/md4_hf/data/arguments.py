@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..utils.options import check_options, option
+from ..utils.options import check_at_least, check_options, option
 
 
 PYDOC, DIGITS = "pydoc", "digits"  # data that come with Python and with scikit-learn
@@ -46,8 +46,7 @@ class DataArguments:
 
     def __post_init__(self):
         check_options(self, may_be_none=("block_size",))  # which commands replace by the length of the model
-        if self.num_proc is not None and self.num_proc < 1:
-            raise ValueError(f"`num_proc` must be >= 1, got {self.num_proc}.")
+        check_at_least(self, 1, "num_proc")
 
 
 @dataclass

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +16,9 @@ from ..objective.objectives import Objective
 class PaddingCollator:
     """Makes a batch of examples; sequences of different lengths are padded on the right.
 
-    `input_ids` are padded with `pad_token_id`, `labels` with -100, `document_ids` with -1, and an `attention_mask` of 0
-    marks the padding; if all have one length, none is added. Anything else in the examples is stacked, as are images,
-    whose `input_ids` are `(channels, height, width)`.
-
-    Args:
-        pad_token_id: Id to pad with. Padding is never scored, so that any id but the mask's serves.
+    `input_ids` are padded with `pad_token_id` (any id but the mask's serves), `labels` with -100, `document_ids` with
+    -1, and an `attention_mask` of 0 marks the padding; if all have one length, none is added. Anything else in the
+    examples is stacked, as are images, whose `input_ids` are `(channels, height, width)`.
     """
 
     pad_token_id: int = 0
@@ -39,89 +35,62 @@ class PaddingCollator:
         padding = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0, "document_ids": -1}
         batch = {}
         for name in features[0]:
-            if name == "input_ids":
-                rows = ids
-            elif name in padding:
-                rows = [
-                    check_row(name, as_integers(name, feature[name]), n)
-                    for feature, n in zip(features, lengths, strict=True)
-                ]
+            values = ids if name == "input_ids" else [feature[name] for feature in features]
+            if name in padding:
+                rows = [check_row(name, as_integers(name, x), n) for x, n in zip(values, lengths, strict=True)]
+                batch[name] = torch.nn.utils.rnn.pad_sequence(rows, True, padding[name])
             else:
-                batch[name] = torch.stack([torch.as_tensor(feature[name]) for feature in features])
-                continue
-            batch[name] = torch.nn.utils.rnn.pad_sequence(rows, True, padding[name])
+                batch[name] = torch.stack([torch.as_tensor(x) for x in values])
         return batch
 
 
 def check_features(features: list[dict]):
     """Raise a ValueError unless these are examples with the same columns, and `input_ids` among them."""
-    names = [sorted(feature) if isinstance(feature, Mapping) else feature for feature in features]
+    names = [sorted(feature) for feature in features]
     if not names or any(columns != names[0] for columns in names) or "input_ids" not in features[0]:
         raise ValueError(f"`features` must be examples with `input_ids` and the same columns, got {names}.")
 
 
 def stack_images(features: list[dict], ids: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stack images of one shape to a batch; `ids` are their `input_ids`.
-
-    Raises:
-        ValueError: If the shapes differ, or a column holds anything but integers.
-    """
+    """Stack images of one shape, whose `input_ids` are `ids`, to a batch; a ValueError if the shapes differ."""
     shapes = {tuple(image.shape) for image in ids}
     if len(shapes) > 1 or len(min(shapes)) != 3:
         raise ValueError(f"`input_ids` of images must be (channels, height, width), all of one shape, got {shapes}.")
     other_names = [name for name in features[0] if name != "input_ids"]
     columns = {name: [as_integers(name, feature[name]) for feature in features] for name in other_names}
-    columns["input_ids"] = ids
-    return {name: torch.stack(rows) for name, rows in columns.items()}
+    return {name: torch.stack(rows) for name, rows in {**columns, "input_ids": ids}.items()}
 
 
 def check_row(name: str, row: torch.Tensor, length: int | None = None) -> torch.Tensor:
-    """Check a column of an example, and return it, `(length,)`.
-
-    Raises:
-        ValueError: If it has another number of axes, holds nothing, or not as many as there should be.
-    """
+    """A column of an example, `(length,)`; a ValueError for other axes, for none and for another length."""
     if row.dim() != 1 or len(row) != (length or max(len(row), 1)):
         raise ValueError(f"`{name}` must be a row of integers, as many as `input_ids`, got {row.tolist()!r}.")
     return row
 
 
 def as_integers(name: str, values) -> torch.Tensor:
-    """Values as a tensor of int64.
-
-    Raises:
-        ValueError: If they are not integers.
-    """
+    """Values as a tensor of int64; a ValueError if they are not integers."""
     try:
         integers = torch.as_tensor(values)
+        if integers.is_floating_point():
+            raise TypeError
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
-    if integers.is_floating_point():
-        raise ValueError(f"`{name}` must be integers, got {values!r}.")
     return integers.long()
 
 
 class DataCollatorForMaskedDiffusion(PaddingCollator):
     """Makes batches with the noise of masked diffusion, for a plain `transformers.Trainer` or a loop of one's own.
 
-    A batch holds x_t (`input_ids`), its `timesteps`, stratified over the batch, and the clean `labels`: what
-    `MD4ForMaskedDiffusion` computes the NELBO from without drawing noise of its own. Tokens whose label is -100, and
-    padding, are neither masked nor scored.
-
-    `MD4Trainer` needs no such collator. Its noise is stratified over the whole optimizer step and the same on any
-    number of processes; here it is drawn batch by batch, in the workers of the data loader.
+    A batch holds x_t (`input_ids`), its `timesteps`, stratified over the batch, and the clean `labels`, from which
+    `MD4ForMaskedDiffusion` computes the NELBO without noise of its own. Tokens whose label is -100, and padding, are
+    neither masked nor scored. `MD4Trainer` needs no such collator: its noise is stratified over the optimizer step and
+    equal on any number of processes; here it is drawn batch by batch, in the workers of the data loader.
 
     Args:
         config: The configuration of the model: its mask id, masking schedule and training time.
         pad_token_id: Id to pad with; any id but the mask's serves.
         generator: Source of the draws; torch's global one by default, which data loaders seed in each worker.
-
-    Example:
-
-    ```python
-    collator = DataCollatorForMaskedDiffusion(model.config)
-    trainer = transformers.Trainer(model, args, train_dataset=blocks, data_collator=collator)
-    ```
     """
 
     def __init__(self, config: MD4Config, pad_token_id: int = 0, generator: torch.Generator | None = None):

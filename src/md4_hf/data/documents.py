@@ -8,16 +8,13 @@ In a distributed run, call these inside `TrainingArguments.main_process_first()`
 of `datasets`, and the others read it.
 """
 
-import codecs
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError
@@ -31,16 +28,10 @@ TABLE_FORMATS = {".jsonl": "json", ".parquet": "parquet"}
 MAX_TEXT_FILE_BYTES = 2**31 - 1  # Arrow addresses the characters of a string column with 32 bits
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Documents
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def pydoc_documents() -> list[str]:
     """The built-in corpus: Python's language reference in English, sorted by topic (79 topics in Python 3.11).
 
-    It comes with every Python (`pydoc_data.topics`, the text behind `help("for")`), hence needs no download; the
-    text differs a little between Python versions.
+    It comes with every Python (the text behind `help("for")`), and differs a little between versions.
     """
     from pydoc_data.topics import topics
 
@@ -67,8 +58,7 @@ def load_documents(
             - a folder with .jsonl or .parquet files: a data set in the layout of the Hub;
             - any other folder: one document per .txt file at any depth, sorted by path;
             - the id of a data set on the Hub.
-        config: configuration of the data set (data sets in a folder or on the Hub).
-        split: split of the data set (likewise).
+        config, split: configuration and split of the data set (in a folder or on the Hub).
         revision: branch, tag or commit (data sets on the Hub).
         text_column: column that holds the text (all but text files).
         streaming: returns an `IterableDataset` that reads the data as it goes.
@@ -103,44 +93,30 @@ def load_table(
     streaming: bool = False,
     argument: str = "data",
 ) -> Dataset | IterableDataset:
-    """Loads a data set with all its columns.
+    """Loads a .jsonl or .parquet file, a folder in the layout of the Hub, or a data set on the Hub, with all columns.
 
-    Args:
-        data: a .jsonl or .parquet file, a folder in the layout of the Hub, or the id of a data set on the Hub.
-        config, split, revision, streaming, argument: as in `load_documents`.
-
-    Raises:
-        FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
-        ValueError: it is a file of another kind, or one that is damaged.
+    The other arguments and the errors are those of `load_documents`.
     """
-    with file_errors_as_value_errors(argument, data):
-        return _load_table(data, config, split, revision, streaming, argument)
-
-
-def _load_table(
-    data: str, config: str | None, split: str, revision: str | None, streaming: bool, argument: str
-) -> Dataset | IterableDataset:
     path = Path(data).expanduser()
     if path.is_file():
         if path.suffix not in TABLE_FORMATS:
             raise ValueError(f"`{argument}` must be a .jsonl or .parquet file, got {data!r}.")
+        file, kind = glob.escape(str(path)), TABLE_FORMATS[path.suffix]
         try:
-            return load_dataset(
-                TABLE_FORMATS[path.suffix], data_files=glob.escape(str(path)), split="train", streaming=streaming
-            )
+            return load_dataset(kind, data_files=file, split="train", streaming=streaming)
         except Exception as error:  # of many kinds, and seldom with the name of the file
-            raise ValueError(
-                f"`{argument}` must be a well-formed {path.suffix} file, got {data!r}: {error}"
-            ) from error
-    if path.is_dir():
-        return load_dataset(str(path), config, split=split, streaming=streaming)
-    not_found = f'`{argument}` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
-    if looks_like_path(data):
-        raise FileNotFoundError(not_found)
-    try:
-        return load_dataset(data, config, split=split, revision=revision, streaming=streaming)
-    except DatasetNotFoundError as error:
-        raise FileNotFoundError(not_found) from error
+            rule = f"a well-formed {path.suffix} file"
+            raise ValueError(f"`{argument}` must be {rule}, got {data!r}: {error}") from error
+    with file_errors_as_value_errors(argument, data):
+        if path.is_dir():
+            return load_dataset(str(path), config, split=split, streaming=streaming)
+        not_found = f'"{PYDOC}", an existing file or folder, or a data set on the Hub'
+        try:
+            if looks_like_path(data):
+                raise DatasetNotFoundError
+            return load_dataset(data, config, split=split, revision=revision, streaming=streaming)
+        except DatasetNotFoundError as error:
+            raise FileNotFoundError(f"`{argument}` must be {not_found}, got {data!r}.") from error
 
 
 def _files(folder: Path, *suffixes: str) -> list[Path]:
@@ -161,44 +137,32 @@ def load_train_validation(
     its characters.
 
     Args:
-        args: where they come from.
         load: function that loads a data set, with the keywords of `load_table`; by default `load_documents`, for the
             column `args.text_column`.
         divide: function that divides a data set at a fraction; `hold_out` by default.
-
-    Returns:
-        `(train, validation)`, each with the one column `text` (or what `load` gives).
 
     Raises:
         ValueError: validation and training would read the same split, a stream has no validation data of its own,
             `validation_fraction` is not between 0 and 1, or a corpus to be divided has no text.
     """
-    if load is None:
-        load = partial(load_documents, text_column=args.text_column)
-    load_data = partial(
-        load, args.data, config=args.data_config, revision=args.data_revision, streaming=args.streaming
-    )
-
+    load = load or partial(load_documents, text_column=args.text_column)
+    options = {"config": args.data_config, "revision": args.data_revision, "streaming": args.streaming}
+    validation = None
     if args.validation_data is not None:
         validation = load_validation(args, load_one=load)
     elif args.validation_split is not None:
         if args.data == PYDOC or Path(args.data).expanduser().is_file():
-            raise ValueError(
-                f"`validation_split` must be None where `data` ({args.data!r}) has no splits, "
-                f"got {args.validation_split!r}."
-            )
+            rule = f"None where `data` ({args.data!r}) has no splits"
+            raise ValueError(f"`validation_split` must be {rule}, got {args.validation_split!r}.")
         if args.validation_split == args.data_split:
             raise ValueError(f"`validation_split` must differ from `data_split`, got {args.validation_split!r} twice.")
-        validation = load_data(split=args.validation_split)
+        validation = load(args.data, split=args.validation_split, **options)
     elif args.streaming:
+        reason = "the end of a stream cannot be held out"
         raise ValueError(
-            "`validation_data` or `validation_split` must be given with `streaming`, got None: the end of a stream "
-            "cannot be held out."
+            f"`validation_data` or `validation_split` must be given with `streaming`, got None: {reason}."
         )
-    else:
-        validation = None
-
-    train = load_data(split=args.data_split)
+    train = load(args.data, split=args.data_split, **options)
     if validation is not None:
         return train, validation
     return (divide or hold_out)(train, args.validation_fraction)
@@ -211,14 +175,8 @@ def load_validation(
 ) -> Dataset | IterableDataset:
     """Loads validation documents alone: `validation_data` where it is given, or else the held-out part of `data`.
 
-    Args:
-        args: where they come from.
-        load_both: function that loads training and validation data, such as `load_images` or `load_pairs`.
-        load_one: function that loads a data set, with the keywords of `load_table`; by default `load_documents`, for
-            the column `args.text_column`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_train_validation`.
+    `load_both` loads training and validation data, such as `load_images` or `load_pairs`; `load_one` is the `load` of
+    `load_train_validation`, whose errors these are.
     """
     if args.validation_data is None:
         return load_both(args)[1]
@@ -232,15 +190,11 @@ def load_validation(
 
 
 def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, Dataset]:
-    """Divides documents into `(train, validation)` as `load_train_validation` describes.
-
-    Raises:
-        ValueError: the fraction is not in (0, 1), or no document has text.
-    """
+    """Divides documents into `(train, validation)` as `load_train_validation` describes; raises as it does."""
     check_fraction(validation_fraction)
-    lengths = np.concatenate(
-        [_num_characters(batch["text"]) for batch in documents.with_format("arrow").iter(1000)] or [np.empty(0, int)]
-    )
+    batches = documents.with_format("arrow").iter(1000)
+    counts = [pc.fill_null(pc.utf8_length(batch["text"]), 0).to_numpy() for batch in batches]
+    lengths = np.concatenate(counts or [np.empty(0, int)])
     if not lengths.any():
         raise ValueError(f"`data` must contain text, got {len(lengths)} empty documents.")
     if not lengths.all():
@@ -249,30 +203,20 @@ def hold_out(documents: Dataset, validation_fraction: float) -> tuple[Dataset, D
     if len(documents) == 1:
         end = round((1 - validation_fraction) * int(lengths[0]))
         train = documents.map(_slice_text, fn_kwargs={"start": 0, "stop": end}, desc="Training text")
-        validation = documents.map(_slice_text, fn_kwargs={"start": end, "stop": None}, desc="Validation text")
-        return train, validation
+        return train, documents.map(_slice_text, fn_kwargs={"start": end, "stop": None}, desc="Validation text")
     ends = np.cumsum(lengths)
     num_train = 1 + int(np.abs(ends[:-1] - (1 - validation_fraction) * ends[-1]).argmin())
     return documents.select(range(num_train)), documents.select(range(num_train, len(documents)))
 
 
 def check_fraction(validation_fraction: float):
-    """Raise a ValueError unless the fraction is a number in (0, 1)."""
-    if not (isinstance(validation_fraction, Real) and 0 < validation_fraction < 1):
+    """Raise a ValueError unless the fraction is in (0, 1)."""
+    if not 0 < validation_fraction < 1:
         raise ValueError(f"`validation_fraction` must lie between 0 and 1, got {validation_fraction}.")
 
 
 def num_heldout(count: int, validation_fraction: float, rows: str) -> int:
-    """Number of rows to hold out of `count`: the fraction, rounded, with at least one row on either side.
-
-    Args:
-        count: Rows in all.
-        validation_fraction: The part to hold out, in (0, 1).
-        rows: The name of the rows in errors.
-
-    Raises:
-        ValueError: For another fraction, or fewer than two rows.
-    """
+    """Number to hold out of `count` rows, which errors call `rows`: the fraction, with at least one on either side."""
     check_fraction(validation_fraction)
     if count < 2:
         raise ValueError(f"`data` must hold at least two {rows} to hold some out, got {count}.")
@@ -282,51 +226,41 @@ def num_heldout(count: int, validation_fraction: float, rows: str) -> int:
 def _load_text_files(files: list[Path], streaming: bool, argument: str) -> Dataset | IterableDataset:
     for file in files:
         _check_text_file(file, argument)
-    return load_dataset(
-        "text",
-        data_files=[glob.escape(str(file)) for file in files],
-        sample_by="document",
-        split="train",
-        streaming=streaming,
-    )
+    names = [glob.escape(str(file)) for file in files]
+    return load_dataset("text", data_files=names, sample_by="document", split="train", streaming=streaming)
 
 
-def _check_text_file(file: Path, argument: str) -> None:
-    num_bytes = file.stat().st_size
+def _check_text_file(file: Path, argument: str):
+    num_bytes, name = file.stat().st_size, str(file)
     if num_bytes == 0:
-        raise ValueError(f"`{argument}` must contain text, got the empty file {str(file)!r}.")
+        raise ValueError(f"`{argument}` must contain text, got the empty file {name!r}.")
     if num_bytes > MAX_TEXT_FILE_BYTES:
         raise ValueError(
-            f"`{argument}` must be text files of at most {MAX_TEXT_FILE_BYTES} bytes, got {str(file)!r} with "
+            f"`{argument}` must be text files of at most {MAX_TEXT_FILE_BYTES} bytes, got {name!r} with "
             f"{num_bytes}: divide it, or use .jsonl or .parquet."
         )
-    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with file.open("rb") as stream:
-            while chunk := stream.read(2**20):
-                decoder.decode(chunk)
-        decoder.decode(b"", final=True)
+        with file.open(encoding="utf-8") as stream:
+            while stream.read(2**20):
+                pass
     except UnicodeDecodeError as error:
-        raise ValueError(f"`{argument}` must be UTF-8 text, got {str(file)!r}: {error}.") from error
+        raise ValueError(f"`{argument}` must be UTF-8 text, got {name!r}: {error}.") from error
 
 
 def _select_text(documents: Dataset | IterableDataset, text_column: str) -> Dataset | IterableDataset:
     features = documents.features or next(iter(documents), {})  # a stream may not know its columns before it is read
-    if text_column not in features:
-        raise ValueError(f"`text_column` must be one of the columns {sorted(features)}, got {text_column!r}.")
-    if isinstance(features, Features) and not holds_strings(features[text_column]):
-        raise ValueError(f"`text_column` must hold strings, got {text_column!r} with {features[text_column]}.")
+    check_text_column("text_column", text_column, features)
     documents = documents.select_columns(text_column)
     return documents if text_column == "text" else documents.rename_column(text_column, "text")
 
 
-def holds_strings(feature: Any) -> bool:
-    """Whether a column with this feature of `datasets` holds strings."""
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
-def _num_characters(texts: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(pc.utf8_length(texts), 0).to_numpy()
+def check_text_column(argument: str, column: str, features: Mapping[str, Any]):
+    """Raise a ValueError unless these features of `datasets`, or a first row, have this column, with strings in it."""
+    if column not in features:
+        raise ValueError(f"`{argument}` must be one of the columns {sorted(features)}, got {column!r}.")
+    dtype = getattr(features[column], "dtype", None)
+    if isinstance(features, Features) and dtype not in ("string", "large_string"):
+        raise ValueError(f"`{argument}` must hold strings, got {column!r} with {features[column]}.")
 
 
 def _slice_text(document: dict[str, str], start: int, stop: int | None) -> dict[str, str]:

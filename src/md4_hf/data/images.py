@@ -29,11 +29,10 @@ IMAGES_PER_BATCH = 256
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """A map-style data set of images as ids.
+    """A map-style data set of images as ids, made by `encode_images` of `images`.
 
     An example has `input_ids` `(channels, height, width)` in [0, num_levels) and, of a class-conditional model,
     `class_labels`. A data set that fits into 256 MB is read once and kept; otherwise images are read on demand.
-    Made by `encode_images` of `images`.
     """
 
     def __init__(self, images: Dataset, encode, bytes_per_image: int):
@@ -50,10 +49,10 @@ class ImageDataset(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        if self._kept is None:
-            columns = self._encode(self.images[indices])
-        else:
-            columns = {name: values[indices] for name, values in self._kept.items()}
+        kept = self._kept
+        columns = (
+            self._encode(self.images[indices]) if kept is None else {name: x[indices] for name, x in kept.items()}
+        )
         return [{name: values[i] for name, values in columns.items()} for i in range(len(indices))]
 
 
@@ -63,29 +62,20 @@ def check_image_processor_matches(processor: MD4ImageProcessor, config):
         raise ValueError(f"`processing_class` must be a tokenizer for text, got {type(processor).__name__}.")
     size = processor.num_channels, processor.size["height"], processor.size["width"]
     if size != config.sample_shape:
-        raise ValueError(
-            f"The image processor must make the model's {config.sample_shape} (channels, height, width), got {size}."
-        )
+        rule = f"make the model's {config.sample_shape} (channels, height, width)"
+        raise ValueError(f"The image processor must {rule}, got {size}.")
     if not processor.num_levels == config.mask_token_id == config.vocab_size - 1:
-        raise ValueError(
-            f"The image processor must have a level for each id below the mask, the last of {config.vocab_size}, got "
-            f"{processor.num_levels} levels and the mask {config.mask_token_id}."
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
-# ---------------------------------------------------------------------------------------------------------------------
+        rule = f"have a level for each id below the mask, the last of {config.vocab_size}"
+        found = f"{processor.num_levels} levels and the mask {config.mask_token_id}"
+        raise ValueError(f"The image processor must {rule}, got {found}.")
 
 
 @functools.cache
 def digits() -> Dataset:
     """The handwritten digits that come with scikit-learn: 1,797 grey images of 8 × 8 pixels, 17 levels, 10 classes.
 
-    They are the test part of Alpaydin and Kaynak's *Optical Recognition of Handwritten Digits* (UCI, 1998).
-
-    Raises:
-        ImportError: Without scikit-learn.
+    They are the test part of Alpaydin and Kaynak's *Optical Recognition of Handwritten Digits* (UCI, 1998). An
+    ImportError without scikit-learn.
     """
     try:
         from sklearn.datasets import load_digits
@@ -103,10 +93,8 @@ def load_images(args: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
 
     `args.data` is "digits", a folder of images (a folder for each class, if they have classes), a data set in a folder,
     or the id of one on the Hub. Validation images come from `validation_data` or `validation_split`; without them
-    `validation_fraction` of the images, drawn once and for all, are held out: folders are sorted by class.
-
-    Raises:
-        FileNotFoundError, ValueError: As `load_train_validation`.
+    `validation_fraction` of the images, drawn once and for all, are held out: folders are sorted by class. Raises as
+    `load_train_validation`.
     """
     return load_train_validation(args, load=load_image_table, divide=_hold_out_images)
 
@@ -114,15 +102,10 @@ def load_images(args: DataArguments) -> tuple[Dataset | IterableDataset, Dataset
 def load_image_table(
     data: str, *, split: str = "train", streaming: bool = False, argument: str = "data", **options
 ) -> Dataset | IterableDataset:
-    """Loads images with all their columns: "digits", or as `load_table`.
-
-    Raises:
-        FileNotFoundError, ValueError: As `load_table`; and for what is text.
-    """
+    """Loads images with all their columns: "digits", or as `load_table`; also a ValueError for what is text."""
     if data == PYDOC:
-        raise ValueError(
-            f'`{argument}` must be "{DIGITS}", a folder of images or a data set on the Hub, got {data!r}.'
-        )
+        rule = f'"{DIGITS}", a folder of images or a data set on the Hub'
+        raise ValueError(f"`{argument}` must be {rule}, got {data!r}.")
     if data != DIGITS:
         return load_table(data, split=split, streaming=streaming, argument=argument, **options)
     if split != "train":
@@ -135,11 +118,6 @@ def _hold_out_images(images: Dataset, fraction: float) -> tuple[Dataset, Dataset
     count = num_heldout(len(images), fraction, "images")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(images))
     return images.select(np.sort(order[count:])), images.select(np.sort(order[:count]))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ids
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def encode_images(
@@ -166,37 +144,32 @@ def encode_images(
     """
     args = args or ImageDataArguments()
     features = images.features or next(iter(images.take(1)), {})
-    image_column = _image_column(features, args.image_column)
-    label_column = None if num_classes is None else _label_column(features, args.label_column, num_classes)
+    columns = [_image_column(features, args.image_column)]
+    if num_classes is not None:
+        columns.append(_label_column(features, args.label_column, num_classes))
     options = {**processor.to_dict(), "do_resize": args.resize, "do_convert": args.convert}
-    encode = functools.partial(
-        _encode,
-        processor=MD4ImageProcessor.from_dict(options),
-        image_column=image_column,
-        label_column=label_column,
-        num_classes=num_classes,
-    )
+    processor = MD4ImageProcessor.from_dict(options)
+    encode = functools.partial(_encode, processor=processor, columns=columns, num_classes=num_classes)
     if isinstance(images, IterableDataset):
         return images.map(encode, batched=True, batch_size=IMAGES_PER_BATCH, remove_columns=list(features))
     if not len(images):
         raise ValueError("`images` must hold at least one image, got none.")
-    columns = [image_column] if label_column is None else [image_column, label_column]
     bytes_per_image = processor.num_channels * math.prod(processor.size.values())
     return ImageDataset(images.select_columns(columns), encode, bytes_per_image)
 
 
 def _encode(
-    rows: dict[str, list], processor: MD4ImageProcessor, image_column: str, label_column: str | None, num_classes: int
+    rows: dict[str, list], processor: MD4ImageProcessor, columns: list[str], num_classes: int | None
 ) -> dict[str, np.ndarray]:
+    image_column, *label_columns = columns
     ids = processor(rows[image_column], return_tensors="np")["input_ids"].astype(np.uint8)
-    if label_column is None:
+    if num_classes is None:
         return {"input_ids": ids}
+    (label_column,) = label_columns
     labels = np.asarray(rows[label_column])
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"`label_column` must hold the model's classes, 0 to {num_classes - 1}, got {label_column!r} with "
-            f"{sorted(set(labels.tolist()))}."
-        )
+        rule, found = f"hold the model's classes, 0 to {num_classes - 1}", sorted(set(labels.tolist()))
+        raise ValueError(f"`label_column` must {rule}, got {label_column!r} with {found}.")
     return {"input_ids": ids, "class_labels": labels.astype(np.int64)}
 
 

@@ -29,32 +29,21 @@ PIECES_PER_CALL = 64
 PIECE_CHARACTERS = 2**14  # 64 pieces are 1M characters, for which a tokenizer call takes about 100 MB
 PIECE_END = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
+WAITING = {"input_ids": np.int32, "characters": np.float64, "documents": np.int64}  # of tokens, in a `BlockCutter`
 PIECE_FEATURES = Features(
-    {
-        "input_ids": List(Value("int32")),
-        "characters_per_token": Value("float64"),
-        "starts_document": Value("bool"),
-    }
+    input_ids=List(Value("int32")), characters_per_token=Value("float64"), starts_document=Value("bool")
 )
 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """Counts of a corpus in `pack`. Separators are included in the tokens and characters.
+    """Counts of a corpus in `pack`. Separators are included in the tokens and characters."""
 
-    Attributes:
-        num_documents: documents with at least one token.
-        num_tokens: tokens of the whole corpus, the dropped ones included.
-        num_characters: characters of the whole corpus as the tokenizer sees them (see `pack`).
-        num_blocks: blocks of `block_size` tokens.
-        num_dropped_tokens: tokens at the end of the corpus that do not fill a block.
-    """
-
-    num_documents: int
-    num_tokens: int
-    num_characters: int
+    num_documents: int  # with at least one token
+    num_tokens: int  # of the entire corpus, the dropped ones included
+    num_characters: int  # of the entire corpus as the tokenizer sees them, see `pack`
     num_blocks: int
-    num_dropped_tokens: int
+    num_dropped_tokens: int  # at the end of the corpus, too few for a block
 
 
 @dataclass(frozen=True)
@@ -100,7 +89,6 @@ def pack(
 
     Args:
         documents: data set with a column `text` of strings.
-        tokenizer: any tokenizer.
         block_size: tokens per block, at least 1.
         num_proc: processes that tokenise; None for this one only. Streams ignore it.
         document_ids: also tell which document of the block each token belongs to, for models to keep them apart.
@@ -120,10 +108,9 @@ def pack(
             is known, and raised, at its end.
     """
     block_size, separator = as_integer("block_size", block_size, 1), Separator.of(tokenizer)
-
+    cutting = {"separator": separator, "block_size": block_size, "document_ids": document_ids}
     if isinstance(documents, IterableDataset):
-        return PackedStream(documents, tokenizer, separator, block_size, document_ids), None
-
+        return PackedStream(documents, {"tokenizer": tokenizer, **cutting}), None
     pieces = documents.map(
         _tokenize,
         batched=True,
@@ -142,17 +129,9 @@ def pack(
             batch["starts_document"].to_numpy(),
         )
     report = counter.report(block_size)
-    blocks = Dataset.from_generator(
-        _generate_from_pieces,
-        features=_block_features(block_size, document_ids),
-        gen_kwargs={
-            "pieces": pieces,
-            "separator": separator,
-            "block_size": block_size,
-            "document_ids": document_ids,
-        },
-    )
-    return blocks, report
+    features = _block_features(block_size, document_ids)
+    gen_kwargs = {"pieces": pieces, **cutting}
+    return Dataset.from_generator(_generate_from_pieces, features=features, gen_kwargs=gen_kwargs), report
 
 
 def _block_features(block_size: int, document_ids: bool) -> Features:
@@ -164,11 +143,12 @@ def _block_features(block_size: int, document_ids: bool) -> Features:
 def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Turns documents into pieces, the rows of `PIECE_FEATURES`: most documents are one, long ones several."""
     owners, ids, characters_per_token = _tokenize_pieces(batch["text"], tokenizer)
-    kept = np.array([index for index, piece_ids in enumerate(ids) if len(piece_ids)], dtype=int)
+    has_tokens = [len(piece_ids) > 0 for piece_ids in ids]
+    owners = owners[has_tokens]
     return {
-        "input_ids": [ids[index] for index in kept],
-        "characters_per_token": characters_per_token[owners[kept]],
-        "starts_document": np.diff(owners[kept], prepend=-1) > 0,
+        "input_ids": list(itertools.compress(ids, has_tokens)),
+        "characters_per_token": characters_per_token[owners],
+        "starts_document": np.diff(owners, prepend=-1) > 0,
     }
 
 
@@ -197,11 +177,9 @@ def _tokenize_pieces(
         )
         ids.extend(np.array(piece_ids, dtype=np.int32) for piece_ids in encoding["input_ids"])
 
-    num_tokens = np.array([len(piece_ids) for piece_ids in ids])
-    characters_per_token = np.bincount(owners, weights=_normalized_lengths(texts, tokenizer)) / np.maximum(
-        np.bincount(owners, weights=num_tokens), 1
-    )
-    return owners, ids, characters_per_token
+    num_tokens = np.bincount(owners, weights=[len(piece_ids) for piece_ids in ids])
+    num_characters = np.bincount(owners, weights=_normalized_lengths(texts, tokenizer))
+    return owners, ids, num_characters / np.maximum(num_tokens, 1)
 
 
 def _split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[str]:
@@ -219,44 +197,30 @@ def _split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[
 
 def _normalized_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     backend = getattr(tokenizer, "backend_tokenizer", None)  # slow tokenizers have none
-    if backend is None or backend.normalizer is None:
-        return [len(text) for text in texts]
-    return [len(backend.normalizer.normalize_str(text)) for text in texts]
+    if backend is not None and backend.normalizer is not None:
+        texts = [backend.normalizer.normalize_str(text) for text in texts]
+    return list(map(len, texts))
 
 
-def _generate_from_pieces(
-    pieces: Dataset, separator: Separator, block_size: int, document_ids: bool
-) -> Iterator[dict]:
-    cutter = BlockCutter(separator, block_size, document_ids)
-    for piece in _iterate_pieces(pieces):
-        yield from cutter.cut(*piece)
-
-
-def _generate_from_stream(
-    documents: IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    separator: Separator,
-    block_size: int,
-    document_ids: bool,
-) -> Iterator[dict]:
-    packer = StreamPacker(tokenizer, separator, block_size, document_ids)
-    for batch in documents.iter(DOCUMENTS_PER_BATCH):
-        yield from packer.examples(batch)
-    packer.counter.report(block_size)
-
-
-def _iterate_pieces(pieces: Dataset) -> Iterator[tuple[np.ndarray, float, bool]]:
+def _generate_from_pieces(pieces: Dataset, **cutting: Any) -> Iterator[dict]:
+    cutter = BlockCutter(**cutting)
     for batch in pieces.with_format("arrow").iter(DOCUMENTS_PER_BATCH):
         columns = batch["input_ids"], batch["characters_per_token"], batch["starts_document"]
         for ids, characters_per_token, starts_document in zip(*columns, strict=True):
-            yield ids.values.to_numpy(), characters_per_token.as_py(), starts_document.as_py()
+            yield from cutter.cut(ids.values.to_numpy(), characters_per_token.as_py(), starts_document.as_py())
+
+
+def _generate_from_stream(documents: IterableDataset, **packing: Any) -> Iterator[dict]:
+    packer = StreamPacker(**packing)
+    for batch in documents.iter(DOCUMENTS_PER_BATCH):
+        yield from packer.examples(batch)
+    packer.counter.report(packer.block_size)
 
 
 class BlockCutter:
     """Joins pieces of documents, with a separator between documents, and cuts off blocks as they become full.
 
-    Its state waits for a full block: fewer than `block_size` tokens, their characters, the numbers of their
-    documents, and the number of the last document.
+    Fewer than `block_size` tokens wait: their ids, characters and numbers of documents; and the last document's number.
     """
 
     def __init__(self, separator: Separator, block_size: int, document_ids: bool):
@@ -267,8 +231,7 @@ class BlockCutter:
         """Yield the blocks that become full with this piece."""
         if starts_document:
             if self.document >= 0:
-                separator_ids = np.array(self.separator.input_ids, dtype=np.int32)
-                self._append(separator_ids, self.separator.characters_per_token)
+                self._append(self.separator.input_ids, self.separator.characters_per_token)
             self.document += 1
         self._append(piece_ids, characters_per_token)
         end = len(self.waiting[0]) - len(self.waiting[0]) % self.block_size
@@ -278,78 +241,50 @@ class BlockCutter:
             yield {"input_ids": ids, **per_document, "num_characters": characters.sum()}
         self.waiting = [x[end:] for x in self.waiting]
 
-    def _append(self, ids: np.ndarray, characters_per_token: float):
-        added = (ids, np.full(len(ids), characters_per_token), np.full(len(ids), self.document))
+    def _append(self, ids: np.ndarray | tuple[int, ...], characters_per_token: float):
+        added = (np.asarray(ids, np.int32), np.full(len(ids), characters_per_token), np.full(len(ids), self.document))
         self.waiting = [np.concatenate(pair) for pair in zip(self.waiting, added, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """The tokens that wait for a full block, for JSON."""
-        ids, characters, documents = (x.tolist() for x in self.waiting)
-        return {"input_ids": ids, "characters": characters, "documents": documents, "document": self.document}
+        waiting = {name: x.tolist() for name, x in zip(WAITING, self.waiting, strict=True)}
+        return {**waiting, "document": self.document}
 
     def load_state_dict(self, state: dict[str, Any]):
         """Go on from a `state_dict`."""
-        self.waiting = [
-            np.array(state["input_ids"], dtype=np.int32),
-            np.array(state["characters"], dtype=np.float64),
-            np.array(state["documents"], dtype=np.int64),
-        ]
+        self.waiting = [np.array(state[name], dtype=dtype) for name, dtype in WAITING.items()]
         self.document = state["document"]
 
 
-class StreamPacker:
-    """Turns documents into blocks as they come, and counts them. Its state is that of its `BlockCutter`."""
+class StreamPacker(BlockCutter):
+    """Turns documents into blocks as they come, and counts them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, separator: Separator, block_size: int, document_ids: bool):
-        self.tokenizer = tokenizer
-        self.cutter, self.counter = BlockCutter(separator, block_size, document_ids), _Counter(separator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the cutter, for JSON."""
-        return self.cutter.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]):
-        """Go on from a `state_dict`."""
-        self.cutter.load_state_dict(state)
+        super().__init__(separator, block_size, document_ids)
+        self.tokenizer, self.counter = tokenizer, _Counter(separator)
 
     def examples(self, documents: dict[str, list]) -> Iterator[dict]:
         """Yield the blocks that become full with a batch of documents."""
         rows = _tokenize(documents, self.tokenizer)
         ids, characters, starts = rows["input_ids"], rows["characters_per_token"], rows["starts_document"]
         self.counter.add(np.array([len(piece_ids) for piece_ids in ids], dtype=int), characters, starts)
-        for piece_ids, characters_per_token, starts_document in zip(ids, characters, starts, strict=True):
-            yield from self.cutter.cut(piece_ids, characters_per_token, starts_document)
+        for piece in zip(ids, characters, starts, strict=True):
+            yield from self.cut(*piece)
 
 
 class PackedStream(IterableDataset):
     """The blocks that `pack` makes of a stream of documents, tokenised while they are read.
 
     A training divides its documents among the processes, and resumes among them, rather than among the blocks. Its
-    `map` and similar methods give an ordinary `IterableDataset`.
-
-    Attributes:
-        documents: the stream that is packed.
+    `map` and similar methods give an ordinary `IterableDataset`. The stream that is packed is `documents`.
     """
 
-    def __init__(
-        self,
-        documents: IterableDataset,
-        tokenizer: PreTrainedTokenizerBase,
-        separator: Separator,
-        block_size: int,
-        document_ids: bool,
-    ):
-        self.documents = documents
-        self._packing = {
-            "tokenizer": tokenizer,
-            "separator": separator,
-            "block_size": block_size,
-            "document_ids": document_ids,
-        }
+    def __init__(self, documents: IterableDataset, packing: dict[str, Any]):
+        self.documents, self._packing = documents, packing
         blocks = IterableDataset.from_generator(
             _generate_from_stream,
-            features=_block_features(block_size, document_ids),
-            gen_kwargs={"documents": documents, **self._packing},
+            features=_block_features(packing["block_size"], packing["document_ids"]),
+            gen_kwargs={"documents": documents, **packing},
         )
         super().__init__(blocks._ex_iterable, info=blocks.info)
 
@@ -358,10 +293,7 @@ class PackedStream(IterableDataset):
         return StreamPacker(**self._packing)
 
     def share_of_documents(self, rank: int, num_ranks: int) -> IterableDataset:
-        """The documents of one process: entire shards, or every `num_ranks`-th document, or a part of each.
-
-        Fewer documents than processes, as in a single text file, are cut into parts of equal length.
-        """
+        """The documents of one process: entire shards, or every `num_ranks`-th; too few are cut into equal parts."""
         if num_ranks > 1 and len(list(itertools.islice(self.documents, num_ranks))) < num_ranks:
             return self.documents.map(_part_of_text, fn_kwargs={"part": rank, "num_parts": num_ranks})
         return split_dataset_by_node(self.documents, rank, num_ranks)
@@ -377,8 +309,7 @@ class _Counter:
 
     def __init__(self, separator: Separator):
         self.separator = separator
-        self.num_documents = self.num_tokens = 0
-        self.num_characters = 0.0
+        self.num_documents, self.num_tokens, self.num_characters = 0, 0, 0.0
 
     def add(self, num_tokens: np.ndarray, characters_per_token: np.ndarray, starts_document: np.ndarray) -> None:
         self.num_documents += int(starts_document.sum())
@@ -394,12 +325,7 @@ class _Counter:
         if num_tokens < block_size:
             raise ValueError(f"`block_size` must be at most the {num_tokens} tokens of `documents`, got {block_size}.")
         num_characters = self.num_characters + num_separator_tokens * self.separator.characters_per_token
-        report = PackingReport(
-            num_documents=self.num_documents,
-            num_tokens=num_tokens,
-            num_characters=round(num_characters),
-            num_blocks=num_tokens // block_size,
-            num_dropped_tokens=num_tokens % block_size,
-        )
+        blocks_and_rest = divmod(num_tokens, block_size)
+        report = PackingReport(self.num_documents, num_tokens, round(num_characters), *blocks_and_rest)
         logger.info("Packed %s", report)
         return report

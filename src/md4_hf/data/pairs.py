@@ -13,26 +13,18 @@ from transformers import PreTrainedTokenizerBase
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..utils.integers import as_integer
 from .arguments import DataArguments, PairArguments
-from .documents import holds_strings, load_table, load_train_validation, num_heldout
+from .documents import check_text_column, load_table, load_train_validation, num_heldout
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """Counts of the pairs of a data set in `encode_pairs`.
-
-    Attributes:
-        num_pairs: pairs in the data.
-        num_kept: pairs that became examples.
-        num_too_long: pairs that are left out because they do not fit into `block_size` tokens.
-        num_empty: pairs that are left out because their response is empty.
-        num_scored_tokens: tokens of the examples that are scored.
-    """
+    """Counts of the pairs of a data set in `encode_pairs`."""
 
     num_pairs: int
-    num_kept: int
-    num_too_long: int
-    num_empty: int
-    num_scored_tokens: int
+    num_kept: int  # pairs that became examples
+    num_too_long: int  # left out because they do not fit into `block_size` tokens
+    num_empty: int  # left out because their response is empty
+    num_scored_tokens: int  # of the examples
 
 
 def encode_pairs(
@@ -50,7 +42,6 @@ def encode_pairs(
 
     Args:
         pairs: data set with the two columns.
-        tokenizer: tokenizer of the model.
         block_size: largest number of tokens of an example, and with `response_end="fill"` the number of all.
         arguments: names of the columns and `response_end`.
         num_proc: number of processes that tokenise.
@@ -66,15 +57,10 @@ def encode_pairs(
     if not len(pairs):
         raise ValueError("`pairs` must hold at least one pair, got none.")
     for name in ("prompt_column", "response_column"):
-        column = getattr(arguments, name)
-        if column not in pairs.column_names:
-            raise ValueError(f"`{name}` must be one of the columns {sorted(pairs.column_names)}, got {column!r}.")
-        if not holds_strings(pairs.features[column]):
-            raise ValueError(f"`{name}` must hold strings, got {column!r} with {pairs.features[column]}.")
+        check_text_column(name, getattr(arguments, name), pairs.features)
     if arguments.response_end != "none" and tokenizer.eos_token_id is None:
-        raise ValueError(
-            f'`response_end` must be "none" for a tokenizer without an EOS token, got {arguments.response_end!r}.'
-        )
+        rule = '"none" for a tokenizer without an EOS token'
+        raise ValueError(f"`response_end` must be {rule}, got {arguments.response_end!r}.")
     ids = List(Value("int32"))
     encoded = pairs.map(
         partial(_encode, tokenizer=tokenizer, arguments=arguments, block_size=block_size),
@@ -99,8 +85,7 @@ def encode_pairs(
 def load_pairs(data: DataArguments) -> tuple[Dataset, Dataset]:
     """Loads training and validation pairs with all their columns; without validation data, the last rows are held out.
 
-    Raises:
-        ValueError: As `load_train_validation`; and for `streaming`.
+    Raises as `load_train_validation`; and a ValueError for `streaming`.
     """
     if data.streaming:
         raise ValueError("`streaming` must be False with prompts and responses, got True.")
@@ -121,16 +106,15 @@ def _encode(
     responses = encode([text or "" for text in batch[arguments.response_column]])["input_ids"]
     end = [] if arguments.response_end == "none" else [tokenizer.eos_token_id]
     for prompt, response in zip(prompts, responses, strict=True):
-        fate = "kept"
-        if not response:
-            fate = "empty"
-        elif len(prompt) + len(response) + len(end) > block_size:
-            fate = "too long"
         answer = response + end
-        if arguments.response_end == "fill":
-            answer = answer + end * (block_size - len(prompt) - len(answer))
-        rows["input_ids"].append(prompt + answer if fate == "kept" else [])
-        rows["labels"].append([IGNORE_INDEX] * len(prompt) + answer if fate == "kept" else [])
-        rows["num_scored"].append(len(answer) if fate == "kept" else 0)
+        room = block_size - len(prompt) - len(answer)
+        fate = "empty" if not response else "too long" if room < 0 else "kept"
+        if fate != "kept":
+            prompt, answer = [], []
+        elif arguments.response_end == "fill":
+            answer = answer + end * room
+        rows["input_ids"].append(prompt + answer)
+        rows["labels"].append([IGNORE_INDEX] * len(prompt) + answer)
+        rows["num_scored"].append(len(answer))
         rows["fate"].append(fate)
     return rows

@@ -24,11 +24,9 @@ def build_text8_tokenizer(model_max_length: int | None = None) -> PreTrainedToke
     The normaliser is the recipe of text8 (Mahoney, *About the Test Data*, mattmahoney.net/dc/textdata.html): lower
     case, digits spelled out, and every other run of characters becomes one space. Spaces at the ends are kept, so
     decoding the ids of normalised text gives that text back. The mask token is recognised before normalisation.
-
-    Args:
-        model_max_length: length in tokens that the tokenizer records for its model; None for no limit.
+    `model_max_length`, in tokens, is recorded for the model.
     """
-    tokenizer = Tokenizer(models.BPE(vocab=_ids_by_position(string.ascii_lowercase + " "), merges=[]))
+    tokenizer = _tokenizer_of(string.ascii_lowercase + " ")
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Lowercase(),
@@ -43,12 +41,9 @@ def build_text8_tokenizer(model_max_length: int | None = None) -> PreTrainedToke
 def build_byte_tokenizer(model_max_length: int | None = None) -> PreTrainedTokenizerFast:
     """UTF-8 bytes: the id of a byte is its value, `<|endoftext|>` (eos) is 256, `[MASK]` is 257; 258 ids.
 
-    Every Unicode string is encoded without loss, and decoding gives it back exactly.
-
-    Args:
-        model_max_length: length in tokens that the tokenizer records for its model; None for no limit.
+    Every Unicode string is encoded without loss. `model_max_length`, in tokens, is recorded for the model.
     """
-    tokenizer = Tokenizer(models.BPE(vocab=_ids_by_position(_byte_symbols()), merges=[]))
+    tokenizer = _tokenizer_of(_byte_symbols())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return _wrap(tokenizer, model_max_length, eos_token=_special_token(END_OF_TEXT_TOKEN))
@@ -67,10 +62,7 @@ def load_tokenizer(
 
     Args:
         name_or_path: "text8", "bytes", a folder, or the id of a repository on the Hub.
-        revision: branch, tag or commit of the repository (Hub ids only, as are the arguments below).
-        token: access token of the Hub; None uses the saved login.
-        cache_dir: folder of downloaded files; None uses the default one.
-        trust_remote_code: whether to run tokenizer code that lies in the repository.
+        revision, token, cache_dir, trust_remote_code: as in `AutoTokenizer.from_pretrained`; of Hub ids only.
         argument: the name of `name_or_path` in errors.
 
     Raises:
@@ -82,48 +74,34 @@ def load_tokenizer(
         return build_byte_tokenizer()
     try:
         with file_errors_as_value_errors(argument, name_or_path):
-            tokenizer = AutoTokenizer.from_pretrained(
-                name_or_path,
-                revision=revision or "main",
-                token=token,
-                cache_dir=cache_dir,
-                trust_remote_code=trust_remote_code,
-            )
+            options = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main", **options)
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f'`{argument}` must be "text8", "bytes", a folder with a tokenizer or the id of a Hub repository with '
-            f"one, got {name_or_path!r}: {error}"
-        ) from error
+        rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'
+        raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: {error}") from error
     return ensure_mask_token(tokenizer)
 
 
 def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Adds `[MASK]` as the mask token, with a new last id, to a tokenizer that has none. Changes it in place.
-
-    Returns:
-        The tokenizer, so that calls can be chained.
-    """
+    """Adds `[MASK]` as the mask token, with a new last id, to a tokenizer that has none, in place; returns it."""
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": _special_token(MASK_TOKEN)})
     return tokenizer
 
 
 def check_tokenizer_matches(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mask_token_id: int) -> None:
-    """Checks that a model of `vocab_size` embedding rows and the tokenizer speak the same ids.
-
-    Raises:
-        ValueError: the tokenizer has another number of tokens than the model, or another mask token.
-    """
+    """Raise a ValueError unless the tokenizer has `vocab_size` tokens, the model's rows, and its mask token."""
     if len(tokenizer) != vocab_size:
-        raise ValueError(
-            f"`tokenizer` must have as many tokens as the model has rows ({vocab_size}), got {len(tokenizer)}."
-        )
+        rule = f"as many tokens as the model has rows ({vocab_size})"
+        raise ValueError(f"`tokenizer` must have {rule}, got {len(tokenizer)}.")
     if tokenizer.mask_token_id != mask_token_id:
-        raise ValueError(
-            f"`tokenizer` must have the mask token of the model (id {mask_token_id}), "
-            f"got {tokenizer.mask_token!r} (id {tokenizer.mask_token_id})."
-        )
+        found = f"{tokenizer.mask_token!r} (id {tokenizer.mask_token_id})"
+        raise ValueError(f"`tokenizer` must have the mask token of the model (id {mask_token_id}), got {found}.")
+
+
+def _tokenizer_of(symbols: str) -> Tokenizer:
+    return Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[]))
 
 
 def _wrap(
@@ -144,10 +122,6 @@ def _wrap(
 def _special_token(content: str) -> AddedToken:
     # Not normalised: the normaliser of text8 would turn "[MASK]" into " mask " before it could be recognised.
     return AddedToken(content, special=True, normalized=False)
-
-
-def _ids_by_position(symbols: str) -> dict[str, int]:
-    return {symbol: index for index, symbol in enumerate(symbols)}
 
 
 def _byte_symbols() -> str:

@@ -14,13 +14,11 @@ def ngram_bits_per_character(train_ids: np.ndarray, heldout_ids: np.ndarray, ord
     first `order - 1`, are not scored. With a tokenizer of one id per character the unit is bits per character.
 
     Args:
-        train_ids: `(train_length,)` integers in [0, num_symbols).
-        heldout_ids: `(heldout_length,)` integers likewise.
+        train_ids, heldout_ids: `(length,)` integers in [0, num_symbols).
         order: 1 for unigrams, 2 for bigrams, and so on; the table has `num_symbols ** order` entries.
-        num_symbols: size of the alphabet.
+        num_symbols: Size of the alphabet.
 
-    Raises:
-        ValueError: an array is shorter than `order` or has an id out of range, or the table is too large (2^28).
+    A ValueError for an array shorter than `order`, an id out of range, and a table of more than 2^28 entries.
     """
     if order < 1:
         raise ValueError(f"`order` must be >= 1, got {order}.")
@@ -37,11 +35,8 @@ def ngram_bits_per_character(train_ids: np.ndarray, heldout_ids: np.ndarray, ord
 def pixel_histogram_bits(train_ids: np.ndarray, heldout_ids: np.ndarray, num_levels: int) -> float:
     """Held-out bits per dimension of independent pixels: a histogram of levels for each place and channel.
 
-    Each level is counted once more than it occurs (add-one smoothing).
-
-    Args:
-        train_ids, heldout_ids: `(images, channels, height, width)` ids in [0, num_levels).
-        num_levels: Number of levels.
+    Each level is counted once more than it occurs (add-one smoothing). The ids of both, in [0, num_levels), are
+    `(images, channels, height, width)`.
     """
     train, heldout = (ids.reshape(len(ids), -1).astype(np.int64) for ids in (train_ids, heldout_ids))
     place = np.arange(train.shape[1])

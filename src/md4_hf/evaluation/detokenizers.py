@@ -82,15 +82,7 @@ RULES: dict[str, tuple[Rule, ...]] = {"none": (), "wikitext": WIKITEXT, "ptb": P
 
 
 def detokenize(text: str, name: str) -> str:
-    """A row of text with the rules of a detokenizer applied, one after the other.
-
-    Args:
-        text: The row.
-        name: "none", "wikitext", "ptb", "lm1b" or "lambada".
-
-    Raises:
-        ValueError: For another name.
-    """
+    """Apply the rules of the detokenizer of this name, a key of `RULES`, to a row, one after the other."""
     if name not in RULES:
         raise ValueError(f"`detokenizer` must be one of {sorted(RULES)}, got {name!r}.")
     for pattern, replacement in RULES[name]:

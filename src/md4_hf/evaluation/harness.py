@@ -64,13 +64,7 @@ DEFAULT_MAX_GEN_TOKS = 256
 
 @dataclass(frozen=True)
 class ScoredSequence:
-    """Ids of a sequence whose last tokens are scored and whose others are given.
-
-    Args:
-        input_ids: All ids, not more than the model's length.
-        num_given: Number of ids at the beginning that are neither masked nor scored.
-        index: Key of the noise, see `noise_index`.
-    """
+    """Ids of a sequence whose first `num_given` are given and whose last are scored, with its `noise_index`."""
 
     input_ids: list[int]
     num_given: int
@@ -85,46 +79,36 @@ class ScoredSequence:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to continue a prompt, from the harness's `gen_kwargs`.
+    """How to continue a prompt, from the harness's `gen_kwargs`; the rest is as in `MaskedDiffusionPipeline`."""
 
-    Args:
-        until: Strings, before the first of which the continuation ends.
-        max_gen_toks: Tokens of the continuation.
-        temperature: 0 takes the most probable token wherever a position is opened.
-        top_p, top_k, num_inference_steps: As in `MaskedDiffusionPipeline`.
-    """
-
-    until: tuple[str, ...]
-    max_gen_toks: int
-    temperature: float = 0.0
+    until: tuple[str, ...]  # before the first of which the continuation ends
+    max_gen_toks: int  # tokens of the continuation
+    temperature: float = 0.0  # 0 takes the most probable token wherever a position is opened
     top_p: float | None = None
     top_k: int | None = None
     num_inference_steps: int | None = None
 
     @classmethod
     def of(cls, gen_kwargs: Mapping[str, Any], default_max_gen_toks: int) -> GenerationOptions:
-        """Options from `gen_kwargs`.
-
-        Without `do_sample` and `temperature`, and with `do_sample=False`, the temperature is 0; with `do_sample=True`
-        alone it is 1.
-
-        Raises:
-            ValueError: For names that are not known, and values that make no sense.
-        """
+        """Options from `gen_kwargs`; without a `temperature` it is 1 if `do_sample` is true, and 0 otherwise."""
         options = dict(gen_kwargs)
         do_sample = options.pop("do_sample", None)
         if do_sample not in (None, True, False):
             raise ValueError(f"`do_sample` must be True or False, got {do_sample!r}.")
         temperature = options.pop("temperature", float(do_sample or False))
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not temperature >= 0:
+        if not (isinstance(temperature, (int, float)) and temperature >= 0):
             raise ValueError(f"`temperature` must be a number >= 0, got {temperature!r}.")
-        until = as_strings("until", options.pop("until", None))
+        until = options.pop("until", None) or ()
+        until = (until,) if isinstance(until, str) else until
+        if not isinstance(until, (list, tuple)) or not all(isinstance(string, str) for string in until):
+            raise ValueError(f"`until` must be a string or a list of strings, got {until!r}.")
         lengths = [options.pop(name) for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in options]
         max_gen_toks = integer_setting("max_gen_toks", (lengths or [default_max_gen_toks])[0], 1)
         known = ("top_p", "top_k", "num_inference_steps")
-        if options.keys() - set(known):
+        if unknown := sorted(options.keys() - set(known)):
             names = ("do_sample", "temperature", "until", "max_gen_toks", *known)
-            raise ValueError(f"`gen_kwargs` must be among {names}, got {sorted(options.keys() - set(known))}.")
+            raise ValueError(f"`gen_kwargs` must be among {names}, got {unknown}.")
+        until = tuple(filter(None, until))  # the harness gives empty strings too
         return cls(until, max_gen_toks, 0.0 if do_sample is False else float(temperature), **options)
 
 
@@ -133,15 +117,15 @@ class MD4LM(LM):
     """An MD4 or GenMD4 model of text, or the autoregressive baseline, as a model of the harness.
 
     A masked diffusion model has no likelihood in closed form: `loglikelihood` is a lower bound on log p(continuation |
-    context), the negative NELBO of the continuation's tokens in nats, while the context is visible and never masked.
-    It is estimated with `draws` draws of time and masks, stratified in time.
+    context), the negative NELBO of the continuation's tokens in nats, while the context is visible and never masked,
+    estimated with `draws` draws of time and masks, stratified in time.
 
     All noise is a function of (seed, task, document, draw, position), see `noise_index`: results depend neither on the
     batch size, nor on the order or the number of documents and processes. The choices of one question are
     masked at the same times and positions, so that most of the noise cancels where they are compared.
 
-    Of the autoregressive baseline, `loglikelihood` is exact and a single forward pass: nothing is drawn, and `draws`,
-    `seed` and `estimator` change nothing. It does not generate.
+    Of the autoregressive baseline, `loglikelihood` is exact and a single forward pass: `draws`, `seed` and `estimator`
+    change nothing. It does not generate.
 
     Args:
         pretrained: Folder or Hub id of a model or of an adapter; or a model, an `MD4ForMaskedDiffusion` or
@@ -150,22 +134,16 @@ class MD4LM(LM):
         revision: Branch, tag or commit of a model on the Hub.
         base: Base model of an adapter, if not the one it names.
         draws: Draws per request, each a forward pass of one row. The estimate for n tokens has a relative standard
-            error of about 3 / sqrt(n * draws): with the default a quarter for one token and 8 % for ten, of which the
-            choices of a question share most.
-        seed: Seed of the noise.
-        estimator: Kind of draw, see `example_nelbo`: a "time", or the number of masked tokens in "any_order", which
-            varies less and is the default for models that do not see the time.
+            error of about 3 / sqrt(n * draws), of which the choices of a question share most.
+        estimator: "time" or "any_order", see `example_nelbo`; by default the latter where the model allows it.
         batch_size: Rows per forward pass, each one draw of one request or one generation; "auto" begins with
             `max_batch_size` and halves it as often as memory is short.
-        max_batch_size: Batch size that "auto" begins with.
         max_length: Tokens of context and continuation together; the model's length by default, which is the most.
         max_gen_toks: Tokens of a generation whose task does not say; 256 by default, or half of `max_length`.
         device: Device of the model; the accelerator if there is one by default. Of several processes, each has its own.
         dtype: Precision of the weights, such as "bfloat16"; that of the files by default.
 
-    Raises:
-        ValueError: For arguments out of range, models of images, and models that need a class label.
-        FileNotFoundError: If the folder holds neither a model nor an adapter.
+    Raises as `load_model`; and a ValueError for arguments out of range, models of images and those that need a class.
     """
 
     def __init__(
@@ -191,11 +169,10 @@ class MD4LM(LM):
         if estimator is not None and estimator not in ESTIMATORS:
             raise ValueError(f"`estimator` must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
         self.is_auto_batch = isinstance(batch_size, str) and batch_size.partition(":")[0] == "auto"
+        name, size = "batch_size", batch_size
         if self.is_auto_batch:
-            largest = LARGEST_AUTO_BATCH_SIZE if max_batch_size is None else max_batch_size
-            self.batch_size = integer_setting("max_batch_size", largest, 1)
-        else:
-            self.batch_size = integer_setting("batch_size", batch_size, 1)
+            name, size = "max_batch_size", LARGEST_AUTO_BATCH_SIZE if max_batch_size is None else max_batch_size
+        self.batch_size = integer_setting(name, size, 1)
         self._join_processes(choose_device(device))
         revision = None if revision is None else str(revision)  # digits arrive as a number
         self.pretrained, self.revision = pretrained, revision
@@ -214,9 +191,6 @@ class MD4LM(LM):
         self.max_gen_toks = default if max_gen_toks is None else integer_setting("max_gen_toks", max_gen_toks, 1)
         # Padding is neither seen nor scored; a tokenizer need not have a token for it.
         self._collate = PaddingCollator(pad_token_id=int(config.mask_token_id == 0))
-        self._pipeline: Any = None
-
-    # Questions of the harness --------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Bounds on the log-likelihoods of continuations, given their contexts; for a causal model exact values.
@@ -225,17 +199,10 @@ class MD4LM(LM):
         the spaces at its end, which thus belong to the continuation. Under an empty context, all tokens are masked and
         scored: the bound is unconditional. A long context loses its beginning.
 
-        Args:
-            requests: With `args` of (context, continuation).
-            disable_tqdm: Whether to show no progress.
-
         Returns:
-            For each request the bound in nats, and whether the continuation is greedy: whether the most probable token
-            at each of its positions, with all of them masked (t = 1), is its own. So it is what the sampler gives at
-            temperature 0 in one step. Of a causal model, it is the most probable one after the tokens before it.
-
-        Raises:
-            ValueError: For a continuation that has no tokens of its own, or more than `max_length`.
+            For each request of (context, continuation) the bound in nats, and whether the continuation is greedy:
+            whether the most probable token at each of its positions, with all of them masked (t = 1), is its own; of a
+            causal model, the most probable one after the tokens before it.
         """
         sequences = [self._scored_continuation(request) for request in requests]
 
@@ -250,10 +217,6 @@ class MD4LM(LM):
         A text longer than the model is cut into blocks of `max_length`, the last one shorter, and the bounds of the
         blocks are added. The blocks are disjoint, each without the text before it: a block of full length has no room
         for a context, each token counts once, and this is how `md4 evaluate` scores text.
-
-        Args:
-            requests: With `args` of (text,).
-            disable_tqdm: Whether to show no progress.
         """
         blocks, owners = [], []
         for position, request in enumerate(requests):
@@ -265,7 +228,6 @@ class MD4LM(LM):
         totals, missing = [0.0] * len(requests), Counter(owners)
 
         def add(number: int, score: tuple[float, bool]):
-            """Add the score of a block to its text, and pass on the sum with the last block."""
             owner = owners[number]
             totals[owner] += score[0]
             missing[owner] -= 1
@@ -276,39 +238,23 @@ class MD4LM(LM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations of prompts, by `MaskedDiffusionPipeline`.
+        """Continuations of prompts, by `MaskedDiffusionPipeline`; options as in `GenerationOptions`.
 
         The prompt is followed by `max_gen_toks` masks, all of which are filled; the text ends before the first of the
         `until` strings, or at the tokenizer's EOS token. A long prompt loses its beginning. Even at temperature 0 the
         positions are opened in random order: the noise is a function of (seed, task, document, repeat).
-
-        Args:
-            requests: With `args` of (prompt, gen_kwargs), see `GenerationOptions`.
-            disable_tqdm: Whether to show no progress.
-
-        Raises:
-            ValueError: For `gen_kwargs` that are not known, if `max_gen_toks` leaves no room for the prompt, and for a
-                causal model.
         """
         if self.is_autoregressive:
-            raise ValueError(
-                "`pretrained` must be a masked diffusion model for tasks that generate, got an autoregressive one, "
-                "which is for likelihoods."
-            )
+            rule = "a masked diffusion model for tasks that generate"
+            raise ValueError(f"`pretrained` must be {rule}, got an autoregressive one, which is for likelihoods.")
         options = [GenerationOptions.of(request.args[1], self.max_gen_toks) for request in requests]
-        for option in options:
-            if option.max_gen_toks > self.max_length - 1:
-                raise ValueError(
-                    f"`max_gen_toks` must be in [1, {self.max_length - 1}], to leave room for the prompt, got "
-                    f"{option.max_gen_toks}."
-                )
-        prompts = [
-            self._encode(request.args[0])[option.max_gen_toks - self.max_length :]
-            for request, option in zip(requests, options, strict=True)
-        ]
+        longest, most = max((option.max_gen_toks for option in options), default=0), self.max_length - 1
+        if longest > most:
+            raise ValueError(f"`max_gen_toks` must be in [1, {most}], to leave room for the prompt, got {longest}.")
         repeats: Counter = Counter()
-        generators = []
-        for request in requests:
+        prompts, generators = [], []
+        for request, option in zip(requests, options, strict=True):
+            prompts.append(self._encode(request.args[0])[option.max_gen_toks - self.max_length :])
             seed = noise_index(request, "generation", self.seed, repeats[id(request)])
             repeats[id(request)] += 1
             generators.append(torch.Generator().manual_seed(seed))
@@ -328,25 +274,19 @@ class MD4LM(LM):
         progress.close()
         return texts
 
-    # Communication between processes -----------------------------------------------------------------------------
-
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, one after the other."""
         return gather(tensor) if self.world_size > 1 else tensor
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """A list of the objects of all processes on process `dst`, None on the others."""
-        if self.world_size == 1:
-            return [obj]
-        objects = gather_object([obj])
+        objects = gather_object([obj]) if self.world_size > 1 else [obj]
         return objects if self.rank == dst else None
 
     def barrier(self):
         """Wait for the other processes."""
         if self.world_size > 1:
             PartialState().wait_for_everyone()
-
-    # Facts recorded beside the results ---------------------------------------------------------------------------
 
     @property
     def tokenizer_name(self) -> str:
@@ -360,17 +300,13 @@ class MD4LM(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Size and precision of the model, and how the bounds are estimated, for the harness to record."""
-        estimate = {"estimator": self.estimator, "draws": self.draws, "seed": self.seed}
-        if self.is_autoregressive:
-            estimate = {"estimator": "exact"}
+        estimate = {"bound_estimator": self.estimator, "bound_draws": self.draws, "bound_seed": self.seed}
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
             "model_revision": self.revision,
-            **{f"bound_{name}": value for name, value in estimate.items()},
+            **({"bound_estimator": "exact"} if self.is_autoregressive else estimate),
         }
-
-    # Implementation ----------------------------------------------------------------------------------------------
 
     def _join_processes(self, device: torch.device):
         """Set rank, world size and device; of several processes, the harness gives each a share of the documents."""
@@ -383,8 +319,7 @@ class MD4LM(LM):
 
     def _encode(self, text: str) -> list[int]:
         """Ids of a text as those of training: to the letter, nothing added, and no special token read from it."""
-        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return self.tokenizer(text, **options)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     def _scored_continuation(self, request: Instance) -> ScoredSequence:
         context, continuation = request.args
@@ -392,11 +327,9 @@ class MD4LM(LM):
         num_given = len(self._encode(context.rstrip()))
         if not num_given < len(ids):
             raise ValueError(f"`continuation` must add tokens to its context, got {continuation!r} after {context!r}.")
-        if len(ids) - num_given > self.max_length:
-            raise ValueError(
-                f"`continuation` must have at most {self.max_length} tokens, the model's length, got "
-                f"{len(ids) - num_given}: {continuation!r}."
-            )
+        if (size := len(ids) - num_given) > self.max_length:
+            rule = f"at most {self.max_length} tokens, the model's length"
+            raise ValueError(f"`continuation` must have {rule}, got {size}: {continuation!r}.")
         num_cut = max(len(ids) - self.max_length, 0)
         return ScoredSequence(ids[num_cut:], num_given - num_cut, noise_index(request))
 
@@ -413,10 +346,9 @@ class MD4LM(LM):
         order = sorted(range(len(sequences)), key=lambda position: -len(sequences[position].input_ids))
         progress = tqdm(total=len(order), desc=description, disable=disable_tqdm or self.rank != 0)
 
-        def score(batch: Sequence[int]) -> list[tuple[float, bool]]:
-            return self._score_batch([sequences[position] for position in batch])
-
-        for position, result in self._in_batches(order, score):
+        for position, result in self._in_batches(
+            order, lambda batch: self._score_batch([sequences[i] for i in batch])
+        ):
             scores[position] = result
             on_score(position, result)
             progress.update()
@@ -445,65 +377,50 @@ class MD4LM(LM):
     def _score_batch(self, batch: list[ScoredSequence]) -> list[tuple[float, bool]]:
         inputs = self._collate([sequence.features for sequence in batch])
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-        if self.is_autoregressive:
-            return self._score_exactly(inputs)
-        index = torch.tensor([sequence.index for sequence in batch], device=self._device)
-        # The one place where the likelihood is estimated.
-        nelbo, _ = ESTIMATORS[self.estimator](
-            self.model, self.objective, inputs, index, seed=self.seed, num_draws=self.draws
-        )
-        return list(zip((-nelbo).tolist(), self._is_greedy(inputs).tolist(), strict=True))
-
-    def _score_exactly(self, inputs: dict[str, Tensor]) -> list[tuple[float, bool]]:
-        """Log-likelihoods under a causal model, and whether each token is the most probable one after those before."""
         labels = inputs["labels"]
         is_scored = labels != IGNORE_INDEX
-        logits = self.model(
-            input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), position_mask=is_scored
-        ).logits.float()
-        log_p = logits.gather(1, labels[is_scored][:, None]).squeeze(1) - logits.logsumexp(dim=1)
-        totals = torch.zeros(labels.shape, device=labels.device).masked_scatter(is_scored, log_p).sum(dim=1)
-        return list(zip(totals.tolist(), all_most_probable(logits, labels).tolist(), strict=True))
+        options = {"attention_mask": inputs.get("attention_mask"), "position_mask": is_scored}
+        if self.is_autoregressive:
+            logits = self.model(input_ids=inputs["input_ids"], **options).logits.float()
+            log_p = logits.gather(1, labels[is_scored][:, None]).squeeze(1) - logits.logsumexp(dim=1)
+            bounds = torch.zeros(labels.shape, device=labels.device).masked_scatter(is_scored, log_p).sum(dim=1)
+        else:
+            bounds = -self._estimate(batch, inputs)
+            masked = inputs["input_ids"].masked_fill(is_scored, self.model.config.mask_token_id)
+            times = torch.ones(len(labels), device=labels.device)
+            logits = self.model(input_ids=masked, timesteps=times, **options).logits
+        is_same = logits.argmax(dim=-1) == labels[is_scored]
+        is_greedy = torch.ones_like(is_scored).masked_scatter(is_scored, is_same).all(dim=1)
+        return list(zip(bounds.tolist(), is_greedy.tolist(), strict=True))
 
-    def _is_greedy(self, inputs: dict[str, Tensor]) -> Tensor:
-        """`(batch,)` whether the most probable tokens, with all scored ones masked, are the scored ones."""
-        ids, labels = inputs["input_ids"], inputs["labels"]
-        is_scored = labels != IGNORE_INDEX
-        logits = self.model(
-            input_ids=ids.masked_fill(is_scored, self.model.config.mask_token_id),
-            timesteps=torch.ones(len(ids), device=ids.device),
-            attention_mask=inputs.get("attention_mask"),
-            position_mask=is_scored,
-        ).logits
-        return all_most_probable(logits, labels)
+    def _estimate(self, batch: list[ScoredSequence], inputs: dict[str, Tensor]) -> Tensor:
+        """`(batch,)` bounds on −log p: the one place where the likelihood is estimated."""
+        index = torch.tensor([sequence.index for sequence in batch], device=self._device)
+        options = {"seed": self.seed, "num_draws": self.draws}
+        return ESTIMATORS[self.estimator](self.model, self.objective, inputs, index, **options)[0]
 
     def _generate(
         self, prompts: list[list[int]], options: GenerationOptions, generators: list[torch.Generator]
     ) -> list[str]:
         masks = [self.model.config.mask_token_id] * options.max_gen_toks
-        output = self._make_pipeline()(
+        names = ("num_inference_steps", "temperature", "top_p", "top_k")
+        output = self._pipeline(
             input_ids=[prompt + masks for prompt in prompts],
-            num_inference_steps=options.num_inference_steps,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
             generator=generators,
             output_type="ids",
+            **{name: getattr(options, name) for name in names},
         )
-        return [
-            self._decode(ids[len(prompt) :].tolist(), options.until)
-            for prompt, ids in zip(prompts, output.sequences, strict=True)
-        ]
+        rows = zip(prompts, output.sequences, strict=True)
+        return [self._decode(ids[len(prompt) :].tolist(), options.until) for prompt, ids in rows]
 
-    def _make_pipeline(self):
+    @functools.cached_property
+    def _pipeline(self):
         """The pipeline, made when it is first needed: diffusers takes seconds to import."""
-        if self._pipeline is None:
-            scheduler = None
-            if isinstance(self.pretrained, str):
-                scheduler = load_scheduler(self.pretrained, revision=self.revision)
-            self._pipeline = make_pipeline(self.model, self.tokenizer, scheduler)
-            self._pipeline.set_progress_bar_config(disable=True)
-        return self._pipeline
+        is_named = isinstance(self.pretrained, str)
+        scheduler = load_scheduler(self.pretrained, revision=self.revision) if is_named else None
+        pipeline = make_pipeline(self.model, self.tokenizer, scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def _decode(self, ids: list[int], until: tuple[str, ...]) -> str:
         if self.tokenizer.eos_token_id in ids:
@@ -512,25 +429,10 @@ class MD4LM(LM):
         return text[: min((text.find(end) for end in until if end in text), default=None)]
 
 
-def all_most_probable(logits: Tensor, labels: Tensor) -> Tensor:
-    """`(batch,)` whether `(selected, vocab)` logits are highest at all `(batch, length)` labels that are scored."""
-    is_scored = labels != IGNORE_INDEX
-    is_same = torch.ones_like(is_scored).masked_scatter(is_scored, logits.argmax(dim=-1) == labels[is_scored])
-    return is_same.all(dim=1)
-
-
 def open_model(
-    pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
-    base: str | None,
-    revision: str | None,
-    dtype: str | torch.dtype | None,
+    pretrained: str | torch.nn.Module, base: str | None, revision: str | None, dtype: str | torch.dtype | None
 ) -> MD4ForMaskedDiffusion | MD4ForCausalLM:
-    """A model of text that needs no class label, opened if it is not open.
-
-    Raises:
-        ValueError: For any other model, and for a `dtype` that is none of floating point.
-        FileNotFoundError: As `load_model`.
-    """
+    """A model of text that needs no class label, opened if it is not open; errors as in `MD4LM`."""
     as_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in (None, "auto") and not (isinstance(as_dtype, torch.dtype) and as_dtype.is_floating_point):
         raise ValueError(f'`dtype` must be "auto" or a floating point type of torch, got {dtype!r}.')
@@ -539,36 +441,27 @@ def open_model(
     elif isinstance(pretrained, (MD4ForMaskedDiffusion, MD4ForCausalLM)):
         model = pretrained if dtype in (None, "auto") else pretrained.to(as_dtype)
     else:
-        raise ValueError(
-            "`pretrained` must be a folder, a Hub id, an MD4ForMaskedDiffusion or an MD4ForCausalLM, got "
-            f"{pretrained!r}."
-        )
+        rule = "a folder, a Hub id, an MD4ForMaskedDiffusion or an MD4ForCausalLM"
+        raise ValueError(f"`pretrained` must be {rule}, got {pretrained!r}.")
     if model.config.is_image:
         raise ValueError(f"`pretrained` must be a model of text, got one of images: {pretrained}.")
     if model.config.num_classes is not None and model.config.null_class is None:
+        num_classes = model.config.num_classes
         raise ValueError(
-            f"`pretrained` must be a model that needs no class label, got one with {model.config.num_classes} classes."
+            f"`pretrained` must be a model that needs no class label, got one with {num_classes} classes."
         )
     return model
 
 
 def open_tokenizer(
-    tokenizer: str | PreTrainedTokenizerBase | None,
-    pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
-    revision: str | None,
+    tokenizer: str | PreTrainedTokenizerBase | None, pretrained: str | torch.nn.Module, revision: str | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that is given or named, or else that of a model's folder or Hub id, at the model's revision.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The tokenizer that is given or named, or else that of a model's folder or Hub id, at the model's revision."""
     if isinstance(tokenizer, str):
         return load_tokenizer(tokenizer)
-    if tokenizer is not None:
-        return tokenizer
-    if not isinstance(pretrained, str):
+    if tokenizer is None and not isinstance(pretrained, str):
         raise ValueError("`tokenizer` must be given with a model, got None.")
-    return load_tokenizer(pretrained, revision=revision)
+    return load_tokenizer(pretrained, revision=revision) if tokenizer is None else tokenizer
 
 
 def noise_index(request: Instance, *parts: Any) -> int:
@@ -576,8 +469,7 @@ def noise_index(request: Instance, *parts: Any) -> int:
 
     All requests of a document meet the same times, and the same masks at the same places of the sequence: that is where
     the choices of a question follow one context. A document is known by its content and not by its number, which the
-    harness gives anew to every choice and order of a task's documents. Requests without a document are keyed with their
-    first argument, the context.
+    harness gives anew to every choice and order of a task's documents. Requests without one are keyed with the context.
     """
     if request.doc:
         document = json.dumps(request.doc, sort_keys=True, default=str).encode("utf-8")
@@ -593,15 +485,3 @@ def integer_setting(name: str, value: Any, at_least: int | None = None, at_most:
     """`as_integer` of a value that the command line may give as a string."""
     is_number = isinstance(value, str) and value.removeprefix("-").isdecimal()
     return as_integer(name, int(value) if is_number else value, at_least, at_most)
-
-
-def as_strings(name: str, value: Any) -> tuple[str, ...]:
-    """Strings from one, several or None; empty ones are left out.
-
-    Raises:
-        ValueError: For anything else.
-    """
-    strings = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) for string in strings):
-        raise ValueError(f"`{name}` must be a string or a list of strings, got {value!r}.")
-    return tuple(string for string in strings if string)

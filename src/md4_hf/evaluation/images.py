@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +23,11 @@ def load_inception(device: str | torch.device = "cpu") -> tuple[nn.Module, nn.Mo
     Its weights are downloaded at the first call (95 MB, into the `checkpoints` of torch.hub's folder). Images are
     scaled to 299 × 299 as TensorFlow did it, which published figures rely on.
 
-    Args:
-        device: Device of the network.
-
     Returns:
         Two functions of uint8 images `(n, 3, height, width)`: the features `(n, 2048)`, and the logits of the classes,
-        without their bias `(n, 1008)`.
-
-    Raises:
-        ImportError: Without torchmetrics and torch-fidelity.
-        OSError: If the weights cannot be downloaded.
+        without their bias `(n, 1008)`. An ImportError without torchmetrics and torch-fidelity.
     """
-    fid, inception_score = _torchmetrics()
-    try:
-        import torch_fidelity  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        raise _missing(error) from error
+    fid, inception_score = _torchmetrics("torch_fidelity")
     features = fid(feature=2048, antialias=False).inception
     class_logits = _without_warning(inception_score, feature="logits_unbiased").inception
     class_logits.use_antialias = False
@@ -64,9 +55,8 @@ def image_sample_metrics(
         inception_score = exp(mean over x of KL(p(y|x) ‖ mean over x of p(y|x)))  (Salimans et al., arXiv:1606.03498)
 
     the latter as the mean over `num_splits` parts of the samples. Both depend on the number of images: the FID of few
-    images is too large (with fewer images than features, Σ does not even have full rank), and published ones are of
-    50,000 samples. Both look at images through a network that was trained on photographs: of digits, or of anything
-    else that looks unlike ImageNet, they say little. Give features of your own there.
+    is too large, and published ones are of 50,000 samples. Both look at images through a network that was trained on
+    photographs: of anything unlike ImageNet they say little. Give features of your own there.
 
     Args:
         samples: uint8 images `(n, 3, height, width)`, n >= 2; grey ones with their channel three times.
@@ -78,8 +68,6 @@ def image_sample_metrics(
         batch_size: Images at a time, >= 1.
         num_splits: Parts of the samples for the Inception score, >= 1; fewer if a part would have fewer than two.
         seed: Seed of the order in which samples are divided into parts.
-        device: Device to compute on.
-        progress: Whether to show a progress bar.
 
     Returns:
         `fid` if there are references; `inception_score`, and `inception_score_std`, its standard deviation over the
@@ -99,34 +87,25 @@ def image_sample_metrics(
         inception, logits = load_inception(device)
         features, class_logits = inception, logits if class_logits is None else class_logits
 
-    options = {"batch_size": batch_size, "device": device, "progress": progress}
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "progress": progress}
     metrics: dict[str, float | int] = {"num_samples": len(samples)}
     if references is not None:
         distance = fid(feature=_Rows("features", features, samples[:1].to(device))).to(device)
-        metrics |= _fid(distance, samples, references, **options)
+        for name, images in (("samples", samples), ("references", references)):
+            for batch in _batches(images, f"FID, {name}", **options):
+                distance.update(batch, real=name == "references")
+        metrics |= {"fid": distance.compute().item(), "num_references": len(references)}
     if class_logits is not None:
         num_splits = min(num_splits, len(samples) // 2)  # of one sample, a part always has the score 1
         rows = _Rows("class_logits", class_logits, samples[:1].to(device))
         score = _without_warning(inception_score, feature=rows, splits=num_splits).to(device)
-        metrics |= {**_inception_score(score, samples, seed, **options), "num_splits": num_splits}
+        for batch in _batches(samples, "Inception score", **options):
+            score.update(batch)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            mean, std = _without_warning(score.compute)  # the warning that one part has no deviation
+        metrics |= {"inception_score": mean.item(), "inception_score_std": std.item(), "num_splits": num_splits}
     return metrics
-
-
-def _fid(distance: nn.Module, samples: Tensor, references: Tensor, **options) -> dict[str, float | int]:
-    for name, images, is_real in (("samples", samples, False), ("references", references, True)):
-        for batch in _batches(images, f"FID, {name}", **options):
-            distance.update(batch, real=is_real)
-    return {"fid": distance.compute().item(), "num_references": len(references)}
-
-
-def _inception_score(score: nn.Module, samples: Tensor, seed: int, **options) -> dict[str, float | int]:
-    for batch in _batches(samples, "Inception score", **options):
-        score.update(batch)
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that one part has no deviation
-        torch.manual_seed(seed)
-        mean, std = score.compute()
-    return {"inception_score": mean.item(), "inception_score_std": std.item()}
 
 
 class _Rows(nn.Module):
@@ -162,25 +141,24 @@ def _check_images(name: str, images: Tensor):
         raise ValueError(f"`{name}` must hold at least two images, got {len(images)}.")
 
 
-def _without_warning(inception_score: type, **options) -> nn.Module:
-    """An Inception score without its warning that it keeps the logits (0.4 GB for 50,000 images)."""
+def _without_warning(function: Callable, **options) -> Any:
+    """Result of a function without its warnings, such as that an Inception score keeps 0.4 GB of 50,000 images."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return inception_score(**options)
+        return function(**options)
 
 
-def _torchmetrics() -> tuple[type, type]:
-    """The two metrics of torchmetrics."""
+def _torchmetrics(*more_modules: str) -> tuple[type, type]:
+    """The two metrics of torchmetrics; an ImportError without it, or without one of these modules."""
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.inception import InceptionScore
+
+        for module in more_modules:
+            importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # the latter where torchvision is built for another torch
-        raise _missing(error) from error
+        raise ImportError(
+            "FID and Inception score need torchmetrics and torch-fidelity, with a torchvision for this torch: "
+            f"pip install 'md4_hf[fid]' ({error})."
+        ) from error
     return FrechetInceptionDistance, InceptionScore
-
-
-def _missing(error: Exception) -> ImportError:
-    return ImportError(
-        "FID and Inception score need torchmetrics and torch-fidelity, with a torchvision for this torch: "
-        f"pip install 'md4_hf[fid]' ({error})."
-    )

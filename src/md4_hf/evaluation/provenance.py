@@ -30,12 +30,8 @@ def versions() -> dict[str, str]:
 def environment(device: torch.device, num_processes: int = 1) -> dict[str, Any]:
     """Versions, the device that was used, and the number of processes."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}"
-    return {
-        "python": platform.python_version(),
-        "device": name,
-        "num_processes": num_processes,
-        "versions": versions(),
-    }
+    facts = {"python": platform.python_version(), "device": name}
+    return {**facts, "num_processes": num_processes, "versions": versions()}
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

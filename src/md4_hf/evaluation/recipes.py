@@ -19,31 +19,18 @@ OPENWEBTEXT_HELDOUT = "train[-100000:]"
 
 @dataclass(frozen=True)
 class Task:
-    """A data set of the evaluation, and the figure that it is reported in.
+    """A data set of the evaluation, and the figure that it is reported in."""
 
-    Args:
-        data: Id on the Hub.
-        config: Its configuration, if it has several.
-        revision: Its branch, if not the main one.
-        text_column: Column of the text.
-        splits: Split by name of the preparation; "" stands for all others.
-        detokenizer: Name of its detokenizer.
-        metric: The reported figure: "perplexity", "bits_per_character" or "bits_per_dimension".
-        end_rows: Whether a token ends each row, where the preparation has one.
-        length: Tokens of a block, if it differs from the model's.
-        notes: Remarks for readers of the figure, by split.
-    """
-
-    data: str
+    data: str  # its id on the Hub
     config: str | None = None
     revision: str | None = None
     text_column: str = "text"
-    splits: dict[str, str] = field(default_factory=lambda: {"": "test"})
+    splits: dict[str, str] = field(default_factory=lambda: {"": "test"})  # by preparation; "" stands for all others
     detokenizer: str = "none"
-    metric: str = "perplexity"
-    end_rows: bool = True
-    length: int | None = None
-    notes: dict[str, str] = field(default_factory=dict)
+    metric: str = "perplexity"  # or "bits_per_character", "bits_per_dimension"
+    end_rows: bool = True  # whether a token ends each row, where the preparation has one
+    length: int | None = None  # tokens of a block, if it differs from the model's
+    notes: dict[str, str] = field(default_factory=dict)  # remarks for readers of the figure, by split
 
     @property
     def modality(self) -> Modality:
@@ -57,31 +44,21 @@ class Task:
 
 @dataclass(frozen=True)
 class Preparation:
-    """A way to cut rows into blocks.
+    """A way to cut rows into blocks."""
 
-    Args:
-        row_end: End of each row: "eos" (the end token of the tokenizer), "blank line", or "nothing".
-        frame: Whether each block begins and ends with the end token, which are scored with it.
-        wrap: Whether rows are joined and cut into blocks; otherwise each row is an example (or several) of its own.
-        group: Rows that are joined at a time, whose last tokens, too few for a block, are dropped; None joins all, and
-            scores the last tokens in a shorter block.
-        stride: By how many tokens a block starts after the one before: what it shares with that is given and not
-            scored. None for a block's length, no overlap.
-    """
-
-    row_end: str
-    frame: bool = False
-    wrap: bool = True
+    row_end: str  # "eos" (the end token of the tokenizer), "blank line", or "nothing"
+    frame: bool = False  # whether each block begins and ends with the end token, which are scored with it
+    wrap: bool = True  # whether rows are joined and cut into blocks, or each row is an example (or several) of its own
+    # Rows joined at a time, whose last tokens, too few for a block, are dropped; None joins all, and scores the last
+    # tokens in a shorter block.
     group: int | None = None
+    # Tokens between the starts of two blocks; what they share is not scored again. None for a block's length.
     stride: int | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines the examples of a task, besides the tokenizer; results record it.
-
-    Made by `make_recipe`; the fields are those of `Task` and `Preparation`.
-    """
+    """Fields of `Task` and `Preparation` that determine examples, besides the tokenizer; results record them."""
 
     data: str
     config: str | None
@@ -157,18 +134,13 @@ PREPARATIONS: dict[str, Preparation] = {
 
 
 def make_recipe(task: Task, preparation: str, context: int, data: str | None = None, **changes: Any) -> Recipe:
-    """The recipe of a task.
+    """The recipe of a task in the preparation of this name; a ValueError for values out of range.
 
     Args:
-        task: The task.
-        preparation: Name of a preparation.
         context: Tokens of a block, those of its frame included.
         data: A local file or folder in place of the task's data set: all of it is scored, but of the original file of
             text8 (100 million characters) its last 5 million, the test split.
         changes: Fields of `Recipe` to have another value: `detokenizer`, `wrap`, `stride`, `split`.
-
-    Raises:
-        ValueError: For an unknown preparation or detokenizer, and numbers out of range.
     """
     if preparation not in PREPARATIONS:
         raise ValueError(f"`preparation` must be one of {sorted(PREPARATIONS)}, got {preparation!r}.")
@@ -181,11 +153,13 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
     stride = min(chosen.stride or content, content) if stride is None else stride
     if not 1 <= stride <= content:
         raise ValueError(f"`stride` must be in [1, {content}], the tokens of a block, got {stride}.")
+    path = Path(data or "").expanduser()
+    is_text8 = task is TASKS["text8"] and path.is_file() and path.stat().st_size == TEXT8_CHARACTERS
     recipe = Recipe(
         data=data or task.data,
         config=None if data else task.config,
         revision=None if data else task.revision,
-        split=TEXT8_TEST if _is_whole_text8(task, data) else task.split_of(preparation, data),
+        split=TEXT8_TEST if is_text8 else task.split_of(preparation, data),
         text_column=task.text_column,
         detokenizer=task.detokenizer,
         preparation=preparation,
@@ -201,8 +175,3 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
     if recipe.detokenizer not in RULES:
         raise ValueError(f"`detokenizer` must be one of {sorted(RULES)}, got {recipe.detokenizer!r}.")
     return recipe
-
-
-def _is_whole_text8(task: Task, data: str | None) -> bool:
-    path = Path(data or "").expanduser()
-    return task is TASKS["text8"] and path.is_file() and path.stat().st_size == TEXT8_CHARACTERS

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,16 @@ from .provenance import versions
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The figures of one task.
-
-    Args:
-        task: Its name.
-        metric: Key of the reported figure in `figures_of`.
-        is_bound: Whether that is an upper bound; otherwise it is exact.
-        metrics: Those of `Rounds.metrics`.
-        recipe: How the examples were made.
-        data_sha256: Digest of all ids and labels.
-        note: A remark for readers of the figure.
-        command: The command that measured it.
-    """
+    """The figures of one task."""
 
     task: str
-    metric: str
-    is_bound: bool
-    metrics: dict[str, float]
-    recipe: dict[str, Any]
-    data_sha256: str
-    note: str = ""
-    command: str = ""
+    metric: str  # key of the reported figure in `figures_of`
+    is_bound: bool  # whether that is an upper bound; otherwise it is exact
+    metrics: dict[str, float]  # those of `Rounds.metrics`
+    recipe: dict[str, Any]  # how the examples were made
+    data_sha256: str  # digest of all ids and labels
+    note: str = ""  # a remark for readers of the figure
+    command: str = ""  # the command that measured it
 
     @property
     def figure(self) -> Figure:
@@ -69,20 +58,10 @@ def results_table(results: Iterable[TaskResult]) -> str:
     return "\n".join(lines)
 
 
-def results_json(
-    results: Iterable[TaskResult],
-    model: Mapping[str, Any],
-    estimate: Mapping[str, Any],
-    environment: Mapping[str, Any],
-) -> str:
-    """JSON of model, estimator, machine and versions, and of each task figures and recipe. NaN is null."""
-    report = {
-        "model": dict(model),
-        "estimate": dict(estimate),
-        "environment": dict(environment),
-        "results": [{**asdict(r), "value": r.figure.value, "stderr": r.figure.error} for r in results],
-    }
-    return json.dumps(finite(report), indent=2, ensure_ascii=False) + "\n"
+def results_json(results: Iterable[TaskResult], **facts: Mapping[str, Any]) -> str:
+    """JSON of `model`, `estimate` and `environment`, and of each task figures and recipe. NaN is null."""
+    rows = [{**asdict(r), "value": r.figure.value, "stderr": r.figure.error} for r in results]
+    return json.dumps(finite({**facts, "results": rows}), indent=2, ensure_ascii=False) + "\n"
 
 
 def read_results(text: str, **facts: Mapping[str, Any]) -> list[TaskResult]:
@@ -94,11 +73,9 @@ def read_results(text: str, **facts: Mapping[str, Any]) -> list[TaskResult]:
         results = [TaskResult(**{name: r[name] for name in names}) for r in report["results"]] if same else []
     except (ValueError, KeyError, TypeError):
         return []
-    return [replace(r, metrics=_with_nan(r.metrics)) for r in results]
-
-
-def _with_nan(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
+    for result in results:
+        result.metrics.update({name: math.nan for name, value in result.metrics.items() if value is None})
+    return results
 
 
 def results_markdown(results: Iterable[TaskResult], model: Mapping[str, Any], estimate: Mapping[str, Any]) -> str:
@@ -110,27 +87,15 @@ def results_markdown(results: Iterable[TaskResult], model: Mapping[str, Any], es
     notes = [f"- {r.task}: {r.note}" for r in results if r.note]
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in estimate.items() if value is not None)
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return "\n".join(
-        [
-            "---",
-            model_index(results, str(model["name"])),
-            "---",
-            "",
-            f"# Evaluation of {model['name']}",
-            "",
-            "| task | figure | value | tokens | preparation |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-            *([*notes, ""] if notes else []),
-            f"± is one standard error. {facts}; {packages}.",
-            "",
-            "```bash",
-            *dict.fromkeys(r.command for r in results),
-            "```",
-            "",
-        ]
-    )
+    parts = [
+        f"---\n{model_index(results, str(model['name']))}\n---",
+        f"# Evaluation of {model['name']}",
+        "\n".join(["| task | figure | value | tokens | preparation |", "| --- | --- | --- | --- | --- |", *rows]),
+        *(["\n".join(notes)] if notes else []),
+        f"± is one standard error. {facts}; {packages}.",
+        "\n".join(["```bash", *dict.fromkeys(r.command for r in results), "```\n"]),
+    ]
+    return "\n\n".join(parts)
 
 
 def model_index(results: Iterable[TaskResult], model_name: str) -> str:
@@ -138,7 +103,7 @@ def model_index(results: Iterable[TaskResult], model_name: str) -> str:
     rows = [
         EvalResult(
             task_type=modality_of_metrics([r.metric]).task,
-            dataset_type=_data_name(r.recipe["data"]),
+            dataset_type=path.name if (path := Path(r.recipe["data"]).expanduser()).exists() else r.recipe["data"],
             dataset_name=f"{r.task} ({_describe(r.recipe)})",
             dataset_config=r.recipe.get("config"),
             dataset_split=r.recipe["split"],
@@ -150,12 +115,6 @@ def model_index(results: Iterable[TaskResult], model_name: str) -> str:
         for r in results
     ]
     return ModelCardData(model_name=model_name, eval_results=rows).to_yaml()
-
-
-def _data_name(data: str) -> str:
-    """A Hub id, or the name of a file without the folders of this machine."""
-    path = Path(data).expanduser()
-    return path.name if path.exists() else data
 
 
 def _describe(recipe: Mapping[str, Any]) -> str:

@@ -36,17 +36,11 @@ SEED_STRIDE = 2**32  # between the seeds of rounds, so that the rounds of neighb
 
 @dataclass
 class Rounds:
-    """Results of the rounds of an evaluation.
+    """Results of the rounds of an evaluation."""
 
-    Args:
-        nelbo: `(rounds, examples)` nats, float64.
-        num_tokens: `(examples,)` scored tokens.
-        num_characters: `(examples,)` characters that they stand for; NaN if not known.
-    """
-
-    nelbo: np.ndarray
-    num_tokens: np.ndarray
-    num_characters: np.ndarray
+    nelbo: np.ndarray  # (rounds, examples) nats, float64
+    num_tokens: np.ndarray  # (examples,) scored tokens
+    num_characters: np.ndarray  # (examples,) characters that they stand for; NaN if not known
 
     @property
     def monte_carlo_stderr(self) -> float:
@@ -55,18 +49,15 @@ class Rounds:
         From the variance of each example over the rounds, as if the examples' noise were independent. Their times are
         spread more evenly than that, which as a rule makes the true error smaller.
         """
-        count = len(self.nelbo)
-        if count < 2:
+        if len(self.nelbo) < 2:
             return math.nan
-        variance = self.nelbo.var(axis=0, ddof=1).sum() / count
+        variance = self.nelbo.var(axis=0, ddof=1).sum() / len(self.nelbo)
         return math.sqrt(variance) / self.num_tokens.sum()
 
     def metrics(self, are_images: bool = False) -> dict[str, float]:
         """`nelbo_metrics` of the mean over the rounds, `num_rounds`, and with two or more `monte_carlo_stderr`."""
-        nelbo, num_tokens, num_characters = (
-            torch.from_numpy(values) for values in (self.nelbo.mean(axis=0), self.num_tokens, self.num_characters)
-        )
-        known = None if num_characters.isnan().any() else num_characters
+        nelbo, num_tokens = torch.from_numpy(self.nelbo.mean(axis=0)), torch.from_numpy(self.num_tokens)
+        known = None if np.isnan(self.num_characters).any() else torch.from_numpy(self.num_characters)
         metrics = {**nelbo_metrics(nelbo, num_tokens, known, are_images), "num_rounds": len(self.nelbo)}
         if len(self.nelbo) > 1:
             metrics["monte_carlo_stderr"] = self.monte_carlo_stderr
@@ -75,16 +66,10 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Stopping:
-    """Rule for ending the rounds.
+    """Rule for ending the rounds."""
 
-    Args:
-        rounds: Rounds at least, >= 1; with a target two.
-        target_stderr: Go on until `Rounds.monte_carlo_stderr` is no larger, nats per token > 0.
-        max_rounds: Rounds at most.
-    """
-
-    rounds: int = 1
-    target_stderr: float | None = None
+    rounds: int = 1  # at least; with a target two
+    target_stderr: float | None = None  # go on until `Rounds.monte_carlo_stderr` is no larger, nats per token > 0
     max_rounds: int = 1000
 
     def __post_init__(self):
@@ -102,11 +87,8 @@ class Stopping:
         if self.target_stderr is None:
             return False
         if done >= max(self.rounds, self.max_rounds):
-            logger.warning(
-                "After %d rounds the Monte-Carlo error is %.2g nats per token, above the target.",
-                done,
-                rounds.monte_carlo_stderr,
-            )
+            message = "After %d rounds the Monte-Carlo error is %.2g nats per token, above the target."
+            logger.warning(message, done, rounds.monte_carlo_stderr)
             return False
         return not rounds.monte_carlo_stderr <= self.target_stderr
 
@@ -126,56 +108,42 @@ def evaluate_in_rounds(
 
     Args:
         trainer: The `MD4Trainer`, whose arguments say how many draws a round has.
-        examples: The data set to evaluate.
         stopping: When to end; after one round by default, and of a causal model always.
         store: Folder that keeps the rounds done, one file each, and with which an evaluation goes on. There may be more
             of them than `stopping` asks for: the result is that of an evaluation that was never interrupted.
         recipe: All that the rounds depend on, for JSON; each recipe has its own folder in the store.
-        report: Called after each round.
     """
     stopping = Stopping() if stopping is None or trainer.objective.is_autoregressive else stopping
-    folder = None if store is None else Path(store) / _digest(recipe)
-    if folder is not None and trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "recipe.json", json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+    folder = None
+    if store is not None:
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+        folder = Path(store, digest)
+        if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "recipe.json", json.dumps(recipe, indent=2, sort_keys=True) + "\n")
     rounds = None
     while stopping.goes_on(rounds):
-        number = 0 if rounds is None else len(rounds.nelbo)
-        path = None if folder is None else folder / f"round-{number}.safetensors"
-        done = None if path is None else on_first_process(trainer.args, functools.partial(_read, path))
-        if done is None:
-            done = _evaluate_round(trainer, examples, number)
-            if path is not None and trainer.is_world_process_zero():
-                _write(path, done)
-        rounds = _append(rounds, done)
+        new = _next_round(trainer, examples, 0 if rounds is None else len(rounds.nelbo), folder)
+        rounds = new if rounds is None else replace(rounds, nelbo=np.concatenate([rounds.nelbo, new.nelbo]))
         if report is not None:
             report(rounds)
     return rounds
 
 
-def _evaluate_round(trainer, examples, number: int) -> Rounds:
+def _next_round(trainer, examples, number: int, folder: Path | None) -> Rounds:
+    """The round of this number from its file in the folder, or else evaluated, and written there."""
+    path = None if folder is None else folder / f"round-{number}.safetensors"
+    done = None if path is None else on_first_process(trainer.args, functools.partial(_read, path))
+    if done is not None:
+        return done
     with changed(trainer.args, eval_seed=trainer.args.eval_seed + number * SEED_STRIDE):
         rows = np.asarray(trainer.predict(examples, metric_key_prefix="eval").predictions, dtype=np.float64)
     nelbo, num_tokens, num_characters = rows.T
-    return Rounds(nelbo[None], num_tokens, num_characters)
-
-
-def _append(rounds: Rounds | None, another: Rounds) -> Rounds:
-    if rounds is None:
-        return another
-    return replace(rounds, nelbo=np.concatenate([rounds.nelbo, another.nelbo]))
-
-
-def _digest(recipe: dict[str, Any] | None) -> str:
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write(path: Path, round_done: Rounds):
-    arrays = {name: np.ascontiguousarray(values) for name, values in vars(round_done).items()}
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        file.write(save(arrays))
-        file.flush()
-        os.fsync(file.fileno())
+    done = Rounds(nelbo[None], num_tokens, num_characters)
+    if path is not None and trainer.is_world_process_zero():
+        with whole_file(path) as temporary:
+            temporary.write_bytes(save({name: np.ascontiguousarray(array) for name, array in vars(done).items()}))
+    return done
 
 
 def _read(path: Path) -> Rounds | None:

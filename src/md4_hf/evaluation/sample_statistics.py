@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from ..utils.integers import as_integer
 
 DISTINCT_ORDERS = (1, 2, 3)
 REPETITION_ORDER = 4
+Sequences: TypeAlias = Tensor | Sequence[Sequence[int] | Tensor]
 
 
-def token_entropy(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> dict[str, float | int | list[float]]:
+def token_entropy(sequences: Sequences) -> dict[str, float | int | list[float]]:
     """Entropy of the tokens within each sequence, averaged over the sequences.
 
     H(x) = −Σ_v p_v·log p_v in nats, with p_v the share of token v among the tokens of x. It is the entropy that is
@@ -35,15 +37,13 @@ def token_entropy(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> dict[
     Raises:
         ValueError: If there are no sequences, or one is empty or holds anything but integers >= 0.
     """
-    entropies = [_entropy_nats(x) for x in checked_sequences(sequences)]
-    return {
-        "token_entropy": sum(entropies) / len(entropies),
-        "token_entropies": entropies,
-        "num_sequences": len(entropies),
-    }
+    counts = [ids.unique(return_counts=True)[1].double() for ids in checked_sequences(sequences)]
+    entropies = [torch.special.entr(n / n.sum()).sum().item() for n in counts]
+    mean = sum(entropies) / len(entropies)
+    return {"token_entropy": mean, "token_entropies": entropies, "num_sequences": len(entropies)}
 
 
-def distinct_n(sequences: Tensor | Sequence[Sequence[int] | Tensor], n: int) -> dict[str, float | int]:
+def distinct_n(sequences: Sequences, n: int) -> dict[str, float | int]:
     """Share of different n-grams among all n-grams (distinct-n of Li et al. 2016, arXiv:1510.03055, section 5).
 
     With G_n(x) the length(x) − n + 1 n-grams of x, in order and with repetitions, and D the number of different ones,
@@ -55,22 +55,26 @@ def distinct_n(sequences: Tensor | Sequence[Sequence[int] | Tensor], n: int) -> 
     the same length. Li et al. count words; here they are whatever the ids stand for.
 
     Args:
-        sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
+        sequences: As in `token_entropy`. Those of fewer than n tokens have no n-gram, and do not count.
         n: Tokens of an n-gram, >= 1.
 
     Returns:
-        `distinct_n`, `mean_distinct_n`, `num_ngrams`, `num_sequences`. Sequences of fewer than n tokens have no n-gram,
-        and do not count.
+        `distinct_n`, `mean_distinct_n`, `num_ngrams`, `num_sequences`.
 
     Raises:
         ValueError: As `token_entropy`; if n < 1, and if no sequence has n tokens.
     """
-    return _distinct_n(_rows_with_ngrams(sequences, n), n)
+    grams = [_ngrams(row, n) for row in _rows_with_ngrams(sequences, n) if len(row) >= n]
+    num_ngrams = sum(map(len, grams))
+    return {
+        "distinct_n": len(set().union(*grams)) / num_ngrams,
+        "mean_distinct_n": sum(len(set(row)) / len(row) for row in grams) / len(grams),
+        "num_ngrams": num_ngrams,
+        "num_sequences": len(grams),
+    }
 
 
-def repetition(
-    sequences: Tensor | Sequence[Sequence[int] | Tensor], n: int = REPETITION_ORDER
-) -> dict[str, float | int]:
+def repetition(sequences: Sequences, n: int = REPETITION_ORDER) -> dict[str, float | int]:
     """Share of each sequence that repeats itself, and number of sequences that repeat another one.
 
         seq_rep_n       = mean over x of 1 − D(G_n(x)) / |G_n(x)|        (Welleck et al., arXiv:1908.04319, seq-rep-n)
@@ -81,58 +85,43 @@ def repetition(
     of a a a a a, all tokens but the first are repeated, for n <= 4. The first two lie in [0, 1).
 
     Args:
-        sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
-        n: Tokens of an n-gram, >= 1.
+        sequences, n: As in `distinct_n`, whose errors these are.
 
     Returns:
         `seq_rep_n`, of the sequences that have n tokens; `repeated_tokens`; `num_duplicates`; `num_sequences`, all.
-
-    Raises:
-        ValueError: As `distinct_n`.
     """
-    return _repetition(_rows_with_ngrams(sequences, n), n)
+    rows = _rows_with_ngrams(sequences, n)
+    return {
+        "seq_rep_n": 1.0 - distinct_n(rows, n)["mean_distinct_n"],
+        "repeated_tokens": sum(_num_repeated(row, n) for row in rows) / sum(map(len, rows)),
+        "num_duplicates": len(rows) - len(set(map(tuple, rows))),
+        "num_sequences": len(rows),
+    }
 
 
-def token_statistics(sequences: Tensor | Sequence[Sequence[int] | Tensor]) -> dict[str, float | int]:
-    """All statistics of this module, at their usual orders, for one set of samples.
-
-    Args:
-        sequences: Token ids, `(sequences, length)` or one list per sequence, without padding.
+def token_statistics(sequences: Sequences) -> dict[str, Any]:
+    """All statistics of this module, at their usual orders, for the sequences of `token_entropy`.
 
     Returns:
         `num_sequences`, `num_tokens`; `token_entropy` in nats; `distinct_1`, `distinct_2`, `distinct_3` of all
         sequences together; `seq_rep_4` and `repeated_tokens_4`; `num_duplicates`. NaN where no sequence is that long.
-
-    Raises:
-        ValueError: As `token_entropy`.
     """
-    tensors = checked_sequences(sequences)
-    rows = [row.tolist() for row in tensors]
+    rows = [row.tolist() for row in checked_sequences(sequences)]
     longest, n = max(map(len, rows)), REPETITION_ORDER
-    distinct = {
-        f"distinct_{order}": _distinct_n(rows, order)["distinct_n"] if order <= longest else math.nan
-        for order in DISTINCT_ORDERS
-    }
-    repeats = _repetition(rows, n) if n <= longest else {"seq_rep_n": math.nan, "repeated_tokens": math.nan}
+    repeats = repetition(rows, min(n, longest))
     return {
         "num_sequences": len(rows),
         "num_tokens": sum(map(len, rows)),
-        "token_entropy": sum(map(_entropy_nats, tensors)) / len(rows),
-        **distinct,
-        f"seq_rep_{n}": repeats["seq_rep_n"],
-        f"repeated_tokens_{n}": repeats["repeated_tokens"],
-        "num_duplicates": _num_duplicates(rows),
+        "token_entropy": token_entropy(rows)["token_entropy"],
+        **{f"distinct_{k}": distinct_n(rows, k)["distinct_n"] if k <= longest else math.nan for k in DISTINCT_ORDERS},
+        f"seq_rep_{n}": repeats["seq_rep_n"] if n <= longest else math.nan,
+        f"repeated_tokens_{n}": repeats["repeated_tokens"] if n <= longest else math.nan,
+        "num_duplicates": repeats["num_duplicates"],
     }
 
 
 def checked_sequences(sequences: Iterable[Sequence[int] | Tensor]) -> list[Tensor]:
-    """Each sequence as an integer tensor `(length,)` on the CPU.
-
-    Raises:
-        ValueError: If there are no sequences, or one is empty or holds anything but integers >= 0.
-    """
-    if not isinstance(sequences, Iterable) or (isinstance(sequences, Tensor) and sequences.ndim == 0):
-        raise ValueError(f"`sequences` must hold lists of token ids, got {sequences!r:.60}.")
+    """Each sequence as an integer tensor `(length,)` on the CPU; a ValueError as `token_entropy` says."""
     rows = [_checked_sequence(x, index) for index, x in enumerate(sequences)]
     if not rows:
         raise ValueError("`sequences` must hold at least one sequence of token ids, got none.")
@@ -154,11 +143,6 @@ def _checked_sequence(sequence: Sequence[int] | Tensor, index: int) -> Tensor:
     return ids
 
 
-def _entropy_nats(ids: Tensor) -> float:
-    counts = ids.unique(return_counts=True)[1].double()
-    return torch.special.entr(counts / counts.sum()).sum().item()
-
-
 def _rows_with_ngrams(sequences, n: int) -> list[list[int]]:
     """Sequences as lists, checked: at least one of them has an n-gram."""
     as_integer("n", n, 1)
@@ -169,32 +153,8 @@ def _rows_with_ngrams(sequences, n: int) -> list[list[int]]:
     return rows
 
 
-def _distinct_n(rows: list[list[int]], n: int) -> dict[str, float | int]:
-    grams = [_ngrams(row, n) for row in rows if len(row) >= n]
-    num_ngrams = sum(map(len, grams))
-    return {
-        "distinct_n": len(set().union(*grams)) / num_ngrams,
-        "mean_distinct_n": sum(len(set(row)) / len(row) for row in grams) / len(grams),
-        "num_ngrams": num_ngrams,
-        "num_sequences": len(grams),
-    }
-
-
-def _repetition(rows: list[list[int]], n: int) -> dict[str, float | int]:
-    return {
-        "seq_rep_n": 1.0 - _distinct_n(rows, n)["mean_distinct_n"],
-        "repeated_tokens": sum(_num_repeated(row, n) for row in rows) / sum(map(len, rows)),
-        "num_duplicates": _num_duplicates(rows),
-        "num_sequences": len(rows),
-    }
-
-
 def _ngrams(ids: list[int], n: int) -> list[tuple[int, ...]]:
     return list(zip(*(ids[start:] for start in range(n)), strict=False))
-
-
-def _num_duplicates(rows: list[list[int]]) -> int:
-    return len(rows) - len(set(map(tuple, rows)))
 
 
 def _num_repeated(ids: list[int], n: int) -> int:

@@ -54,12 +54,9 @@ def generative_perplexity(
 
     Args:
         texts: The samples.
-        model: A causal language model, on whatever device it is. Its mode is restored.
-        tokenizer: The tokenizer of `model`.
+        model, tokenizer: A causal language model, on whatever device it is, and its tokenizer. Its mode is restored.
         batch_size: Texts per forward pass, >= 1.
         max_length: Tokens per text, BOS included, >= 2; None for the longest that the model takes.
-        add_bos: See above.
-        progress: Whether to show a progress bar.
 
     Returns:
         `perplexity`; `mean_perplexity`; `nats_per_token`, the logarithm of the first; `token_entropy`, the mean of
@@ -95,14 +92,10 @@ def generative_perplexity_of_ids(
 
     Args:
         sequences: Token ids, `(samples, length)` or a list of >= 2 ids per sample, without padding.
-        model: A causal language model, on whatever device it is. Its mode is restored.
-        tokenizer: The tokenizer of `model`.
         sample_tokenizer: The tokenizer whose ids `sequences` holds. It may have tokens that `tokenizer` lacks, such as
             a mask token, as long as no sample has them.
-        batch_size, max_length, add_bos, progress: As in `generative_perplexity`.
 
-    Returns:
-        As `generative_perplexity`.
+    The other arguments and the result are those of `generative_perplexity`.
 
     Raises:
         ValueError: Before the first forward pass: as `generative_perplexity`, and if the tokenizers disagree on a token
@@ -110,9 +103,7 @@ def generative_perplexity_of_ids(
     """
     _check_numbers(batch_size, max_length)
     rows = [row.tolist() for row in checked_sequences(sequences)]
-    for index, row in enumerate(rows):
-        if len(row) < 2:
-            raise ValueError(f"`sequences` must have at least 2 tokens each, got {len(row)} at index {index}.")
+    _check_lengths("sequences", rows)
     check_same_tokens(rows, tokenizer, sample_tokenizer)
     return _perplexity_of_rows(rows, model, tokenizer, batch_size, max_length, add_bos, progress)
 
@@ -120,23 +111,12 @@ def generative_perplexity_of_ids(
 def check_same_tokens(
     sequences: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, sample_tokenizer: PreTrainedTokenizerBase
 ):
-    """Check that every id of some sequences is the same token in two tokenizers.
-
-    Args:
-        sequences: Lists of ids of `sample_tokenizer`.
-        tokenizer: The tokenizer that has to agree.
-        sample_tokenizer: The tokenizer that the ids come from.
-
-    Raises:
-        ValueError: If an id is another token in `tokenizer`, or none.
-    """
+    """Raise a ValueError if an id of these sequences is one token in `sample_tokenizer` and another in `tokenizer`."""
     theirs, ours = ({i: token for token, i in x.get_vocab().items()} for x in (tokenizer, sample_tokenizer))
     for i in sorted({i for row in sequences for i in row}):
         if i not in ours or theirs.get(i) != ours[i]:
-            raise ValueError(
-                "`tokenizer` must have the tokens of the samples under the same ids, got "
-                f"{theirs.get(i)!r} for id {i}, which is {ours.get(i)!r} in the samples: score their texts instead."
-            )
+            found = f"{theirs.get(i)!r} for id {i}, which is {ours.get(i)!r} in the samples: score their texts instead"
+            raise ValueError(f"`tokenizer` must have the tokens of the samples under the same ids, got {found}.")
 
 
 def _perplexity_of_rows(
@@ -153,8 +133,9 @@ def _perplexity_of_rows(
     bos = [tokenizer.bos_token_id] if add_bos and tokenizer.bos_token_id is not None else []
     kept = ids if max_length is None else [row[: max_length - len(bos)] for row in ids]
     rows = [bos + row for row in kept]
-    _check_vocabulary(rows, model)
-
+    largest, size = max(map(max, rows)), model.get_input_embeddings().num_embeddings
+    if largest >= size:
+        raise ValueError(f"`tokenizer` must give ids below {size}, the vocabulary of the model, got {largest}.")
     nats = _nats_of_rows(rows, model, batch_size, progress)
     num_tokens = torch.tensor([len(row) - 1 for row in rows])
     nats_per_token = nats.sum() / num_tokens.sum()
@@ -172,17 +153,9 @@ def _perplexity_of_rows(
 
 
 def checked_token_ids(
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    batch_size: int = 1,
-    max_length: int | None = None,
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, batch_size: int, max_length: int | None
 ) -> list[list[int]]:
-    """Token ids of each text, without special tokens, and the checks of `generative_perplexity` that need no model.
-
-    Raises:
-        ValueError: See `generative_perplexity`.
-    """
+    """Token ids of each text, without special tokens, and the checks of `generative_perplexity` that need no model."""
     _check_numbers(batch_size, max_length)
     if isinstance(texts, str):
         raise ValueError(f"`texts` must be a list of texts, got one text: {texts[:40]!r}.")
@@ -192,33 +165,30 @@ def checked_token_ids(
         if not isinstance(text, str):
             raise ValueError(f"`texts` must hold texts, got {type(text).__name__} at index {index}.")
     ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    for index, row in enumerate(ids):
-        if len(row) < 2:
-            text = texts[index][:40]
-            raise ValueError(f"`texts` must have at least 2 tokens each, got {len(row)} at index {index}: {text!r}.")
+    _check_lengths("texts", ids, texts)
     return ids
+
+
+def _check_lengths(name: str, rows: list[list[int]], texts: Sequence[str] | None = None):
+    for index, row in enumerate(rows):
+        if len(row) < 2:
+            text = "" if texts is None else f": {texts[index][:40]!r}"
+            raise ValueError(f"`{name}` must have at least 2 tokens each, got {len(row)} at index {index}{text}.")
 
 
 def checked_examples(
     predictions: Iterable[float], references: Iterable[float], num_characters: Iterable[float] | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """NELBO and sizes of each example, checked, from which a bound on the likelihood is computed.
+    """NELBO and sizes of each example, checked, as float64 tensors `(examples,)`; None without `num_characters`.
 
     Args:
         predictions: NELBO of each example in nats, finite and >= 0.
-        references: Number of tokens of each example, whole and >= 0, not all 0.
-        num_characters: Number of characters of each example, likewise; None if not known.
-
-    Returns:
-        Three float64 tensors `(examples,)`, the last None without `num_characters`.
-
-    Raises:
-        ValueError: If one of these rules is broken, or the lengths differ.
+        references, num_characters: Numbers of tokens and of characters, whole and >= 0, not all 0.
     """
     nelbo = _numbers("predictions", predictions)
     if len(nelbo) == 0:
         raise ValueError("`predictions` must hold the NELBO of at least one example, got none.")
-    _check_all("predictions", nelbo, nelbo.isfinite() & (nelbo >= 0), "finite and >= 0 nats")
+    _check_all("predictions", nelbo, nelbo >= 0, "finite and >= 0 nats")
     num_tokens = _counts("references", references, len(nelbo))
     return nelbo, num_tokens, None if num_characters is None else _counts("num_characters", num_characters, len(nelbo))
 
@@ -228,7 +198,7 @@ def _counts(name: str, values: Iterable[float], num_examples: int) -> Tensor:
     counts = _numbers(name, values)
     if len(counts) != num_examples:
         raise ValueError(f"`{name}` must have one number for each of {num_examples} predictions, got {len(counts)}.")
-    _check_all(name, counts, counts.isfinite() & (counts >= 0) & (counts == counts.round()), "whole and >= 0")
+    _check_all(name, counts, (counts >= 0) & (counts == counts.round()), "whole and >= 0")
     if counts.sum() == 0:
         raise ValueError(f"`{name}` must not be 0 in all, got {num_examples} times 0.")
     return counts
@@ -242,8 +212,7 @@ def _check_numbers(batch_size: int, max_length: int | None):
 
 def _numbers(name: str, values: Iterable[float]) -> Tensor:
     try:
-        values = values.detach().cpu() if isinstance(values, Tensor) else values
-        numbers = torch.as_tensor(values, dtype=torch.float64)
+        numbers = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"`{name}` must be a list of numbers, got {values!r:.60}.") from None
     if numbers.ndim != 1:
@@ -252,9 +221,8 @@ def _numbers(name: str, values: Iterable[float]) -> Tensor:
 
 
 def _check_all(name: str, values: Tensor, is_good: Tensor, rule: str):
-    if not is_good.all():
-        index = int((~is_good).nonzero()[0])
-        raise ValueError(f"`{name}` must be {rule}, got {values[index].item()} at index {index}.")
+    for index in (~(is_good & values.isfinite())).nonzero():
+        raise ValueError(f"`{name}` must be {rule}, got {values[index].item()} at index {index.item()}.")
 
 
 def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int | None:
@@ -265,12 +233,6 @@ def _max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_
     if max_length is not None and limit is not None and max_length > limit:
         raise ValueError(f"`max_length` must be <= {limit}, the length of the model, got {max_length}.")
     return limit if max_length is None else max_length
-
-
-def _check_vocabulary(rows: list[list[int]], model: PreTrainedModel):
-    largest, size = max(map(max, rows)), model.get_input_embeddings().num_embeddings
-    if largest >= size:
-        raise ValueError(f"`tokenizer` must give ids below {size}, the vocabulary of the model, got {largest}.")
 
 
 def _nats_of_rows(rows: list[list[int]], model: PreTrainedModel, batch_size: int, progress: bool) -> Tensor:

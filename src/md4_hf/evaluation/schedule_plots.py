@@ -17,10 +17,8 @@ from ..utils.plots import new_figure, save_figure
 
 
 KNOWN_SCHEDULES: dict[str, MaskingSchedule] = {
-    "linear": make_schedule("linear", eps=0.0),
-    "cosine": make_schedule("cosine", eps=0.0),
-    "polynomial, power 2": make_schedule("poly", power=2.0, eps=0.0),
-    "polynomial, power 3": make_schedule("poly", power=3.0, eps=0.0),
+    **{name: make_schedule(name, eps=0.0) for name in ("linear", "cosine")},
+    **{f"polynomial, power {power}": make_schedule("poly", power=float(power), eps=0.0) for power in (2, 3)},
     "geometric": make_schedule("geometric", eps=0.0),
 }
 LARGEST_WEIGHT = 20.0  # the axis of the weights, which go to infinity at t=0, ends there
@@ -42,9 +40,9 @@ def plot_unmasked_per_step(path: str | os.PathLike, num_tokens: int = 1024, num_
     """Draw how many of `num_tokens` a sampler unmasks per step on average, for schedules and time grids."""
     with _axes(path, columns=2) as panels:
         for axes, (grid_name, make_grid) in zip(panels, GRIDS.items(), strict=True):
-            alpha = {name: KNOWN_SCHEDULES[name].alpha(make_grid(num_steps)) for name in ("linear", "cosine")}
-            for name, values in alpha.items():
-                axes.plot(range(1, num_steps + 1), num_tokens * values.diff(), label=f"{name} schedule")
+            for name in ("linear", "cosine"):
+                num_unmasked = num_tokens * KNOWN_SCHEDULES[name].alpha(make_grid(num_steps)).diff()
+                axes.plot(range(1, num_steps + 1), num_unmasked, label=f"{name} schedule")
             axes.set_title(f"{grid_name} grid")
             _label(axes, f"step, of {num_steps}", f"tokens unmasked, of {num_tokens:,}")
 

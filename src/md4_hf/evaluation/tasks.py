@@ -36,18 +36,15 @@ TEXT8_TEST_CHARACTERS = 5_000_000
 
 
 def load_rows(recipe: Recipe) -> Dataset:
-    """The rows of a task, detokenised, as a data set with the column `text`.
+    """The rows of a task, detokenised, as a data set with the column `text`; raises as `load_documents`.
 
     Of a local text file each line is a row, with the line end or without the blanks that the data set's own rows have.
-
-    Raises:
-        FileNotFoundError, ValueError: As `load_documents`.
     """
     path = Path(recipe.data).expanduser()
     if path.is_file() and path.suffix not in TABLE_FORMATS:
         rows = load_documents(recipe.data)  # which checks the file
         if recipe.split == TEXT8_TEST:
-            return rows.map(_last_characters, fn_kwargs={"count": TEXT8_TEST_CHARACTERS})
+            return rows.map(lambda row: {"text": row["text"][-TEXT8_TEST_CHARACTERS:]})
         rows = rows.map(_lines, batched=True, fn_kwargs={"as_in": recipe.detokenizer})
     else:
         rows = load_documents(
@@ -59,39 +56,27 @@ def load_rows(recipe: Recipe) -> Dataset:
         )
     if recipe.detokenizer == "none":
         return rows
-    return rows.map(_detokenize, fn_kwargs={"name": recipe.detokenizer}, desc="Detokenising")
+    name = recipe.detokenizer
+    return rows.map(lambda row: {"text": detokenize(row["text"] or "", name)}, desc="Detokenising")
 
 
 def hub_commit(rows: Any) -> str | None:
-    """The commit of the Hub's data set that rows were read from; None for local files, or if it is unknown.
-
-    `datasets` names the folder of its cache after it.
-    """
-    files = [Path(entry["filename"]) for entry in getattr(rows, "cache_files", ())]
-    commits = {part for path in files for part in path.parts if re.fullmatch("[0-9a-f]{40}", part)}
+    """The commit of the Hub's data set that rows were read from, from the cache's path; None if it is unknown."""
+    paths = [Path(entry["filename"]) for entry in getattr(rows, "cache_files", ())]
+    commits = {part for path in paths for part in path.parts if re.fullmatch("[0-9a-f]{40}", part)}
     return commits.pop() if len(commits) == 1 else None
 
 
-def _last_characters(row: dict[str, str], count: int) -> dict[str, str]:
-    return {"text": row["text"][-count:]}
-
-
 def _lines(batch: dict[str, list[str]], as_in: str) -> dict[str, list[str]]:
-    """The lines of files as the rows of a data set: of WikiText with their ends, of PTB without blanks at theirs."""
-    lines = [line for text in batch["text"] for line in _split_lines(text)]
+    """The lines of files as the rows of a data set: of WikiText with their ends, of PTB without blanks at theirs.
+
+    Line breaks alone end a line, and not every character that Unicode calls one.
+    """
+    lines = [line for text in batch["text"] for line in re.findall(r"[^\n]*\n|[^\n]+", text)]
     if as_in == "wikitext":
         return {"text": lines}
     lines = [line.removesuffix("\n") for line in lines]
     return {"text": [line.strip(" ") for line in lines] if as_in == "ptb" else lines}
-
-
-def _split_lines(text: str) -> list[str]:
-    """Lines of a file with their ends: line breaks alone, and not every character that Unicode calls one."""
-    return re.findall(r"[^\n]*\n|[^\n]+", text)
-
-
-def _detokenize(row: dict[str, str | None], name: str) -> dict[str, str]:
-    return {"text": detokenize(row["text"] or "", name)}
 
 
 def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Dataset:
@@ -105,31 +90,19 @@ def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Reci
     Returns:
         A data set of `input_ids`, `labels` (-100 for the tokens that a window shares with the one before, which are
         seen and not scored) and `num_characters` (float, of the detokenised text that the scored tokens stand for; an
-        end token stands for none).
-
-    Raises:
-        ValueError: If there is no window.
+        end token stands for none). A ValueError if there is no window.
     """
-    end = _row_end(tokenizer, recipe.row_end)
-    frame = Separator.of(tokenizer).input_ids if recipe.frame else ()
+    eos, text = Separator.of(tokenizer), "\n\n" if recipe.row_end == "blank line" else ""
+    end = eos if recipe.row_end == "eos" else Separator.of_text(text, tokenizer)
+    frame = eos.input_ids if recipe.frame else ()
     options = {"rows": rows, "tokenizer": tokenizer, "end": end, "frame": frame, "recipe": asdict(recipe)}
     if next(_generate_windows(**options), None) is None:  # for which the error of `datasets` is unclear
         raise ValueError(f"`data` must fill a block of {recipe.context} tokens, got {recipe.data!r} with too few.")
     return Dataset.from_generator(_generate_windows, features=WINDOW_FEATURES, gen_kwargs=options)
 
 
-def _row_end(tokenizer: PreTrainedTokenizerBase, kind: str) -> Separator:
-    if kind == "eos":
-        return Separator.of(tokenizer)
-    return Separator.of_text("\n\n" if kind == "blank line" else "", tokenizer)
-
-
 def _generate_windows(
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    end: Separator,
-    frame: tuple[int, ...],
-    recipe: dict[str, Any],
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, end: Separator, frame: tuple[int, ...], recipe: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     content = recipe["context"] - 2 * len(frame)
     keeps_last = recipe["group"] is None
@@ -147,12 +120,9 @@ Tokens = tuple[np.ndarray, np.ndarray]  # ids, and the characters that each stan
 
 def _groups(rows: Iterator[Tokens], recipe: dict[str, Any]) -> Iterator[Iterator[Tokens]]:
     """Groups of rows to be joined: all rows, a number of them at a time, or one."""
-    size = 1 if not recipe["wrap"] else recipe["group"]
-    if size is None:
-        yield rows
-        return
+    size = recipe["group"] if recipe["wrap"] else 1
     for first in rows:
-        yield itertools.chain([first], itertools.islice(rows, size - 1))
+        yield itertools.chain([first], itertools.islice(rows, None if size is None else size - 1))
 
 
 def _tokens_of_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, end: Separator) -> Iterator[Tokens]:
@@ -169,16 +139,10 @@ def _tokens_of_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, end: Sepa
 def sliding_windows(
     pieces: Iterator[Tokens], length: int, stride: int, keeps_last: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Windows of `length` tokens, each `stride` after the one before: every token is scored once.
+    """Windows of `length` tokens, each `stride` in [1, length] after the one before: every token is scored once.
 
-    Args:
-        pieces: Ids and characters of each token, piece by piece.
-        length: Tokens of a window.
-        stride: In [1, length].
-        keeps_last: Whether the last tokens, too few for a window, make a shorter one.
-
-    Yields:
-        Ids and characters of a window, and how many of its first tokens have been scored before.
+    With `keeps_last`, the last tokens, too few for a window, make a shorter one. Yields ids and characters of each
+    token of a window, and how many of its first tokens have been scored before.
     """
     ids, characters, num_seen = np.empty(0, np.int32), np.empty(0), 0
     for piece_ids, piece_characters in pieces:

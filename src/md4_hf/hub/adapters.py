@@ -39,8 +39,7 @@ def add_adapter(model, arguments: LoraArguments):
 
 def save_base_record(base_fingerprint: str, folder: str | os.PathLike):
     """Record beside an adapter the weights that it belongs to."""
-    record = {"fingerprint": base_fingerprint}
-    Path(folder, BASE_RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+    Path(folder, BASE_RECORD).write_text(json.dumps({"fingerprint": base_fingerprint}) + "\n", encoding="utf-8")
 
 
 def fingerprint(model) -> str:
@@ -58,15 +57,7 @@ def fingerprint(model) -> str:
 
 
 def load_adapter(base, folder: str, *, revision: str | None = None, token: str | bool | None = None):
-    """Put a saved adapter on its base.
-
-    Args:
-        base: The base model.
-        folder: The adapter's folder or Hub id.
-        revision, token: Revision and access token of the Hub.
-
-    Returns:
-        A `PeftModel` in evaluation mode.
+    """Put the adapter of a folder or Hub id on its base: a `PeftModel` in evaluation mode.
 
     Raises:
         ImportError: Without peft.
@@ -75,28 +66,20 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
     """
     from transformers.utils import cached_file
 
-    peft = import_peft()
-    record = cached_file(
-        folder,
-        BASE_RECORD,
-        revision=revision,
-        token=token,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    peft, hub = import_peft(), {"revision": revision, "token": token}
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    record = cached_file(folder, BASE_RECORD, **hub, **quiet)
     if record is not None:
         with file_errors_as_value_errors("adapter", folder):
             expected = json.loads(Path(record).read_text(encoding="utf-8"))["fingerprint"]
         found = fingerprint(base)
         if expected != found:
-            raise ValueError(
-                f"`adapter` must belong to the base model, got {folder}, which was trained on other weights "
-                f"({expected}, the base has {found})."
-            )
-    _check_files(folder, revision=revision, token=token)
+            weights = f"other weights ({expected}, the base has {found})"
+            raise ValueError(f"`adapter` must belong to the base model, got {folder}, which was trained on {weights}.")
+    _check_files(folder, **hub)
     with file_errors_as_value_errors("adapter", folder):
         try:
-            return peft.PeftModel.from_pretrained(base, folder, revision=revision, token=token).eval()
+            return peft.PeftModel.from_pretrained(base, folder, **hub).eval()
         except RuntimeError as error:
             raise ValueError(f"`adapter` must fit the base model, got {folder}: {error}") from error
 

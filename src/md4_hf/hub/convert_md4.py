@@ -33,20 +33,17 @@ TYPES = {
     **dict.fromkeys(("dit_hidden_size", "dit_num_heads"), int),
     **dict.fromkeys(("noise_schedule_type", "sampler", "sampling_grid"), str),
     **dict.fromkeys(("dropout_rate", "power_init", "topp", "t1"), float),
-    "classes": int | None,
     **dict.fromkeys(("data_shape", "ch_mult"), list | tuple),
+    "classes": int | None,
 }
 
 
 def config_from_official(official: Mapping[str, Any]) -> MD4Config:
-    """Translate the fields of an official model's configuration.
+    """Translate the fields of an official model's configuration; a ValueError for a missing or unknown value.
 
     Args:
         official: Names and values as in the official configuration (`vocab_size`, `feature_dim`, `num_heads`, ...);
             `vocab_size` counts data tokens only. A `data_shape` of (height, width, channels) makes a model of images.
-
-    Raises:
-        ValueError: For a missing or unknown value.
     """
     check_types(official, TYPES)
     data_shape = official.get("data_shape", (1024,))
@@ -54,14 +51,14 @@ def config_from_official(official: Mapping[str, Any]) -> MD4Config:
         raise ValueError(f"`data_shape` must be (length,) or (height, width, channels), got {data_shape}.")
     network = _image_network(official) if len(data_shape) == 3 else _text_network(official)
     schedule, power = _parse_schedule(official.get("noise_schedule_type", "linear"))
-    classes = official.get("classes", -1)
+    classes = official.get("classes")
     return MD4Config(
         **network,
         vocab_size=_required(official, "vocab_size") + 1,
         num_hidden_layers=_required(official, "n_layers"),
         time_conditioning=official.get("time_features", "t") != "none",
         conditioning_size=_required(official, "feature_dim"),
-        num_classes=classes if classes is not None and classes > 0 else None,
+        num_classes=classes if (classes or 0) > 0 else None,
         residual_dropout=float(official.get("dropout_rate", 0.0)),
         masking_schedule=schedule,
         schedule_power=official.get("power_init", 1.0) if _is_genmd4(official) else power,
@@ -91,14 +88,10 @@ def _text_network(official: Mapping[str, Any]) -> dict[str, Any]:
 
 def _image_network(official: Mapping[str, Any]) -> dict[str, Any]:
     height, width, channels = official["data_shape"]
-    network = {
-        "backbone": "unet",
-        "hidden_size": _required(official, "feature_dim"),
-        "image_size": height if height == width else [height, width],
-        "num_channels": channels,
-    }
+    size = height if height == width else [height, width]
+    network = {"hidden_size": _required(official, "feature_dim"), "image_size": size, "num_channels": channels}
     if official.get("n_dit_layers", 0) <= 0:  # the official U-Net has one resolution, whatever `ch_mult` says
-        return network
+        return {**network, "backbone": "unet"}
     return {
         **network,
         "backbone": "uvit",
@@ -141,11 +134,6 @@ def _parse_schedule(name: str) -> tuple[str, float]:
     return ("poly", float(match.group(1))) if match else (name, 1.0)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Parameters
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 class FlaxParams:
     """Flat Flax parameters that remember which ones were taken, so that none is lost unnoticed."""
 
@@ -166,16 +154,6 @@ class FlaxParams:
         if kernel.dim() != 2:
             raise ValueError(f"`{layer}/kernel` must have two axes, got shape {tuple(kernel.shape)}.")
         return kernel.transpose(0, 1).contiguous()
-
-    def stacked_kernels(self, layers: list[str]) -> Tensor:
-        """Dense kernels of one shape as one Linear weight: their outputs one after the other."""
-        kernels = [self.kernel(layer) for layer in layers]
-        if len({kernel.shape for kernel in kernels}) > 1:
-            shapes = {
-                f"{layer}/kernel": tuple(kernel.shape[::-1]) for layer, kernel in zip(layers, kernels, strict=True)
-            }
-            raise ValueError(f"Kernels that become one weight must have one shape, got {shapes}.")
-        return torch.cat(kernels)
 
     def conv(self, layer: str, name: str) -> dict[str, Tensor]:
         """A convolution's kernel [kh, kw, in, out], or a pixel's Dense one [in, out], as weight [out, in, kh, kw]."""
@@ -202,18 +180,20 @@ class FlaxParams:
             self._arrays[f"{attention}/{layer}/kernel"] = kernel.squeeze(heads_axis)
             self._arrays[f"{attention}/{layer}/bias"] = bias.flatten()
 
-    def dense(self, layer: str, name: str) -> dict[str, Tensor]:
-        """A Dense layer with its bias as the Linear `name`."""
-        return {f"{name}.weight": self.kernel(layer), f"{name}.bias": self.take(f"{layer}/bias")}
+    def dense(self, layer: str, name: str, has_bias: bool = True) -> dict[str, Tensor]:
+        """A Dense layer as the Linear `name`."""
+        bias = {f"{name}.bias": self.take(f"{layer}/bias")} if has_bias else {}
+        return {f"{name}.weight": self.kernel(layer), **bias}
 
-    def stacked_dense(self, widths: Mapping[str, int], in_features: int, name: str) -> dict[str, Tensor]:
+    def stacked_dense(self, widths: dict[str, int], in_features: int, name: str, has_bias: bool = True):
         """Dense layers, by name with their number of outputs, as one layer: their outputs one after the other."""
-        parts = [self.dense(layer, name) for layer in widths]
+        parts = [self.dense(layer, name, has_bias) for layer in widths]
         for (layer, width), part in zip(widths.items(), parts, strict=True):
             for key, x in part.items():
                 expected = (width, in_features)[: x.dim()]
                 if x.shape != expected:
-                    raise ValueError(f"`{layer}` must have {key} of shape {expected}, got {tuple(x.shape)}.")
+                    got = tuple(x.shape)
+                    raise ValueError(f"`params` must have {key} of shape {expected} in `{layer}`, got {got}.")
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def check_empty(self):
@@ -234,16 +214,17 @@ def convert_flax_params(params: Mapping[str, Any], config: MD4Config) -> dict[st
     """
     flax = FlaxParams(params)
     state: dict[str, Tensor] = {}
-    state.update(_convert_conditioning(flax, config))
+    if config.num_classes is not None:
+        state["model.conditioning.class_embedding.weight"] = flax.take("cond_embeddings/embedding")
+    if config.time_conditioning:
+        state |= flax.dense("classifier/CondEmbedding_0/dense0", "model.conditioning.dense_in")
+        state |= flax.dense("classifier/CondEmbedding_0/Dense_0", "model.conditioning.dense_out")
     with torch.device("meta"):
         model = MD4ForMaskedDiffusion(config)
     if config.is_image:
-        state.update(_convert_image_network(flax, config, model.model.unet))
+        state |= _convert_image_network(flax, config, model.model.unet)
     else:
-        state.update(_convert_embedding(flax, config))
-        for index in range(config.num_hidden_layers):
-            state.update(_convert_layer(flax, config, index))
-        state.update(_convert_output(flax, config))
+        state |= _convert_text_network(flax, config)
     if config.learn_masking_schedule:
         # The official schedule has no exponent for the mask, whose own is not used here.
         state["token_schedule.free_exponents"] = F.pad(flax.take("noise_schedule/w"), (0, 1))
@@ -254,59 +235,46 @@ def convert_flax_params(params: Mapping[str, Any], config: MD4Config) -> dict[st
     return state
 
 
-def _convert_conditioning(flax: FlaxParams, config: MD4Config) -> dict[str, Tensor]:
-    state = {}
-    if config.num_classes is not None:
-        state["model.conditioning.class_embedding.weight"] = flax.take("cond_embeddings/embedding")
-    if config.time_conditioning:
-        state |= flax.dense("classifier/CondEmbedding_0/dense0", "model.conditioning.dense_in")
-        state |= flax.dense("classifier/CondEmbedding_0/Dense_0", "model.conditioning.dense_out")
-    return state
-
-
-def _convert_embedding(flax: FlaxParams, config: MD4Config) -> dict[str, Tensor]:
-    if config.embedding_size is None:
-        return {"model.embed_tokens.weight": flax.take("classifier/Transformer_0/Embed_0/embedding")}
-    embedding = {"model.embed_tokens.weight": flax.take("classifier/Embed_0/embedding")}
-    return embedding | flax.dense("classifier/Transformer_0/Dense_0", "model.embed_proj")
-
-
-def _convert_layer(flax: FlaxParams, config: MD4Config, index: int) -> dict[str, Tensor]:
-    block, layer = f"classifier/Transformer_0/TransformerBlock_{index}", f"model.layers.{index}"
-    state = {
-        f"{layer}.attention.qkv_proj.weight": flax.stacked_kernels([f"{block}/attention/w{x}" for x in "qkv"]),
-        f"{layer}.attention.o_proj.weight": flax.kernel(f"{block}/attention/wo"),
-        f"{layer}.mlp.gate_up_proj.weight": flax.stacked_kernels([f"{block}/feed_forward/w{x}" for x in "13"]),
-        f"{layer}.mlp.down_proj.weight": flax.kernel(f"{block}/feed_forward/w2"),
-    }
-    if config.is_conditional:  # the modulation is taken with those of all blocks
-        return state
-    state[f"{layer}.attention_norm.weight"] = flax.take(f"{block}/RMSNorm_0/scale")
-    state[f"{layer}.mlp_norm.weight"] = flax.take(f"{block}/RMSNorm_1/scale")
-    return state
-
-
-def _convert_output(flax: FlaxParams, config: MD4Config) -> dict[str, Tensor]:
-    state = {}
+def _convert_text_network(flax: FlaxParams, config: MD4Config) -> dict[str, Tensor]:
+    transformer, hidden = "classifier/Transformer_0", config.hidden_size
+    blocks = [f"{transformer}/TransformerBlock_{i}" for i in range(config.num_hidden_layers)]
     # Flax numbers the Dense layers in the order of their creation: input projection, output modulation, head.
-    dense_index = 0 if config.embedding_size is None else 1
+    dense_index = 0
+    if config.embedding_size is None:
+        state = {"model.embed_tokens.weight": flax.take(f"{transformer}/Embed_0/embedding")}
+    else:
+        state = {"model.embed_tokens.weight": flax.take("classifier/Embed_0/embedding")}
+        state |= flax.dense(f"{transformer}/Dense_0", "model.embed_proj")
+        dense_index += 1
+    for index, block in enumerate(blocks):
+        state |= _convert_layer(flax, config, block, f"model.layers.{index}")
     if config.is_conditional:
-        transformer, hidden = "classifier/Transformer_0", config.hidden_size
-        widths = {f"{transformer}/TransformerBlock_{i}/Dense_0": 6 * hidden for i in range(config.num_hidden_layers)}
+        widths = {f"{block}/Dense_0": 6 * hidden for block in blocks}
         widths[f"{transformer}/Dense_{dense_index}"] = 2 * hidden
         state |= flax.stacked_dense(widths, config.conditioning_size, "model.modulation.dense")
         dense_index += 1
     else:
-        state["model.norm.weight"] = flax.take("classifier/Transformer_0/RMSNorm_0/scale")
-    head = flax.kernel(f"classifier/Transformer_0/Dense_{dense_index}")
+        state["model.norm.weight"] = flax.take(f"{transformer}/RMSNorm_0/scale")
     # The official head has no row for the mask (its last id), which is never predicted.
-    state["lm_head.weight"] = torch.cat([head, head.new_zeros(1, head.shape[1])])
+    state["lm_head.weight"] = F.pad(flax.kernel(f"{transformer}/Dense_{dense_index}"), (0, 0, 0, 1))
     return state
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Parameters of the image networks
-# ----------------------------------------------------------------------------------------------------------------------
+def _convert_layer(flax: FlaxParams, config: MD4Config, block: str, layer: str) -> dict[str, Tensor]:
+    hidden, mlp = config.hidden_size, f"{block}/feed_forward"
+    qkv = {f"{block}/attention/w{x}": hidden for x in "qkv"}
+    gate_up = {f"{mlp}/w{x}": config.intermediate_size for x in "13"}
+    state = flax.stacked_dense(qkv, hidden, f"{layer}.attention.qkv_proj", has_bias=False)
+    state |= flax.dense(f"{block}/attention/wo", f"{layer}.attention.o_proj", has_bias=False)
+    state |= flax.stacked_dense(gate_up, hidden, f"{layer}.mlp.gate_up_proj", has_bias=False)
+    state |= flax.dense(f"{mlp}/w2", f"{layer}.mlp.down_proj", has_bias=False)
+    # A conditional network's modulation is taken with those of all blocks.
+    return state if config.is_conditional else state | _convert_norms(flax, block, layer)
+
+
+def _convert_norms(flax: FlaxParams, block: str, layer: str) -> dict[str, Tensor]:
+    norms = ("attention_norm", "mlp_norm")
+    return {f"{layer}.{name}.weight": flax.take(f"{block}/RMSNorm_{i}/scale") for i, name in enumerate(norms)}
 
 
 def _convert_image_network(flax: FlaxParams, config: MD4Config, network: MD4UNet) -> dict[str, Tensor]:
@@ -334,22 +302,19 @@ def _convert_resnet_block(
     state = _convert_group_norm(flax, config, block, 0, f"{name}.norm1")
     state |= _convert_group_norm(flax, config, block, 1, f"{name}.norm2")
     state |= flax.conv(f"{block}/Conv_0", f"{name}.conv1") | flax.conv(f"{block}/Conv_1", f"{name}.conv2")
-    dense_index = 0
-    if module.conditioning_proj is not None:
-        state[f"{name}.conditioning_proj.weight"] = flax.kernel(f"{block}/Dense_0")
-        dense_index = 1
+    has_projection = module.conditioning_proj is not None
+    if has_projection:
+        state |= flax.dense(f"{block}/Dense_0", f"{name}.conditioning_proj", has_bias=False)
     if module.conv_shortcut is not None:
-        state |= flax.conv(f"{block}/Dense_{dense_index}", f"{name}.conv_shortcut")
+        state |= flax.conv(f"{block}/Dense_{int(has_projection)}", f"{name}.conv_shortcut")
     return state
 
 
 def _convert_group_norm(flax: FlaxParams, config: MD4Config, parent: str, index: int, name: str) -> dict[str, Tensor]:
-    if config.backbone == "unet":
-        return flax.group_norm(f"{parent}/GroupNorm_{index}", f"{name}.norm")
-    norm = f"{parent}/CondGroupNorm_{index}"
-    if config.is_conditional:
+    is_unet, norm = config.backbone == "unet", f"{parent}/CondGroupNorm_{index}"
+    if config.is_conditional and not is_unet:
         return flax.dense(f"{norm}/Dense_0", f"{name}.modulation")
-    return flax.group_norm(f"{norm}/GroupNorm_0", f"{name}.norm")
+    return flax.group_norm(f"{parent}/GroupNorm_{index}" if is_unet else f"{norm}/GroupNorm_0", f"{name}.norm")
 
 
 def _convert_attention_block(flax: FlaxParams, config: MD4Config, block: str, name: str) -> dict[str, Tensor]:
@@ -383,9 +348,7 @@ def convert_dit_layer(flax: FlaxParams, config: MD4Config, block: str, layer: st
     state |= flax.dense(f"{block}/mlp/fc1", f"{layer}.mlp.0") | flax.dense(f"{block}/mlp/fc2", f"{layer}.mlp.2")
     if config.is_conditional:
         return state | flax.dense(f"{block}/Dense_0", f"{layer}.modulation")
-    state[f"{layer}.attention_norm.weight"] = flax.take(f"{block}/RMSNorm_0/scale")
-    state[f"{layer}.mlp_norm.weight"] = flax.take(f"{block}/RMSNorm_1/scale")
-    return state
+    return state | _convert_norms(flax, block, layer)
 
 
 def _convert_image_head(flax: FlaxParams, config: MD4Config, conv: str) -> dict[str, Tensor]:
@@ -398,11 +361,6 @@ def _convert_image_head(flax: FlaxParams, config: MD4Config, conv: str) -> dict[
         rows = x.unflatten(0, (config.num_channels, -1))
         state[name] = torch.cat([rows, torch.zeros_like(rows[:, :1])], dim=1).flatten(0, 1)
     return state
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def load_official_params(checkpoint: Path) -> dict[str, Any]:
@@ -419,15 +377,10 @@ def load_official_params(checkpoint: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ImportError("Reading an Orbax folder needs `pip install orbax-checkpoint`.") from error
     tree = PyTreeCheckpointer().restore(checkpoint.resolve())
-    return _flatten(_find_params(tree))
-
-
-def _find_params(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The network's parameters inside a training state: EMA weights where there are any, as the paper evaluates."""
-    for key in ("ema_params", "params"):
-        if tree.get(key):
-            return _find_params(tree[key])
-    return tree
+    # The network's parameters inside a training state: EMA weights where there are any, as the paper evaluates.
+    while params := tree.get("ema_params") or tree.get("params"):
+        tree = params
+    return _flatten(tree)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -446,8 +399,7 @@ def convert_checkpoint(checkpoint: Path, config_file: Path, output_dir: Path):
         official = json.loads(config_file.read_text(encoding="utf-8"))
         official = official.get("config", official)
     config = config_from_official(official)
-    params = load_official_params(checkpoint)
     model = MD4ForMaskedDiffusion(config)
-    model.load_state_dict(convert_flax_params(params, config))
+    model.load_state_dict(convert_flax_params(load_official_params(checkpoint), config))
     model.save_pretrained(output_dir)
     scheduler_from_official(official).save_pretrained(output_dir)

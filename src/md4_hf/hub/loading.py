@@ -67,11 +67,7 @@ def load_model(
 
 
 def adapter_base(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
-    """The base model that an adapter's folder or Hub id names; None if it holds no adapter.
-
-    Raises:
-        ValueError: If the adapter names none, or its configuration is damaged.
-    """
+    """The base model that an adapter's folder or Hub id names; None if it holds no adapter."""
     if Path(name_or_path, CONFIG_NAME).is_file():
         return None
     config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
@@ -98,12 +94,11 @@ def _load_full_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     except OSError as error:
         if name_or_path in str(error):
             raise
-        raise OSError(
-            f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}, which is no folder here."
-        ) from error
+        rule = "a model's or adapter's folder or a Hub id"
+        raise OSError(f"`model` must be {rule}, got {name_or_path}, which is no folder here.") from error
     if not isinstance(config, MD4Config):
         raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
-    if isinstance(config.architectures, list) and "MD4Model" in config.architectures:
+    if "MD4Model" in (config.architectures or ()):
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
     model_class = MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion
     with file_errors_as_value_errors("model", name_or_path):
@@ -115,20 +110,16 @@ def _check_folder(name_or_path: str):
     folder = Path(name_or_path)
     is_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
     if is_path and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
-        raise FileNotFoundError(
-            f"`model` must be a model's or adapter's folder or a Hub id, got {name_or_path}: no config.json and no "
-            "adapter_config.json there."
-        )
+        rule = "a model's or adapter's folder or a Hub id"
+        raise FileNotFoundError(f"`model` must be {rule}, got {name_or_path}: no config.json or adapter_config.json.")
 
 
 def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, image_processor=None):
     """Make a pipeline; the default scheduler has the model's masking schedule and the paper's grid for it.
 
-    The default image processor has the size, channels and levels of the model.
-
-    Raises:
-        ValueError: For an autoregressive model.
+    The default image processor has the size, channels and levels of the model, where images of these can be shown.
     """
+    from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
     from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
     from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
@@ -143,19 +134,10 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
         timestep_grid="cosine" if config.masking_schedule == "linear" else "uniform",
     )
     if config.is_image and image_processor is None:
-        image_processor = _default_image_processor(config)
+        (channels, *size), num_levels = config.sample_shape, config.vocab_size - 1
+        if channels in MODES and num_levels <= WHITE + 1:
+            image_processor = MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
     return MaskedDiffusionPipeline(model, scheduler, tokenizer, image_processor)
-
-
-def _default_image_processor(config: MD4Config):
-    """The image processor for a model; None if there are no pictures of so many channels or levels."""
-    from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
-
-    channels, *size = config.sample_shape
-    num_levels = config.vocab_size - 1
-    if channels not in MODES or num_levels > WHITE + 1:
-        return None
-    return MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
 
 
 def load_pipeline(
@@ -174,8 +156,7 @@ def load_pipeline(
         dtype: Precision of the weights; that of the files by default.
         device: Device of the model; the accelerator if there is one by default.
 
-    Raises:
-        FileNotFoundError, ValueError: As `load_model`; and for a device that is not there.
+    Raises as `load_model`; and a ValueError for a device that is not there.
     """
     from ..core.image_processing_md4 import MD4ImageProcessor
 
@@ -183,16 +164,14 @@ def load_pipeline(
     hub: dict[str, Any] = {"revision": revision, "token": token}
     model = load_model(name_or_path, base=base, dtype=dtype, **hub)
     # A model without a scheduler or image processor of its own gets the default one for it.
-    scheduler = load_scheduler(name_or_path, revision=revision, token=token)
+    scheduler = load_scheduler(name_or_path, **hub)
     tokenizer = image_processor = None
     if model.config.is_image:
-        image_processor = _load_if_there(
-            MD4ImageProcessor, "image_processor", "preprocessor_config.json", name_or_path, hub
-        )
+        file_name = "preprocessor_config.json"
+        image_processor = _load_if_there(MD4ImageProcessor, "image_processor", file_name, name_or_path, hub)
     else:
         tokenizer = load_tokenizer(name_or_path, **hub)
-    pipeline = make_pipeline(model, tokenizer, scheduler, image_processor)
-    return pipeline.to(device)
+    return make_pipeline(model, tokenizer, scheduler, image_processor).to(device)
 
 
 def load_scheduler(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None):

@@ -39,11 +39,7 @@ class LoraArguments:
             raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
 
     def config(self):
-        """The `peft.LoraConfig`.
-
-        Raises:
-            ImportError: Without peft.
-        """
+        """The `peft.LoraConfig`; an ImportError without peft."""
         names = self.target_modules.split(",")
         return import_peft().LoraConfig(
             r=self.lora_r,
@@ -56,24 +52,18 @@ class LoraArguments:
         )
 
     def loading_arguments(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` for the base.
-
-        Raises:
-            ValueError: With `quantization`, where bitsandbytes is not installed.
-        """
+        """Arguments of `from_pretrained` for the base; a ValueError with `quantization` without bitsandbytes."""
         if self.quantization is None:
             return {}
         from transformers import BitsAndBytesConfig
         from transformers.utils import is_bitsandbytes_available
 
         if not is_bitsandbytes_available():
-            raise ValueError(
-                f"`quantization` must be left out where bitsandbytes is not installed, got {self.quantization!r}."
-            )
-        is_4bit = self.quantization == "4bit"
+            rule = "left out where bitsandbytes is not installed"
+            raise ValueError(f"`quantization` must be {rule}, got {self.quantization!r}.")
         config = BitsAndBytesConfig(
-            load_in_4bit=is_4bit,
-            load_in_8bit=not is_4bit,
+            load_in_4bit=self.quantization == "4bit",
+            load_in_8bit=self.quantization == "8bit",
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype="bfloat16",
             llm_int8_skip_modules=["lm_head"],
@@ -82,11 +72,7 @@ class LoraArguments:
 
 
 def import_peft():
-    """The module `peft`.
-
-    Raises:
-        ImportError: Without peft, with the way to install it.
-    """
+    """The module `peft`; an ImportError that says how to install it where it is not."""
     try:
         import peft
     except ImportError as error:

@@ -44,32 +44,29 @@ def register_auto_classes():
     loaded = [module for module in AUTO_CLASSES if _has(module, AUTO_CLASSES[module][0])]
     if not loaded or _is_underway(CONFIGURATION, "MD4Config"):  # at whose end this is called again
         return
+    from ..core.configuration_md4 import MD4Config
+
     for module in loaded:
-        AUTO_CLASSES[module][1](sys.modules[module])
+        AUTO_CLASSES[module][1](sys.modules[module], MD4Config)
 
 
-def _register_configuration(auto):
-    from ..core.configuration_md4 import MD4Config
-
-    auto.AutoConfig.register(MD4Config.model_type, MD4Config, exist_ok=True)
+def _register_configuration(auto, config_class):
+    auto.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 
-def _register_models(auto):
-    from ..core.configuration_md4 import MD4Config
-
+def _register_models(auto, config_class):
     denoiser, network = "modeling_md4.MD4ForMaskedDiffusion", "modeling_md4.MD4Model"
     baseline = "modeling_md4_causal.MD4ForCausalLM"
-    auto.AutoModel.register(MD4Config, LazyClasses(denoiser, network, baseline), exist_ok=True)
-    auto.AutoModelForCausalLM.register(MD4Config, LazyClasses(baseline), exist_ok=True)
-    auto.AutoModelForMaskedLM.register(MD4Config, LazyClasses(denoiser), exist_ok=True)
+    auto.AutoModel.register(config_class, LazyClasses(denoiser, network, baseline), exist_ok=True)
+    auto.AutoModelForCausalLM.register(config_class, LazyClasses(baseline), exist_ok=True)
+    auto.AutoModelForMaskedLM.register(config_class, LazyClasses(denoiser), exist_ok=True)
 
 
-def _register_image_processor(auto):
-    from ..core.configuration_md4 import MD4Config
+def _register_image_processor(auto, config_class):
     from ..core.image_processing_md4 import MD4ImageProcessor
 
     processors = dict.fromkeys(("pil", "torchvision"), MD4ImageProcessor)  # one class, whichever is asked for
-    auto.AutoImageProcessor.register(MD4Config, image_processor_classes=processors, exist_ok=True)
+    auto.AutoImageProcessor.register(config_class, image_processor_classes=processors, exist_ok=True)
 
 
 # Each module of Auto classes with the last class that it defines, and what registers ours with it.
@@ -81,12 +78,9 @@ AUTO_CLASSES: dict[str, tuple[str, Callable]] = {
 
 
 class LazyClasses(tuple):
-    """Classes of this package, imported when they are looked at.
+    """Classes of this package by "module.Class", imported when they are looked at.
 
     transformers takes a tuple of classes for a configuration, and picks one by its `architectures`.
-
-    Args:
-        names: Module and class of each, "module.Class".
     """
 
     names: tuple[str, ...]
@@ -120,8 +114,7 @@ def register_with_diffusers():
     """Let diffusers load our components by the name of this package, and find our pipeline by its class name.
 
     Components of folders that carry their code are named as classes of transformers and diffusers, see
-    `remote_pipeline`. Idempotent. In the middle of an import of one of our own modules nothing is done: its end calls
-    this again.
+    `remote_pipeline`. Idempotent. While one of our modules is being imported nothing is done: its end calls this again.
     """
     if any(_is_underway(module, name) for module, name in DIFFUSERS_CLASSES.items()):
         return
@@ -154,11 +147,7 @@ def _is_underway(module: str, name: str) -> bool:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls functions right after modules have been imported.
-
-    Args:
-        functions: By the name of the module; taken out once it is imported, not when it is only looked for.
-    """
+    """Calls functions, by the name of a module, right after it has been imported: once, and not when looked for."""
 
     def __init__(self, functions: dict[str, Callable[[], None]]):
         self.functions = functions

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from accelerate.utils import patch_environment
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from transformers.utils import CONFIG_NAME
@@ -25,29 +24,14 @@ from ..core.modeling_md4 import MD4ForMaskedDiffusion
 
 FSDP_FOLDER = "pytorch_model_fsdp_0"
 DEEPSPEED_FOLDERS = "global_step*"
-FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_DCP_METADATA = "torch.distributed.checkpoint.metadata"
-_DCP_CLASSES = {
-    *(
-        (_DCP_METADATA, name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("collections", "OrderedDict"),
-    *(("torch", str(dtype).removeprefix("torch.")) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+DCP_NAMES = {
+    "torch.distributed.checkpoint.metadata": "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex "
+    "StorageMeta TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING",
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo",
+    "torch.serialization": "_get_layout",
+    "torch": "Size float32 bfloat16 float16",
+    "pathlib": "PosixPath WindowsPath",
+    "collections": "OrderedDict",
 }
 
 
@@ -58,10 +42,7 @@ def has_shards(folder: str | os.PathLike) -> bool:
 
 
 def load_shards(folder: str | os.PathLike) -> MD4ForMaskedDiffusion:
-    """Put the model of a checkpoint together, on one process, in float32.
-
-    Args:
-        folder: A checkpoint of a training with FSDP2 (`SHARDED_STATE_DICT`) or DeepSpeed.
+    """Put the model of a checkpoint of FSDP2 (`SHARDED_STATE_DICT`) or DeepSpeed together, on one process, in float32.
 
     Raises:
         ValueError: If the files are damaged, do not fit the checkpoint's configuration, or hold anything but weights.
@@ -87,7 +68,7 @@ def load_shards(folder: str | os.PathLike) -> MD4ForMaskedDiffusion:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
-        if (module, name) not in _DCP_CLASSES:
+        if name not in DCP_NAMES.get(module, "").split():
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is no part of a checkpoint")
         return super().find_class(module, name)
 
@@ -120,21 +101,8 @@ def _deepspeed_weights(folder: Path) -> dict[str, torch.Tensor]:
     for path in sorted(folder.glob(f"{DEEPSPEED_FOLDERS}/*.pt")):
         unknown = sorted(set(get_unsafe_globals_in_checkpoint(path)) - names)
         if unknown:
-            raise pickle.UnpicklingError(
-                f"{path.name} refers to {', '.join(unknown)}, which is no part of a checkpoint"
-            )
-    with safe_globals(allowed), _weights_only():
+            others = ", ".join(unknown)
+            raise pickle.UnpicklingError(f"{path.name} refers to {others}, which is no part of a checkpoint")
+    # Within the patch `torch.load` makes no objects but weights, whatever its caller says.
+    with safe_globals(allowed), patch_environment(torch_force_weights_only_load="1"):
         return get_fp32_state_dict_from_zero_checkpoint(str(folder))
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """Within the context `torch.load` makes no objects but weights, whatever its caller says."""
-    before = os.environ.get(FORCE_WEIGHTS_ONLY)
-    os.environ[FORCE_WEIGHTS_ONLY] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(FORCE_WEIGHTS_ONLY)
-        if before is not None:
-            os.environ[FORCE_WEIGHTS_ONLY] = before

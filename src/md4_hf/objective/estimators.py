@@ -48,15 +48,11 @@ def example_nelbo(
         index: `(batch,)` indices of the examples in their data set; best on the CPU, where the times are made.
         seed: Seed of the evaluation noise.
         num_draws: Number of draws per example, >= 1.
-        estimator: `"time"` or `"any_order"`.
+        estimator: `"time"` or `"any_order"`; a ValueError is raised for one that does not fit the model.
 
     Returns:
         `(batch,)` nats and `(batch,)` numbers of scored tokens, both float32.
-
-    Raises:
-        ValueError: For an estimator that is unknown, or not one for this model.
     """
-    check_estimator(estimator, objective)
     inputs = {**inputs, "labels": scored_labels(inputs)}
     shape, device = inputs["input_ids"].shape, inputs["input_ids"].device
     num_draws = 1 if objective.is_autoregressive else num_draws
@@ -64,7 +60,7 @@ def example_nelbo(
     for draw in range(num_draws):
         uniform = evaluation_times(seed, index, draw, num_draws).to(device)
         noise = evaluation_mask_noise(seed, index.to(device), draw, shape)
-        nelbo, reconstruction = _ESTIMATORS[estimator](model, objective, inputs, uniform, noise)
+        nelbo, reconstruction = nelbo_given_noise(model, objective, inputs, uniform, noise, estimator)
         total += nelbo.to(total.dtype)
     num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
     return total / num_draws + reconstruction.to(total), num_tokens.float()
@@ -78,22 +74,16 @@ def nelbo_given_noise(
     noise: Tensor,
     estimator: str = TIME,
 ) -> tuple[Tensor, Tensor]:
-    """One draw of the NELBO, a deterministic function of its noise.
+    """One draw of the NELBO, a deterministic function of its noise; see `example_nelbo`.
 
     Args:
-        model: The denoiser, called as `MD4ForMaskedDiffusion`.
-        objective: Its objective.
-        inputs: A clean batch, see `Objective.noised`.
+        model, objective, inputs, estimator: As for `example_nelbo`.
         uniform: `(batch,)` in [0, 1): the times, or as `"any_order"` the shares of the scored tokens that are masked.
         noise: In [0, 1), of the shape of `input_ids`: at a time t a token is masked if its number is at least alpha_t;
             as `"any_order"` those with the lowest numbers are.
-        estimator: `"time"` or `"any_order"`.
 
     Returns:
         The diffusion part and the reconstruction, each `(batch,)` nats; their sum estimates the bound without bias.
-
-    Raises:
-        ValueError: For an estimator that is unknown, or not one for this model.
     """
     check_estimator(estimator, objective)
     return _ESTIMATORS[estimator](model, objective, {**inputs, "labels": scored_labels(inputs)}, uniform, noise)
@@ -122,12 +112,9 @@ def _draw_by_count(
     process, is_scored = objective.process, inputs["labels"] != IGNORE_INDEX
     num_tokens = is_scored.flatten(1).sum(dim=1)
     num_masked = 1 + (uniform.double() * num_tokens).long().clamp(max=num_tokens - 1)
-    weight = torch.stack(
-        [
-            count * masked_count_weights(process.schedule, count, process.num_timesteps)[masked]
-            for count, masked in zip(num_tokens.clamp(min=1).tolist(), num_masked.tolist(), strict=True)
-        ]
-    )
+    counts = zip(num_tokens.clamp(min=1).tolist(), num_masked.tolist(), strict=True)
+    weights_of = functools.partial(masked_count_weights, process.schedule, num_timesteps=process.num_timesteps)
+    weight = torch.stack([count * weights_of(count)[masked] for count, masked in counts])
     xt = mask_lowest(inputs["input_ids"], is_scored, num_masked, process.mask_token_id, noise)
     # The model, which does not see the time, gives weight(t)·(-log mu): that weight is taken out again.
     t, given = _time_of_moderate_weight(process.schedule, process.num_timesteps)
@@ -163,30 +150,22 @@ def nelbo_metrics(
 
     Args:
         nelbo: `(examples,)` nats.
-        num_tokens: `(examples,)` scored tokens.
+        num_tokens: `(examples,)` scored tokens; a ValueError is raised if there is none.
         num_characters: `(examples,)` characters that the tokens stand for.
         are_dimensions: Whether the tokens are those of images, one for each channel of each pixel.
-
-    Raises:
-        ValueError: If no token is scored.
     """
     nelbo, num_tokens = nelbo.double(), num_tokens.double()
     if num_tokens.sum() == 0:
         raise ValueError("The evaluation data must hold at least one scored token, got none.")
     loss, stderr = ratio_with_stderr(nelbo, num_tokens)
-    metrics = {
-        "loss": loss,
-        "loss_stderr": stderr,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "bits_per_token": loss / math.log(2),
-    }
-    if num_characters is not None:
-        nats, stderr = ratio_with_stderr(nelbo, num_characters.double())
-        metrics["bits_per_character"] = nats / math.log(2)
-        metrics["bits_per_character_stderr"] = stderr / math.log(2)
-    if are_dimensions:
-        metrics["bits_per_dimension"] = loss / math.log(2)
-        metrics["bits_per_dimension_stderr"] = metrics["loss_stderr"] / math.log(2)
+    metrics = {"loss": loss, "loss_stderr": stderr, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+    metrics["bits_per_token"] = loss / math.log(2)
+    counts = {"character": num_characters, "dimension": num_tokens if are_dimensions else None}
+    for unit, count in counts.items():
+        if count is not None:
+            nats, stderr = ratio_with_stderr(nelbo, count.double())
+            metrics[f"bits_per_{unit}"] = nats / math.log(2)
+            metrics[f"bits_per_{unit}_stderr"] = stderr / math.log(2)
     metrics["num_tokens"] = int(num_tokens.sum())
     return metrics
 

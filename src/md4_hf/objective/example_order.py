@@ -23,10 +23,7 @@ class OrderedExamples(torch.utils.data.Dataset):
 
     An example thus has the same noise wherever it stands in the data set, in any batch and on any process;
     and the indices are 0 ... n - 1, as the even spread of `evaluation_times` needs. Examples that are alike take
-    neighbouring indices in the order in which they stand.
-
-    Args:
-        dataset: Data set with a length, whose examples have `input_ids`.
+    neighbouring indices in the order in which they stand. The data set is one that `can_be_ordered`.
     """
 
     def __init__(self, dataset: Any):
@@ -39,22 +36,19 @@ class OrderedExamples(torch.utils.data.Dataset):
         return len(self._index)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        return {**self.dataset[place], NOISE_INDEX: int(self._index[place])}
+        return self.__getitems__([place])[0]
 
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
         """Several examples, read at once where the data set can."""
-        return [
-            {**row, NOISE_INDEX: int(self._index[place])}
-            for place, row in zip(places, _rows(self.dataset, places), strict=True)
-        ]
+        numbers = self._index[places].tolist()
+        return [{**row, NOISE_INDEX: n} for row, n in zip(_rows(self.dataset, places), numbers, strict=True)]
 
 
 def can_be_ordered(dataset: Any) -> bool:
     """Whether a data set has a length, as a stream has not, and examples with `input_ids`."""
-    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__") or not len(dataset):
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         return False
-    first = dataset[0]
-    return isinstance(first, Mapping) and "input_ids" in first
+    return len(dataset) > 0 and "input_ids" in dataset[0]
 
 
 def data_sha256(dataset: Any) -> str:

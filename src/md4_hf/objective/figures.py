@@ -15,17 +15,12 @@ class Figure:
     `str(figure)` writes both with as many digits as give the value five significant ones, at most four after the point:
     "5.3823 ± 0.0731". A format such as `f"{figure:.2f}"` asks for other digits.
 
-    Args:
-        name: Its name in a table, such as "perplexity" or "bits per character".
-        value: The value; an integer is a count and has no digits after the point.
-        error: Its standard error, NaN if there is none.
-        unit: The short unit behind the value in running text, such as "bits/character".
     """
 
-    name: str
-    value: float
-    error: float = math.nan
-    unit: str = ""
+    name: str  # in a table, such as "perplexity" or "bits per character"
+    value: float  # an integer is a count and has no digits after the point
+    error: float = math.nan  # NaN if there is none
+    unit: str = ""  # behind the value in running text, such as "bits/character"
 
     @property
     def digits(self) -> int:
@@ -49,10 +44,7 @@ class Figure:
 def figures_of(metrics: Mapping[str, float], prefix: str = "", is_bound: bool = True) -> dict[str, Figure]:
     """Figures of an evaluation by their keys in `nelbo_metrics`: nats, perplexity of text, and the headline.
 
-    Args:
-        metrics: Those of `nelbo_metrics`.
-        prefix: Prefix of each key, such as "eval_".
-        is_bound: Whether the nats are a bound, the NELBO; otherwise they are −log p.
+    A `prefix`, such as "eval_", begins each key; nats that are no bound, the NELBO, are −log p.
     """
     loss, error = metrics[f"{prefix}loss"], metrics[f"{prefix}loss_stderr"]
     figures = {"loss": Figure(f"{'NELBO' if is_bound else '−log p'}, nats per token", loss, error, "nats/token")}

@@ -3,36 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
 class Modality:
-    """A kind of data, and the words for it.
+    """A kind of data, and the words for it."""
 
-    Args:
-        name: Its name in messages.
-        example: One example, in the singular.
-        unit: The unit in the headline figure, bits per unit.
-        tokens: Where tokens are counted, with `{length}` for those of a block.
-        files: The files beside a model, in words.
-        task: The Hub's name of the task of generating examples.
-        timeless_task: The Hub's name of the task of a model that does not see the time.
-        field: The field of modelling, at the beginning of a sentence.
-        describe_examples: Several examples with their size in words, from the `MD4Config` and the tokens of a block.
-    """
-
-    name: str
-    example: str
-    unit: str
-    tokens: str
-    files: str
-    task: str
-    timeless_task: str
-    field: str
-    describe_examples: Callable[[Any, int | None], str]
+    name: str  # in messages
+    example: str  # in the singular
+    unit: str  # of the headline figure, bits per unit
+    tokens: str  # where tokens are counted, with `{length}` for those of a block
+    examples: str  # several, with their size
+    files: str  # beside a model
+    task: str  # the Hub's name for generating examples
+    timeless_task: str  # the Hub's name for a model that does not see the time
+    field: str  # of modelling, at the beginning of a sentence
 
     @property
     def bits(self) -> str:
@@ -43,14 +30,9 @@ class Modality:
         """The task that the Hub lists a model under."""
         return self.task if sees_time else self.timeless_task
 
-
-def _describe_sequences(config, length: int | None) -> str:
-    return f"sequences of {length} tokens"
-
-
-def _describe_images(config, length: int | None) -> str:
-    channels, height, width = config.sample_shape
-    return f"images of {height} × {width} × {channels}"
+    def describe_examples(self, config, length: int | None) -> str:
+        """Several examples with their size, from the `MD4Config` and the tokens of a block."""
+        return self.examples.format(length=length, shape=config.sample_shape)
 
 
 TEXT = Modality(
@@ -58,22 +40,22 @@ TEXT = Modality(
     example="sequence",
     unit="character",
     tokens="in blocks of {length}",
+    examples="sequences of {length} tokens",
     files="tokenizer",
     task="text-generation",
     timeless_task="fill-mask",  # a model that does not see the time is a masked language model to transformers
     field="Language",
-    describe_examples=_describe_sequences,
 )
 IMAGES = Modality(
     name="images",
     example="image",
     unit="dimension",
     tokens="of images, one for each channel of each pixel",
+    examples="images of {shape[1]} × {shape[2]} × {shape[0]}",
     files="image processor, samples.png",
     task="unconditional-image-generation",
     timeless_task="unconditional-image-generation",
     field="Image",
-    describe_examples=_describe_images,
 )
 
 

@@ -48,19 +48,16 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def keyed_uniform(*key: int | Tensor, device: torch.device | str | None = None, dtype=torch.float32) -> Tensor:
-    """Uniform numbers in [0, 1), one per element of the broadcast key.
+    """Uniform numbers in [0, 1), one per element of the broadcast key, the same on every device.
 
     Args:
-        key: Integers or int64 tensors that broadcast together. The same key gives the same number on every device.
+        key: Integers or int64 tensors that broadcast together.
         device: Where to compute; tensors in the key must be there.
         dtype: float32 (24 random bits) or float64 (53).
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}.")
     state = torch.zeros((), dtype=torch.int64, device=device)
     for part in key:
-        part = _signed(part) if isinstance(part, int) else part
-        state = _mix((state ^ part) + _signed(_GOLDEN_GAMMA))
+        state = _mix((state ^ (_signed(part) if isinstance(part, int) else part)) + _signed(_GOLDEN_GAMMA))
     bits = 24 if dtype == torch.float32 else 53
     return _shift_right(_mix(state), 64 - bits).to(dtype) * 2.0**-bits
 
@@ -72,8 +69,7 @@ def training_times(seed: int, step: int, index: Tensor, total: int) -> Tensor:
     work on, and no process waits for another that has more.
 
     Args:
-        seed: Seed of the run.
-        step: Number of the optimizer step.
+        seed, step: Seed of the run and number of the optimizer step.
         index: `(n,)` indices in [0, total) of the examples at hand, counted over all ranks and micro-batches.
         total: Number of examples of the whole optimizer step.
     """
@@ -101,8 +97,7 @@ def most_masked_tokens(
     Args:
         schedule: The masking schedule.
         num_timesteps: T of discrete time, None for continuous time.
-        num_examples: Examples of the micro-batch.
-        total: Examples of the whole optimizer step.
+        num_examples, total: Examples of the micro-batch, and of the whole optimizer step.
         length: Tokens of an example.
     """
     stratum = torch.arange(num_examples) * _stride(total) % total
@@ -120,14 +115,9 @@ def training_mask_noise(seed: int, step: int, index: Tensor, shape: torch.Size) 
     return _mask_noise((seed, TRAIN_MASK, step), index, shape)
 
 
-def training_flip_noise(seed: int, step: int, index: Tensor) -> Tensor:
-    """Uniform numbers `(n,)` that decide which images are mirrored; arguments as in `training_times`."""
-    return keyed_uniform(seed, TRAIN_FLIP, step, index, device=index.device)
-
-
-def training_class_noise(seed: int, step: int, index: Tensor) -> Tensor:
-    """Uniform numbers `(n,)` that decide which examples lose their class; arguments as in `training_times`."""
-    return keyed_uniform(seed, TRAIN_CLASS, step, index, device=index.device)
+def training_example_noise(seed: int, step: int, index: Tensor, use: int) -> Tensor:
+    """Uniform numbers `(n,)` for a use: `TRAIN_FLIP`, images to mirror, or `TRAIN_CLASS`, classes to leave out."""
+    return keyed_uniform(seed, use, step, index, device=index.device)
 
 
 def evaluation_times(seed: int, index: Tensor, draw: int, num_draws: int) -> Tensor:

@@ -13,8 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core.masked_diffusion import IGNORE_INDEX, rescale_times
-from ..core.masking_process import GenMD4Process, MD4Process, md4_process
+from ..core.masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, md4_process, rescale_times
 from .noise import most_masked_tokens
 
 
@@ -23,16 +22,11 @@ OF_TIMES = "a model that sees the time or learns its schedule, where the bound i
 
 @dataclass(frozen=True)
 class Objective:
-    """Step from a clean batch to the inputs that a model computes its loss from.
-
-    Args:
-        null_class: The label that stands for no class, if the model has one.
-        class_dropout: Probability with which it takes the place of a label in training.
-    """
+    """Step from a clean batch to the inputs that a model computes its loss from."""
 
     _: KW_ONLY
-    null_class: int | None = None
-    class_dropout: float = 0.0
+    null_class: int | None = None  # the label that stands for no class, if the model has one
+    class_dropout: float = 0.0  # probability with which it takes the place of a label in training
 
     is_autoregressive: ClassVar[bool] = False  # then the likelihood is exact, and nothing is drawn
     loss_is_bound: ClassVar[bool] = True  # whether the training loss is the NELBO itself, and no surrogate
@@ -74,12 +68,7 @@ class Objective:
         raise NotImplementedError(f"{type(self).__name__} must define `noised`.")
 
     def drop_classes(self, inputs: Mapping[str, Tensor], noise: Tensor) -> dict[str, Tensor]:
-        """Model inputs that have lost their class with probability `class_dropout`, as guidance needs it.
-
-        Args:
-            inputs: A batch, with `class_labels` `(batch,)` if the model has a null class.
-            noise: `(batch,)` uniform numbers.
-        """
+        """Inputs whose `class_labels` are lost where uniform `noise`, both `(batch,)`, is below `class_dropout`."""
         if self.null_class is None or inputs.get("class_labels") is None:
             return {**inputs}
         labels = inputs["class_labels"]
@@ -92,19 +81,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class MD4Objective(Objective):
-    """MD4: x_t is drawn here, from the fixed schedule.
-
-    Args:
-        process: The forward process.
-        sees_time: Whether the denoiser is told the time.
-    """
+    """MD4: x_t is drawn here, from the fixed schedule."""
 
     process: MD4Process
-    sees_time: bool = True
+    sees_time: bool = True  # whether the denoiser is told the time
 
     @property
     def any_order_obstacle(self) -> str | None:
-        """Reason against the any-order estimator: the time that the denoiser sees."""
+        """The time that the denoiser sees."""
         return OF_TIMES if self.sees_time else None
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -120,20 +104,12 @@ class MD4Objective(Objective):
 
 @dataclass(frozen=True)
 class GenMD4Objective(Objective):
-    """GenMD4: the model itself masks, as its learned schedules may be sharded over devices.
+    """GenMD4: the model itself masks, as its learned schedules may be sharded over devices."""
 
-    Args:
-        first_time: t_1, where the times begin.
-    """
-
-    first_time: float
+    first_time: float  # t_1, where the times begin
 
     loss_is_bound: ClassVar[bool] = False
-
-    @property
-    def any_order_obstacle(self) -> str | None:
-        """Reason against the any-order estimator: the learned schedules."""
-        return OF_TIMES
+    any_order_obstacle = OF_TIMES
 
     def noise_shape(self, shape: torch.Size, num_copies: int = GenMD4Process.training_copies) -> torch.Size:
         """Shape with an axis of copies, which the leave-one-out gradient needs, after the batch."""
@@ -150,11 +126,7 @@ class AutoregressiveObjective(Objective):
     """Autoregression, of an `MD4ForCausalLM`: nothing is noised, and the loss is -log p itself."""
 
     is_autoregressive: ClassVar[bool] = True
-
-    @property
-    def any_order_obstacle(self) -> str | None:
-        """Reason against the any-order estimator: nothing is estimated."""
-        return "a causal model, which needs none"
+    any_order_obstacle = "a causal model, which needs none"
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """The clean batch with its labels; times and noise are not used."""

@@ -22,8 +22,11 @@ SAME_ON_ALL_RANKS = (
     *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip"),
 )
 LEAST_VALUES = {"eval_draws": 1, "num_copies": 2, "card_samples": 0, "image_samples": 0, "image_sample_steps": 1}
-# Arguments of `Trainer` and `TrainingArguments` that the ELBO leaves no choice of.
-REQUIRED_VALUES = {"batch_eval_metrics": False, "eval_do_concat_batches": True, "average_tokens_across_devices": True}
+# Arguments of which the ELBO leaves no choice, nor a single process that names checkpoints and numbers whole batches.
+REQUIRED_VALUES = {
+    **{"batch_eval_metrics": False, "eval_do_concat_batches": True, "average_tokens_across_devices": True},
+    **{"save_on_each_node": False, "auto_find_batch_size": False},
+}
 
 
 @dataclass(repr=False)  # `TrainingArguments` has one that hides the token of the Hub
@@ -42,29 +45,25 @@ class MD4TrainingArguments(ElboArguments, TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
-            raise ValueError(
-                "`max_steps` must be >= 1, or `num_train_epochs` > 0, got "
-                f"{self.max_steps} and {self.num_train_epochs}."
-            )
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
-        if self.label_smoothing_factor != 0.0:
-            raise ValueError(
-                f"`label_smoothing_factor` must be 0: a smoothed loss is no ELBO, got {self.label_smoothing_factor}."
-            )
-        if not self.schedule_lr_multiplier > 0.0:
-            raise ValueError(f"`schedule_lr_multiplier` must be > 0, got {self.schedule_lr_multiplier}.")
-        if self.use_muon and self.schedule_lr_multiplier != 1.0:
-            raise ValueError(
-                "`schedule_lr_multiplier` must be 1 with `use_muon`, which has one learning rate, got "
-                f"{self.schedule_lr_multiplier}."
-            )
-        check_estimator(self.eval_estimator)
+        epochs, multiplier = self.num_train_epochs, self.schedule_lr_multiplier
+        rules = [
+            ("max_steps", self.max_steps > 0 or self.max_steps < 0 < epochs, ">= 1, or `num_train_epochs` > 0"),
+            ("ema_decay", 0.0 <= self.ema_decay < 1.0, "in [0, 1)"),
+            ("label_smoothing_factor", self.label_smoothing_factor == 0.0, "0: a smoothed loss is no ELBO"),
+            ("schedule_lr_multiplier", multiplier > 0.0, "> 0"),
+            (
+                "schedule_lr_multiplier",
+                multiplier == 1.0 or not self.use_muon,
+                "1 with `use_muon`, which has one rate",
+            ),
+        ]
         for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+            rules.append((name, value is None or value >= least, f">= {least}"))
+        for name, is_kept, rule in rules:
+            if not is_kept:
+                raise ValueError(f"`{name}` must be {rule}, got {getattr(self, name)}.")
+        check_estimator(self.eval_estimator)
         if self.data_seed is None:
             self.data_seed = self.seed
         if self.dataloader_num_workers == 0:
@@ -74,23 +73,12 @@ class MD4TrainingArguments(ElboArguments, TrainingArguments):
 
 
 def check_arguments(args: Any, config: Any, trainer_options: Mapping[str, Any]):
-    """Refuse arguments under which the loss or the figures would not be the ELBO's.
-
-    Args:
-        args: Given as `args` to the trainer.
-        config: The model's `MD4Config`.
-        trainer_options: Other arguments of `Trainer`, by name.
-
-    Raises:
-        ValueError: If `args` are not `MD4TrainingArguments`, or an argument has a value that does not fit.
-    """
+    """Raise a ValueError for arguments of a trainer under which the loss or the figures would not be the ELBO's."""
     if not isinstance(args, MD4TrainingArguments):
         raise ValueError(f"`args` must be MD4TrainingArguments, got {type(args).__name__}.")
-    if args.save_on_each_node or args.auto_find_batch_size or args.accelerator_config.split_batches:
+    if args.accelerator_config.split_batches:
         raise ValueError(
-            "`save_on_each_node`, `auto_find_batch_size` and `split_batches` must be False for an MD4 model: one "
-            "process names a checkpoint, and noise is numbered by whole batches; got "
-            f"{args.save_on_each_node}, {args.auto_find_batch_size}, {args.accelerator_config.split_batches}."
+            "`split_batches` must be False for an MD4 model, got True: noise is numbered by whole batches."
         )
     for name in ("compute_metrics", "compute_loss_func"):
         if trainer_options.get(name) is not None:

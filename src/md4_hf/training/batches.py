@@ -9,7 +9,7 @@ import datasets
 import torch
 from torch import Tensor
 
-from ..objective.noise import training_class_noise, training_flip_noise, training_mask_noise, training_times
+from ..objective.noise import TRAIN_CLASS, TRAIN_FLIP, training_example_noise, training_mask_noise, training_times
 from ..objective.objectives import Objective
 from .arguments import MD4TrainingArguments
 
@@ -21,20 +21,16 @@ def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: i
     """Number the examples of this rank's batches within the optimizer step over all ranks.
 
     The micro-batches of a step are dealt to the ranks in turn (rank 0's first, rank 1's first, ..., rank 0's second),
-    so that R ranks x A micro-batches number their examples as 1 rank x (R A) does.
-
-    Args:
-        batches: This rank's micro-batches; gain `first_step_example`, the index of their first example (the others
-            follow), and `num_step_examples`, over all ranks and micro-batches.
-        rank: This process.
-        world_size: Number of processes, which all have micro-batches of the same sizes.
+    so that R ranks x A micro-batches number their examples as 1 rank x (R A) does; they have the same sizes on all.
+    A batch gains `first_step_example`, the index of its first example, and `num_step_examples`, over all ranks.
     """
-    sizes = [len(batch["input_ids"]) for batch in batches]
-    first = 0
-    for batch, size in zip(batches, sizes, strict=True):
-        batch["first_step_example"] = first + rank * size
-        batch["num_step_examples"] = world_size * sum(sizes)
-        first += world_size * size
+    total = 0
+    for batch in batches:
+        size = len(batch["input_ids"])
+        batch["first_step_example"] = total + rank * size
+        total += world_size * size
+    for batch in batches:
+        batch["num_step_examples"] = total
 
 
 def as_tensors(dataset: Any) -> Any:
@@ -53,24 +49,18 @@ def flip_images(inputs: dict[str, Tensor], flip: Tensor) -> dict[str, Tensor]:
 def noised_batch(batch: dict[str, Any], objective: Objective, args: MD4TrainingArguments, step: int) -> dict[str, Any]:
     """Inputs of the model from a clean micro-batch, with the noise of its examples' places in the step.
 
-    Args:
-        batch: Clean and numbered by `number_step_examples`; `all_scored` tells whether no token is left out.
-        objective: Noises the batch.
-        args: Say the seed, the copies of GenMD4, whether images are mirrored, and how the model runs.
-        step: Optimizer step.
+    The batch was numbered by `number_step_examples`; its `all_scored` tells whether no token is left out.
     """
-    inputs = {**batch}
-    inputs.pop("num_characters", None)
-    first, total = inputs.pop("first_step_example"), inputs.pop("num_step_examples")
-    all_scored = inputs.pop("all_scored")
+    inputs = {name: value for name, value in batch.items() if name != "num_characters"}
+    first, total, all_scored = (inputs.pop(k) for k in ("first_step_example", "num_step_examples", "all_scored"))
     ids, key = inputs["input_ids"], (args.seed, step)
     index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
     timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
     index = index.to(ids.device, non_blocking=True)
     noise = training_mask_noise(*key, index, objective.noise_shape(ids.shape, args.num_copies))
-    inputs = objective.drop_classes(inputs, training_class_noise(*key, index))
+    inputs = objective.drop_classes(inputs, training_example_noise(*key, index, TRAIN_CLASS))
     if args.random_flip:
-        inputs = flip_images(inputs, training_flip_noise(*key, index) < 0.5)
+        inputs = flip_images(inputs, training_example_noise(*key, index, TRAIN_FLIP) < 0.5)
     inputs = objective.noised(inputs, timesteps, noise)
     if not objective.is_autoregressive:
         inputs["max_masked"] = most_masked_tokens(ids, objective, args, total, all_scored)

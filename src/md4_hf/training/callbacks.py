@@ -7,7 +7,9 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,11 +27,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def serve_on(init: Callable[[int], None] | None, worker_id: int):
     """Begin a worker of a data loader that lets signals pass: terminals and launchers send them to all processes.
 
-    The process that trains ends its workers when it stops, and they end by themselves when it dies.
-
-    Args:
-        init: The `worker_init_fn` of the loader, which is called too.
-        worker_id: Number of the worker.
+    The process that trains ends its workers when it stops, and they end by themselves when it dies. `init` is the
+    loader's own `worker_init_fn`, which is called too.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -53,16 +52,12 @@ class InterruptCallback(TrainerCallback):
         """Handle the signals within the context; does nothing outside the main thread."""
         self.interrupted = self._asked = False
         self._agreement, self._process = None, os.getpid()
-        try:
-            previous = {number: signal.signal(number, self._ask_to_stop) for number in SIGNALS}
-        except ValueError:  # signals can only be handled in the main thread
-            yield
-            return
-        self._previous = previous
+        is_main = threading.current_thread() is threading.main_thread()  # which alone can handle signals
+        self._previous = {n: signal.signal(n, self._ask_to_stop) for n in SIGNALS} if is_main else {}
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number in self._previous:
                 self._restore(number)
 
     def _restore(self, number: signal.Signals):
@@ -94,21 +89,13 @@ class InterruptCallback(TrainerCallback):
 class ImageSamplesCallback(TrainerCallback):
     """Draws samples at each evaluation of a training, and not at those before and after it."""
 
-    def __init__(self, draw: Callable[[], None]):
-        self._draw, self._is_training = draw, False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Begin to draw at evaluations."""
-        self._is_training = True
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """End drawing at evaluations."""
-        self._is_training = False
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Draw samples while training."""
-        if self._is_training:
-            self._draw()
+        if self._trainer.is_in_train:
+            self._trainer.repository.draw_images()
 
 
 class BitsProgressCallback(ProgressCallback):
@@ -122,15 +109,13 @@ class BitsProgressCallback(ProgressCallback):
         """Update the text behind the bar; without a terminal, write a line per log."""
         if not sys.stderr.isatty():
             super().on_log(args, state, control, logs=logs, **kwargs)
-            return
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
-            return
-        if "bits_per_token" in logs:
-            self._shown["train"] = f"{logs['bits_per_token']:.3f} bits/token"
-        if "eval_bits_per_token" in logs:
-            bits = headline(logs, "eval_")
-            self._shown["held-out"] = f"{bits:.3f} {bits.unit}"
-        self.training_bar.set_postfix(self._shown)
+        elif self.training_bar is not None:  # there is one on the first process, while it trains
+            if "bits_per_token" in logs:
+                self._shown["train"] = f"{logs['bits_per_token']:.3f} bits/token"
+            if "eval_bits_per_token" in logs:
+                bits = headline(logs, "eval_")
+                self._shown["held-out"] = f"{bits:.3f} {bits.unit}"
+            self.training_bar.set_postfix(self._shown)
 
     def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Show a bar for evaluations outside training only: those within it are short."""

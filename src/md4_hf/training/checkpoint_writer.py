@@ -17,25 +17,16 @@ from .ema import average_folder
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a trainer, each with the averaged weights and the position of a stream.
-
-    Args:
-        trainer: The `MD4Trainer`.
-
-    Attributes:
-        staging: The folder in which `Trainer` is to write a checkpoint now; None between checkpoints.
-    """
+    """Writes the checkpoints of an `MD4Trainer`, each with the averaged weights and the position of a stream."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.staging: Path | None = None
+        self.staging: Path | None = None  # the folder in which `Trainer` is to write a checkpoint now
 
     def write(self, run_dir: Path, save: Callable[[], None]):
         """Write a checkpoint of the current step, remove old ones, and start to upload it if that is asked for.
 
-        Args:
-            run_dir: Folder of the run.
-            save: Writes what `Trainer` has in a checkpoint, into `staging`.
+        `save` writes what `Trainer` has in a checkpoint, into `staging`.
         """
         trainer, previous_best = self.trainer, self.trainer.state.best_model_checkpoint
         checkpoint = run_dir / f"checkpoint-{trainer.state.global_step}"

@@ -25,13 +25,10 @@ logger = logging.get_logger(__name__)
 MANIFEST = "manifest.json"
 STAGING_FOLDER = ".checkpoint-in-progress"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-BYTES_AT_A_TIME = 2**22
 DIGESTS_AT_ONCE = 8
 # Kinds of training, and where a checkpoint of each has its optimizer.
-PLAIN = "plain or DDP"
-FSDP_WHOLE = "FSDP with whole checkpoints"
-FSDP_SHARDED = "FSDP with sharded checkpoints"
-DEEPSPEED = "DeepSpeed"
+PLAIN, DEEPSPEED = "plain or DDP", "DeepSpeed"
+FSDP_WHOLE, FSDP_SHARDED = "FSDP with whole checkpoints", "FSDP with sharded checkpoints"
 OPTIMIZERS = {
     PLAIN: "optimizer.pt",
     FSDP_WHOLE: "optimizer.bin",
@@ -42,11 +39,7 @@ OPTIMIZERS = {
 
 @contextlib.contextmanager
 def staged_checkpoint(checkpoint: Path) -> Iterator[Path]:
-    """Name to write a checkpoint under, which gets its own at the end of the context if all went well.
-
-    Args:
-        checkpoint: Its own name; replaced if it is there.
-    """
+    """Name to write a checkpoint under, which gets its own, of an older one too, at the end if all went well."""
 
     def give_name(staging: Path, checkpoint: Path):
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -60,12 +53,8 @@ def commit(staged: Path, final: Path):
     """Give a complete folder its name: everything on disk, then a manifest, then one renaming.
 
     A process that dies at any moment leaves the folder whole under its final name, or not there.
-
-    Args:
-        staged: The folder, on the same file system as `final`.
-        final: Its name; must not exist.
     """
-    paths = list(_files(staged))
+    paths = [path for path in sorted(staged.rglob("*")) if path.is_file()]
     for path in paths:
         _sync(path)
     with ThreadPoolExecutor(DIGESTS_AT_ONCE) as pool:
@@ -76,7 +65,7 @@ def commit(staged: Path, final: Path):
     }
     manifest = staged / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for path in {path.parent for path in _files(staged)} | {manifest, staged}:
+    for path in {path.parent for path in paths} | {manifest, staged}:
         _sync(path)
     os.replace(staged, final)
     _sync(final.parent)
@@ -85,9 +74,7 @@ def commit(staged: Path, final: Path):
 def checkpoint_problem(folder: str | os.PathLike, digests: bool = True) -> str | None:
     """Reason why a checkpoint cannot be used, a missing or damaged file or manifest; None if there is none.
 
-    Args:
-        folder: The checkpoint.
-        digests: Whether to read the files and compare their checksums; else only their sizes are compared.
+    With `digests` the files are read and their checksums compared, otherwise only their sizes.
     """
     folder = Path(folder)
     try:
@@ -112,8 +99,11 @@ def checkpoint_problem(folder: str | os.PathLike, digests: bool = True) -> str |
 
 def newest_whole(run_dir: str | os.PathLike, digests: bool = True) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest whole checkpoint of a run, None if there is none; and newer ones, each with what is wrong with it."""
-    skipped = []
-    for folder in sorted(_checkpoints(Path(run_dir)), key=step_of, reverse=True):
+    skipped, steps = [], {}
+    for path in Path(run_dir).glob("checkpoint-*"):
+        if path.is_dir() and (name := CHECKPOINT_NAME.fullmatch(path.name)):
+            steps[path] = int(name.group(1))
+    for folder in sorted(steps, key=steps.__getitem__, reverse=True):
         reason = checkpoint_problem(folder, digests)
         if reason is None:
             return folder, skipped
@@ -128,12 +118,9 @@ def checkpoint_to_resume(
 
     Args:
         asked: A folder; True or "latest" for the newest whole checkpoint of the run; "auto" for that or, where there is
-            none, None; None or False to start anew.
+            none, None; None or False to start anew. A ValueError is raised if there is no whole checkpoint.
         run_dir: The run's folder.
         digests: As for `checkpoint_problem`.
-
-    Raises:
-        ValueError: If the folder asked for is not a whole checkpoint, or the run has none.
     """
     if asked is None or asked is False:
         return None
@@ -153,16 +140,10 @@ def checkpoint_to_resume(
 
 
 def check_training_state(checkpoint: str | os.PathLike, kind: str, world_size: int):
-    """Refuse a checkpoint from which a training would go on with a fresh optimizer or other random states.
+    """Raise a ValueError for a checkpoint from which a training would go on with a fresh optimizer or random state.
 
-    Args:
-        checkpoint: Its folder.
-        kind: Kind of the training that is to go on, a key of `OPTIMIZERS`.
-        world_size: Number of its processes.
-
-    Raises:
-        ValueError: If the state of the optimizer, the learning rate or a random generator is missing; or if another
-            kind of training, or under DeepSpeed another number of processes, wrote the checkpoint.
+    In it the state of the optimizer, the learning rate or a random generator is missing; or another kind of training
+    than `kind` (a key of `OPTIMIZERS`), or under DeepSpeed another number of processes, wrote it.
     """
     folder = Path(checkpoint)
     kinds = [name for name, pattern in OPTIMIZERS.items() if any(folder.glob(pattern))]
@@ -199,15 +180,7 @@ def check_training_state(checkpoint: str | os.PathLike, kind: str, world_size: i
 
 
 def stored_tensors(folder: str | os.PathLike, names: Iterable[str]) -> Iterator[torch.Tensor]:
-    """Tensors of a saved model or adapter, one read after the other.
-
-    Args:
-        folder: With one or several safetensors files.
-        names: Names of the tensors.
-
-    Raises:
-        ValueError: If a tensor is not there.
-    """
+    """Tensors of these names of a saved model or adapter, one read after the other; a ValueError if one is missing."""
     files = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob("*.safetensors"))]
     file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a mapping)
     for name in names:
@@ -216,25 +189,10 @@ def stored_tensors(folder: str | os.PathLike, names: Iterable[str]) -> Iterator[
         yield file_of[name].get_tensor(name)
 
 
-def step_of(checkpoint: Path) -> int:
-    """The number in the name of a checkpoint."""
-    return int(CHECKPOINT_NAME.fullmatch(checkpoint.name).group(1))
-
-
-def _checkpoints(run_dir: Path) -> list[Path]:
-    if not run_dir.is_dir():
-        return []
-    return [path for path in run_dir.iterdir() if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
-
-
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(BYTES_AT_A_TIME):
+        while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
 

@@ -29,16 +29,12 @@ class EmaCallback(TrainerCallback):
     def __init__(self, decay: float):
         self.decay = decay
         self.average: Any = None
-        self._initial: Iterable[torch.Tensor] | None = None
+        self.initial: Iterable[torch.Tensor] | None = None  # for the start of the next training
 
     @property
     def values(self) -> list[torch.Tensor] | None:
         """This rank's part of the averaged weights, in the order of the trained parameters; None before training."""
         return None if self.average is None else self.average.shadow_params
-
-    def resume_from(self, parameters: Iterable[torch.Tensor]):
-        """Take these averaged weights, in the order of the trainable parameters, at the start of the next training."""
-        self._initial = parameters
 
     @torch.no_grad()
     def set_average(self, model: torch.nn.Module, parameters: Iterable[torch.Tensor]):
@@ -47,7 +43,7 @@ class EmaCallback(TrainerCallback):
             shadow.copy_(local_part(value, own))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Start the average at the weights, or at those given to `resume_from`."""
+        """Start the average at the weights, or at those in `initial`."""
         from diffusers.training_utils import EMAModel
 
         model = kwargs["model"]
@@ -55,13 +51,10 @@ class EmaCallback(TrainerCallback):
         are_plain = all(type(parameter.data) is torch.Tensor for parameter in parameters)  # sharded: no foreach
         self.average = EMAModel(parameters, decay=self.decay, foreach=are_plain)
         # In 16 bits the average would stand still: what a step adds to it is below their precision.
-        self.average.shadow_params = [
-            shadow.float() if shadow.element_size() < 4 else shadow for shadow in self.average.shadow_params
-        ]
-        if self._initial is not None:
-            self.set_average(model, self._initial)
-            self.average.optimization_step = state.global_step
-            self._initial = None
+        self.average.shadow_params = [s.float() if s.element_size() < 4 else s for s in self.average.shadow_params]
+        if self.initial is not None:
+            self.set_average(model, self.initial)
+            self.average.optimization_step, self.initial = state.global_step, None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Move the average towards the new weights."""
@@ -90,11 +83,7 @@ def average_folder(model: torch.nn.Module) -> str:
 
 
 def stored_average(checkpoint: str, model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """The averaged weights in a checkpoint, in the order of the trainable parameters of the model.
-
-    Raises:
-        FileNotFoundError: If the checkpoint has none.
-    """
+    """The averaged weights in a checkpoint, if it has any, in the order of the trainable parameters of the model."""
     folder = Path(checkpoint) / average_folder(model)
     if not folder.is_dir():
         raise FileNotFoundError(

@@ -49,41 +49,26 @@ _TEMPLATE = """---
 {limits} The model repeats what its data holds, mistakes and prejudices included.{safety}
 """
 
-_USE_MODEL = """With md4_hf installed:
+
+def _use_pipeline(sample: str, auto_model: str, auto_processor: str, processor: str) -> str:
+    return f"""With md4_hf installed:
 
 ```python
 from md4_hf import MaskedDiffusionPipeline
 
-pipe = MaskedDiffusionPipeline.from_pretrained("{location}")
-print(pipe(num_samples=1).texts[0])
+pipe = MaskedDiffusionPipeline.from_pretrained("{{location}}")
+{sample}
 ```
 
 With transformers alone, which runs the code in this repository:
 
 ```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import {", ".join(sorted((auto_model, auto_processor)))}
 
-model = AutoModelForMaskedLM.from_pretrained("{location}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{location}", trust_remote_code=True)
+model = {auto_model}.from_pretrained("{{location}}", trust_remote_code=True)
+{processor} = {auto_processor}.from_pretrained("{{location}}", trust_remote_code=True)
 ```"""
 
-_USE_IMAGE_MODEL = """With md4_hf installed:
-
-```python
-from md4_hf import MaskedDiffusionPipeline
-
-pipe = MaskedDiffusionPipeline.from_pretrained("{location}")
-pipe({label}num_samples=1).images[0].save("sample.png")
-```
-
-With transformers alone, which runs the code in this repository:
-
-```python
-from transformers import AutoImageProcessor, AutoModel
-
-model = AutoModel.from_pretrained("{location}", trust_remote_code=True)
-image_processor = AutoImageProcessor.from_pretrained("{location}", trust_remote_code=True)
-```"""
 
 _USE_CAUSAL_MODEL = """With md4_hf installed (the model has no code beside it, and no pipeline: it is for likelihoods):
 
@@ -97,6 +82,7 @@ print(model(ids, labels=ids).loss)  # -log p in nats per token
 
 _BOUND = """The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out
 part of the data named above."""
+_NO_LICENSE = "No licence has been chosen for these weights: ask their owner before you use them."
 _EXACT = "The likelihood is exact, that of the held-out part of the data named above."
 _SUMMARY_MASKED = "A masked diffusion model ([MD4]({paper})) trained with `md4_hf`{origin}."
 _SUMMARY_CAUSAL = (
@@ -127,52 +113,39 @@ model = PeftModel.from_pretrained(base, "{location}")
 
 @dataclass
 class CardFacts:
-    """Facts for a model card that the model, its arguments and its log do not hold.
+    """Facts for a model card that the model, its arguments and its log do not hold."""
 
-    Args:
-        title: Heading; the name of the repository or folder by default.
-        data: The training data, in words.
-        datasets: Ids of data sets on the Hub.
-        language: Languages of the data, as two-letter codes.
-        license: Identifier of the licence of the weights, such as "apache-2.0".
-        tags: Tags besides those of every card.
-        metrics: An evaluation (`eval_loss`, ...); the last one in the log by default.
-        baselines: Held-out bits per character (of images, per dimension) of simple models of the same data, by name.
-        samples: Samples to show.
-        sample_grid: File name of a picture of samples, beside the card.
-        sample_prompt: Text that samples drawn for the card begin with.
-        plot: File name of the loss plot, beside the card.
-        location: Folder or Hub id to load the model by.
-        base_model: Id or folder of the model that was fine-tuned.
-        widget: Texts that the Hub's page offers to try.
-    """
-
-    title: str = "MD4 masked diffusion model"
-    data: str = "not recorded"
-    datasets: list[str] = field(default_factory=list)
-    language: list[str] = field(default_factory=list)
-    license: str | None = None
-    tags: list[str] = field(default_factory=list)
-    metrics: Mapping[str, float] | None = None
-    baselines: Mapping[str, float] = field(default_factory=dict)
+    title: str = "MD4 masked diffusion model"  # replaced by the name of the repository or folder
+    data: str = "not recorded"  # the training data, in words
+    datasets: list[str] = field(default_factory=list)  # ids of data sets on the Hub
+    language: list[str] = field(default_factory=list)  # of the data, as two-letter codes
+    license: str | None = None  # identifier of the licence of the weights, such as "apache-2.0"
+    tags: list[str] = field(default_factory=list)  # besides those of every card
+    metrics: Mapping[str, float] | None = None  # an evaluation (`eval_loss`, ...); the last one in the log by default
+    baselines: Mapping[str, float] = field(default_factory=dict)  # held-out bits per unit of simple models, by name
     samples: Sequence[str] = ()
-    sample_grid: str | None = None
-    sample_prompt: str | None = None
-    plot: str | None = None
-    location: str = "PATH_OR_HUB_ID"
-    base_model: str | None = None
-    widget: list[str] = field(default_factory=list)
+    sample_grid: str | None = None  # file name of a picture of samples, beside the card
+    sample_prompt: str | None = None  # text that samples drawn for the card begin with
+    plot: str | None = None  # file name of the loss plot, beside the card
+    location: str = "PATH_OR_HUB_ID"  # folder or Hub id to load the model by
+    base_model: str | None = None  # id or folder of the model that was fine-tuned
+    widget: list[str] = field(default_factory=list)  # texts that the Hub's page offers to try
 
 
 Rows = list[tuple[str, str]]
 
 
 def _masked_text_rows(config) -> Rows:
-    return [_layers(config), _sees_time(config), _length(config), *_diffusion_rows(config)]
+    return [*_text_rows(config, _sees_time(config)), *_diffusion_rows(config)]
 
 
 def _causal_text_rows(config) -> Rows:
-    return [_layers(config), ("Attention", "causal"), _length(config)]
+    return _text_rows(config, ("Attention", "causal"))
+
+
+def _text_rows(config, second: tuple[str, str]) -> Rows:
+    network = f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.mlp_type}"
+    return [("Network", network), second, ("Length", f"{config.max_position_embeddings} tokens")]
 
 
 def _image_rows(config) -> Rows:
@@ -187,14 +160,6 @@ def _image_rows(config) -> Rows:
     classes = "none" if config.num_classes is None else f"{config.num_classes}{dropout}"
     rows = [("Network", network), _sees_time(config), ("Images", images), ("Classes", classes)]
     return [*rows, *_diffusion_rows(config)]
-
-
-def _layers(config) -> tuple[str, str]:
-    return "Network", f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.mlp_type}"
-
-
-def _length(config) -> tuple[str, str]:
-    return "Length", f"{config.max_position_embeddings} tokens"
 
 
 def _sees_time(config) -> tuple[str, str]:
@@ -223,8 +188,13 @@ class _Kind:
     nats_type: str = "nelbo"  # the Hub's type of the metric in nats
 
 
-_MASKED_TEXT = _Kind(TEXT, TAGS, _USE_MODEL, _masked_text_rows)
-_MASKED_IMAGES = _Kind(IMAGES, IMAGE_TAGS, _USE_IMAGE_MODEL, _image_rows, safety="")
+_USE_MODEL = _use_pipeline("print(pipe(num_samples=1).texts[0])", "AutoModelForMaskedLM", "AutoTokenizer", "tokenizer")
+_DRAW_IMAGE = 'pipe({label}num_samples=1).images[0].save("sample.png")'
+_USE_IMAGE_MODEL = _use_pipeline(_DRAW_IMAGE, "AutoModel", "AutoImageProcessor", "image_processor")
+_MASKED = {
+    TEXT: _Kind(TEXT, TAGS, _USE_MODEL, _masked_text_rows),
+    IMAGES: _Kind(IMAGES, IMAGE_TAGS, _USE_IMAGE_MODEL, _image_rows, safety=""),
+}
 _CAUSAL_TEXT = _Kind(
     TEXT,
     CAUSAL_TAGS,
@@ -239,29 +209,19 @@ _CAUSAL_TEXT = _Kind(
 
 
 def _kind_of(model) -> _Kind:
-    if model.config.is_causal:
-        kind = _CAUSAL_TEXT
-    else:
-        kind = {TEXT: _MASKED_TEXT, IMAGES: _MASKED_IMAGES}[modality_of(model.config)]
+    kind = _CAUSAL_TEXT if model.config.is_causal else _MASKED[modality_of(model.config)]
     if not is_adapted(model):
         return kind
     return replace(kind, tags=[*kind.tags, "lora"], use=_USE_ADAPTER, summary=_SUMMARY_ADAPTER)
 
 
 def make_model_card(model, args, state, facts: CardFacts | None = None) -> ModelCard:
-    """Describe a trained model.
-
-    Args:
-        model: The `MD4ForMaskedDiffusion`, or the `PeftModel` of an adapter for one.
-        args: Its `MD4TrainingArguments`.
-        state: The `TrainerState` at the end.
-        facts: All that these do not hold.
-    """
+    """Describe a trained model or adapter, from its `MD4TrainingArguments` and the `TrainerState` at the end."""
     facts, kind = facts or CardFacts(), _kind_of(model)
-    metrics = facts.metrics
-    if metrics is None:
-        metrics = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
+    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+    metrics = facts.metrics if facts.metrics is not None else [{}, *evaluations][-1]
     figures = figures_of(metrics, "eval_", kind.is_bound) if "eval_loss" in metrics else {}
+    label = "" if model.config.num_classes is None else "class_labels=0, "
     origin = f", fine-tuned from {facts.base_model}" if facts.base_model else ""
     content = _TEMPLATE.format(
         metadata=_metadata(model, kind, facts, figures).to_yaml(),
@@ -271,13 +231,9 @@ def make_model_card(model, args, state, facts: CardFacts | None = None) -> Model
         likelihood=_likelihood(kind, figures, metrics, facts.baselines),
         limits=kind.limits,
         plot=f"![Training and held-out loss]({facts.plot})\n\n" if facts.plot else "",
-        use=kind.use.format(
-            location=facts.location,
-            base=facts.base_model,
-            label="" if model.config.num_classes is None else "class_labels=0, ",
-        ),
+        use=kind.use.format(location=facts.location, base=facts.base_model, label=label),
         samples=_samples(facts.samples, facts.sample_grid),
-        license=_license(facts.license),
+        license=f"The weights are under the licence `{facts.license}`." if facts.license else _NO_LICENSE,
         safety=kind.safety,
     )
     return ModelCard(content)
@@ -320,13 +276,11 @@ def _evaluation_results(kind: _Kind, facts: CardFacts, figures: Mapping[str, Fig
 
 def _facts(kind: _Kind, model, args, state, facts: CardFacts) -> Rows:
     parameters, trained = count_parameters(model), count_parameters(model, trained_only=True)
+    of_which = "" if trained == parameters else f", of which {trained:,} trained"
     step_examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     rows = [
         ("Data", facts.data),
-        (
-            "Parameters",
-            f"{parameters:,}" if trained == parameters else f"{parameters:,}, of which {trained:,} trained",
-        ),
+        ("Parameters", f"{parameters:,}{of_which}"),
         *kind.network_rows(model.config),
         ("Optimizer steps", f"{state.global_step:,}"),
         ("Tokens seen", f"{state.num_input_tokens_seen:,}" if state.num_input_tokens_seen else "not counted"),
@@ -353,12 +307,6 @@ def _likelihood(
     draws = f", {metrics.get('eval_num_draws', 1)} draws per {kind.modality.example}" if kind.is_bound else ""
     note = f"{metrics['eval_num_tokens']:,} tokens{draws}; ± is one standard error."
     return "\n".join(["| held-out data | value |", "| --- | --- |", *rows, "", note])
-
-
-def _license(license: str | None) -> str:
-    if license is None:
-        return "No licence has been chosen for these weights: ask their owner before you use them."
-    return f"The weights are under the licence `{license}`."
 
 
 def _samples(samples: Sequence[str], grid: str | None) -> str:

@@ -45,10 +45,9 @@ CARD_NAMES = {"model_name": "title", "finetuned_from": "base_model", "dataset": 
 
 
 class Repository:
-    """Writes and uploads the model of a trainer with its tokenizer or image processor, scheduler, plot and card.
+    """Writes and uploads the model of an `MD4Trainer` with its tokenizer or image processor, scheduler, plot and card.
 
-    Args:
-        trainer: The `MD4Trainer`; its model, log and `card_facts` are those of the moment of each call.
+    Its model, log and `card_facts` are those of the moment of each call.
     """
 
     def __init__(self, trainer: Any):
@@ -100,14 +99,12 @@ class Repository:
             pipeline = self._make_pipeline(model)
             pipeline.scheduler.save_pretrained(folder)
             pipeline.save_config(folder)
-        plot = None
         if any("loss" in entry or "eval_loss" in entry for entry in history):
-            plot = PLOT_NAME
-            plot_losses(history, folder / plot, facts.get("baselines", self.trainer.card_facts.baselines))
-        facts.setdefault("location", self.trainer.hub_model_id or str(folder))
+            facts["plot"] = PLOT_NAME
+            plot_losses(history, folder / PLOT_NAME, facts.get("baselines", self.trainer.card_facts.baselines))
         if (folder / SAMPLES_NAME).exists():
             facts["sample_grid"] = SAMPLES_NAME
-        self.write_card(folder, plot=plot, **facts)
+        self.write_card(folder, **{"location": self.trainer.hub_model_id or str(folder), **facts})
 
     def write_card(self, folder: str | os.PathLike | None = None, **facts: Any):
         """Write `README.md`, on the first process. See `MD4Trainer.create_model_card`."""
@@ -129,13 +126,18 @@ class Repository:
         name = "image_processor" if self.trainer.is_image else "tokenizer"
         return make_pipeline(model, **{name: self.trainer.processing_class})
 
+    def _sample(self, model: nn.Module, progress_bar: dict[str, Any], **options: Any):
+        pipeline = self._make_pipeline(model)
+        pipeline.set_progress_bar_config(**progress_bar)
+        return pipeline(generator=torch.Generator().manual_seed(self.args.seed), **options)
+
     @property
     def _can_sample(self) -> bool:
         """Whether this process draws samples: the first does, if it has all of the model and a tokenizer."""
         trainer = self.trainer
         is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        can_draw = not (is_sharded or trainer.objective.is_autoregressive) and trainer.processing_class is not None
-        return can_draw and self.args.should_save
+        has_pipeline = trainer.processing_class is not None and not trainer.objective.is_autoregressive
+        return has_pipeline and not is_sharded and self.args.should_save
 
     def draw_images(self, folder: str | os.PathLike | None = None):
         """Draw images from the averaged weights, always from the same noise, into `samples.png`.
@@ -148,18 +150,12 @@ class Repository:
         model = self.model
         num_classes = model.config.num_classes
         columns = math.ceil(math.sqrt(num_samples)) if num_classes is None else min(num_classes, num_samples)
-        labels = None if num_classes is None else [i % columns for i in range(num_samples)]
-        pipeline = self._make_pipeline(model)
-        pipeline.set_progress_bar_config(disable=True)
-        generator = torch.Generator().manual_seed(self.args.seed)
+        options = {"num_samples": num_samples, "num_inference_steps": self.args.image_sample_steps}
+        if num_classes is not None:
+            options |= {"num_samples": 1, "class_labels": [i % columns for i in range(num_samples)]}
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with self.trainer.ema_weights(), torch.random.fork_rng(devices):
-            images = pipeline(
-                num_samples=num_samples if labels is None else 1,
-                class_labels=labels,
-                num_inference_steps=self.args.image_sample_steps,
-                generator=generator,
-            ).images
+            images = self._sample(model, {"disable": True}, **options).images
         enlarge = max(1, SAMPLES_WIDTH // (columns * images[0].width))
         path = Path(folder or self.args.output_dir) / SAMPLES_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,24 +167,16 @@ class Repository:
         is_text = not self.trainer.is_image and model.config.num_classes is None
         if not (self.args.card_samples and self._can_sample and is_text):
             return []
-        pipeline = self._make_pipeline(model.get_base_model() if is_adapted(model) else model)
-        generator = torch.Generator().manual_seed(self.args.seed)
-        pipeline.set_progress_bar_config(desc="Sampling for the model card", leave=False)
-        prompt = self.trainer.card_facts.sample_prompt
-        return pipeline(prompt=prompt, num_samples=self.args.card_samples, generator=generator).texts
+        own, bar = model.get_base_model() if is_adapted(model) else model, "Sampling for the model card"
+        options = {"prompt": self.trainer.card_facts.sample_prompt, "num_samples": self.args.card_samples}
+        return self._sample(own, {"desc": bar, "leave": False}, **options).texts
 
     # The Hub ----------------------------------------------------------------------------------------------------------
 
     def push(
-        self,
-        commit_message: str | None,
-        blocking: bool,
-        token: str | None,
-        revision: str | None,
-        private: bool | None,
-        **facts: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """Upload what `save` writes, as one commit. See `MD4Trainer.push_to_hub`."""
+        self, message: str | None, token: str | None, revision: str | None, private: bool | None, **facts: Any
+    ) -> Future[CommitInfo] | None:
+        """Begin to upload what `save` writes, as one commit. See `MD4Trainer.push_to_hub`."""
         trainer, folder = self.trainer, Path(self.args.output_dir) / UPLOAD_FOLDER
         trainer.callback_handler.on_push_begin(self.args, trainer.state, trainer.control)
         if trainer.hub_model_id is None:
@@ -198,8 +186,7 @@ class Repository:
         self.save(folder, **facts)
         if not self.args.should_save:
             return None
-        upload = self._upload_and_remove(folder, commit_message, token, revision)
-        return upload.result() if blocking else upload
+        return self._upload_and_remove(folder, commit_message=message, token=token, revision=revision)
 
     def push_checkpoint(self, checkpoint: Path):
         """Start to upload the model of a checkpoint, as `args.hub_strategy` asks; on the first process."""
@@ -216,34 +203,21 @@ class Repository:
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*NOT_SHARED))
         self._complete(folder)
         message = f"Training in progress, step {trainer.state.global_step}"
-        uploads = [self._upload_and_remove(folder, message)]
+        uploads = [self._upload_and_remove(folder, commit_message=message)]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            uploads.append(self._upload(checkpoint, f"{message}, checkpoint", path_in_repo=name))
+            uploads.append(self._upload(checkpoint, commit_message=f"{message}, checkpoint", path_in_repo=name))
         trainer.push_in_progress = PushInProgress(uploads)
 
-    def _upload_and_remove(self, folder: Path, *args: Any) -> Future[CommitInfo]:
-        upload = self._upload(folder, *args)
+    def _upload_and_remove(self, folder: Path, **options: Any) -> Future[CommitInfo]:
+        upload = self._upload(folder, **options)
         upload.add_done_callback(lambda _: _remove(folder))
         return upload
 
-    def _upload(
-        self,
-        folder: Path,
-        message: str | None,
-        token: str | None = None,
-        revision: str | None = None,
-        path_in_repo: str | None = None,
-    ) -> Future[CommitInfo]:
-        return HfApi().upload_folder(
-            repo_id=self.trainer.hub_model_id,
-            folder_path=folder,
-            path_in_repo=path_in_repo,
-            commit_message=message,
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            run_as_future=True,
-        )
+    def _upload(self, folder: Path, token: str | None = None, revision: str | None = None, **options: Any) -> Future:
+        access = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
+        options |= {"repo_id": self.trainer.hub_model_id, "folder_path": folder, "run_as_future": True}
+        return HfApi().upload_folder(**access, **options)
 
 
 def _remove(folder: Path):

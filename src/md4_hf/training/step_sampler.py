@@ -16,27 +16,20 @@ class StepSampler(Sampler[int]):
     Every step then has the same examples however it is cut into ranks and micro-batches, at the end of an epoch too.
 
     Args:
-        num_examples: Examples of the data set, >= 1.
+        num_examples: Examples of the data set, >= 1, with `drop_last` enough for a step; else a ValueError is raised.
         step_examples: Examples of an optimizer step, over all ranks and micro-batches.
         seed: Seed of the order.
         shuffle: Whether each epoch has an order of its own; else all have that of the data set.
         drop_last: Leave out the examples that do not fill a step; otherwise the last step of an epoch is filled up with
             examples from the beginning of its order.
-
-    Raises:
-        ValueError: If there is no example, or with `drop_last` not enough for a step.
     """
 
     def __init__(
         self, num_examples: int, step_examples: int, seed: int, shuffle: bool = True, drop_last: bool = False
     ):
         if num_examples < (step_examples if drop_last else 1):
-            rule = (
-                f"at least the {step_examples} examples of a step (`dataloader_drop_last`)"
-                if drop_last
-                else "examples"
-            )
-            raise ValueError(f"`train_dataset` must have {rule}, got {num_examples}.")
+            least = f"at least the {step_examples} examples of a step (`dataloader_drop_last`)"
+            raise ValueError(f"`train_dataset` must have {least if drop_last else 'examples'}, got {num_examples}.")
         self.num_examples, self.seed, self.shuffle, self.epoch = num_examples, seed, shuffle, 0
         steps = num_examples // step_examples if drop_last else -(-num_examples // step_examples)
         self._length = steps * step_examples
@@ -57,12 +50,7 @@ class StepSampler(Sampler[int]):
 
 
 class SeededOrder:
-    """Makes the order of another sampler, which draws it from a generator, a pure function of (seed, epoch).
-
-    Args:
-        sampler: Has an attribute `generator`, which is replaced.
-        seed: Seed of the order.
-    """
+    """Makes the order of another sampler, which draws it from its `generator`, a pure function of (seed, epoch)."""
 
     def __init__(self, sampler: Any, seed: int):
         self.seed, self.generator = seed, torch.Generator().manual_seed(seed)

@@ -37,26 +37,21 @@ class EndlessStream(torch.utils.data.IterableDataset):
 
     A position is the epoch, the state of the data set before the batch of rows last read, the tokens left over in the
     packer, and the number of examples taken since. To go on, only these rows are read again. A stream with a
-    shuffle buffer, which `datasets` does not save, is read again from the beginning of the epoch.
+    shuffle buffer, which `datasets` does not save, is read again from the beginning of the epoch. `position`, for JSON,
+    is where the next iteration begins; `take_positions` moves it.
 
     Args:
-        stream: The whole stream, the same on all processes.
-        rank: This process.
-        num_ranks: Number of processes.
+        stream: The whole stream; one that is divided, or not the same on all processes, is a ValueError.
+        rank, num_ranks: This process, and the number of processes.
         batch_size: Examples of a batch.
         collate: Makes a batch, a dictionary, of a list of examples.
-
-    Attributes:
-        position: Where the next iteration begins, for JSON; `take_positions` moves it.
-
-    Raises:
-        ValueError: If the stream has been divided already, or is not the same on all processes.
     """
 
     def __init__(
         self, stream: IterableDataset, rank: int, num_ranks: int, batch_size: int, collate: Callable[[list], dict]
     ):
         self.rank, self.num_ranks, self.batch_size, self.collate = rank, num_ranks, batch_size, collate
+        self.file_name = FILE_NAMES.replace("*", str(rank))
         self.fingerprint = _checked_fingerprint(stream, num_ranks)
         self.packer: StreamPacker | _NoPacker
         if isinstance(stream, PackedStream):
@@ -124,8 +119,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
     def take_positions(self, batches: list[dict[str, Any]]):
         """Remove the positions from the batches of an optimizer step, and move to the last.
 
-        Raises:
-            ValueError: On all processes, if one has nothing to read, which the first batches show.
+        All processes raise a ValueError if one has nothing to read, which the first batches show.
         """
         errors = [batch[ERROR] for batch in batches if ERROR in batch]
         if not self._has_begun:
@@ -141,24 +135,22 @@ class EndlessStream(torch.utils.data.IterableDataset):
         Path(folder).mkdir(parents=True, exist_ok=True)
         record = {"num_processes": self.num_ranks, "fingerprint": self.fingerprint, "position": self.position}
         text = json.dumps(record, default=lambda value: value.item())  # numpy's numbers
-        (Path(folder) / _file_name(self.rank)).write_text(text + "\n", encoding="utf-8")
+        (Path(folder) / self.file_name).write_text(text + "\n", encoding="utf-8")
 
     def load(self, folder: str | Path):
         """Go on from the position in a checkpoint. Call it on all processes.
 
-        Raises:
-            ValueError: On all processes, if the checkpoint has no position, or one of another stream or number of
-                processes.
+        All raise a ValueError if the checkpoint has no position, or one of another stream or number of processes.
         """
-        record, problem = None, None
-        try:
-            record = json.loads((Path(folder) / _file_name(self.rank)).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            problem = f"there is no {_file_name(self.rank)} in it"
-        if record is not None and record["num_processes"] != self.num_ranks:
-            problem = f"it was written by {record['num_processes']} process(es), each with a share of its own"
-        elif record is not None and record["fingerprint"] != self.fingerprint:
-            problem = "its stream had another first row or order (a `shuffle` needs a fixed `seed`)"
+        path, record, problem = Path(folder) / self.file_name, {}, None
+        if not path.exists():
+            problem = f"there is no {path.name} in it"
+        else:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["num_processes"] != self.num_ranks:
+                problem = f"it was written by {record['num_processes']} process(es), each with a share of its own"
+            elif record["fingerprint"] != self.fingerprint:
+                problem = "its stream had another first row or order (a `shuffle` needs a fixed `seed`)"
         problems = [problem for problem in gather(problem, self.num_ranks) if problem is not None]
         if problems:
             raise ValueError(
@@ -170,10 +162,9 @@ class EndlessStream(torch.utils.data.IterableDataset):
 
 
 def check_torch_stream(dataset: Any, args: TrainingArguments):
-    """Refuse a stream that is not of `datasets` on several processes, unless the first reads it for all.
+    """Raise a ValueError for a stream of other kinds on several processes, unless the first reads it for all.
 
-    Raises:
-        ValueError: Without `dispatch_batches`; such a stream may be divided already, or unevenly, or not at all.
+    Such a stream may be divided already, or unevenly, or not at all.
     """
     is_stream = isinstance(dataset, torch.utils.data.IterableDataset) and not isinstance(dataset, IterableDataset)
     if is_stream and args.world_size > 1 and not args.accelerator_config.dispatch_batches:
@@ -238,10 +229,6 @@ def _fingerprint(stream: IterableDataset) -> str:
     generators = [layer.generator.bit_generator.state for layer in _layers(stream) if hasattr(layer, "generator")]
     text = repr((next(iter(stream), None), generators))
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
-
-
-def _file_name(rank: int) -> str:
-    return FILE_NAMES.replace("*", str(rank))
 
 
 def _unchanged(batch: dict[str, Any]) -> dict[str, Any]:

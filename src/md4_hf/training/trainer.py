@@ -37,9 +37,8 @@ from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCall
 from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
 from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume
 from .ema import EmaCallback, stored_average
-from .exponents import give_exponents_rate, is_exponent
 from .model_card import CardFacts
-from .muon import muon_with_adamw
+from .optimizers import give_exponents_rate, is_exponent, muon_with_adamw
 from .repository import Repository
 from .step_sampler import SeededOrder, StepSampler
 from .streams import EndlessStream, check_torch_stream
@@ -68,11 +67,8 @@ class MD4Trainer(Trainer):
       averaged weights, tokenizer or image processor, scheduler, loss plot and a model card, which `card_facts` adds to.
 
     Takes the arguments of `Trainer`, with `MD4TrainingArguments` as `args`, and as `processing_class` a tokenizer, or
-    the `MD4ImageProcessor` of a model of images.
-
-    Raises:
-        ValueError: For another model than MD4's, for `compute_metrics` or `compute_loss_func` (the loss is the ELBO),
-            a tokenizer of another size or mask id, or an image processor of other images.
+    the `MD4ImageProcessor` of a model of images. Another model than MD4's, a `processing_class` for other data, and
+    `compute_metrics` or `compute_loss_func` (the loss is the ELBO) are a ValueError.
     """
 
     def __init__(self, model=None, args: MD4TrainingArguments | None = None, data_collator=None, **kwargs):
@@ -104,7 +100,7 @@ class MD4Trainer(Trainer):
         if self.ema is not None:
             self.add_callback(self.ema)
         if self.is_image:
-            self.add_callback(ImageSamplesCallback(self.repository.draw_images))
+            self.add_callback(ImageSamplesCallback(self))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(BitsProgressCallback())
 
@@ -113,19 +109,15 @@ class MD4Trainer(Trainer):
         """Whether the last training was ended by a signal."""
         return self.interrupt.interrupted
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Training
-    # ------------------------------------------------------------------------------------------------------------------
+    # Training ---------------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As `Trainer.train`; the first Ctrl-C saves a checkpoint at the end of the step and returns.
 
         `resume_from_checkpoint=True` takes the newest checkpoint that is whole, and names those it passes over, with
         the reason; `"auto"` does so too, and starts anew where there is none. A run at its last step stays as it is.
-
-        Raises:
-            ValueError: If the checkpoint that was asked for is not there, or is not whole; if the processes were
-                started with different arguments; or if another run writes to `args.output_dir`.
+        A ValueError is raised if the checkpoint asked for is not whole, if the processes were started with different
+        arguments, or if another run writes to `args.output_dir`.
         """
         self._uncounted_tokens: Tensor | int = 0
         self._nelbo, self._nelbo_logged_at = 0.0, None  # GenMD4's bound since the last log, and the step of that
@@ -133,8 +125,7 @@ class MD4Trainer(Trainer):
         if self.args.world_size > 1:  # dropout is drawn from this generator: each rank needs its own
             torch.manual_seed(self.args.seed + self.args.process_index)
         with self.run_lock, self.interrupt.watching():
-            choose = functools.partial(self._checkpoint_to_resume, resume_from_checkpoint)
-            checkpoint = on_first_process(self.args, choose)
+            checkpoint = on_first_process(self.args, lambda: self._checkpoint_to_resume(resume_from_checkpoint))
             if self.args.should_save:  # left by a run that was killed
                 shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
             output = super().train(checkpoint, *args, **kwargs)
@@ -165,9 +156,8 @@ class MD4Trainer(Trainer):
         if not isinstance(self.train_dataset, datasets.IterableDataset):
             return super().get_train_dataloader()
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        self.stream = EndlessStream(
-            self.train_dataset, args.process_index, args.world_size, self._train_batch_size, collate
-        )
+        place = args.process_index, args.world_size
+        self.stream = EndlessStream(self.train_dataset, *place, self._train_batch_size, collate)
         return self.stream.loader(args)
 
     def _get_dataloader(
@@ -213,7 +203,7 @@ class MD4Trainer(Trainer):
         if self.optimizer is None and args.use_muon:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError(
-                    "`use_muon` must be False with FSDP and DeepSpeed, got True: Muon needs whole matrices."
+                    "`use_muon` must be False with FSDP and DeepSpeed, got True: it needs whole matrices."
                 )
             betas = (args.adam_beta1, args.adam_beta2)
             self.optimizer = muon_with_adamw(trained, args.learning_rate, betas, args.weight_decay)
@@ -275,9 +265,7 @@ class MD4Trainer(Trainer):
         missing = {"num_characters", NOISE_INDEX}.difference(self._signature_columns)
         self._signature_columns += sorted(missing)
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Evaluation
-    # ------------------------------------------------------------------------------------------------------------------
+    # Evaluation -------------------------------------------------------------------------------------------------------
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         """As `Trainer.evaluation_loop`, over the NELBO of each example, with the averaged weights.
@@ -309,21 +297,14 @@ class MD4Trainer(Trainer):
         if num_characters is None:
             num_characters = torch.full((batch,), torch.nan)
         with torch.no_grad(), self.compute_loss_context_manager():
+            options = {"num_draws": self.args.eval_draws, "estimator": self.args.eval_estimator}
             nelbo, num_tokens = example_nelbo(
-                model,
-                self.objective,
-                inputs,
-                index,
-                seed=self.args.eval_seed,
-                num_draws=self.args.eval_draws,
-                estimator=self.args.eval_estimator,
+                model, self.objective, inputs, index, seed=self.args.eval_seed, **options
             )
         rows = torch.stack([nelbo, num_tokens, num_characters.to(nelbo)], dim=1)
         return None, rows, num_tokens[:, None]
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Weights and checkpoints
-    # ------------------------------------------------------------------------------------------------------------------
+    # Weights and checkpoints ------------------------------------------------------------------------------------------
 
     def ema_weights(self) -> contextlib.AbstractContextManager:
         """Give the model its averaged weights within the context (its own if there is no average yet)."""
@@ -360,33 +341,26 @@ class MD4Trainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.ema is not None and checkpoint is not None:
-            self.ema.resume_from(stored_average(checkpoint, self.repository.model))
+            self.ema.initial = stored_average(checkpoint, self.repository.model)
         if self.stream is not None and checkpoint is not None and not self.args.ignore_data_skip:
             self.stream.load(checkpoint)
 
-    # ------------------------------------------------------------------------------------------------------------------
-    # Sharing
-    # ------------------------------------------------------------------------------------------------------------------
+    # Sharing ----------------------------------------------------------------------------------------------------------
 
     def save_repository(self, folder: str | os.PathLike, **facts: Any):
         """Write what belongs to the trained model as one flat folder, which every loader opens.
 
         That is the model (its averaged weights) or adapter, the tokenizer or image processor, the scheduler, the loss
-        plot, samples of images and a model card. Call it on all processes.
-
-        Args:
-            folder: Where to; made if it is not there.
-            facts: Fields of `CardFacts` that differ from `card_facts`.
+        plot, samples of images and a model card; `facts` are fields of `CardFacts` that differ from `card_facts`. Call
+        it on all processes.
         """
         self.repository.save(folder, **facts)
 
     def create_model_card(self, output_dir: str | None = None, **facts: Any):
-        """Write `README.md` from what the run itself knows.
+        """Write `README.md` from what the run itself knows, by default into its folder.
 
-        Args:
-            output_dir: Where to; the run's folder by default.
-            facts: Fields of `CardFacts` that differ from `card_facts`; `Trainer`'s `model_name`, `finetuned_from` and
-                `dataset` are known too.
+        Fields of `CardFacts` may differ from `card_facts`; `Trainer`'s `model_name`, `finetuned_from` and `dataset` are
+        known too.
         """
         self.repository.write_card(output_dir, **facts)
 
@@ -412,7 +386,8 @@ class MD4Trainer(Trainer):
         Returns:
             On the first process the `CommitInfo`, or its `Future` if not `blocking`.
         """
-        return self.repository.push(commit_message, blocking, token, revision, private, **facts)
+        upload = self.repository.push(commit_message, token, revision, private, **facts)
+        return upload.result() if blocking and upload is not None else upload
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         """Do nothing: `_save_checkpoint` pushes a checkpoint when it is complete."""

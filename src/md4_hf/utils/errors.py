@@ -16,10 +16,7 @@ def file_errors_as_value_errors(name: str, source: object) -> Iterator[None]:
     """Turn what a library raises on damaged files within the context into a ValueError that names them.
 
     Libraries expect well-formed files, and fail in others with a KeyError, an AttributeError or errors of their own.
-
-    Args:
-        name: The argument that names the files.
-        source: Its value.
+    `name` is the argument that names the files, `source` its value.
     """
     try:
         yield
@@ -36,9 +33,7 @@ def file_errors_as_value_errors(name: str, source: object) -> Iterator[None]:
 def check_types(values: Mapping[str, Any], types: Mapping[str, Any]):
     """Raise a ValueError for a value that is not of its type; an integer may stand for a float.
 
-    Args:
-        values: Arguments by name; those without a type are not checked.
-        types: Types by name, as `typing.get_type_hints` gives them: classes, or unions of classes.
+    The types are those of `typing.get_type_hints`, classes or unions of classes; names without one are not checked.
     """
     for name in values.keys() & types.keys():
         allowed, value = get_args(types[name]) or (types[name],), values[name]

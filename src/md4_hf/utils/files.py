@@ -15,12 +15,8 @@ SUFFIXES = (".txt", ".text", ".md", ".csv", ".json", ".jsonl", ".parquet", ".gz"
 
 def looks_like_path(name: str) -> bool:
     """Whether a name that does not exist here can only have been meant as a path; a Hub id has at most one slash."""
-    return (
-        name.startswith((".", "~", "/"))
-        or name.endswith(SUFFIXES)
-        or name.count("/") > 1
-        or (os.sep != "/" and os.sep in name)
-    )
+    name = name.replace(os.sep, "/")
+    return name.startswith((".", "~", "/")) or name.endswith(SUFFIXES) or name.count("/") > 1
 
 
 def check_can_be_written(name: str, path: str | os.PathLike, is_folder: bool = False):
@@ -35,8 +31,7 @@ def check_can_be_written(name: str, path: str | os.PathLike, is_folder: bool = F
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Name to write a file under, beside its own, which it gets at the end of the context if all went well."""
-    path = Path(path)
-    staging = staging_name(path)
+    staging = staging_name(Path(path))
     try:
         yield staging
         os.replace(staging, path)
@@ -60,7 +55,7 @@ def whole_folder(
         give_name: Called with both names to put the filled folder in its place, if that is more than to rename it.
     """
     folder = Path(folder)
-    staging = staging_name(folder) if staging is None else Path(staging)
+    staging = Path(staging or staging_name(folder))
     shutil.rmtree(staging, ignore_errors=True)
     try:
         yield staging

@@ -15,11 +15,7 @@ from .integers import as_integer
 
 
 def picture_format(path: str | os.PathLike) -> str:
-    """PIL's name of the format that a picture's suffix stands for; call it before the work.
-
-    Raises:
-        ValueError: For a suffix that stands for none, and a folder that is not there.
-    """
+    """PIL's name of the format that a picture's suffix stands for; a ValueError for none, or a folder not there."""
     path = Path(path)
     file_format = PIL.Image.registered_extensions().get(path.suffix.lower())
     if file_format not in PIL.Image.SAVE:
@@ -54,12 +50,10 @@ def save_image_grid(
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     for name, value, least in (("columns", columns, 1), ("enlarge", enlarge, 1), ("gap", gap, 0)):
         as_integer(name, value, least)
-    path, file_format = Path(path), picture_format(path)
-
+    file_format = picture_format(path)
     width, height = (size * enlarge for size in images[0].size)
-    rows = -(-len(images) // columns)
-    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    grid = PIL.Image.new(images[0].mode, size, "white")
+    rows = math.ceil(len(images) / columns)
+    grid = PIL.Image.new(images[0].mode, (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         large = image.resize((width, height), PIL.Image.Resampling.NEAREST)

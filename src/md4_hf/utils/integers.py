@@ -3,30 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from typing import Any
 
 
 def as_integer(name: str, value: Any, at_least: int | None = None, at_most: int | None = None) -> int:
-    """An integer of Python, NumPy or torch as one of Python, in [`at_least`, `at_most`].
+    """An integer of Python, NumPy or torch as one of Python; a ValueError for any other value of the argument `name`.
 
-    Args:
-        name: The argument, for the error.
-        value: Its value.
-        at_least, at_most: The range; None for no limit.
-
-    Raises:
-        ValueError: For a value that is no integer, a boolean among them, or out of range.
+    Booleans and integers outside [`at_least`, `at_most`] (None is no limit) are refused too.
     """
+    with contextlib.suppress(TypeError):
+        number = operator.index(value)
+        is_below, is_above = at_least is not None and number < at_least, at_most is not None and number > at_most
+        if not (isinstance(value, bool) or is_below or is_above):
+            return number
     rule = "an integer"
     if at_least is not None:
         rule += f" >= {at_least}" if at_most is None else f" in [{at_least}, {at_most}]"
-    error = ValueError(f"`{name}` must be {rule}, got {value!r}.")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise error from None
-    is_below, is_above = at_least is not None and number < at_least, at_most is not None and number > at_most
-    if isinstance(value, bool) or is_below or is_above:
-        raise error
-    return number
+    raise ValueError(f"`{name}` must be {rule}, got {value!r}.")

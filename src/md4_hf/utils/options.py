@@ -12,23 +12,14 @@ from .errors import check_types
 
 
 def option(help: str, default: Any = None, **metadata: Any) -> Any:
-    """A field of a dataclass that is an option of the command line.
-
-    Args:
-        help: Its text in `--help`.
-        default: Its value when it is left out.
-        metadata: More for the parser, such as `choices`.
-    """
+    """A field of a dataclass that is an option of the command line; `metadata` is for the parser, such as `choices`."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
 def check_left_out(options: Any, names: Iterable[str], where: str):
     """Raise a ValueError for the first of these options that has another value than by default: it would be ignored.
 
-    Args:
-        options: The instance of a dataclass.
-        names: Fields of it.
-        where: In which case they have no effect, such as "without --push_to_hub".
+    `where` says in which case they have no effect, such as "without --push_to_hub".
     """
     defaults = {f.name: f.default for f in fields(options)}
     for name in names:
@@ -36,12 +27,17 @@ def check_left_out(options: Any, names: Iterable[str], where: str):
             raise ValueError(f"`{name}` must be left out {where}, got {value!r}.")
 
 
+def check_at_least(options: Any, minimum: int, *names: str):
+    """Raise a ValueError for the first of these fields that is below the minimum; None, for a default, passes."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value < minimum:
+            raise ValueError(f"`{name}` must be >= {minimum}, got {value}.")
+
+
 def check_options(options: Any, *, may_be_none: tuple[str, ...] = ()):
     """Raise a ValueError for a field of a dataclass whose value is not of its type; YAML and Python may give any.
 
-    Args:
-        options: The instance.
-        may_be_none: Fields that a command gives a value later.
+    Those that a command gives a value later `may_be_none`.
     """
     given = {name: value for name, value in vars(options).items() if not (value is None and name in may_be_none)}
     check_types(given, get_type_hints(type(options)))
@@ -51,10 +47,8 @@ def check_options(options: Any, *, may_be_none: tuple[str, ...] = ()):
 def changed(options: Any, **values: Any) -> Iterator[None]:
     """Give fields of a dataclass other values within the context."""
     previous = {name: getattr(options, name) for name in values}
+    vars(options).update(values)
     try:
-        for name, value in values.items():
-            setattr(options, name, value)
         yield
     finally:
-        for name, value in previous.items():
-            setattr(options, name, value)
+        vars(options).update(previous)

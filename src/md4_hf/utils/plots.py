@@ -20,12 +20,9 @@ def plot_losses(
     The unit is bits per character or per dimension of an image, or per token where the log does not say more.
 
     Args:
-        log_history: `trainer.state.log_history`.
+        log_history: `trainer.state.log_history`; a ValueError is raised if it has no losses.
         path: Where to write; the suffix gives the format.
         baselines: Horizontal lines, name -> bits.
-
-    Raises:
-        ValueError: If nothing was logged.
     """
     heldout = [entry for entry in log_history if "eval_bits_per_token" in entry]
     train = [entry for entry in log_history if "loss" in entry]
@@ -38,7 +35,9 @@ def plot_losses(
 
     figure, (axes,) = new_figure()
     if train:
-        _plot_train(axes, train, scale)
+        bits = [entry.get("nelbo", entry["loss"]) / math.log(2) * scale for entry in train]
+        marker = "." if len(bits) == 1 else None  # one point has no line
+        axes.plot(_steps(train), bits, color="tab:gray", linewidth=1.0, marker=marker, label="train")
     if heldout:
         _plot_heldout(axes, heldout, f"eval_bits_per_{unit}")
     for (name, baseline), style in zip((baselines or {}).items(), itertools.cycle(("--", ":", "-.")), strict=False):
@@ -51,11 +50,8 @@ def plot_losses(
     save_figure(figure, path)
 
 
-def _plot_train(axes, train: Sequence[Mapping[str, float]], scale: float):
-    bits = [entry.get("nelbo", entry["loss"]) / math.log(2) * scale for entry in train]
-    marker = "." if len(bits) == 1 else None  # one point has no line
-    steps = [entry["step"] for entry in train]
-    axes.plot(steps, bits, color="tab:gray", linewidth=1.0, marker=marker, label="train")
+def _steps(entries: Sequence[Mapping[str, float]]) -> list[float]:
+    return [entry["step"] for entry in entries]
 
 
 def _plot_heldout(axes, heldout: Sequence[Mapping[str, float]], key: str):
@@ -63,11 +59,10 @@ def _plot_heldout(axes, heldout: Sequence[Mapping[str, float]], key: str):
     *earlier, final = heldout
     has_final = bool(earlier) and earlier[-1]["step"] == final["step"]
     curve = earlier if has_final else heldout
-    steps, bits = [entry["step"] for entry in curve], [entry[key] for entry in curve]
-    axes.plot(steps, bits, color="tab:blue", marker="o", markersize=3, label="held out")
+    bits = [entry[key] for entry in curve]
+    axes.plot(_steps(curve), bits, color="tab:blue", marker="o", markersize=3, label="held out")
     if has_final:
-        error = final.get(f"{key}_stderr")
-        label = f"held out, at the end {final[key]:.2f}"
+        error, label = final.get(f"{key}_stderr"), f"held out, at the end {final[key]:.2f}"
         axes.errorbar(final["step"], final[key], yerr=error, fmt="*", color="tab:blue", markersize=10, label=label)
 
 

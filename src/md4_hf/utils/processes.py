@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from filelock import FileLock, Timeout
 from transformers import Trainer, TrainingArguments
 
@@ -21,15 +22,10 @@ LOCK = ".lock"
 
 
 def check_launch(trainer: Trainer, expected_processes: int | None = None):
-    """Refuse a launch that is not what was asked for.
+    """Raise a ValueError for a launch that is not what was asked for.
 
-    Args:
-        trainer: Just made.
-        expected_processes: How many processes must take part; None to take what the launcher started.
-
-    Raises:
-        ValueError: If processes were started that do not know of each other, or others than expected; or if FSDP or
-            DeepSpeed was asked for and is not active.
+    That is one of processes that do not know of each other, of another number than expected (if it is given), or
+    without the FSDP or DeepSpeed that was asked for.
     """
     args = trainer.args
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -44,45 +40,22 @@ def check_launch(trainer: Trainer, expected_processes: int | None = None):
             f"{expected_processes}. (On processors, `accelerate launch --cpu` starts one process only: use torchrun, "
             "or scripts/configs/cpu_2proc.yaml.)"
         )
-    _check_backend(args)
     for name, asked, active in (
-        ("FSDP", args.fsdp or _is_set("ACCELERATE_USE_FSDP"), trainer.is_fsdp_enabled),
-        ("DeepSpeed", args.deepspeed or _is_set("ACCELERATE_USE_DEEPSPEED"), trainer.is_deepspeed_enabled),
+        ("FSDP", args.fsdp, trainer.is_fsdp_enabled),
+        ("DeepSpeed", args.deepspeed, trainer.is_deepspeed_enabled),
     ):
-        if asked and not active:
+        if (asked or parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}")) and not active:
             raise ValueError(
                 f"{name} must be active where it is asked for, got {args.world_size} process(es) on {args.device} "
                 "without it: it needs an accelerator per process. On processors, use scripts/configs/cpu_2proc.yaml."
             )
 
 
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("true", "1", "yes")
-
-
-def _check_backend(args: TrainingArguments):
-    if args.world_size == 1 or not torch.distributed.is_initialized():
-        return
-    backend = str(torch.distributed.get_backend())
-    if args.device.type == "cpu" and backend == "nccl":
-        raise ValueError(f'`ddp_backend` must be "gloo" on processors, got {backend!r}.')
-    if args.device.type == "cuda" and backend == "gloo":
-        raise ValueError(f'`ddp_backend` must be "nccl" on GPUs (gloo copies through the host), got {backend!r}.')
-
-
 def check_agreement(args: TrainingArguments, facts: Mapping[str, Any]):
-    """Refuse processes that were started with different values.
-
-    Args:
-        args: Of the run.
-        facts: Values that must be the same on all processes, by name.
-
-    Raises:
-        ValueError: On all of them, naming the first fact that differs and each process's value.
-    """
-    everyone = gather(dict(facts), args.world_size)
+    """Raise a ValueError on all processes if they have different values of a fact, by its name."""
+    of_all = gather(dict(facts), args.world_size)
     for name in facts:
-        values = [other[name] for other in everyone]
+        values = [facts_of_rank[name] for facts_of_rank in of_all]
         if any(value != values[0] for value in values):
             raise ValueError(f"`{name}` must be the same on all processes, got {values}.")
 
@@ -98,9 +71,7 @@ def gather(value: Any, num_ranks: int) -> list[Any]:
 def on_first_process(args: TrainingArguments, action: Callable[[], Any]) -> Any:
     """Do something on the first process; all return its result, or raise its error. All processes have to call it.
 
-    Raises:
-        ValueError, OSError: Of the action.
-        RuntimeError: For any other error of it, which it names.
+    An error that is no ValueError or OSError becomes a RuntimeError that names it.
     """
     outcome: list[Any] = [None, None]
     if args.process_index == 0:
@@ -135,10 +106,8 @@ def entered_by_first_process(args: TrainingArguments, context: AbstractContextMa
 class RunLock:
     """Context in which no other run can write to `args.output_dir`; the system frees it when the process dies.
 
-    A process may enter it again while it holds it.
-
-    Raises:
-        ValueError: On all processes, if another run has the folder, or if it is not the same folder for all of them.
+    A process may enter it again while it holds it. All processes raise a ValueError if another run has the folder, or
+    if it is not the same folder for all of them.
     """
 
     def __init__(self, args: TrainingArguments):

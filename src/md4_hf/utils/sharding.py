@@ -31,7 +31,7 @@ def _own_name(name: str) -> str:
 def whole_weights(
     model: torch.nn.Module, values: Iterable[torch.Tensor] | None = None, *, keep: bool, trained_only: bool = False
 ) -> dict[str, torch.Tensor]:
-    """A state dict of the whole model. A collective: call it on all ranks.
+    """State dict of an unsharded model, with copies on the CPU where it is sharded. A collective: call it on all ranks.
 
     One parameter is made whole at a time, so that a rank that keeps nothing needs no memory for it.
 
@@ -40,12 +40,8 @@ def whole_weights(
         values: This rank's parts of other values for the trained parameters, such as their average.
         keep: Whether this rank wants the result; else it gets an empty one.
         trained_only: Leave out what is not trained.
-
-    Returns:
-        Tensors by name. They are copies on the CPU where the model is sharded.
     """
-    held = trainable(model)
-    trained_values = iter(held if values is None else values)
+    trained_values = iter(trainable(model) if values is None else values)
     weights = {}
     for name, parameter in model.named_parameters():
         value = next(trained_values) if parameter.requires_grad else _held(parameter)
@@ -54,7 +50,10 @@ def whole_weights(
             if keep:
                 weights[_own_name(name)] = gathered.detach() if gathered is value else gathered.cpu()
     if keep and not trained_only:
-        weights |= {_own_name(name): buffer for name, buffer in _saved_buffers(model)}
+        for prefix, module in model.named_modules():
+            for name, buffer in module.named_buffers(prefix, recurse=False):
+                if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                    weights[_own_name(name)] = buffer
     return weights
 
 
@@ -73,13 +72,6 @@ def _held(parameter: torch.nn.Parameter) -> torch.Tensor:
     return zero_part(parameter) if is_zero3(parameter) else parameter
 
 
-def _saved_buffers(model: torch.nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield f"{prefix}.{name}" if prefix else name, buffer
-
-
 def whole_value(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """The unsharded value of a tensor that is sharded as the parameter is. A collective."""
     if isinstance(value, DTensor):
@@ -90,12 +82,9 @@ def whole_value(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 def keep_float32(fsdp_plugin: Any, weights: bool = False):
     """Leave what is not a weight to autocast in FSDP2's mixed precision, and add up gradients in float32, as DDP does.
 
-    accelerate's policy would round times, noise, rotary angles and the loss to 16 bits on their way in and out.
-
-    Args:
-        fsdp_plugin: accelerate's, before the model is prepared.
-        weights: Also leave the weights to autocast. They are sent in float32 then, and GenMD4's exponents, which it
-            leaves alone, are not rounded.
+    accelerate's policy would round times, noise, rotary angles and the loss to 16 bits on their way in and out. Call it
+    before the model is prepared. With `weights` these are left to autocast too: they are sent in float32 then, and
+    GenMD4's exponents, which it leaves alone, are not rounded.
     """
     policy = fsdp_plugin.mixed_precision_policy
     if isinstance(policy, MixedPrecisionPolicy):
@@ -118,10 +107,7 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # the outermost stays whole after a forward, as tensors that are not the parameters
-    return [
-        torch.nn.Parameter(zero_part(parameter)) if is_zero3(parameter) else parameter
-        for parameter in trained_parameters(model)
-    ]
+    return [torch.nn.Parameter(zero_part(p)) if is_zero3(p) else p for p in trained_parameters(model)]
 
 
 def is_zero3(parameter: torch.Tensor) -> bool:

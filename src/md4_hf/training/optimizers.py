@@ -1,10 +1,11 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Muon for the matrices of the blocks and AdamW for all other parameters, as one optimizer for `Trainer`."""
+"""Muon for the matrices of the blocks beside AdamW for all other parameters, and a group for GenMD4's exponents."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from ..utils.hardware import has_fast_bf16
+
+
+EXPONENTS = re.compile(r"\btoken_schedule\b.*\bfree_exponents$")
 
 
 def _reevaluated(closure: Callable[[], float] | None) -> float | None:
@@ -25,8 +29,7 @@ def _reevaluated(closure: Callable[[], float] | None) -> float | None:
 class Float32Muon(Muon):
     """torch's `Muon` with matrix products in float32: many times faster where a processor only emulates bfloat16.
 
-    The rule is torch's (Jordan et al. 2024) with `adjust_lr_fn="match_rms_adamw"`; so is the state, and a run may go on
-    with either.
+    The rule is torch's (Jordan et al. 2024) with `adjust_lr_fn="match_rms_adamw"`, and a run may go on with either.
     """
 
     @torch.no_grad()
@@ -66,41 +69,32 @@ def _orthogonalized(matrix: Tensor, coefficients: tuple[float, float, float], st
 
 def _emulates_bfloat16(parameters: list[nn.Parameter]) -> bool:
     """Whether the parameters are on a processor without instructions for bfloat16."""
-    on_cpu = any(parameter.device.type == "cpu" for parameter in parameters)
-    return on_cpu and not has_fast_bf16()
+    return any(parameter.device.type == "cpu" for parameter in parameters) and not has_fast_bf16()
 
 
 class MuonWithAdamW(Optimizer):
     """
     torch's `Muon` and `AdamW` side by side, with one list of parameter groups and one state.
 
-    Muon's update is scaled to the size of AdamW's (`match_rms_adamw`), so that one learning rate serves both.
-
-    Args:
-        matrices: Parameters with two axes, for Muon.
-        remaining: All other parameters, for AdamW, without weight decay.
-        lr: Learning rate of both.
-        betas: AdamW's.
-        weight_decay: Muon's.
+    Muon, for `matrices`, has the weight decay, and AdamW, for the `remaining` parameters, the betas. Muon's update is
+    scaled to the size of AdamW's (`match_rms_adamw`), so that one learning rate serves both.
     """
 
     def __init__(
         self,
-        matrices: Iterable[nn.Parameter],
-        remaining: Iterable[nn.Parameter],
+        matrices: list[nn.Parameter],
+        remaining: list[nn.Parameter],
         lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
+        betas: tuple[float, float],
+        weight_decay: float,
     ):
-        matrices = list(matrices)
         muon = Float32Muon if _emulates_bfloat16(matrices) else Muon
         self.parts = [
             muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             AdamW(remaining, lr=lr, betas=betas, weight_decay=0.0, fused=True),
         ]
         super().__init__([group for part in self.parts for group in part.param_groups], {"lr": lr})
-        # The groups above are copies: share the parts' own, which is where a learning-rate scheduler has to write.
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self._share_groups()
 
     @torch.no_grad()
     def step(self, closure=None) -> float | None:
@@ -118,20 +112,35 @@ class MuonWithAdamW(Optimizer):
         """Restore the states that `state_dict` gave."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
+        self._share_groups()
+
+    def _share_groups(self):
+        """Hold the groups of the parts themselves, which is where a learning-rate scheduler has to write."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 def muon_with_adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonWithAdamW:
     """`MuonWithAdamW` for a transformer: the matrices of its `layers` go to Muon, all other parameters to AdamW.
 
-    Raises:
-        ValueError: If no such matrix trains, as in a U-Net.
+    A ValueError is raised if no such matrix trains, as in a U-Net.
     """
-    matrices, remaining = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_block_matrix = parameter.ndim == 2 and "layers." in name
-            (matrices if is_block_matrix else remaining).append(parameter)
-    if not matrices:
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    of_blocks = {name for name, parameter in trained.items() if parameter.ndim == 2 and "layers." in name}
+    if not of_blocks:
         raise ValueError("`use_muon` must be False for a model without trained matrices in `layers`, got True.")
+    matrices, remaining = ([p for n, p in trained.items() if (n in of_blocks) == muon] for muon in (True, False))
     return MuonWithAdamW(matrices, remaining, lr, betas, weight_decay)
+
+
+def is_exponent(name: str) -> bool:
+    """Whether a parameter's name is that of GenMD4's exponents, in whatever wrapper."""
+    return EXPONENTS.search(name) is not None
+
+
+def give_exponents_rate(optimizer: Optimizer, model: nn.Module, rate: float):
+    """Move the exponents of a model, if it has any, into a group with this learning rate and without weight decay."""
+    exponents = [parameter for name, parameter in model.named_parameters() if is_exponent(name)]
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if not any(p is exponent for exponent in exponents)]
+    if exponents:
+        optimizer.add_param_group({"params": exponents, "lr": rate, "weight_decay": 0.0})

@@ -11,18 +11,9 @@ import torch
 from commands import failure
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from sklearn.datasets import load_digits
-from tiny import (
-    logged,
-    random_image_model,
-    random_model,
-    trained,
-    training_arguments,
-    unbroken_and_resumed,
-    weights,
-)
-from transformers import AutoImageProcessor, AutoModel
+from tiny import logged, random_image_model, random_model, trained, training_arguments, unbroken_and_resumed, weights
+from transformers import AutoImageProcessor, AutoModel, TrainerCallback
 
-import md4_hf
 from md4_hf import (
     PRESETS,
     DataArguments,
@@ -317,11 +308,15 @@ def test_samples_are_of_the_averaged_weights(tmp_path):
     assert (drawn == expected).all() and len(np.unique(drawn)) > 2
 
 
-class SamplesSeen(md4_hf.training.trainer.ImageSamplesCallback):
-    """Notes the size of samples.png after each evaluation."""
+class SamplesSeen(TrainerCallback):
+    """Notes the size of samples.png after each evaluation of a training."""
 
     def __init__(self, path, seen):
-        super().__init__(lambda: seen.append(PIL.Image.open(path).size))
+        self.path, self.seen = path, seen
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.path.exists():
+            self.seen.append(PIL.Image.open(self.path).size)
 
 
 # Sharing, the commands ------------------------------------------------------------------------------------------------

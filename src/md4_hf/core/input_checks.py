@@ -6,7 +6,7 @@ Values on an accelerator are not read, as that would wait for the device at ever
 
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -83,6 +83,23 @@ def check_left_out(**arguments: object):
     for name, value in arguments.items():
         if value is not None:
             raise ValueError(f"`{name}` must be None for images, got {type(value).__name__}.")
+
+
+def check_options(
+    tokens: Tensor,
+    inputs_embeds: Tensor | None,
+    labels: Tensor | None,
+    position_mask: Tensor | None,
+    mask_noise: Tensor | None,
+    max_masked: int | None,
+):
+    """Raise a ValueError for options of `MD4ForMaskedDiffusion.forward` that do not fit its inputs."""
+    if position_mask is not None:
+        check_shape("position_mask", position_mask, tokens.shape if inputs_embeds is None else tokens.shape[:2])
+    if labels is None and mask_noise is not None:
+        raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
+    if max_masked is not None and not (isinstance(max_masked, Integral) and max_masked >= 0):
+        raise ValueError(f"`max_masked` must be an integer >= 0, got {max_masked!r}.")
 
 
 def check_num_items(num_items: Tensor | int | None):

@@ -5,7 +5,6 @@ Source: Shi et al., arXiv:2406.04329, and the official implementation's network,
 """
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from .input_checks import (
     check_image,
     check_left_out,
     check_num_items,
+    check_options,
     check_per_example,
     check_range,
     check_shape,
@@ -346,48 +346,36 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             ValueError: As in `MD4Model.forward`, and for labels that hold the mask id or do not fit the input's shape.
         """
         tokens = given_tokens(input_ids, inputs_embeds)
-        if position_mask is not None:
-            check_shape("position_mask", position_mask, tokens.shape if inputs_embeds is None else tokens.shape[:2])
-        if labels is None and mask_noise is not None:
-            raise ValueError("`mask_noise` needs `labels`: it is for the loss.")
-        if max_masked is not None and not (isinstance(max_masked, Integral) and max_masked >= 0):
-            raise ValueError(f"`max_masked` must be an integer >= 0, got {max_masked!r}.")
+        check_options(tokens, inputs_embeds, labels, position_mask, mask_noise, max_masked)
         check_num_items(num_items_in_batch)
         if labels is not None:
             self._check_labels(input_ids, labels, position_mask)
-            if timesteps is None:
-                timesteps, mask_noise = self._draw_noise(labels)
-                class_labels = self._drop_classes(class_labels)
-            input_ids = self._noised(input_ids, labels, timesteps, mask_noise)
+            input_ids, timesteps, class_labels = self._noised(input_ids, labels, timesteps, class_labels, mask_noise)
         has_copies = input_ids is not None and input_ids.dim() == 2 + len(self.config.sample_shape)
         copies = input_ids.shape[1] if has_copies else None
         inputs = {"timesteps": timesteps, "class_labels": class_labels, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "document_ids": document_ids, "labels": labels}
+        inputs |= {"input_ids": input_ids, "position_mask": position_mask}
         if copies is not None:
-            inputs = repeat_for_copies(copies, input_ids, inputs)
-            input_ids, position_mask = (None if x is None else x.flatten(0, 1) for x in (input_ids, position_mask))
-        row_labels, row_times = inputs.pop("labels"), inputs["timesteps"]
+            inputs = rows_of_copies(copies, inputs)
+        row_labels, row_mask = inputs.pop("labels"), inputs.pop("position_mask")
         if output_logits is None:
             output_logits = labels is None or not self.training
-        rows = is_masked = None  # flat indices of the positions where the head is needed; None for all
-        if position_mask is not None:
-            rows = position_mask.flatten().nonzero().squeeze(1)
-        if labels is not None and not output_logits:
-            is_masked = ((input_ids == self.config.mask_token_id) & (row_labels != IGNORE_INDEX)).flatten()
-            rows = indices_of(is_masked, max_masked)
-        inputs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+        is_masked = None if output_logits else self._scored_masks(inputs["input_ids"], row_labels)
+        rows = needed_rows(row_mask, is_masked, max_masked)
+        inputs |= {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
         outputs = self._run_network(rows, tokens.device, **inputs, **kwargs)
         hidden_states, logits, losses = outputs.last_hidden_state, None, {}
         if output_logits:
             logits = logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._rows_for_head(rows))
         if labels is not None:
-            row_times = row_times.float()
+            x0, xt, t = row_labels, inputs["input_ids"], inputs["timesteps"].float()
             if logits is None:
-                total, values = self._masked_nelbo(hidden_states, rows, is_masked, row_labels, row_times)
+                total, values = self._masked_nelbo(hidden_states, rows, is_masked, x0, t)
             else:
-                values = self.masking_process.token_nelbo(logits, row_labels, input_ids, row_times)
+                values = self.masking_process.token_nelbo(logits, x0, xt, t)
                 total = values.sum()
-            losses = self._losses(total, values, input_ids, labels, timesteps.float(), copies, num_items_in_batch)
+            losses = self._losses(total, values, xt, labels, timesteps.float(), copies, num_items_in_batch)
         if position_mask is None:
             logits = fold_copies(logits, copies)
         return MaskedDiffusionOutput(
@@ -410,11 +398,32 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         is_dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout
         return class_labels.masked_fill(is_dropped, self.config.null_class)
 
-    def _noised(self, input_ids: Tensor, labels: Tensor, timesteps: Tensor, mask_noise: Tensor | None) -> Tensor:
-        """Mask clean ids by the noise, whose shape x_t has; without noise, `input_ids` already are x_t."""
+    def _scored_masks(self, xt: Tensor | None, labels: Tensor | None) -> Tensor | None:
+        """Flat booleans of the masked tokens that are scored, None without labels."""
+        return None if labels is None else ((xt == self.config.mask_token_id) & (labels != IGNORE_INDEX)).flatten()
+
+    def _noised(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        timesteps: Tensor | None,
+        class_labels: Tensor | None,
+        mask_noise: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x_t, of the shape of the noise, with its times and classes; they are drawn here where no times are given.
+
+        With times and without noise, `input_ids` already are x_t.
+        """
+        if timesteps is None:
+            timesteps, mask_noise = self._draw_noise(labels)
+            class_labels = self._drop_classes(class_labels)
         check_per_example("timesteps", timesteps, labels.shape[0], 1, "`labels` are given")
-        if mask_noise is None:
-            return input_ids
+        if mask_noise is not None:
+            input_ids = self._mask(input_ids, labels, timesteps, mask_noise)
+        return input_ids, timesteps, class_labels
+
+    def _mask(self, input_ids: Tensor, labels: Tensor, timesteps: Tensor, mask_noise: Tensor) -> Tensor:
+        """Mask clean ids by the noise, whose shape x_t has."""
         check_shape("input_ids", input_ids, labels.shape)
         if can_check_values(input_ids) and ((input_ids == self.config.mask_token_id) & (labels != IGNORE_INDEX)).any():
             raise ValueError(
@@ -526,11 +535,20 @@ def fold_copies(x: Tensor | None, copies: int | None) -> Tensor | None:
     return x if x is None or copies is None else x.unflatten(0, (-1, copies))
 
 
-def repeat_for_copies(copies: int, input_ids: Tensor, inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """Repeat the inputs that the copies of an example share, to make the copies rows of a larger batch."""
+def rows_of_copies(copies: int, inputs: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Make the copies rows of a larger batch: of ids and position mask each has its own, all else they share."""
+    batch, _, length = inputs["input_ids"].shape[:3]
     if inputs["position_ids"] is not None:
-        batch, _, length = input_ids.shape
         check_shape("position_ids", inputs["position_ids"], (1, length), (batch, length))
         inputs["position_ids"] = inputs["position_ids"].expand(batch, -1)
-    is_per_example = {name: isinstance(x, Tensor) and x.dim() > 0 for name, x in inputs.items()}
-    return {name: x.repeat_interleave(copies, dim=0) if is_per_example[name] else x for name, x in inputs.items()}
+    of_copies = {name: inputs.pop(name) for name in ("input_ids", "position_mask")}
+    is_shared = {name: isinstance(x, Tensor) and x.dim() > 0 for name, x in inputs.items()}
+    rows = {name: x.repeat_interleave(copies, dim=0) if is_shared[name] else x for name, x in inputs.items()}
+    return rows | {name: None if x is None else x.flatten(0, 1) for name, x in of_copies.items()}
+
+
+def needed_rows(position_mask: Tensor | None, is_masked: Tensor | None, max_masked: int | None) -> Tensor | None:
+    """Flat indices of the positions where the head is needed, None for all of them."""
+    if position_mask is not None:
+        return position_mask.flatten().nonzero().squeeze(1)
+    return None if is_masked is None else indices_of(is_masked, max_masked)

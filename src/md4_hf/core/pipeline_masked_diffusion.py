@@ -222,8 +222,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         request = Request(prompt, input_ids, image, mask_image, length, block_length, num_unprompted)
         self._inputs.check(request)
         self._check_call(num_samples, guidance_scale, class_labels, tensor_names)
-        if block_length is not None and callback_on_step_end is not None:
-            raise ValueError("`callback_on_step_end` must be None with `block_length`.")
+        self._check_blocks(block_length, callback_on_step_end)
         rows = self._inputs.rows(request)
         if labels is not None:
             if len(labels) not in (1, len(rows)):
@@ -461,6 +460,11 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         for name, rule, expected, found in agreements:
             if found != expected:
                 raise ValueError(f"`{name}` must have {rule} {expected}, got {found}.")
+
+    @staticmethod
+    def _check_blocks(block_length: int | None, callback: Any):
+        if block_length is not None and callback is not None:
+            raise ValueError("`callback_on_step_end` must be None with `block_length`.")
 
     def _check_call(self, num_samples: int, guidance_scale: float, class_labels, tensor_names):
         if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):

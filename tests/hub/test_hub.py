@@ -13,6 +13,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import error_of, outcome
@@ -115,10 +117,27 @@ def load(first):
         "adapted": logits(PeftModel.from_pretrained(model, "user/adapter")),
         "texts": load_documents("user/texts")["text"][:],
         "older texts": load_documents("user/texts", revision="v1")["text"][:],
+        "changing": {
+            f"{name}, {'stream' if streaming else 'on disk'}": tell(load_documents, name, streaming=streaming)
+            for name in ("user/texts", "user/late-json", "user/map-parquet")
+            for streaming in (False, True)
+        },
+        "no such column": [
+            tell(load_documents, "user/late-json", text_column="body", streaming=streaming)
+            for streaming in (False, True)
+        ],
         "md4 sample": outcome(["sample", "user/flat", "--seed", "0", "--num_samples", "2"]),
         "md4 evaluate": evaluate("user/flat"),
         "md4 failure": outcome(["sample", "user/missing"]),
     }
+
+
+def tell(load, *args, **kwargs):
+    """The texts that a function loads, or its error."""
+    try:
+        return [row["text"] for row in load(*args, **kwargs)]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def evaluate(name):
@@ -268,6 +287,12 @@ def loaded(hub, pushed, tmp_path_factory):
     for texts in (["one"], ["one", "two"]):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         hub.add_files("user/texts", {"data/train.jsonl": lines.encode()}, kind="datasets")
+    late = json.dumps({"text": "x" * 12_000_000, "meta": None}) + '\n{"text": "late", "meta": {"url": "x"}}\n'
+    hub.add_files("user/late-json", {"train.jsonl": late.encode()}, kind="datasets")
+    sink = pa.BufferOutputStream()
+    tags = pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"text": pa.array(["one", "two"], pa.string_view()), "tags": tags}), sink)
+    hub.add_files("user/map-parquet", {"train.parquet": sink.getvalue().to_pybytes()}, kind="datasets")
     texts = hub.repository("user/texts", kind="datasets")
     texts.tags["v1"] = texts.branches["main"].parent
     return hub.run_function(load, pushed["first"], home=tmp_path_factory.mktemp("load"))
@@ -350,6 +375,17 @@ def test_a_commit_branch_or_tag_gives_the_weights_of_then(pushed, loaded):
 
 def test_a_data_set_is_opened_by_its_id(loaded):
     assert loaded["texts"] == ["one", "two"] and loaded["older texts"] == ["one"]
+
+
+@pytest.mark.parametrize("how", ["on disk", "stream"])
+def test_of_a_data_set_on_the_hub_only_the_column_asked_for_is_read(loaded, how):
+    assert loaded["changing"][f"user/texts, {how}"] == ["one", "two"]
+    assert loaded["changing"][f"user/map-parquet, {how}"] == ["one", "two"]
+    assert loaded["changing"][f"user/late-json, {how}"][1:] == ["late"]
+    assert all(
+        "`text_column` must be one of the columns ['meta', 'text'], got 'body'" in error
+        for error in loaded["no such column"]
+    )
 
 
 def test_pushed_code_opens_a_repository_without_the_package(hub, pushed, tmp_path):

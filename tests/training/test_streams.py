@@ -19,7 +19,8 @@ from md4_hf import (
     load_documents,
     pack,
 )
-from md4_hf.training.streams import POSITION, EndlessStream
+from md4_hf.data.mixture import mix, next_source
+from md4_hf.training.streams import POSITION, EndlessMixture, EndlessStream
 
 
 LENGTH = 8
@@ -231,6 +232,57 @@ def test_a_resumed_stream_does_not_read_what_came_before():
     next(iter(resumed))
     assert not set(TOUCHED) & set(TEXTS[: before - 1])
     assert TEXTS[before] in TOUCHED
+
+
+# Mixtures ------------------------------------------------------------------------------------------------------------
+
+
+def mixed_stream():
+    one_text = IterableDataset.from_generator(lambda: iter([{"text": "one document of its own. " * 9}]))
+    return mix([text_stream(3), pack(one_text, build_byte_tokenizer(), LENGTH)[0]], weights=[3, 1])
+
+
+def endless_mixture(rank=0, num_ranks=1):
+    return EndlessMixture(mixed_stream(), rank, num_ranks, 4, PaddingCollator())
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_mixture_has_its_shares_and_each_part_goes_its_own_way(num_ranks):
+    rank = num_ranks - 1
+    blocks = examples(endless_mixture(rank, num_ranks), 200)
+    parts = [examples(endless(part, rank, num_ranks), 152) for part in mixed_stream().streams]
+    taken, indices = [iter(part) for part in parts], []
+    for _ in blocks:
+        indices.append(next_source([indices.count(0), indices.count(1)], [3, 1]))
+    assert indices.count(0) == 150
+    assert blocks == [next(taken[number]) for number in indices]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_saved_position_in_a_mixture_is_exact(num_ranks, tmp_path):
+    rank = num_ranks - 1
+    unbroken = endless_mixture(rank, num_ranks)
+    expected = list(itertools.islice(unbroken, 60))
+    assert all(part["epoch"] >= 1 for part in expected[-1][POSITION]["parts"])
+    for end in (0, 1, 30, 55):
+        unbroken.position = expected[end][POSITION]
+        unbroken.save(tmp_path)
+        resumed = endless_mixture(rank, num_ranks)
+        resumed.load(tmp_path)
+        for batch, wanted in zip(itertools.islice(resumed, 3), expected[end + 1 : end + 4], strict=True):
+            assert torch.equal(batch["input_ids"], wanted["input_ids"]) and batch[POSITION] == wanted[POSITION]
+    other = EndlessMixture(mix(mixed_stream().streams, [1, 1]), rank, num_ranks, 4, PaddingCollator())
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must have the position of this stream"):
+        other.load(tmp_path)
+
+
+def test_a_training_on_a_mixture_resumes_as_the_unbroken_run(tmp_path):
+    unbroken = make_trainer(tmp_path, mixed_stream(), max_steps=6, save_steps=4)
+    unbroken.train()
+    resumed = make_trainer(tmp_path, mixed_stream(), max_steps=6, save_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert logged(resumed, "loss") == logged(unbroken, "loss")
+    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(unbroken), strict=True))
 
 
 # Training ------------------------------------------------------------------------------------------------------------

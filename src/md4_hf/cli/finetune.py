@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..data.arguments import DataArguments, PairArguments
+from ..data.mixture import prepare_sources
 from ..data.pairs import encode_pairs, load_pairs
 from ..hub.adapters import add_adapter
 from ..hub.loading import adapter_base, load_model
@@ -54,22 +56,23 @@ def finetune(
     run_training(Material(model, tokenizer, train_examples, heldout_examples, facts), args, run, data_args)
 
 
-def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer, verbose: bool) -> list:
+def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer, verbose: bool) -> tuple:
     """Training and held-out examples: of prompts and responses if their columns are named, else blocks of text."""
     if not pair_args.given:
         return texts.prepare_blocks(data_args, tokenizer, verbose)
-    texts.check_no_document_mask(data_args)
-    examples = []
-    for name, pairs in zip(("training", "held-out"), load_pairs(data_args), strict=True):
+    texts.check_pair_data(data_args)
+
+    def encode(name: str, pairs):
         encoded, report = encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)
-        examples.append(encoded)
         if verbose:
             left_out = f"{report.num_too_long} too long, {report.num_empty} with an empty response left out"
             print(
                 f"{name} data: {report.num_kept:,} of {report.num_pairs:,} pairs ({left_out}), "
                 f"{report.num_scored_tokens:,} scored tokens"
             )
-    return examples
+        return encoded
+
+    return prepare_sources(data_args, partial(load_pairs, arguments=pair_args), encode)
 
 
 def first_prompt(example: dict, tokenizer) -> str:

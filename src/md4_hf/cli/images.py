@@ -25,6 +25,7 @@ from .train_options import ModelArguments, StartArguments
 
 
 MAX_VALUES_FOR_BASELINES = 10_000_000
+OPTIONS_OF_TEXT = ("text_column", "validation_text_column", "data_weights", "block_size", "document_mask")
 
 
 def trains_images(name_or_path: str | None, model_args: ModelArguments) -> bool:
@@ -83,7 +84,7 @@ def check_no_text(data_args: DataArguments):
     """Refuse options of text for a model of images."""
     block_size = data_args.block_size or DataArguments.block_size  # None where it is the model's by default
     options = dataclasses.replace(data_args, block_size=block_size)
-    check_left_out(options, ["text_column", "block_size", "document_mask"], "for a model of images")
+    check_left_out(options, OPTIONS_OF_TEXT, "for a model of images")
 
 
 def prepare_images(

@@ -25,6 +25,11 @@ class Material:
 
 def describe_data(data_args: DataArguments, kind: str) -> dict:
     """Facts of the model card about the data, whose examples are of this kind."""
-    is_local = data_args.data in ("pydoc", "digits") or Path(data_args.data).expanduser().exists()
-    name = Path(data_args.data).name if is_local else data_args.data  # not the path on this machine
-    return {"data": f"{name}, {kind}", "datasets": [] if is_local else [data_args.data]}
+    is_local = {
+        source: source in ("pydoc", "digits") or Path(source).expanduser().exists() for source in data_args.sources
+    }
+    names = [Path(source).name if local else source for source, local in is_local.items()]  # no path of this machine
+    return {
+        "data": f"{' and '.join(names)}, {kind}",
+        "datasets": [source for source, local in is_local.items() if not local],
+    }

@@ -29,7 +29,7 @@ def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argpar
     counts[model.config.mask_token_id] = -1  # no token of the data
     frequent = np.flatnonzero(counts >= options.min_count)
     if not len(frequent):
-        raise ValueError(f"`min_count` must leave some tokens, got {options.min_count}; {data_args.data} has none.")
+        raise ValueError(f"`min_count` must leave some tokens of `data`, got {options.min_count}, which leaves none.")
     order = frequent[exponents[frequent].argsort(stable=True)]
     print_table(order, exponents, counts, tokenizer, options.rows)
     if options.output_dir is not None:

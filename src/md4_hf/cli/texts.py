@@ -13,9 +13,10 @@ from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
-from ..data.documents import load_table, load_train_validation, load_validation
+from ..data.documents import load_train_validation, load_validation
+from ..data.mixture import prepare_sources
 from ..data.packing import pack
-from ..data.pairs import encode_pairs, load_pairs
+from ..data.pairs import encode_pairs, load_pair_table, load_pairs
 from ..data.tokenizers import check_tokenizer_matches, load_tokenizer
 from ..evaluation.baselines import ngram_bits_per_character
 from ..hub.loading import load_model
@@ -90,16 +91,17 @@ def check_block_size(block_size: int, config: MD4Config):
 
 def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
     """Training and held-out text as blocks of ids; `verbose` prints their numbers."""
-    blocks = []
-    for name, documents in zip(("training", "held-out"), load_train_validation(data_args), strict=True):
+
+    def pack_part(name: str, documents):
         packed, report = pack_documents(documents, tokenizer, data_args)
-        blocks.append(packed)
         if report is not None and verbose:
             print(
                 f"{name} data: {report.num_documents:,} documents, {report.num_tokens:,} tokens in "
                 f"{report.num_blocks:,} blocks of {data_args.block_size} ({report.num_dropped_tokens} tokens left over)"
             )
-    return blocks
+        return packed
+
+    return prepare_sources(data_args, load_train_validation, pack_part)
 
 
 def pack_documents(documents, tokenizer, data_args: DataArguments):
@@ -109,8 +111,9 @@ def pack_documents(documents, tokenizer, data_args: DataArguments):
     )
 
 
-def check_no_document_mask(data_args: DataArguments):
-    """Refuse a mask of documents for prompts and responses."""
+def check_pair_data(data_args: DataArguments):
+    """Refuse options of documents for prompts and responses."""
+    check_left_out(data_args, ["text_column", "validation_text_column"], "with prompts and responses")
     if data_args.document_mask:
         raise ValueError("`document_mask` must be False with prompts and responses: each pair is a row of its own.")
 
@@ -164,7 +167,7 @@ class TextEvaluation:
     def examples(self, data_args: DataArguments, pair_args: PairArguments, image_args: ImageDataArguments):
         """The data named for validation, or the held-out part of the data, as pairs or as blocks of text."""
         if pair_args.given:
-            check_no_document_mask(data_args)
-            pairs = load_validation(data_args, load_pairs, load_table)
+            check_pair_data(data_args)
+            pairs = load_validation(data_args, partial(load_pairs, arguments=pair_args), load_pair_table(pair_args))
             return encode_pairs(pairs, self.processor, data_args.block_size, pair_args, data_args.num_proc)[0]
         return pack_documents(load_validation(data_args), self.processor, data_args)[0]

@@ -169,7 +169,7 @@ def share(trainer: MD4Trainer, folder: Path):
 
 def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     """The figures of an evaluation as a small table."""
-    source = data_args.validation_data or f"held-out part of {data_args.data}"
+    source = data_args.validation_data or f"held-out part of {' and '.join(data_args.sources)}"
     num_draws = metrics["eval_num_draws"]
     figures = figures_of(metrics, "eval_", is_bound=num_draws > 0)
     modality = modality_of_metrics(figures)

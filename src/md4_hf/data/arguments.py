@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ..utils.options import check_at_least, check_options, option
+from ..utils.options import check_at_least, check_left_out, check_options, option
 
 
 PYDOC, DIGITS = "pydoc", "digits"  # data that come with Python and with scikit-learn
@@ -18,17 +19,22 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    data: str = option(
-        'Text: "pydoc" (the reference manual that comes with Python), a text, .jsonl or .parquet file, a folder, or '
-        'the id of a data set on the Hub; or images: "digits", a folder of images, or an id.',
+    data: str | list[str] = option(
+        'Text: "pydoc" (the reference manual that comes with Python), a .txt, .jsonl, .json, .csv, .tsv, .parquet or '
+        '.arrow file, a folder of one of these, or the id of a data set on the Hub; or images: "digits", a folder of '
+        "images, or an id. Several are joined, or mixed as --data_weights says.",
         default=PYDOC,
     )
+    data_weights: list[float] | None = option("Shares of several --data among the examples, such as 0.7 0.3.")
     data_config: str | None = option("Configuration of the data set, where it has several.")
     data_split: str = option(
         'Split of the data set for training; slices such as "train[:1%%]" work too.', default="train"
     )
     data_revision: str | None = option("Branch, tag or commit of the data set on the Hub.")
     text_column: str = option("Column of the data set that holds the text.", default="text")
+    validation_text_column: str | None = option(
+        "Column of `validation_data` that holds the text, if not that of --text_column."
+    )
     validation_data: str | None = option("Validation text or images, in any of the forms of `data`.")
     validation_config: str | None = option("Configuration of `validation_data`, where it has several.")
     validation_split: str | None = option("Split of `validation_data`, or else of `data`, for validation.")
@@ -46,7 +52,31 @@ class DataArguments:
 
     def __post_init__(self):
         check_options(self, may_be_none=("block_size",))  # which commands replace by the length of the model
+        if isinstance(self.data, list) and len(self.data) == 1:
+            self.data = self.data[0]
+        if not self.sources or not all(isinstance(source, str) for source in self.sources):
+            raise ValueError(f"`data` must be a name, or a list of names, got {self.data!r}.")
+        self._check_weights()
+        if self.validation_data is None:
+            options = ("validation_config", "validation_text_column")
+            check_left_out(self, options, "without `validation_data`")
         check_at_least(self, 1, "num_proc")
+
+    def _check_weights(self):
+        weights = self.data_weights
+        if weights is None:
+            return
+        if len(self.sources) == 1 or len(weights) != len(self.sources):
+            raise ValueError(
+                f"`data_weights` must have a weight for each of several `data`, got {weights} for {self.sources}."
+            )
+        if not all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in weights):
+            raise ValueError(f"`data_weights` must be positive numbers, got {weights}.")
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the data, often one."""
+        return [self.data] if isinstance(self.data, str) else self.data
 
 
 @dataclass

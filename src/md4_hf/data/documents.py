@@ -8,23 +8,63 @@ In a distributed run, call these inside `TrainingArguments.main_process_first()`
 of `datasets`, and the others read it.
 """
 
+import codecs
+import contextlib
 import glob
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, IterableDataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    ReadInstruction,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+)
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from .arguments import PYDOC, DataArguments
+from .files import (
+    ARROW,
+    CSV,
+    FORMATS,
+    IMAGE,
+    JSON,
+    JSON_LINES,
+    PARQUET,
+    TEXT,
+    TSV,
+    DataFiles,
+    describe_files,
+    files_under,
+    find_files,
+    is_text,
+    option_name,
+)
+from .loading_errors import data_errors, find_cause
+from .readers import STRING, columns_of_file, files_of_builder, load_columns, open_file
 
 
-TABLE_FORMATS = {".jsonl": "json", ".parquet": "parquet"}
+# Builders of `datasets` and their options, which load all columns.
+MODULES: dict[str, tuple[str, dict[str, str]]] = {
+    JSON_LINES: ("json", {}),
+    JSON: ("json", {}),
+    CSV: ("csv", {}),
+    TSV: ("csv", {"sep": "\t"}),
+    PARQUET: ("parquet", {}),
+    ARROW: ("arrow", {}),
+    IMAGE: ("imagefolder", {}),
+}
+SUFFIXES_OF_DATA = " ".join(suffix for suffix, kind in FORMATS.items() if kind != IMAGE)
 MAX_TEXT_FILE_BYTES = 2**31 - 1  # Arrow addresses the characters of a string column with 32 bits
 
 
@@ -53,12 +93,15 @@ def load_documents(
     Args:
         data: one of
             - "pydoc": see `pydoc_documents`;
-            - a .jsonl or .parquet file: one document per row;
+            - a .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow file: one document per row;
             - any other file: one document, UTF-8 (line ends become "\\n");
-            - a folder with .jsonl or .parquet files: a data set in the layout of the Hub;
-            - any other folder: one document per .txt file at any depth, sorted by path;
+            - a folder of such tables, of one format: a data set in the layout of the Hub;
+            - a folder of .txt files: one document per file at any depth, sorted by path;
             - the id of a data set on the Hub.
-        config, split: configuration and split of the data set (in a folder or on the Hub).
+            Text, JSON and CSV may be compressed (.gz, .zst). Suffixes count in any letter case; hidden files and
+            folders, and what tools leave, do not.
+        config: configuration of the data set (data sets in a folder or on the Hub).
+        split: split of the data set, or part of one, such as "train[:1%]" (but for streams).
         revision: branch, tag or commit (data sets on the Hub).
         text_column: column that holds the text (all but text files).
         streaming: returns an `IterableDataset` that reads the data as it goes.
@@ -66,62 +109,172 @@ def load_documents(
 
     Raises:
         FileNotFoundError: `data` is neither a file, a folder nor a data set on the Hub.
-        ValueError: a text file is empty, too large or not UTF-8, a folder has nothing to load, or `text_column` is
-            missing or holds no strings.
+        ValueError: a file is empty, too large, damaged or not UTF-8, a folder has nothing to load or several formats,
+            `text_column` is missing or holds no strings, or an option has no effect on such data.
     """
+    if not is_text(data):
+        documents = load_table(
+            data,
+            columns={"text_column": text_column},
+            config=config,
+            split=split,
+            revision=revision,
+            streaming=streaming,
+            argument=argument,
+        )
+        return _select_text(documents, text_column)
+    if text_column != "text":
+        raise ValueError(f"`text_column` must be left out for text, which has no columns, got {text_column!r}.")
+    _check_no_revision(revision, data, argument)
     if data == PYDOC:
-        documents = Dataset.from_dict({"text": pydoc_documents()})
-        return documents.to_iterable_dataset() if streaming else documents
-    path = Path(data).expanduser()
-    if path.is_file() and path.suffix not in TABLE_FORMATS:
-        return _load_text_files([path], streaming, argument)
-    if path.is_dir() and not _files(path, *TABLE_FORMATS):
-        text_files = _files(path, ".txt")
-        if not text_files:
-            raise ValueError(f"`{argument}` must be a folder with .txt, .jsonl or .parquet files, got {data!r}.")
-        return _load_text_files(text_files, streaming, argument)
-    documents = load_table(data, config=config, split=split, revision=revision, streaming=streaming, argument=argument)
-    return _select_text(documents, text_column)
+        return _pydoc(config, split, streaming, argument)
+    files = find_files(data, config, argument)
+    for names in files.splits.values():
+        for name in names:
+            _check_text_file(name, argument)
+    return _load_files(files, {"text_column": "text"}, split, streaming, argument)
 
 
 def load_table(
     data: str,
     *,
+    columns: Mapping[str, str] | None = None,
     config: str | None = None,
     split: str = "train",
     revision: str | None = None,
     streaming: bool = False,
     argument: str = "data",
 ) -> Dataset | IterableDataset:
-    """Loads a .jsonl or .parquet file, a folder in the layout of the Hub, or a data set on the Hub, with all columns.
+    """Loads a data set with all its columns, or those columns of strings that are asked for.
 
-    The other arguments and the errors are those of `load_documents`.
+    Args:
+        data: a table, a folder of tables of one format or of images, or the id of a data set on the Hub.
+        columns: names of the columns to read, by the names of their options for errors; by default all.
+        config, split, revision, streaming, argument: as in `load_documents`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_documents`; and for text.
     """
-    path = Path(data).expanduser()
-    if path.is_file():
-        if path.suffix not in TABLE_FORMATS:
-            raise ValueError(f"`{argument}` must be a .jsonl or .parquet file, got {data!r}.")
-        file, kind = glob.escape(str(path)), TABLE_FORMATS[path.suffix]
-        try:
-            return load_dataset(kind, data_files=file, split="train", streaming=streaming)
-        except Exception as error:  # of many kinds, and seldom with the name of the file
-            rule = f"a well-formed {path.suffix} file"
-            raise ValueError(f"`{argument}` must be {rule}, got {data!r}: {error}") from error
-    with file_errors_as_value_errors(argument, data):
-        if path.is_dir():
+    with file_errors_as_value_errors(argument, data), data_errors(argument):
+        path = Path(data).expanduser()
+        if not path.exists():
+            return _load_from_hub(data, columns, config, split, revision, streaming, argument)
+        _check_no_revision(revision, data, argument)
+        files = find_files(data, config, argument)
+        if files is None and columns is None:  # archives of images, for example
             return load_dataset(str(path), config, split=split, streaming=streaming)
-        not_found = f'"{PYDOC}", an existing file or folder, or a data set on the Hub'
+        if files is None or (files.format == IMAGE and columns is not None):
+            found = describe_files(
+                files_under(path) if path.is_dir() else [path], path if path.is_dir() else path.parent
+            )
+            raise ValueError(
+                f"`{argument}` must be a folder with {SUFFIXES_OF_DATA} files, got {data!r} with {found}."
+            )
+        if files.format == TEXT:
+            raise ValueError(
+                f"`{argument}` must be a .jsonl or .parquet file, or another table ({SUFFIXES_OF_DATA}), got {data!r}."
+            )
+        return _load_files(files, columns, split, streaming, argument)
+
+
+def _load_files(
+    files: DataFiles, columns: Mapping[str, str] | None, split: str, streaming: bool, argument: str
+) -> Dataset | IterableDataset:
+    """Loads local files: columns of strings, or all columns, to which `datasets` gives types."""
+    first = _first_file(files, split, argument)
+    if streaming and "[" in split:
+        raise ValueError(f"`{option_name(argument, 'split')}` must be a whole split with `streaming`, got {split!r}.")
+    if columns is None:
+        module, options = MODULES[files.format]
+        escaped = {part: [glob.escape(name) for name in found] for part, found in files.splits.items()}
+        return load_dataset(module, data_files=escaped, split=split, streaming=streaming, **options)
+    with data_errors(argument):
+        if files.format != TEXT:
+            _check_columns(columns, columns_of_file(first, files.format))
+        return load_columns(files, list(dict.fromkeys(columns.values())), split, streaming)
+
+
+def _first_file(files: DataFiles, split: str, argument: str) -> str:
+    """The first file of a split, which may be part of one or the sum of several."""
+    names = [part.partition("[")[0].strip() for part in split.split("+")]
+    unknown = [name for name in names if name not in (*files.splits, "all")]
+    with contextlib.suppress(ValueError):
+        if not unknown and ReadInstruction.from_spec(split):
+            return next(found[0] for name, found in files.splits.items() if name in names or "all" in names)
+    raise ValueError(
+        f"`{option_name(argument, 'split')}` must be one of the splits {sorted(files.splits)} or a part of one, "
+        f'such as "train[:10%]", got {unknown[0] if unknown else split!r}.'
+    )
+
+
+def _load_from_hub(
+    data: str,
+    columns: Mapping[str, str] | None,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    streaming: bool,
+    argument: str,
+) -> Dataset | IterableDataset:
+    """Loads a data set on the Hub.
+
+    `datasets` gives every column a type; where another than those asked for has none, or changes it, only these are
+    read. Of a stream, whose first rows do not tell, always.
+    """
+    not_found = f'`{argument}` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
+    if looks_like_path(data):
+        raise FileNotFoundError(not_found)
+
+    def load_only() -> Dataset | IterableDataset | None:
+        builder = load_dataset_builder(data, config, revision=revision)
+        files = files_of_builder(builder)
+        if columns is None or files is None:
+            return None
+        _check_columns(columns, columns_of_file(_first_file(files, split, argument), files.format))
+        names = list(dict.fromkeys(columns.values()))
+        facts = {"dataset_name": builder.dataset_name, "repo_id": builder.repo_id, "hash": builder.hash}
+        return load_columns(files, names, split, streaming, **facts)
+
+    try:
+        if streaming and columns is not None and (stream := load_only()) is not None:
+            return stream
+        return load_dataset(data, config, split=split, revision=revision, streaming=streaming)
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(not_found) from error
+    except (DatasetGenerationError, ValueError) as error:
+        if columns is None or streaming or find_cause(error, OSError) or (table := load_only()) is None:
+            raise
+        return table
+
+
+def _check_columns(columns: Mapping[str, str], found: Mapping[str, str]):
+    """Refuse columns that are missing or hold no strings; `found` has types in words."""
+    for option, column in columns.items():
+        if found and column not in found:
+            raise ValueError(f"`{option}` must be one of the columns {sorted(found)}, got {column!r}.")
+        if found and found[column] != STRING:
+            raise ValueError(f"`{option}` must hold strings, got {column!r} with {found[column]}.")
+
+
+def _check_no_revision(revision: str | None, data: str, argument: str):
+    if revision is not None:
+        name = option_name(argument, "revision")
+        raise ValueError(f"`{name}` must be left out for {data!r}, which is not on the Hub, got {revision!r}.")
+
+
+def _pydoc(config: str | None, split: str, streaming: bool, argument: str) -> Dataset | IterableDataset:
+    if config is not None:
+        raise ValueError(f'`{option_name(argument, "config")}` must be left out for "{PYDOC}", got {config!r}.')
+    documents = Dataset.from_dict({"text": pydoc_documents()})
+    if split != "train":
         try:
-            if looks_like_path(data):
-                raise DatasetNotFoundError
-            return load_dataset(data, config, split=split, revision=revision, streaming=streaming)
-        except DatasetNotFoundError as error:
-            raise FileNotFoundError(f"`{argument}` must be {not_found}, got {data!r}.") from error
-
-
-def _files(folder: Path, *suffixes: str) -> list[Path]:
-    """The files under a folder with one of the suffixes, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in suffixes)
+            parts = ReadInstruction.from_spec(split).to_absolute({"train": len(documents)})
+        except ValueError as error:
+            raise ValueError(
+                f'`{option_name(argument, "split")}` must be "train" or a part of it for "{PYDOC}", got {split!r}.'
+            ) from error
+        documents = documents.select([index for part in parts for index in range(part.from_ or 0, part.to)])
+    return documents.to_iterable_dataset() if streaming else documents
 
 
 def load_train_validation(
@@ -134,38 +287,79 @@ def load_train_validation(
     Validation documents come from `validation_data` and `validation_split` where one of them is given. Otherwise
     the last documents are held out, uncut, as many as bring their share of the characters closest to
     `validation_fraction` (at least one, not all). Only a corpus of a single document is cut, at that fraction of
-    its characters.
+    its characters. Several sources are divided each by itself, and joined one after the other.
 
     Args:
+        args: where they come from.
         load: function that loads a data set, with the keywords of `load_table`; by default `load_documents`, for the
             column `args.text_column`.
         divide: function that divides a data set at a fraction; `hold_out` by default.
+
+    Returns:
+        `(train, validation)`, each with the one column `text` (or what `load` gives).
 
     Raises:
         ValueError: validation and training would read the same split, a stream has no validation data of its own,
             `validation_fraction` is not between 0 and 1, or a corpus to be divided has no text.
     """
-    load = load or partial(load_documents, text_column=args.text_column)
-    options = {"config": args.data_config, "revision": args.data_revision, "streaming": args.streaming}
-    validation = None
+    parts = [_load_source(source, load, divide) for source in sources_of(args)]
+    train, heldout = (list(side) for side in zip(*parts, strict=True))
     if args.validation_data is not None:
-        validation = load_validation(args, load_one=load)
-    elif args.validation_split is not None:
-        if args.data == PYDOC or Path(args.data).expanduser().is_file():
-            rule = f"None where `data` ({args.data!r}) has no splits"
-            raise ValueError(f"`validation_split` must be {rule}, got {args.validation_split!r}.")
+        column = args.validation_text_column or ("text" if is_text(args.validation_data) else args.text_column)
+        heldout = [load_validation(replace(args, text_column=column, validation_text_column=None), load_one=load)]
+    return tuple(side[0] if len(side) == 1 else concatenate_datasets(side) for side in (train, heldout))
+
+
+def sources_of(args: DataArguments) -> list[DataArguments]:
+    """Arguments of each source of the data; an option goes to the sources that have such a thing, if any has."""
+    if len(args.sources) == 1:
+        return [args]
+    has_option = {
+        "text_column": lambda source: not is_text(source),
+        "data_config": lambda source: source != PYDOC and not Path(source).expanduser().is_file(),
+        "data_revision": lambda source: source != PYDOC and not Path(source).expanduser().exists(),
+    }
+    defaults = DataArguments()
+    split_args = []
+    for source in args.sources:
+        without = {
+            name: getattr(defaults, name)
+            for name, has in has_option.items()
+            if not has(source) and any(map(has, args.sources))
+        }
+        split_args.append(replace(args, data=source, data_weights=None, **without))
+    return split_args
+
+
+def _load_source(
+    args: DataArguments,
+    load: Callable[..., Dataset | IterableDataset] | None,
+    divide: Callable[[Dataset, float], tuple[Dataset, Dataset]] | None,
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    """Loads the training part of one source, and its validation part where there are no other validation data."""
+    (data,) = args.sources
+    load_one: Callable[..., Dataset | IterableDataset] = load or partial(load_documents, text_column=args.text_column)
+    load_data = partial(load_one, data, config=args.data_config, revision=args.data_revision, streaming=args.streaming)
+    has_splits = not (data == PYDOC or Path(data).expanduser().is_file())
+    validation = None
+    if args.validation_data is None and args.validation_split is not None:
+        if not has_splits and args.validation_split.partition("[")[0] != "train":
+            raise ValueError(
+                f"`validation_split` must be None where `data` ({data!r}) has no splits, or a part of the one split, "
+                f'such as "train[90%:]", got {args.validation_split!r}.'
+            )
         if args.validation_split == args.data_split:
             raise ValueError(f"`validation_split` must differ from `data_split`, got {args.validation_split!r} twice.")
-        validation = load(args.data, split=args.validation_split, **options)
-    elif args.streaming:
-        reason = "the end of a stream cannot be held out"
+        validation = load_data(split=args.validation_split)
+    elif args.validation_data is None and args.streaming:
         raise ValueError(
-            f"`validation_data` or `validation_split` must be given with `streaming`, got None: {reason}."
+            "`validation_data` or `validation_split` must be given with `streaming`, got None: the end of a stream "
+            "cannot be held out."
         )
-    train = load(args.data, split=args.data_split, **options)
-    if validation is not None:
-        return train, validation
-    return (divide or hold_out)(train, args.validation_fraction)
+    train = load_data(split=args.data_split)
+    if validation is None and args.validation_data is None:
+        return (divide or hold_out)(train, args.validation_fraction)
+    return train, validation
 
 
 def load_validation(
@@ -176,11 +370,13 @@ def load_validation(
     """Loads validation documents alone: `validation_data` where it is given, or else the held-out part of `data`.
 
     `load_both` loads training and validation data, such as `load_images` or `load_pairs`; `load_one` is the `load` of
-    `load_train_validation`, whose errors these are.
+    `load_train_validation`, whose errors these are; its default reads the column `args.validation_text_column`, or else
+    `args.text_column`.
     """
     if args.validation_data is None:
         return load_both(args)[1]
-    return (load_one or partial(load_documents, text_column=args.text_column))(
+    column = args.validation_text_column or args.text_column
+    return (load_one or partial(load_documents, text_column=column))(
         args.validation_data,
         config=args.validation_config,
         split=args.validation_split or args.data_split,
@@ -223,28 +419,22 @@ def num_heldout(count: int, validation_fraction: float, rows: str) -> int:
     return min(max(round(validation_fraction * count), 1), count - 1)
 
 
-def _load_text_files(files: list[Path], streaming: bool, argument: str) -> Dataset | IterableDataset:
-    for file in files:
-        _check_text_file(file, argument)
-    names = [glob.escape(str(file)) for file in files]
-    return load_dataset("text", data_files=names, sample_by="document", split="train", streaming=streaming)
-
-
-def _check_text_file(file: Path, argument: str):
-    num_bytes, name = file.stat().st_size, str(file)
-    if num_bytes == 0:
-        raise ValueError(f"`{argument}` must contain text, got the empty file {name!r}.")
+def _check_text_file(name: str, argument: str):
+    """Refuse text that is too large or not UTF-8, before hours of training."""
+    decoder, num_bytes = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with open_file(name) as file:
+            while chunk := file.read(2**20):
+                decoder.decode(chunk)
+                num_bytes += len(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{argument}` must be UTF-8 text, got {name!r}: {error}.") from error
     if num_bytes > MAX_TEXT_FILE_BYTES:
         raise ValueError(
             f"`{argument}` must be text files of at most {MAX_TEXT_FILE_BYTES} bytes, got {name!r} with "
             f"{num_bytes}: divide it, or use .jsonl or .parquet."
         )
-    try:
-        with file.open(encoding="utf-8") as stream:
-            while stream.read(2**20):
-                pass
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`{argument}` must be UTF-8 text, got {name!r}: {error}.") from error
 
 
 def _select_text(documents: Dataset | IterableDataset, text_column: str) -> Dataset | IterableDataset:

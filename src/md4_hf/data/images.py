@@ -19,6 +19,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset
 from ..core.image_processing_md4 import MD4ImageProcessor
 from .arguments import DIGITS, PYDOC, DataArguments, ImageDataArguments
 from .documents import load_table, load_train_validation, num_heldout
+from .files import option_name
 
 
 DIGITS_LEVELS = 17
@@ -108,6 +109,9 @@ def load_image_table(
         raise ValueError(f"`{argument}` must be {rule}, got {data!r}.")
     if data != DIGITS:
         return load_table(data, split=split, streaming=streaming, argument=argument, **options)
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f'`{option_name(argument, name)}` must be left out for "{DIGITS}", got {value!r}.')
     if split != "train":
         raise ValueError(f'`data_split` and `validation_split` must be "train" for "{DIGITS}", got {split!r}.')
     images = digits()

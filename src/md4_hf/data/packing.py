@@ -20,6 +20,7 @@ from datasets.distributed import split_dataset_by_node
 from transformers import PreTrainedTokenizerBase
 
 from ..utils.integers import as_integer
+from .loading_errors import cache_errors
 
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Separator:
         return cls(input_ids, characters_per_token=len(text) / max(len(input_ids), 1))
 
 
+@cache_errors()
 def pack(
     documents: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,

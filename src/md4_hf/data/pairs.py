@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..utils.integers import as_integer
 from .arguments import DataArguments, PairArguments
 from .documents import check_text_column, load_table, load_train_validation, num_heldout
+from .loading_errors import cache_errors
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class PairReport:
     num_scored_tokens: int  # of the examples
 
 
+@cache_errors()
 def encode_pairs(
     pairs: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -82,14 +85,22 @@ def encode_pairs(
     return examples, report
 
 
-def load_pairs(data: DataArguments) -> tuple[Dataset, Dataset]:
-    """Loads training and validation pairs with all their columns; without validation data, the last rows are held out.
+def load_pairs(data: DataArguments, arguments: PairArguments | None = None) -> tuple[Dataset, Dataset]:
+    """Loads training and validation pairs; without validation data, the last rows are held out.
 
-    Raises as `load_train_validation`; and a ValueError for `streaming`.
+    Only the columns of `arguments` are read, by default all. Raises as `load_train_validation`; and a ValueError for
+    `streaming`.
     """
     if data.streaming:
         raise ValueError("`streaming` must be False with prompts and responses, got True.")
-    return load_train_validation(data, load=load_table, divide=_hold_out_rows)
+    return load_train_validation(data, load=load_pair_table(arguments), divide=_hold_out_rows)
+
+
+def load_pair_table(arguments: PairArguments | None) -> Callable[..., Dataset | IterableDataset]:
+    """`load_table` for the columns of prompts and responses."""
+    names = ("prompt_column", "response_column")
+    columns = None if arguments is None else {name: getattr(arguments, name) for name in names}
+    return partial(load_table, columns=columns)
 
 
 def _hold_out_rows(pairs: Dataset, fraction: float) -> tuple[Dataset, Dataset]:

@@ -23,7 +23,8 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
-from ..data.documents import TABLE_FORMATS, load_documents
+from ..data.documents import load_documents
+from ..data.files import is_text
 from ..data.packing import DOCUMENTS_PER_BATCH, Separator, tokenize_texts
 from .detokenizers import detokenize
 from .recipes import FILE, TEXT8_TEST, Recipe
@@ -40,8 +41,7 @@ def load_rows(recipe: Recipe) -> Dataset:
 
     Of a local text file each line is a row, with the line end or without the blanks that the data set's own rows have.
     """
-    path = Path(recipe.data).expanduser()
-    if path.is_file() and path.suffix not in TABLE_FORMATS:
+    if Path(recipe.data).expanduser().is_file() and is_text(recipe.data):
         rows = load_documents(recipe.data)  # which checks the file
         if recipe.split == TEXT8_TEST:
             return rows.map(lambda row: {"text": row["text"][-TEXT8_TEST_CHARACTERS:]})
@@ -52,7 +52,7 @@ def load_rows(recipe: Recipe) -> Dataset:
             config=recipe.config,
             split="train" if recipe.split == FILE else recipe.split,
             revision=recipe.revision,
-            text_column=recipe.text_column,
+            text_column="text" if is_text(recipe.data) else recipe.text_column,
         )
     if recipe.detokenizer == "none":
         return rows

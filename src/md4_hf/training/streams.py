@@ -18,6 +18,7 @@ from datasets.iterable_dataset import BufferShuffledExamplesIterable
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from ..data.mixture import MixedStream, next_source
 from ..data.packing import DOCUMENTS_PER_BATCH, PackedStream, StreamPacker
 from ..utils.processes import gather
 from .callbacks import serve_on
@@ -67,7 +68,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:
-            examples = self._examples(**self.position)
+            examples = self._examples_after(self.position)
             while True:
                 taken = list(itertools.islice(examples, self.batch_size))
                 batch = self.collate([example for example, _ in taken])
@@ -75,6 +76,9 @@ class EndlessStream(torch.utils.data.IterableDataset):
                 yield batch
         except _NothingToReadError as error:  # as a value, which `take_positions` gives to all processes
             yield {ERROR: str(error)}
+
+    def _examples_after(self, position: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        return self._examples(**position)
 
     def _examples(self, epoch: int, reads: int, source: dict | None, packer: dict, taken: int):
         """Yield examples, each with the position after it."""
@@ -159,6 +163,36 @@ class EndlessStream(torch.utils.data.IterableDataset):
                 "anew; map-style data resume on any number of processes."
             )
         self.position = record["position"]
+
+
+class EndlessMixture(EndlessStream):
+    """One process's shares of several streams as full batches without end, mixed in the shares of a `MixedStream`.
+
+    A position is the positions in the parts, and the number of examples taken of each.
+
+    Args:
+        stream: The whole mixture, the same on all processes.
+        rank, num_ranks, batch_size, collate: As of an `EndlessStream`.
+    """
+
+    def __init__(
+        self, stream: MixedStream, rank: int, num_ranks: int, batch_size: int, collate: Callable[[list], dict]
+    ):
+        super().__init__(stream.streams[0], rank, num_ranks, batch_size, collate)
+        self.parts = [EndlessStream(part, rank, num_ranks, batch_size, collate) for part in stream.streams]
+        self.weights = stream.weights
+        facts = repr(([part.fingerprint for part in self.parts], self.weights))
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        self.position = {"parts": [part.position for part in self.parts], "counts": [0] * len(self.parts)}
+
+    def _examples_after(self, position: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        parts, counts = list(position["parts"]), list(position["counts"])
+        examples = [part._examples_after(begin) for part, begin in zip(self.parts, parts, strict=True)]
+        while True:
+            number = next_source(counts, self.weights)
+            example, parts[number] = next(examples[number])
+            counts[number] += 1
+            yield example, {"parts": list(parts), "counts": list(counts)}
 
 
 def check_torch_stream(dataset: Any, args: TrainingArguments):

@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_lengt
 from ..core.image_processing_md4 import MD4ImageProcessor
 from ..data.collators import PaddingCollator
 from ..data.images import check_image_processor_matches
+from ..data.mixture import MixedStream
 from ..data.tokenizers import check_tokenizer_matches
 from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
@@ -41,7 +42,7 @@ from .model_card import CardFacts
 from .optimizers import give_exponents_rate, is_exponent, muon_with_adamw
 from .repository import Repository
 from .step_sampler import SeededOrder, StepSampler
-from .streams import EndlessStream, check_torch_stream
+from .streams import EndlessMixture, EndlessStream, check_torch_stream
 
 
 class MD4Trainer(Trainer):
@@ -156,8 +157,8 @@ class MD4Trainer(Trainer):
         if not isinstance(self.train_dataset, datasets.IterableDataset):
             return super().get_train_dataloader()
         collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        place = args.process_index, args.world_size
-        self.stream = EndlessStream(self.train_dataset, *place, self._train_batch_size, collate)
+        kind = EndlessMixture if isinstance(self.train_dataset, MixedStream) else EndlessStream
+        self.stream = kind(self.train_dataset, args.process_index, args.world_size, self._train_batch_size, collate)
         return self.stream.loader(args)
 
     def _get_dataloader(

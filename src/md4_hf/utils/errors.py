@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from huggingface_hub.errors import HTTPError
 
@@ -36,7 +37,9 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, Any]):
     The types are those of `typing.get_type_hints`, classes or unions of classes; names without one are not checked.
     """
     for name in values.keys() & types.keys():
-        allowed, value = get_args(types[name]) or (types[name],), values[name]
+        union, value = types[name], values[name]
+        kinds = get_args(union) if get_origin(union) in (Union, UnionType) else (union,)
+        allowed = tuple(get_origin(kind) or kind for kind in kinds)
         is_other_bool = isinstance(value, bool) and bool not in allowed  # which is an int to Python
         if is_other_bool or not isinstance(value, (*allowed, int) if float in allowed else allowed):
             expected = " or ".join(kind.__name__ for kind in allowed)

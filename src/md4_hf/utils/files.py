@@ -10,13 +10,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-SUFFIXES = (".txt", ".text", ".md", ".csv", ".json", ".jsonl", ".parquet", ".gz", ".zip", ".zst")
+SUFFIXES = (
+    ".txt",
+    ".text",
+    ".md",
+    ".csv",
+    ".tsv",
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".parquet",
+    ".arrow",
+    ".gz",
+    ".zip",
+    ".zst",
+)
 
 
 def looks_like_path(name: str) -> bool:
     """Whether a name that does not exist here can only have been meant as a path; a Hub id has at most one slash."""
     name = name.replace(os.sep, "/")
-    return name.startswith((".", "~", "/")) or name.endswith(SUFFIXES) or name.count("/") > 1
+    return name.startswith((".", "~", "/")) or name.lower().endswith(SUFFIXES) or name.count("/") > 1
 
 
 def check_can_be_written(name: str, path: str | os.PathLike, is_folder: bool = False):

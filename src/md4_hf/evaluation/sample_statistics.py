@@ -122,9 +122,10 @@ def token_statistics(sequences: Sequences) -> dict[str, Any]:
 
 def checked_sequences(sequences: Iterable[Sequence[int] | Tensor]) -> list[Tensor]:
     """Each sequence as an integer tensor `(length,)` on the CPU; a ValueError as `token_entropy` says."""
-    rows = [_checked_sequence(x, index) for index, x in enumerate(sequences)]
+    given = sequences if isinstance(sequences, Iterable) else ()
+    rows = [_checked_sequence(x, index) for index, x in enumerate(given)]
     if not rows:
-        raise ValueError("`sequences` must hold at least one sequence of token ids, got none.")
+        raise ValueError(f"`sequences` must hold at least one sequence of token ids, got {sequences!r:.60}.")
     return rows
 
 

@@ -282,7 +282,7 @@ def test_sequences_come_as_tensors_or_lists(as_input):
 @pytest.mark.parametrize(
     "sequences, message",
     [
-        ([], "`sequences` must hold at least one sequence of token ids, got"),
+        ([], "`sequences` must hold at least one sequence of token ids, got none"),
         ([[1], []], r"`sequences` must hold lists of at least one token id, got shape \(0,\) at index 1"),
         ([1, 2], r"`sequences` must hold lists of at least one token id, got shape \(\) at index 0"),
         ([[1, -100]], "`sequences` must hold token ids >= 0, got -100 at index 0"),

@@ -122,10 +122,11 @@ def token_statistics(sequences: Sequences) -> dict[str, Any]:
 
 def checked_sequences(sequences: Iterable[Sequence[int] | Tensor]) -> list[Tensor]:
     """Each sequence as an integer tensor `(length,)` on the CPU; a ValueError as `token_entropy` says."""
-    given = sequences if isinstance(sequences, Iterable) else ()
-    rows = [_checked_sequence(x, index) for index, x in enumerate(given)]
+    if not isinstance(sequences, Iterable):
+        raise ValueError(f"`sequences` must be sequences of token ids, got {sequences!r}.")
+    rows = [_checked_sequence(x, index) for index, x in enumerate(sequences)]
     if not rows:
-        raise ValueError(f"`sequences` must hold at least one sequence of token ids, got {sequences!r:.60}.")
+        raise ValueError("`sequences` must hold at least one sequence of token ids, got none.")
     return rows
 
 

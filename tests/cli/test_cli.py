@@ -127,10 +127,10 @@ def test_training_goes_on_from_a_model(run, tmp_path, capsys):
     changed = ["--residual_dropout", "0.25", "--output_dir", str(tmp_path / "dropout")]
     main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", *changed])
     assert AutoModel.from_pretrained(tmp_path / "dropout").model.layers[0].residual_dropout.p == 0.25
-    goes_on = ["train", "--model_name_or_path", str(run), "--output_dir", str(folder / "x")]
-    message = failure(capsys, [*goes_on, "--hidden_size", "64"])
+    train = ["train", "--model_name_or_path", str(run), "--output_dir", str(folder / "x")]
+    message = failure(capsys, [*train, "--hidden_size", "64"])
     assert "`hidden_size` must be the trained model's 32, got 64" in message
-    message = failure(capsys, [*goes_on, *QUICK, "--block_size", "64"])
+    message = failure(capsys, [*train, *QUICK, "--block_size", "64"])
     assert "`block_size` must be at most the model's 32 tokens, got 64" in message
 
 
@@ -178,7 +178,7 @@ def test_fine_tuning_leaves_an_adapter_that_every_command_opens(run, adapter, ca
     columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
     pairs = ["--data", str(adapter.parent / "pairs.jsonl"), *columns, "--draws", "2"]
     main(["evaluate", str(adapter), *pairs])
-    assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out, "of the adapter, on its held-out pairs"
+    assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out, "the adapter, on its held-out pairs"
     main(["evaluate", str(run), *pairs])
     assert f"{recorded['eval_loss']:9.4f}" not in capsys.readouterr().out, "its base does worse"
     assert recorded["eval_num_draws"] == 2

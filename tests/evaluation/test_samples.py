@@ -372,12 +372,12 @@ def test_a_model_that_sees_the_tokens_to_come_is_no_judge(folders, scored, tmp_p
 def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
     tokenizer = build_byte_tokenizer()
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = MD4Config(vocab_size=len(tokenizer), is_causal=True, **sizes)
+    config = MD4Config(vocab_size=len(tokenizer), **sizes, is_causal=True)
     MD4ForCausalLM(config).save_pretrained(tmp_path / "ar")
     tokenizer.save_pretrained(tmp_path / "ar")
     main(["score", str(scored / "samples.jsonl"), "--judge", str(tmp_path / "ar")])
-    likely = f"{len(tokenizer) - 1:.2f}"  # a new model's logits are 0: all tokens but the mask are alike to it
-    assert likely in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{len(tokenizer) - 1:.2f}" in printed, "all tokens but the mask are alike to a new model"
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def load_tokenizer(
         return build_byte_tokenizer()
     try:
         with file_errors_as_value_errors(argument, name_or_path):
-            options = {"token": token, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main", **options)
+            hub = {"revision": revision or "main", "token": token, "cache_dir": cache_dir}
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub)
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
         rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'

@@ -122,6 +122,8 @@ def token_statistics(sequences: Sequences) -> dict[str, Any]:
 
 def checked_sequences(sequences: Iterable[Sequence[int] | Tensor]) -> list[Tensor]:
     """Each sequence as an integer tensor `(length,)` on the CPU; a ValueError as `token_entropy` says."""
+    if not isinstance(sequences, Iterable):
+        raise ValueError(f"`sequences` must be sequences of token ids, got {sequences!r}.")
     rows = [_checked_sequence(x, index) for index, x in enumerate(sequences)]
     if not rows:
         raise ValueError("`sequences` must hold at least one sequence of token ids, got none.")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,20 @@ from transformers import TrainingArguments
 from ..objective.estimators import check_estimator
 from ..utils.options import option
 from .elbo_arguments import ElboArguments
+from .finite_steps import SKIP, STOP
 
 
 # Arguments that all processes must have been started with alike.
 SAME_ON_ALL_RANKS = (
     *("seed", "data_seed", "max_steps", "num_train_epochs", "learning_rate", "ema_decay", "num_copies", "output_dir"),
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip"),
+    *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip", "on_nonfinite"),
 )
-LEAST_VALUES = {"eval_draws": 1, "num_copies": 2, "card_samples": 0, "image_samples": 0, "image_sample_steps": 1}
+LEAST_VALUES = {
+    **{"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1},
+    **{"gradient_accumulation_steps": 1, "eval_accumulation_steps": 1},
+    **{"eval_draws": 1, "num_copies": 2, "card_samples": 0, "image_samples": 0, "image_sample_steps": 1},
+}
 # Arguments of which the ELBO leaves no choice, nor a single process that names checkpoints and numbers whole batches.
 REQUIRED_VALUES = {
     **{"batch_eval_metrics": False, "eval_do_concat_batches": True, "average_tokens_across_devices": True},
@@ -47,6 +53,8 @@ class MD4TrainingArguments(ElboArguments, TrainingArguments):
         super().__post_init__()
         epochs, multiplier = self.num_train_epochs, self.schedule_lr_multiplier
         rules = [
+            ("learning_rate", 0.0 <= self.learning_rate < math.inf, ">= 0 and finite"),
+            ("on_nonfinite", self.on_nonfinite in (STOP, SKIP), f"{STOP!r} or {SKIP!r}"),
             ("max_steps", self.max_steps > 0 or self.max_steps < 0 < epochs, ">= 1, or `num_train_epochs` > 0"),
             ("ema_decay", 0.0 <= self.ema_decay < 1.0, "in [0, 1)"),
             ("label_smoothing_factor", self.label_smoothing_factor == 0.0, "0: a smoothed loss is no ELBO"),

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..core.configuration_md4 import MAX_TIMESTEPS
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..evaluation.provenance import environment, weights_sha256
 from ..evaluation.report import finite
@@ -52,7 +53,6 @@ def evaluate(
         metrics["eval_num_draws"] = 0 if trainer.objective.is_autoregressive else options.draws
     if not trainer.is_world_process_zero():
         return
-    print_metrics(metrics, data_args)
     if options.output_file is not None:
         report = finite(
             {
@@ -66,6 +66,7 @@ def evaluate(
             }
         )
         write_whole(Path(options.output_file), json.dumps(report, indent=2) + "\n")
+    print_metrics(metrics, data_args)
 
 
 def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluation | ImageEvaluation]:
@@ -78,6 +79,8 @@ def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluati
             raise ValueError(
                 f"`num_timesteps` must be left out for GenMD4 and causal models, got {options.num_timesteps}."
             )
+        if options.num_timesteps > MAX_TIMESTEPS:
+            raise ValueError(f"`num_timesteps` must be at most {MAX_TIMESTEPS}, got {options.num_timesteps}.")
         model.config.num_train_timesteps = options.num_timesteps or None
     kind = ImageEvaluation if model.config.is_image else TextEvaluation
     return model, kind(name, model.config, options.revision)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from ..objective.estimators import check_estimator
+from ..objective.estimators import check_estimator, nelbo_metrics
 from ..utils.options import option
 from .elbo_arguments import ElboArguments
 from .finite_steps import SKIP, STOP
@@ -91,8 +91,21 @@ def check_arguments(args: Any, config: Any, trainer_options: Mapping[str, Any]):
     for name in ("compute_metrics", "compute_loss_func"):
         if trainer_options.get(name) is not None:
             raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
+    check_best_metric(args.metric_for_best_model, config, trainer_options.get("eval_dataset"))
     for name, required in REQUIRED_VALUES.items():
         if getattr(args, name) != required:
             raise ValueError(f"`{name}` must be {required} for an MD4 model, got {not required}.")
     if args.random_flip and not config.is_image:
         raise ValueError("`random_flip` must be False for a model of text, got True.")
+
+
+def check_best_metric(name: str | None, config: Any, eval_dataset: Any):
+    """Raise a ValueError for a `metric_for_best_model` that no evaluation reports: the first one would fail."""
+    if name is None:
+        return
+    example = torch.ones(1)
+    known = [*nelbo_metrics(example, example, example, config.is_image)]
+    if isinstance(eval_dataset, Mapping):
+        known = [f"{data}_{metric}" for data in eval_dataset for metric in known]
+    if name.removeprefix("eval_") not in known:
+        raise ValueError(f"`metric_for_best_model` must be one of {known}, got {name!r}.")

@@ -130,6 +130,7 @@ class MD4Trainer(Trainer):
         arguments, or if another run writes to `args.output_dir`.
         """
         self._uncounted_tokens: Tensor | int = 0
+        check_attention_can_train(self.repository.model.config, self.args.device)
         self.sums.begin()
         self.finite_steps.begin()
         check_agreement(self.args, facts_to_agree_on(self))
@@ -437,6 +438,14 @@ def check_model(model: Any, model_init: Any = None):
             "`model` must be an MD4 model (`MD4ForMaskedDiffusion`, `MD4ForCausalLM`) or an adapter on one, got "
             f"{type(model).__name__}."
         )
+    if not model.config.return_dict:
+        raise ValueError("`model.config.return_dict` must be True, as outputs are read by name, got False.")
+
+
+def check_attention_can_train(config: Any, device: torch.device):
+    """Raise a ValueError for flex attention on a processor, which has no backward pass there."""
+    if device.type == "cpu" and config._attn_implementation == "flex_attention":
+        raise ValueError('`attn_implementation` must be "sdpa" or "eager" in training on a CPU, got "flex_attention".')
 
 
 def facts_to_agree_on(trainer: MD4Trainer) -> dict[str, Any]:

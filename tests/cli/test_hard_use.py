@@ -97,7 +97,7 @@ def one_line(capsys, argv):
     [
         (
             ["evaluate", "MODEL", "--num_timesteps", "1000000000"],
-            "`num_timesteps` must be at most 16777216, got",
+            "`num_train_timesteps` must be at most 2**24",
         ),
         (["evaluate", "MODEL", "--batch_size", "0"], "`batch_size` must be >= 1, got 0"),
         (["sample", "MODEL", "--device", "meta"], "`device` must be a device of this machine, got 'meta'"),

@@ -282,7 +282,7 @@ def whole(tmp_path_factory):
 def copy_with_change(checkpoint, copy, name, change):
     """Copy a checkpoint with one file changed and a manifest that agrees: the change is no accident of the disk."""
     staged = copy.with_name("staged")
-    shutil.copytree(checkpoint, staged)
+    shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns(MANIFEST))
     change(staged / name)
     commit(staged, copy)
 

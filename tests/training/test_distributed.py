@@ -129,8 +129,7 @@ def assert_shards_export(folder, expected):
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_processes_agree_on_a_step_that_is_not_finite_on_one(tmp_path, on_nonfinite):
-    status, output = launch([*TORCHRUN, HERE / "finite_ranks.py", tmp_path, on_nonfinite])
-    assert status == 0, output
+    succeed([*TORCHRUN, HERE / "finite_ranks.py", tmp_path, on_nonfinite])
     results = [torch.load(tmp_path / f"result-{rank}.pt") for rank in (0, 1)]
     checkpoints = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
     if on_nonfinite == "stop":

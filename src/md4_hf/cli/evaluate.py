@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..core.configuration_md4 import MAX_TIMESTEPS
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..evaluation.provenance import environment, weights_sha256
 from ..evaluation.report import finite
@@ -79,9 +78,8 @@ def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluati
             raise ValueError(
                 f"`num_timesteps` must be left out for GenMD4 and causal models, got {options.num_timesteps}."
             )
-        if options.num_timesteps > MAX_TIMESTEPS:
-            raise ValueError(f"`num_timesteps` must be at most {MAX_TIMESTEPS}, got {options.num_timesteps}.")
         model.config.num_train_timesteps = options.num_timesteps or None
+        model.config.check()
     kind = ImageEvaluation if model.config.is_image else TextEvaluation
     return model, kind(name, model.config, options.revision)
 

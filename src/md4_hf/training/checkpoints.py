@@ -99,13 +99,19 @@ def checkpoint_problem(folder: str | os.PathLike, digests: bool = True) -> str |
     return None
 
 
+def steps_of_checkpoints(run_dir: str | os.PathLike) -> dict[Path, int]:
+    """Steps of a run's checkpoints by folder, in their order."""
+    names = {
+        path: CHECKPOINT_NAME.fullmatch(path.name) for path in Path(run_dir).glob("checkpoint-*") if path.is_dir()
+    }
+    steps = {path: int(name.group(1)) for path, name in names.items() if name}
+    return dict(sorted(steps.items(), key=lambda item: item[1]))
+
+
 def newest_whole(run_dir: str | os.PathLike, digests: bool = True) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest whole checkpoint of a run, None if there is none; and newer ones, each with what is wrong with it."""
-    skipped, steps = [], {}
-    for path in Path(run_dir).glob("checkpoint-*"):
-        if path.is_dir() and (name := CHECKPOINT_NAME.fullmatch(path.name)):
-            steps[path] = int(name.group(1))
-    for folder in sorted(steps, key=steps.__getitem__, reverse=True):
+    skipped = []
+    for folder in reversed(steps_of_checkpoints(run_dir)):
         reason = checkpoint_problem(folder, digests)
         if reason is None:
             return folder, skipped
@@ -121,13 +127,13 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, kept: Iterable[str | o
         limit: Number to leave; None or 0 to remove none.
         kept: Checkpoints that stay in any case, the newest and the best; None for one that there is not.
     """
-    kept = {Path(checkpoint).resolve() for checkpoint in kept if checkpoint is not None}
-    folders = _checkpoints(Path(run_dir)) if limit else []
-    excess = len(folders) - (limit or 0)
+    folders = steps_of_checkpoints(run_dir)
+    excess = len(folders) - limit if limit else 0
     if excess <= 0:
         return
-    removable = [folder for folder in folders if folder.resolve() not in kept]
-    removable.sort(key=lambda folder: (checkpoint_problem(folder, digests=False) is None, step_of(folder)))
+    protected = {Path(checkpoint).resolve() for checkpoint in kept if checkpoint is not None}
+    removable = [folder for folder in folders if folder.resolve() not in protected]
+    removable.sort(key=lambda folder: checkpoint_problem(folder, digests=False) is None)
     for folder in removable[:excess]:
         remove(folder)
 
@@ -144,7 +150,7 @@ def set_aside(run_dir: str | os.PathLike, step: int):
 
     Otherwise the run would be resumed from them the next time, and its new checkpoints counted as older.
     """
-    later = [folder for folder in _checkpoints(Path(run_dir)) if step_of(folder) > step]
+    later = [folder for folder, reached in steps_of_checkpoints(run_dir).items() if reached > step]
     if not later:
         return
     names = (Path(run_dir) / f"abandoned-{number}" for number in itertools.count(1))
@@ -152,7 +158,7 @@ def set_aside(run_dir: str | os.PathLike, step: int):
     aside.mkdir()
     for folder in later:
         os.replace(folder, aside / folder.name)
-    logger.warning(f"Set aside {sorted(folder.name for folder in later)} of {run_dir}, after step {step}, in {aside}.")
+    logger.warning(f"Set aside {[folder.name for folder in later]} of {run_dir}, after step {step}, in {aside}.")
 
 
 def checkpoint_to_resume(

@@ -266,6 +266,10 @@ BAD_STATES = [
     *(("optimizer.pt", change) for change in (write_bytes, replace_torch([1]), replace_torch({}))),
     ("optimizer.pt", change_torch(param_groups=3)),
     *(("running_sums.json", write_text(text)) for text in ("", "[]", '{"loss": 1}')),
+    *(
+        ("stream-rank-0.json", write_text(text))
+        for text in ("", "[]", '{"num_processes": 1}', '{"num_processes": "x"}')
+    ),
     ("running_sums.json", change_json(num_steps="x")),
     ("running_sums.json", change_json(loss=[])),
 ]

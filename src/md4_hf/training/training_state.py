@@ -17,6 +17,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 
+from .streams import FILE_NAMES
+
 
 RUNNING_SUMS = "running_sums.json"
 NUMBER = int | float
@@ -29,6 +31,7 @@ TRAINER_STATE = {
 SCHEDULER = {"last_epoch": int, "_step_count": int, "base_lrs": list[NUMBER], "_last_lr": list[NUMBER]}
 SCALER = dict.fromkeys(("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"), NUMBER)
 SUMS = {"loss": list[NUMBER], "nelbo": list[NUMBER], "num_steps": int, "num_left_out": int}
+STREAM = {"num_processes": int, "fingerprint": Any, "position": Any}
 RANDOM = {"python": tuple, "numpy": tuple, "cpu": torch.Tensor}
 
 
@@ -86,7 +89,7 @@ def read_running_sums(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def check_state_files(checkpoint: Path):
-    """Refuse a checkpoint with values of wrong kinds in its states of trainer, scheduler, scaler, log or generators.
+    """Refuse a checkpoint that has values of wrong kinds in one of its files of state.
 
     Raises:
         ValueError: Naming the file.
@@ -98,6 +101,8 @@ def check_state_files(checkpoint: Path):
         values["stateful_callbacks"]["TrainerControl"]
     read_state(checkpoint / "scheduler.pt", SCHEDULER)
     read_running_sums(checkpoint)
+    for path in checkpoint.glob(FILE_NAMES):
+        read_state(path, STREAM)
     if (checkpoint / "scaler.pt").is_file():
         read_state(checkpoint / "scaler.pt", SCALER)
     for path in checkpoint.glob("rng_state*.pth"):

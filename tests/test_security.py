@@ -4,7 +4,6 @@
 import ast
 import io
 import json
-import pickle
 import shutil
 from functools import partial
 from pathlib import Path
@@ -214,7 +213,7 @@ def test_a_checkpoint_runs_no_code(tmp_path, mark, name):
     if name == "training_args.bin":  # which nothing opens
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     else:
-        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        with pytest.raises(ValueError, match=f"{name}.*UnpicklingError: Weights only load failed"):
             trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 

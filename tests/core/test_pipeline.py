@@ -16,6 +16,7 @@ from md4_hf import (
     MD4ForMaskedDiffusion,
     build_byte_tokenizer,
     build_text8_tokenizer,
+    make_pipeline,
 )
 
 
@@ -196,3 +197,19 @@ def test_a_prompt_that_the_tokenizer_rewrites_is_reported(pipe, caplog):
     diffusers.utils.logging.enable_propagation()
     pipe(prompt="Hello, World![MASK]")
     assert "The pipeline uses 'hello world [MASK]' instead" in caplog.text
+
+
+def test_a_variant_that_no_loader_would_find_is_refused(tmp_path):
+    pipe = make_pipeline(random_model(258, 8, std=0.1), build_byte_tokenizer())
+    with pytest.raises(ValueError, match="`variant` must be left out: .*, got 'fp16'"):
+        pipe.save_pretrained(tmp_path / "model", variant="fp16")
+    assert not (tmp_path / "model").exists()
+    pipe.to(torch.float16).save_pretrained(tmp_path / "model", variant=None)
+    assert DiffusionPipeline.from_pretrained(tmp_path / "model").model.dtype == torch.float16
+
+
+def test_a_model_that_gives_tuples_is_refused():
+    model = random_model(258, 8, std=0.1)
+    model.config.return_dict = False
+    with pytest.raises(ValueError, match="`model.config.return_dict` must be True"):
+        make_pipeline(model, build_byte_tokenizer())

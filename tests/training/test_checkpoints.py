@@ -3,13 +3,25 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
-from test_trainer import make_trainer
+from test_trainer import losses, make_trainer, tiny_model
 from tiny import trained, weights
 
-from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, checkpoint_to_resume, commit, newest_whole
+from md4_hf.training.checkpoints import (
+    MANIFEST,
+    PLAIN,
+    check_training_state,
+    checkpoint_problem,
+    checkpoint_to_resume,
+    commit,
+    newest_whole,
+    remove,
+    rotate,
+    set_aside,
+)
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "ema_decay": 0.5}
@@ -113,3 +125,187 @@ def test_a_finished_run_stays_as_it_is(tmp_path):
     torch.testing.assert_close(weights(again.model), weights(trainer.model), atol=0, rtol=0)
     with again.ema_weights(), trainer.ema_weights():
         torch.testing.assert_close(weights(again.model), weights(trainer.model), atol=0, rtol=0)
+
+
+# Rotation, and runs that begin again at an earlier step ---------------------------------------------------------------
+
+
+def steps(folder):
+    return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("reason", [reason for reason in DAMAGE if "checksum" not in reason])
+def test_rotation_removes_a_damaged_checkpoint_before_a_whole_one_and_goes_by_steps(tmp_path, reason):
+    """A removal that was killed has left part of a checkpoint, with the newest time of all."""
+    checkpoints = {step: make_checkpoint(tmp_path, step) for step in (3, 9, 10, 20, 100)}
+    for time, step in enumerate((100, 20, 10, 9, 3)):
+        os.utime(checkpoints[step], (1e9 + 100 * time,) * 2)
+    DAMAGE[reason](checkpoints[10])
+    for limit, left in ((4, [3, 9, 20, 100]), (3, [9, 20, 100]), (1, [20, 100])):
+        rotate(tmp_path, limit, [checkpoints[100], str(checkpoints[20])])
+        assert steps(tmp_path) == left
+    for limit in (None, 0, 1):
+        rotate(tmp_path, limit, [checkpoints[100], str(checkpoints[20])])
+    assert steps(tmp_path) == [20, 100]
+
+
+def test_a_removal_that_dies_leaves_no_part_under_the_name(tmp_path, monkeypatch):
+    checkpoint = make_checkpoint(tmp_path, 2)
+
+    def die(folder, **kwargs):
+        assert not checkpoint.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", die)
+        remove(checkpoint)
+    assert steps(tmp_path) == []
+    remove(make_checkpoint(tmp_path, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_later_checkpoints_are_set_aside_in_a_new_folder_each_time(tmp_path):
+    for step in (2, 10, 30):
+        make_checkpoint(tmp_path, step)
+    set_aside(tmp_path, 9)
+    assert steps(tmp_path) == [2] and steps(tmp_path / "abandoned-1") == [10, 30]
+    set_aside(tmp_path, 2)
+    assert not (tmp_path / "abandoned-2").exists()
+    make_checkpoint(tmp_path, 10)
+    set_aside(tmp_path, 0)
+    assert steps(tmp_path) == [] and steps(tmp_path / "abandoned-2") == [2, 10]
+    assert checkpoint_problem(tmp_path / "abandoned-1" / "checkpoint-30") is None
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_auto_does_not_go_back_to_an_abandoned_branch(tmp_path, limit):
+    make_trainer(tmp_path, **SAVING).train()
+    branch = make_trainer(tmp_path, **{**SAVING, "save_steps": 1, "max_steps": 3}, save_total_limit=limit)
+    branch.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert steps(tmp_path / "abandoned-1") == [4, 6]
+    assert steps(tmp_path) == ([3] if limit == 1 else [2, 3])
+    assert checkpoint_to_resume("auto", tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+def test_a_new_training_in_the_folder_of_another_sets_its_checkpoints_aside(tmp_path):
+    make_trainer(tmp_path, **SAVING).train()
+    make_trainer(tmp_path, **{**SAVING, "max_steps": 3}, save_total_limit=1).train()
+    assert steps(tmp_path) == [3] and steps(tmp_path / "abandoned-1") == [2, 4, 6]
+
+
+@pytest.mark.parametrize("kind", ["plain", "accumulation", "genmd4"])
+def test_a_resumed_run_logs_what_the_unbroken_one_does(tmp_path, kind):
+    """Checkpoints fall between two lines of the log, so that the sums since the last have to come with them."""
+    options = {**SAVING, "save_steps": 1, "max_steps": 12, "logging_steps": 5}
+    if kind == "accumulation":
+        options |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    model = {"learn_masking_schedule": True, "masking_schedule": "poly"} if kind == "genmd4" else {}
+    unbroken = make_trainer(tmp_path / "unbroken", tiny_model(**model), **options)
+    unbroken.train()
+    for step in (3, 5, 9):
+        shutil.copytree(tmp_path / "unbroken", tmp_path / str(step))
+        resumed = make_trainer(tmp_path / str(step), tiny_model(**model), **options)
+        output = resumed.train(resume_from_checkpoint=str(tmp_path / str(step) / f"checkpoint-{step}"))
+        assert resumed.state.log_history[:-1] == unbroken.state.log_history[:-1] and len(losses(resumed)) == 2
+        assert 0.2 < abs(output.training_loss) < 10, "a mean over the steps of this training"
+
+
+# Damaged and hostile states -------------------------------------------------------------------------------------------
+
+
+class Code:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def write_text(text):
+    return lambda path: path.write_text(text)
+
+
+def write_bytes(path):
+    path.write_bytes(b"no archive")
+
+
+def change_json(**values):
+    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def change_torch(**values):
+    return lambda path: torch.save({**torch.load(path, weights_only=False), **values}, path)
+
+
+def replace_torch(value):
+    return lambda path: torch.save(value, path)
+
+
+BAD_STATES = [
+    *(("trainer_state.json", write_text(text)) for text in ("", "[1]", "{}", '{"epoch"', "3", '{"x": 1}')),
+    *(("trainer_state.json", change_json(global_step=value)) for value in (None, "3", 2.5, [3], True)),
+    ("trainer_state.json", change_json(log_history={"a": 1})),
+    ("trainer_state.json", change_json(log_history=[1])),
+    ("trainer_state.json", change_json(epoch="x")),
+    ("trainer_state.json", change_json(stateful_callbacks=[])),
+    ("trainer_state.json", change_json(stateful_callbacks={})),
+    ("trainer_state.json", change_json(unknown=1)),
+    ("trainer_state.json", change_json(best_model_checkpoint=3)),
+    *(("scheduler.pt", change) for change in (write_bytes, replace_torch([1]), replace_torch({}), replace_torch(3))),
+    ("scheduler.pt", change_torch(last_epoch="x")),
+    ("scheduler.pt", change_torch(base_lrs=3)),
+    ("scheduler.pt", change_torch(base_lrs=["x"])),
+    ("scheduler.pt", change_torch(_last_lr=None)),
+    *(("rng_state.pth", change) for change in (write_bytes, replace_torch([1]), replace_torch({}))),
+    ("rng_state.pth", change_torch(python=(1, 2))),
+    ("rng_state.pth", change_torch(python=None)),
+    ("rng_state.pth", change_torch(numpy=("MT19937", [1], 2))),
+    ("rng_state.pth", change_torch(cpu=torch.zeros(3))),
+    *(("scaler.pt", change) for change in (write_bytes, replace_torch([1]), replace_torch({"scale": "x"}))),
+    *(("optimizer.pt", change) for change in (write_bytes, replace_torch([1]), replace_torch({}))),
+    ("optimizer.pt", change_torch(param_groups=3)),
+    *(("running_sums.json", write_text(text)) for text in ("", "[]", '{"loss": 1}')),
+    *(
+        ("stream-rank-0.json", write_text(text))
+        for text in ("", "[]", '{"num_processes": 1}', '{"num_processes": "x"}')
+    ),
+    ("running_sums.json", change_json(num_steps="x")),
+    ("running_sums.json", change_json(loss=[])),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A checkpoint at step 2."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_trainer(folder, **{**SAVING, "max_steps": 3}).train()
+    return folder / "checkpoint-2"
+
+
+def copy_with_change(checkpoint, copy, name, change):
+    """Copy a checkpoint with one file changed and a manifest that agrees: the change is no accident of the disk."""
+    staged = copy.with_name("staged")
+    shutil.copytree(checkpoint, staged, ignore=shutil.ignore_patterns(MANIFEST))
+    change(staged / name)
+    commit(staged, copy)
+
+
+@pytest.mark.parametrize("number", range(len(BAD_STATES)))
+def test_a_damaged_state_is_an_error_that_names_the_file(tmp_path, whole, number):
+    name, change = BAD_STATES[number]
+    copy_with_change(whole, tmp_path / "checkpoint-2", name, change)
+    with pytest.raises(ValueError, match=f"`resume_from_checkpoint` must hold a well-formed.*{name}"):
+        if name == "optimizer.pt":  # which only its optimizer understands
+            make_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
+        else:
+            check_training_state(tmp_path / "checkpoint-2", PLAIN, 1)
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "rng_state.pth", "optimizer.pt", "scaler.pt"])
+def test_no_code_in_a_state_runs(tmp_path, whole, name):
+    copy_with_change(whole, tmp_path / "checkpoint-2", name, replace_torch({"x": Code(tmp_path / "ran")}))
+    with pytest.raises(ValueError, match=name):
+        make_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
+    assert not (tmp_path / "ran").exists()

@@ -125,3 +125,17 @@ def assert_shards_export(folder, expected):
     wanted = load_file(expected / "run" / "checkpoint-4" / "model.safetensors")
     torch.testing.assert_close(load_file(exported / "model.safetensors"), wanted, atol=TOLERANCE, rtol=0)
     shutil.rmtree(exported)
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_processes_agree_on_a_step_that_is_not_finite_on_one(tmp_path, on_nonfinite):
+    succeed([*TORCHRUN, HERE / "finite_ranks.py", tmp_path, on_nonfinite])
+    results = [torch.load(tmp_path / f"result-{rank}.pt") for rank in (0, 1)]
+    checkpoints = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    if on_nonfinite == "stop":
+        assert all("the loss or gradient of step 3 is not finite" in result["error"] for result in results)
+        assert checkpoints == ["checkpoint-2"]
+    else:
+        assert [(result["error"], result["left_out"]) for result in results] == [("", 1)] * 2
+        torch.testing.assert_close(results[0]["weights"], results[1]["weights"], atol=0, rtol=0)
+        assert all(weight.isfinite().all() for weight in results[0]["weights"]) and checkpoints[-1] == "checkpoint-6"

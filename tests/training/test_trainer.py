@@ -446,6 +446,12 @@ def test_the_card_names_the_optimizer_that_ran(tmp_path, use_muon):
         ({"schedule_lr_multiplier": 0.0}, "`schedule_lr_multiplier` must be > 0, got 0.0"),
         ({"card_samples": -1}, "`card_samples` must be >= 0, got -1"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be >= 1, got 0"),
+        ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` must be >= 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be >= 1, got 0"),
+        ({"eval_accumulation_steps": 0}, "`eval_accumulation_steps` must be >= 1, got 0"),
+        ({"learning_rate": math.nan}, "`learning_rate` must be >= 0 and finite, got nan"),
+        ({"learning_rate": math.inf}, "`learning_rate` must be >= 0 and finite, got inf"),
         ({"max_steps": 0}, "`max_steps` must be >= 1, or `num_train_epochs` > 0"),
     ],
 )

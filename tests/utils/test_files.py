@@ -17,19 +17,48 @@ def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
+def leave_folder(staging):
+    (staging / "nested").mkdir(parents=True)
+    (staging / "nested" / "left over").touch()
+
+
+def leave_link(staging):
+    leave_folder(staging.with_name("linked"))
+    staging.symlink_to(staging.with_name("linked"), target_is_directory=True)
+
+
+LEFT_OVER = {
+    "nothing": lambda staging: None,
+    "a folder": leave_folder,
+    "a file": lambda staging: staging.touch(),
+    "a link": leave_link,
+    "a broken link": lambda staging: staging.symlink_to("nowhere"),
+}
+
+
 @pytest.mark.parametrize("is_there", [False, True])
-def test_a_folder_begins_empty_and_gets_its_name_when_it_is_complete(tmp_path, is_there):
+@pytest.mark.parametrize("left_over", LEFT_OVER)
+def test_a_folder_begins_empty_and_gets_its_name_when_it_is_complete(tmp_path, is_there, left_over):
     folder = tmp_path / "model"
     if is_there:
         folder.mkdir()
-    staging_name(folder).mkdir()
-    (staging_name(folder) / "left over").touch()
+    LEFT_OVER[left_over](staging_name(folder))
     with whole_folder(folder) as staging:
         assert not staging.exists()
         staging.mkdir()
         (staging / "weights").touch()
         assert not (folder / "weights").exists()
-    assert [path.name for path in folder.iterdir()] == ["weights"] and not staging.exists()
+    assert [path.name for path in folder.iterdir()] == ["weights"] and not staging.is_symlink()
+    assert not staging.exists() and (left_over != "a link" or (tmp_path / "linked" / "nested" / "left over").exists())
+
+
+@pytest.mark.parametrize("left_over", LEFT_OVER)
+def test_a_file_does_not_begin_with_what_was_left(tmp_path, left_over):
+    LEFT_OVER[left_over](staging_name(tmp_path / "a.txt"))
+    with whole_file(tmp_path / "a.txt") as staging:
+        assert not staging.exists()
+        staging.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "new" and not (tmp_path / "nowhere").exists()
 
 
 def test_a_folder_that_fails_leaves_nothing_and_what_was_there(tmp_path):

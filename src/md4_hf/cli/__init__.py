@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -10,6 +11,9 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 
 from .. import __version__
 from .commands import COMMANDS
+
+
+DOCUMENTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, HTTPError, StrictDataclassError)
 
 
 def usage() -> str:
@@ -23,7 +27,12 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None):
-    """Entry point of `md4`: an error of input is one line, or a traceback if the variable MD4_TRACEBACK is set."""
+    """Entry point of `md4`: an error is one line, or a traceback if the variable MD4_TRACEBACK is set.
+
+    What the console's encoding cannot show is replaced.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -36,10 +45,12 @@ def main(argv: list[str] | None = None):
         sys.exit(2)
     try:
         COMMANDS[argv[0]].run(argv[0], argv[1:])
-    except (ValueError, OSError, ImportError, HTTPError, StrictDataclassError) as error:
+    except Exception as error:
         if os.environ.get("MD4_TRACEBACK"):
             raise
         print(f"md4 {argv[0]}: {describe(error)}", file=sys.stderr)
+        if not isinstance(error, DOCUMENTED_ERRORS):
+            print(f"({type(error).__name__}; MD4_TRACEBACK=1 shows where it was raised.)", file=sys.stderr)
         sys.exit(1)
 
 

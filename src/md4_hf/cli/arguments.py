@@ -12,14 +12,11 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 from ..training.elbo_arguments import ElboArguments
 from ..training.presets import PRESETS
-from ..utils.errors import check_types
+from .options_file import read_options
 from .train_options import ShownTrainingArguments, StartArguments
 
 
@@ -58,17 +55,6 @@ def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
     return {**new_model, **preset.training, **preset.data, "total_batch_size": preset.batch_size}
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Read options from a YAML file, a mapping of option names to values."""
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`config` must be a YAML file, got {path!r}: {error}") from error
-    if not isinstance(options, Mapping):
-        raise ValueError(f"`config` must be a mapping of names to values, got {type(options).__name__} in {path}.")
-    return dict(options)
-
-
 def parse_arguments(
     dataclass_types: Sequence[type],
     argv: list[str],
@@ -103,7 +89,7 @@ def parse_arguments(
     parser = _make_parser(filled, prog, description, positional or {})
     if filled:
         parser.set_defaults(**(defaults or {}))
-        _set_defaults(parser, argv, dataclass_types, is_strict=not asks_for_help)
+        _set_defaults(parser, argv, filled, is_strict=not asks_for_help)
     if asks_for_help:
         parser.print_help()
         parser.exit()
@@ -212,14 +198,16 @@ def _set_defaults(parser: argparse.ArgumentParser, argv: list[str], dataclass_ty
     for name in ("config", "preset", "model_name_or_path"):
         early.add_argument(*_spellings(name))
     given, _ = early.parse_known_args(argv)
-    options = read_config(given.config) if given.config else {}
-    known = {action.dest for action in parser._actions}
-    if is_strict and (unknown := sorted(map(str, options.keys() - known))):
+    known = {
+        action.dest: action
+        for action in parser._actions
+        if action.option_strings and action.nargs != 0 and action.dest != "config"
+    }
+    hints = {name: hint for cls in dataclass_types for name, hint in get_type_hints(cls).items()}
+    options = read_options(given.config, known, hints) if given.config else {}
+    unknown = sorted(map(str, options.keys() - known))
+    if is_strict and unknown:
         parser.error(f"unknown options in {given.config}: {', '.join(unknown)}")
-    for cls in dataclass_types:
-        if cls is not ShownTrainingArguments:  # transformers' types are too many
-            written = {name: value for name, value in options.items() if not isinstance(value, str)}
-            check_types(written, get_type_hints(cls))  # strings are read as those of the command line
     preset = given.preset or options.get("preset")
     if StartArguments in dataclass_types and preset:
         has_model = given.model_name_or_path or options.get("model_name_or_path")

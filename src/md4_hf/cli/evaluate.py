@@ -52,7 +52,6 @@ def evaluate(
         metrics["eval_num_draws"] = 0 if trainer.objective.is_autoregressive else options.draws
     if not trainer.is_world_process_zero():
         return
-    print_metrics(metrics, data_args)
     if options.output_file is not None:
         report = finite(
             {
@@ -66,6 +65,7 @@ def evaluate(
             }
         )
         write_whole(Path(options.output_file), json.dumps(report, indent=2) + "\n")
+    print_metrics(metrics, data_args)
 
 
 def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluation | ImageEvaluation]:
@@ -79,6 +79,7 @@ def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluati
                 f"`num_timesteps` must be left out for GenMD4 and causal models, got {options.num_timesteps}."
             )
         model.config.num_train_timesteps = options.num_timesteps or None
+        model.config.check()
     kind = ImageEvaluation if model.config.is_image else TextEvaluation
     return model, kind(name, model.config, options.revision)
 

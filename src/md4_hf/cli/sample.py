@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 
 from ..hub.loading import load_pipeline
+from ..utils.errors import file_errors_as_value_errors
 from ..utils.image_grid import picture_format, save_image_grid
 from ..utils.options import check_left_out
 from .options import ImageArguments, PromptArguments, SampleArguments, SamplerArguments
@@ -76,7 +77,10 @@ def infill_image(rest: argparse.Namespace, image: ImageArguments, options: Sampl
     """Fill the white part of the mask."""
     if image.mask is None:
         raise ValueError(f"`mask` must be given with `image`, got {image.image} without.")
-    picture, mask = PIL.Image.open(image.image), PIL.Image.open(image.mask)
+    with file_errors_as_value_errors("image", image.image):
+        picture = PIL.Image.open(image.image)
+    with file_errors_as_value_errors("mask", image.mask):
+        mask = PIL.Image.open(image.mask)
     pipeline = open_pipeline(rest.model, options)
     given = picture.convert("L" if pipeline.image_shape and pipeline.image_shape[0] == 1 else "RGB")
     write_samples(pipeline(image=given, mask_image=mask, **pipeline_arguments(options)), options)

@@ -31,9 +31,10 @@ def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argpar
     if not len(frequent):
         raise ValueError(f"`min_count` must leave some tokens of `data`, got {options.min_count}, which leaves none.")
     order = frequent[exponents[frequent].argsort(stable=True)]
-    print_table(order, exponents, counts, tokenizer, options.rows)
     if options.output_dir is not None:
         draw(Path(options.output_dir), options.format, order, exponents, tokenizer)
+    print_table(order, exponents, counts, tokenizer, options.rows)
+    if options.output_dir is not None:
         print(f"Pictures are in {options.output_dir}")
 
 

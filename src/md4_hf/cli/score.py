@@ -69,16 +69,17 @@ def score(
     if options.references is None:
         check_left_out(options, OF_REFERENCES, "without `references`")
     score_source = score_file if is_samples_file(rest.model_or_file) else score_model
-    scores, recipe = score_source(rest.model_or_file, options, sampler, image_args)
+    scores, recipe, number = score_source(rest.model_or_file, options, sampler, image_args)
     if options.output_file is not None:
         recipe |= dataclasses.asdict(options) | {"versions": versions()}
         write_whole(Path(options.output_file), json.dumps(finite({**scores, "recipe": recipe}), indent=2) + "\n")
+    print_scores(scores, f"{number} samples of {rest.model_or_file}", options)
 
 
 def score_file(
     source: str, options: ScoreArguments, sampler: SamplerArguments, image_args: ImageDataArguments
-) -> tuple[dict, dict]:
-    """Scores and recipe of the samples of a file."""
+) -> tuple[dict, dict, int]:
+    """Scores, recipe and number of the samples of a file."""
     check_no_images(image_args)
     drawing = [f.name for f in dataclasses.fields(SamplerArguments) if f.name not in ("num_samples", "device")]
     seed = None if sampler.seed == SCORED_SEED else sampler.seed
@@ -97,14 +98,13 @@ def score_file(
             f"`judge` or `tokenizer` must be given for the samples of {source}, which have no `input_ids`."
         )
     scores = score_texts(samples, load_references(options), tokenizer, judge, options, device)
-    print_scores(scores, f"{len(samples)} samples of {source}", options)
-    return scores, {"samples": source, "samples_recipe": samples.recipe} | judge_recipe(judge)
+    return scores, {"samples": source, "samples_recipe": samples.recipe} | judge_recipe(judge), len(samples)
 
 
 def score_model(
     source: str, options: ScoreArguments, sampler: SamplerArguments, image_args: ImageDataArguments
-) -> tuple[dict, dict]:
-    """Scores and recipe of samples that a model draws."""
+) -> tuple[dict, dict, int]:
+    """Scores, recipe and number of samples that a model draws."""
     sampler.num_samples = SCORED_SAMPLES if sampler.num_samples is None else sampler.num_samples
     check_left_out(options, ["tokenizer"], "for a model, which has its own")
     pipeline = load_pipeline(source, base=sampler.base, revision=sampler.revision, device=sampler.device)
@@ -112,14 +112,14 @@ def score_model(
     recipe = sampling_recipe(pipeline, sampler)
     path = None if options.samples_file is None else Path(options.samples_file)
     draw = functools.partial(draw_samples, pipeline, sampler, recipe, options.batch_size, path)
-    scores, facts = score_drawn(source, pipeline, draw, options, image_args)
+    scores, facts, number = score_drawn(source, pipeline, draw, options, image_args)
     names = {"model": source, "base": sampler.base, "revision": sampler.revision, "commit": commit(pipeline.model)}
-    return scores, {**names, "num_samples": sampler.num_samples, **recipe, **facts}
+    return scores, {**names, "num_samples": sampler.num_samples, **recipe, **facts}, number
 
 
 def score_drawn_texts(
     source: str, pipeline, draw: Draw, options: ScoreArguments, image_args: ImageDataArguments
-) -> tuple[dict, dict]:
+) -> tuple[dict, dict, int]:
     """Scores of texts that a model draws, and facts of their judge."""
     check_no_images(image_args)
     judge = load_judge(options)  # before samples are drawn for nothing
@@ -129,8 +129,7 @@ def score_drawn_texts(
     rows = draw()
     samples = TextSamples([row["text"] for row in rows], [row["input_ids"] for row in rows])
     scores = score_texts(samples, documents, pipeline.tokenizer, judge, options, pipeline.device)
-    print_scores(scores, f"{len(samples)} samples of {source}", options)
-    return scores, judge_recipe(judge)
+    return scores, judge_recipe(judge), len(samples)
 
 
 def score_texts(
@@ -185,7 +184,7 @@ def reference_texts(documents: Dataset, tokenizer: PreTrainedTokenizerBase, leng
 
 def score_drawn_images(
     source: str, pipeline, draw: Draw, options: ScoreArguments, image_args: ImageDataArguments
-) -> tuple[dict, dict]:
+) -> tuple[dict, dict, int]:
     """Scores of images that a model draws, and facts of the references."""
     check_left_out(options, ("judge", *OF_THE_JUDGE, "text_column"), "for a model of images")
     if options.references is None:
@@ -203,8 +202,7 @@ def score_drawn_images(
     samples = as_pictures([row["input_ids"] for row in draw()], pipeline)
     inception = {"features": features, "class_logits": class_logits, "batch_size": options.batch_size, "device": on}
     scores = {"samples": {"images": image_sample_metrics(samples, references, progress=True, **inception)}}
-    print_scores(scores, f"{len(samples)} samples of {source}", options)
-    return scores, dataclasses.asdict(image_args)
+    return scores, dataclasses.asdict(image_args), len(samples)
 
 
 def as_pictures(ids: list, pipeline) -> torch.Tensor:

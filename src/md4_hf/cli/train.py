@@ -28,6 +28,7 @@ from .texts import prepare_text_training
 from .train_options import ModelArguments, RunArguments, StartArguments
 
 
+WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors")
 STAGING_FOLDER = ".model-in-progress"
 
 
@@ -150,7 +151,14 @@ def save_finished_model(trainer: MD4Trainer, run: RunArguments, data_args: DataA
 
 
 def move_files(source: Path, target: Path):
-    """Move the files of a folder into another, the weights last: where they are, all files are."""
+    """Move the files of a folder into another, the weights last: where they are, all files are.
+
+    Weights of an earlier model that these do not replace go first: a loader would open them, or look for their parts.
+    """
+    for pattern in WEIGHTS:
+        for path in target.glob(pattern):
+            if not (source / path.name).exists():
+                path.unlink()
     for path in sorted(source.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         os.replace(path, target / path.name)
 

@@ -115,6 +115,7 @@ class ModelArguments:
             elif name != "attn_implementation" and getattr(config, name) != value:
                 hint = ", which `objective` sets," if name in SET_BY_OBJECTIVE else ""
                 raise ValueError(f"`{name}`{hint} must be the trained model's {getattr(config, name)}, got {value}.")
+        config.check()
 
 
 @dataclass

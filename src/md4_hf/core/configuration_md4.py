@@ -162,6 +162,13 @@ class MD4Config(PreTrainedConfig):
         if self.architectures is None:  # the Auto classes choose the model class by it
             self.architectures = ["MD4ForCausalLM" if self.is_causal else "MD4ForMaskedDiffusion"]
 
+    def check(self):
+        """Raise a ValueError for values that do not fit, as at the beginning; for fields that were changed since."""
+        self._check_sizes()
+        if self.is_image:
+            self._check_image()
+        self._check_values()
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Build as transformers does, but raise a ValueError for a configuration of another model type."""

@@ -86,6 +86,8 @@ class TextInputs:
     def _encode(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise ValueError(f"`prompt` must be a string or a list of strings, got {type(text).__name__}.")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"`prompt` must be Unicode text without lone surrogates, got {text!r}.")
         ids = self.processor.encode(text, add_special_tokens=False)
         decoded = self.processor.decode(ids, skip_special_tokens=False)
         if decoded != text:

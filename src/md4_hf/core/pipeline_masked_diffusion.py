@@ -299,7 +299,15 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             repo_id (`str`, *optional*): Repository to upload to; by default, one with the name of the folder.
             commit_message, private, token, create_pr: As in `push_to_hub`.
             kwargs: Passed on to the model's `save_pretrained`.
+
+        Raises:
+            ValueError: For a `variant`: diffusers looks for one in subfolders only, and would not find it again.
         """
+        if kwargs.get("variant") is not None:
+            raise ValueError(
+                f"`variant` must be left out: a flat folder holds one precision, got {kwargs['variant']!r}. Save the "
+                "pipeline as it is, `pipeline.to(torch.float16)`, into a folder or branch of its own."
+            )
         self.model.save_pretrained(save_directory, **kwargs)
         self.scheduler.save_pretrained(save_directory)
         for processor in (self.tokenizer, self.image_processor):
@@ -447,6 +455,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
+        if getattr(self.model.config, "return_dict", True) is False:
+            raise ValueError("`model.config.return_dict` must be True, as outputs are read by name, got False.")
         if self.scheduler.config.mask_token_id is None:
             self.scheduler.register_to_config(mask_token_id=self.mask_token_id)
         mask, size = ("the model's mask id", self.mask_token_id), self.model.config.vocab_size

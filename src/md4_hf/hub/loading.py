@@ -102,7 +102,9 @@ def _load_full_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
     model_class = MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion
     with file_errors_as_value_errors("model", name_or_path):
-        return model_class.from_pretrained(name_or_path, **kwargs)
+        model = model_class.from_pretrained(name_or_path, **kwargs)
+    model.config.return_dict = True  # all that opens models here reads outputs by name
+    return model
 
 
 def _check_folder(name_or_path: str):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +11,23 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from ..objective.estimators import check_estimator
+from ..objective.estimators import check_estimator, nelbo_metrics
 from ..utils.options import option
 from .elbo_arguments import ElboArguments
+from .finite_steps import SKIP, STOP
 
 
 # Arguments that all processes must have been started with alike.
 SAME_ON_ALL_RANKS = (
     *("seed", "data_seed", "max_steps", "num_train_epochs", "learning_rate", "ema_decay", "num_copies", "output_dir"),
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip"),
+    *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip", "on_nonfinite"),
 )
-LEAST_VALUES = {"eval_draws": 1, "num_copies": 2, "card_samples": 0, "image_samples": 0, "image_sample_steps": 1}
+LEAST_VALUES = {
+    **{"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1},
+    **{"gradient_accumulation_steps": 1, "eval_accumulation_steps": 1},
+    **{"eval_draws": 1, "num_copies": 2, "card_samples": 0, "image_samples": 0, "image_sample_steps": 1},
+}
 # Arguments of which the ELBO leaves no choice, nor a single process that names checkpoints and numbers whole batches.
 REQUIRED_VALUES = {
     **{"batch_eval_metrics": False, "eval_do_concat_batches": True, "average_tokens_across_devices": True},
@@ -47,6 +53,8 @@ class MD4TrainingArguments(ElboArguments, TrainingArguments):
         super().__post_init__()
         epochs, multiplier = self.num_train_epochs, self.schedule_lr_multiplier
         rules = [
+            ("learning_rate", 0.0 <= self.learning_rate < math.inf, ">= 0 and finite"),
+            ("on_nonfinite", self.on_nonfinite in (STOP, SKIP), f"{STOP!r} or {SKIP!r}"),
             ("max_steps", self.max_steps > 0 or self.max_steps < 0 < epochs, ">= 1, or `num_train_epochs` > 0"),
             ("ema_decay", 0.0 <= self.ema_decay < 1.0, "in [0, 1)"),
             ("label_smoothing_factor", self.label_smoothing_factor == 0.0, "0: a smoothed loss is no ELBO"),
@@ -83,8 +91,21 @@ def check_arguments(args: Any, config: Any, trainer_options: Mapping[str, Any]):
     for name in ("compute_metrics", "compute_loss_func"):
         if trainer_options.get(name) is not None:
             raise ValueError(f"`{name}` must be None for an MD4 model: its loss and metrics are the NELBO's.")
+    check_best_metric(args.metric_for_best_model, config, trainer_options.get("eval_dataset"))
     for name, required in REQUIRED_VALUES.items():
         if getattr(args, name) != required:
             raise ValueError(f"`{name}` must be {required} for an MD4 model, got {not required}.")
     if args.random_flip and not config.is_image:
         raise ValueError("`random_flip` must be False for a model of text, got True.")
+
+
+def check_best_metric(name: str | None, config: Any, eval_dataset: Any):
+    """Raise a ValueError for a `metric_for_best_model` that no evaluation reports: the first one would fail."""
+    if name is None:
+        return
+    example = torch.ones(1)
+    known = [*nelbo_metrics(example, example, example, config.is_image)]
+    if isinstance(eval_dataset, Mapping):
+        known = [f"{data}_{metric}" for data in eval_dataset for metric in known]
+    if name.removeprefix("eval_") not in known:
+        raise ValueError(f"`metric_for_best_model` must be one of {known}, got {name!r}.")

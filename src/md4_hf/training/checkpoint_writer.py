@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
 from ..hub.adapters import is_adapted
 from ..utils.processes import entered_by_first_process
-from .checkpoints import DEEPSPEED, FSDP_SHARDED, FSDP_WHOLE, PLAIN, staged_checkpoint
+from .checkpoints import DEEPSPEED, FSDP_SHARDED, FSDP_WHOLE, PLAIN, rotate, staged_checkpoint
 from .ema import average_folder
 
 
@@ -38,16 +37,12 @@ class CheckpointWriter:
                 self.staging = None
             if trainer.ema is not None:
                 trainer.repository.write_model(staged / average_folder(trainer.model), averaged=True)
+            trainer.sums.save(staged)
             if trainer.stream is not None:
                 trainer.stream.save(staged)
             self._correct_best(checkpoint, staged, previous_best)
         if trainer.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=trainer.args.save_total_limit,
-                best_model_checkpoint=trainer.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            rotate(run_dir, trainer.args.save_total_limit, [checkpoint, trainer.state.best_model_checkpoint])
             if trainer.args.push_to_hub:
                 trainer.repository.push_checkpoint(checkpoint)
         trainer.accelerator.wait_for_everyone()

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from transformers.utils import logging
 
 from ..utils.files import whole_folder
+from .training_state import check_state_files
 
 
 logger = logging.get_logger(__name__)
@@ -42,7 +43,8 @@ def staged_checkpoint(checkpoint: Path) -> Iterator[Path]:
     """Name to write a checkpoint under, which gets its own, of an older one too, at the end if all went well."""
 
     def give_name(staging: Path, checkpoint: Path):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        if checkpoint.exists():
+            os.replace(checkpoint, staging / "replaced")
         commit(staging / checkpoint.name, checkpoint)
 
     with whole_folder(checkpoint, checkpoint.with_name(STAGING_FOLDER), give_name) as staging:
@@ -97,18 +99,66 @@ def checkpoint_problem(folder: str | os.PathLike, digests: bool = True) -> str |
     return None
 
 
+def steps_of_checkpoints(run_dir: str | os.PathLike) -> dict[Path, int]:
+    """Steps of a run's checkpoints by folder, in their order."""
+    names = {
+        path: CHECKPOINT_NAME.fullmatch(path.name) for path in Path(run_dir).glob("checkpoint-*") if path.is_dir()
+    }
+    steps = {path: int(name.group(1)) for path, name in names.items() if name}
+    return dict(sorted(steps.items(), key=lambda item: item[1]))
+
+
 def newest_whole(run_dir: str | os.PathLike, digests: bool = True) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest whole checkpoint of a run, None if there is none; and newer ones, each with what is wrong with it."""
-    skipped, steps = [], {}
-    for path in Path(run_dir).glob("checkpoint-*"):
-        if path.is_dir() and (name := CHECKPOINT_NAME.fullmatch(path.name)):
-            steps[path] = int(name.group(1))
-    for folder in sorted(steps, key=steps.__getitem__, reverse=True):
+    skipped = []
+    for folder in reversed(steps_of_checkpoints(run_dir)):
         reason = checkpoint_problem(folder, digests)
         if reason is None:
             return folder, skipped
         skipped.append((folder, reason))
     return None, skipped
+
+
+def rotate(run_dir: str | os.PathLike, limit: int | None, kept: Iterable[str | os.PathLike | None]):
+    """Remove checkpoints of a run until no more than a limit are left: damaged ones first, then those of early steps.
+
+    Args:
+        run_dir: The run's folder.
+        limit: Number to leave; None or 0 to remove none.
+        kept: Checkpoints that stay in any case, the newest and the best; None for one that there is not.
+    """
+    folders = steps_of_checkpoints(run_dir)
+    excess = len(folders) - limit if limit else 0
+    if excess <= 0:
+        return
+    protected = {Path(checkpoint).resolve() for checkpoint in kept if checkpoint is not None}
+    removable = [folder for folder in folders if folder.resolve() not in protected]
+    removable.sort(key=lambda folder: checkpoint_problem(folder, digests=False) is None)
+    for folder in removable[:excess]:
+        remove(folder)
+
+
+def remove(checkpoint: Path):
+    """Remove a checkpoint; a process that dies meanwhile leaves no part of it under its name."""
+    with whole_folder(checkpoint, checkpoint.with_name(STAGING_FOLDER), lambda *_: None) as staging:
+        staging.mkdir()
+        os.replace(checkpoint, staging / checkpoint.name)
+
+
+def set_aside(run_dir: str | os.PathLike, step: int):
+    """Move the checkpoints of later steps into a folder `abandoned-N`: a run that goes on from this step replaces them.
+
+    Otherwise the run would be resumed from them the next time, and its new checkpoints counted as older.
+    """
+    later = [folder for folder, reached in steps_of_checkpoints(run_dir).items() if reached > step]
+    if not later:
+        return
+    names = (Path(run_dir) / f"abandoned-{number}" for number in itertools.count(1))
+    aside = next(folder for folder in names if not folder.exists())
+    aside.mkdir()
+    for folder in later:
+        os.replace(folder, aside / folder.name)
+    logger.warning(f"Set aside {[folder.name for folder in later]} of {run_dir}, after step {step}, in {aside}.")
 
 
 def checkpoint_to_resume(
@@ -159,6 +209,7 @@ def check_training_state(checkpoint: str | os.PathLike, kind: str, world_size: i
         )
     if not (folder / "scheduler.pt").is_file():
         raise ValueError(f"`resume_from_checkpoint` must hold scheduler.pt, the learning rate's, got {folder}.")
+    check_state_files(folder)
     states = {path.name for path in folder.glob("rng_state*.pth")}
     processes = len(states)
     if states != {"rng_state.pth"} and states != {f"rng_state_{rank}.pth" for rank in range(max(processes, 1))}:

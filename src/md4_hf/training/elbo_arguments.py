@@ -41,6 +41,11 @@ class ElboArguments:
         "Optimise the blocks' matrices with torch's Muon (one process or DDP); `optim` then does not count.",
         default=False,
     )
+    on_nonfinite: str = option(
+        'At a step whose loss or gradient is not finite: "stop" the training, or "skip" the step.',
+        default="stop",
+        choices=["stop", "skip"],
+    )
     matmul_precision: str | None = option(
         "Precision of float32 products for torch.set_float32_matmul_precision; torch's own if left out.",
         choices=["highest", "high", "medium"],

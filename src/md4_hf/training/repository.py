@@ -23,6 +23,7 @@ from transformers.utils.hub import PushInProgress
 
 from ..hub.adapters import fingerprint, is_adapted, save_base_record
 from ..hub.loading import make_pipeline
+from ..utils.files import remove_any
 from ..utils.image_grid import save_image_grid
 from ..utils.plots import plot_losses
 from ..utils.processes import on_first_process
@@ -31,6 +32,7 @@ from .checkpoints import MANIFEST
 from .ema import EMA_FOLDER, average_folder
 from .model_card import CardFacts, make_model_card
 from .streams import FILE_NAMES
+from .training_state import RUNNING_SUMS
 
 
 TRAINING_ARGS_NAME = "training_args.bin"
@@ -39,7 +41,7 @@ SAMPLES_WIDTH = 512  # pixels of the picture, at least about
 PLOT_NAME = "loss.png"
 UPLOAD_FOLDER = ".upload-in-progress"
 # Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
-NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", FILE_NAMES, MANIFEST, EMA_FOLDER)
+NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", RUNNING_SUMS, FILE_NAMES, MANIFEST, EMA_FOLDER)
 # `CardFacts` has other names for these arguments of `Trainer.create_model_card`.
 CARD_NAMES = {"model_name": "title", "finetuned_from": "base_model", "dataset": "datasets"}
 
@@ -182,7 +184,7 @@ class Repository:
         if trainer.hub_model_id is None:
             trainer.init_hf_repo(token=token or self.args.hub_token, private=private)
         trainer._finish_current_push()
-        on_first_process(self.args, functools.partial(_remove, folder))
+        on_first_process(self.args, functools.partial(remove_any, folder))
         self.save(folder, **facts)
         if not self.args.should_save:
             return None
@@ -198,7 +200,7 @@ class Repository:
         trainer.callback_handler.on_push_begin(self.args, trainer.state, trainer.control)
         trainer._finish_current_push()
         averaged, folder = checkpoint / average_folder(self.model), checkpoint.parent / UPLOAD_FOLDER
-        _remove(folder)
+        remove_any(folder)
         source = averaged if averaged.is_dir() else checkpoint
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*NOT_SHARED))
         self._complete(folder)
@@ -211,17 +213,13 @@ class Repository:
 
     def _upload_and_remove(self, folder: Path, **options: Any) -> Future[CommitInfo]:
         upload = self._upload(folder, **options)
-        upload.add_done_callback(lambda _: _remove(folder))
+        upload.add_done_callback(lambda _: remove_any(folder))
         return upload
 
     def _upload(self, folder: Path, token: str | None = None, revision: str | None = None, **options: Any) -> Future:
         access = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
         options |= {"repo_id": self.trainer.hub_model_id, "folder_path": folder, "run_as_future": True}
         return HfApi().upload_folder(**access, **options)
-
-
-def _remove(folder: Path):
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import functools
 import itertools
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,6 +19,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length
+from transformers.utils import logging
 
 from ..core.image_processing_md4 import MD4ImageProcessor
 from ..data.collators import PaddingCollator
@@ -29,6 +29,7 @@ from ..data.tokenizers import check_tokenizer_matches
 from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from ..objective.objectives import Objective, scored_labels
+from ..utils.files import remove_any
 from ..utils.options import changed
 from ..utils.processes import RunLock, check_agreement, check_launch, on_first_process
 from ..utils.sharding import keep_float32
@@ -36,13 +37,19 @@ from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_arguments
 from .batches import as_tensors, noised_batch, number_step_examples
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
 from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
-from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume
+from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume, set_aside
 from .ema import EmaCallback, stored_average
+from .finite_steps import FiniteSteps
 from .model_card import CardFacts
 from .optimizers import give_exponents_rate, is_exponent, muon_with_adamw
 from .repository import Repository
+from .running_sums import RunningSums
 from .step_sampler import SeededOrder, StepSampler
 from .streams import EndlessMixture, EndlessStream, check_torch_stream
+from .training_state import state_errors, step_reached
+
+
+logger = logging.get_logger(__name__)
 
 
 class MD4Trainer(Trainer):
@@ -91,6 +98,7 @@ class MD4Trainer(Trainer):
         self.run_lock = RunLock(args)
         self.interrupt = InterruptCallback()
         self.ema = EmaCallback(args.ema_decay) if args.ema_decay > 0.0 else None
+        self.sums, self.finite_steps = RunningSums(self), FiniteSteps(self)
         self._order: StepSampler | SeededOrder | None = None
         self.stream: EndlessStream | None = None
         self.checkpoint_writer = CheckpointWriter(self)
@@ -98,6 +106,7 @@ class MD4Trainer(Trainer):
 
     def _add_callbacks(self):
         self.add_callback(self.interrupt)
+        self.add_callback(self.sums)
         if self.ema is not None:
             self.add_callback(self.ema)
         if self.is_image:
@@ -121,22 +130,27 @@ class MD4Trainer(Trainer):
         arguments, or if another run writes to `args.output_dir`.
         """
         self._uncounted_tokens: Tensor | int = 0
-        self._nelbo, self._nelbo_logged_at = 0.0, None  # GenMD4's bound since the last log, and the step of that
+        check_attention_can_train(self.repository.model.config, self.args.device)
+        self.sums.begin()
+        self.finite_steps.begin()
         check_agreement(self.args, facts_to_agree_on(self))
         if self.args.world_size > 1:  # dropout is drawn from this generator: each rank needs its own
             torch.manual_seed(self.args.seed + self.args.process_index)
         with self.run_lock, self.interrupt.watching():
             checkpoint = on_first_process(self.args, lambda: self._checkpoint_to_resume(resume_from_checkpoint))
             if self.args.should_save:  # left by a run that was killed
-                shutil.rmtree(Path(self.args.output_dir) / STAGING_FOLDER, ignore_errors=True)
+                remove_any(Path(self.args.output_dir) / STAGING_FOLDER)
             output = super().train(checkpoint, *args, **kwargs)
         self._count_tokens()
+        if self.sums.num_left_out:
+            logger.warning(f"{self.sums.num_left_out} of the steps were left out, as their gradients are not finite.")
         return output
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
         checkpoint = checkpoint_to_resume(asked, self.args.output_dir)
         if checkpoint is not None:
             check_training_state(checkpoint, kind_of_training(self), self.args.world_size)
+        set_aside(self.args.output_dir, 0 if checkpoint is None else step_reached(checkpoint))
         return checkpoint
 
     def _run_epoch(self, *args, **kwargs):
@@ -232,7 +246,25 @@ class MD4Trainer(Trainer):
         if num_items is not None:  # with DataParallel the number is repeated for each device
             self._uncounted_tokens = self._uncounted_tokens + num_items.flatten()[0]
             num_items = num_items.clamp(min=1)  # a step that scores nothing changes nothing
+        if batches:
+            self.sums.begin_step()
         return batches, num_items
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """As `Trainer.training_step`; a loss that is not finite ends the training, or the step is left out."""
+        loss = super().training_step(*args, **kwargs)
+        self.finite_steps.add_loss(loss)
+        return loss
+
+    def _get_grad_norm(self, *args, **kwargs) -> Tensor | float | None:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.finite_steps.judge(norm)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self.control.should_evaluate or self.control.should_save or self.control.should_training_stop:
+            self.finite_steps.check()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -245,19 +277,18 @@ class MD4Trainer(Trainer):
         inputs = noised_batch(inputs, self.objective, self.args, self.state.global_step)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not self.objective.loss_is_bound:
-            if self._nelbo_logged_at is None:
-                self._nelbo_logged_at = self.state.global_step  # where a resumed training begins
-            self._nelbo = self._nelbo + outputs.nelbo.detach().sum()  # with DataParallel, over the devices
+            self.sums.add_nelbo(outputs.nelbo)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Log the loss in bits per token too; for GenMD4, whose loss is a surrogate, the bound and its bits."""
         if "loss" in logs:
+            nelbo, steps = self.sums.take()
             if not self.objective.loss_is_bound:
-                steps = self.state.global_step - self._nelbo_logged_at
-                total = self.accelerator.reduce(torch.as_tensor(self._nelbo, device=self.args.device), "sum")
+                total = self.accelerator.reduce(torch.as_tensor(nelbo, device=self.args.device), "sum")
                 logs["nelbo"] = total.item() / max(steps, 1)
-                self._nelbo, self._nelbo_logged_at = 0.0, self.state.global_step
+            if self.sums.num_left_out:
+                logs["num_left_out"] = self.sums.num_left_out
             logs["bits_per_token"] = logs.get("nelbo", logs["loss"]) / math.log(2)
         super().log(logs, start_time)
 
@@ -340,10 +371,14 @@ class MD4Trainer(Trainer):
             self.ema.set_average(self.model, average)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.ema is not None and checkpoint is not None:
+        if checkpoint is None:
+            return
+        with state_errors(Path(checkpoint, "optimizer.pt or scheduler.pt")):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        self.sums.load(checkpoint)
+        if self.ema is not None:
             self.ema.initial = stored_average(checkpoint, self.repository.model)
-        if self.stream is not None and checkpoint is not None and not self.args.ignore_data_skip:
+        if self.stream is not None and not self.args.ignore_data_skip:
             self.stream.load(checkpoint)
 
     # Sharing ----------------------------------------------------------------------------------------------------------
@@ -403,6 +438,14 @@ def check_model(model: Any, model_init: Any = None):
             "`model` must be an MD4 model (`MD4ForMaskedDiffusion`, `MD4ForCausalLM`) or an adapter on one, got "
             f"{type(model).__name__}."
         )
+    if not model.config.return_dict:
+        raise ValueError("`model.config.return_dict` must be True, as outputs are read by name, got False.")
+
+
+def check_attention_can_train(config: Any, device: torch.device):
+    """Raise a ValueError for flex attention on a processor, which has no backward pass there."""
+    if device.type == "cpu" and config._attn_implementation == "flex_attention":
+        raise ValueError('`attn_implementation` must be "sdpa" or "eager" in training on a CPU, got "flex_attention".')
 
 
 def facts_to_agree_on(trainer: MD4Trainer) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def check_can_be_written(name: str, path: str | os.PathLike, is_folder: bool = F
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Name to write a file under, beside its own, which it gets at the end of the context if all went well."""
     staging = staging_name(Path(path))
+    remove_any(staging)
     try:
         yield staging
         os.replace(staging, path)
@@ -61,7 +62,8 @@ def whole_folder(
 ) -> Iterator[Path]:
     """Name to fill a folder under, which gets its own at the end of the context if all went well.
 
-    Nothing is under the first name when the context begins, nor when it has ended, whether it failed or not.
+    Nothing is under the first name when the context begins, whatever an interrupted run or another program had left
+    there, nor when it has ended, whether it failed or not.
 
     Args:
         folder: Its own name, of an empty folder or none.
@@ -70,12 +72,20 @@ def whole_folder(
     """
     folder = Path(folder)
     staging = Path(staging or staging_name(folder))
-    shutil.rmtree(staging, ignore_errors=True)
+    remove_any(staging)
     try:
         yield staging
         (give_name or _rename_folder)(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_any(path: Path):
+    """Remove a file, a link or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def staging_name(path: Path) -> Path:

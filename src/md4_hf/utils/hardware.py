@@ -15,9 +15,12 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
-        return torch.empty(0, device=device).device
+        chosen = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # one for each kind of device
         raise ValueError(f"`device` must be a device of this machine, got {device!r}: {error}") from error
+    if chosen.type == "meta":
+        raise ValueError(f"`device` must be a device of this machine, got {device!r}, which holds no numbers.")
+    return chosen
 
 
 def has_fast_bf16() -> bool:

@@ -1,0 +1,113 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""State of a training in a checkpoint's files: read with an error that names the file, and never as a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import type_validator
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import safe_globals
+
+from .streams import FILE_NAMES
+
+
+RUNNING_SUMS = "running_sums.json"
+NUMBER = int | float
+TRAINER_STATE = {
+    **{name: NUMBER if kind in (int, float) else kind for name, kind in get_type_hints(TrainerState).items()},
+    **{"eval_steps": NUMBER | None, "best_metric": NUMBER | None, "trial_params": dict | None},
+    **{"global_step": int, "num_input_tokens_seen": int},
+    **{"log_history": list[dict], "stateful_callbacks": dict},
+}
+SCHEDULER = {"last_epoch": int, "_step_count": int, "base_lrs": list[NUMBER], "_last_lr": list[NUMBER]}
+SCALER = dict.fromkeys(("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"), NUMBER)
+SUMS = {"loss": list[NUMBER], "nelbo": list[NUMBER], "num_steps": int, "num_left_out": int}
+STREAM = {"num_processes": int, "fingerprint": Any, "position": Any}
+RANDOM = {"python": tuple, "numpy": tuple, "cpu": torch.Tensor}
+
+
+@contextlib.contextmanager
+def state_errors(path: Path) -> Iterator[None]:
+    """Turn what is raised within the context on a damaged file into a ValueError that names it."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"`resume_from_checkpoint` must hold a well-formed training state, got {path}, which cannot be used: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def read_state(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name of a JSON file, or of one of torch's, without code in it.
+
+    Args:
+        path: The file; its name ends in .json if it is one.
+        kinds: Types of the values that have to be there; others are not looked at.
+
+    Raises:
+        ValueError: If the file cannot be read so.
+    """
+    with state_errors(path):
+        if path.suffix == ".json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            with safe_globals():
+                values = torch.load(path, map_location="cpu", weights_only=True)
+        type_validator("the state", values, dict)
+        for name, kind in kinds.items():
+            type_validator(name, values[name], kind)
+    return values
+
+
+def step_reached(checkpoint: str | Path) -> int:
+    """Number of optimizer steps before a checkpoint, whatever its name is."""
+    return read_state(Path(checkpoint, TRAINER_STATE_NAME), {"global_step": int})["global_step"]
+
+
+def read_running_sums(checkpoint: Path) -> dict[str, Any] | None:
+    """Sums since the last line of the log, for each process; None from a checkpoint that has none."""
+    path = checkpoint / RUNNING_SUMS
+    if not path.is_file():
+        return None
+    sums = read_state(path, SUMS)
+    with state_errors(path):
+        if not len(sums["loss"]) == len(sums["nelbo"]) > 0:
+            raise ValueError("it must have a number for each process.")
+    return sums
+
+
+def check_state_files(checkpoint: Path):
+    """Refuse a checkpoint that has values of wrong kinds in one of its files of state.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    trainer_state = checkpoint / TRAINER_STATE_NAME
+    values = read_state(trainer_state, TRAINER_STATE)
+    with state_errors(trainer_state):
+        TrainerState(**values)
+        values["stateful_callbacks"]["TrainerControl"]
+    read_state(checkpoint / "scheduler.pt", SCHEDULER)
+    read_running_sums(checkpoint)
+    for path in checkpoint.glob(FILE_NAMES):
+        read_state(path, STREAM)
+    if (checkpoint / "scaler.pt").is_file():
+        read_state(checkpoint / "scaler.pt", SCALER)
+    for path in checkpoint.glob("rng_state*.pth"):
+        states = read_state(path, RANDOM)
+        with state_errors(path):
+            random.Random().setstate(states["python"])
+            np.random.RandomState().set_state(states["numpy"])
+            torch.Generator().set_state(states["cpu"])

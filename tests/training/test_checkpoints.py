@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from test_trainer import losses, make_trainer, tiny_model
+from test_trainer import dataset, losses, make_trainer, tiny_model
 from tiny import trained, weights
 
 from md4_hf.training.checkpoints import (
@@ -208,6 +208,15 @@ def test_a_resumed_run_logs_what_the_unbroken_one_does(tmp_path, kind):
         output = resumed.train(resume_from_checkpoint=str(tmp_path / str(step) / f"checkpoint-{step}"))
         assert resumed.state.log_history[:-1] == unbroken.state.log_history[:-1] and len(losses(resumed)) == 2
         assert 0.2 < abs(output.training_loss) < 10, "a mean over the steps of this training"
+
+
+@pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "cosine", "constant", "greedy"])
+def test_the_state_of_each_kind_of_scheduler_is_taken(tmp_path, scheduler):
+    options = {**SAVING, "lr_scheduler_type": scheduler, "eval_strategy": "steps", "eval_steps": 2}
+    make_trainer(tmp_path, evaluation=dataset(8), **{**options, "max_steps": 4}).train()
+    resumed = make_trainer(tmp_path, evaluation=dataset(8), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6 and len(losses(resumed)) == 6
 
 
 # Damaged and hostile states -------------------------------------------------------------------------------------------

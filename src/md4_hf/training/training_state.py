@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -25,10 +26,9 @@ NUMBER = int | float
 TRAINER_STATE = {
     **{name: NUMBER if kind in (int, float) else kind for name, kind in get_type_hints(TrainerState).items()},
     **{"eval_steps": NUMBER | None, "best_metric": NUMBER | None, "trial_params": dict | None},
-    **{"global_step": int, "num_input_tokens_seen": int},
-    **{"log_history": list[dict], "stateful_callbacks": dict},
+    **{"num_input_tokens_seen": int, "log_history": list[dict]},
 }
-SCHEDULER = {"last_epoch": int, "_step_count": int, "base_lrs": list[NUMBER], "_last_lr": list[NUMBER]}
+SCHEDULER = {"_step_count": int, "base_lrs": list[NUMBER], "_last_lr": list[NUMBER]}
 SCALER = dict.fromkeys(("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"), NUMBER)
 SUMS = {"loss": list[NUMBER], "nelbo": list[NUMBER], "num_steps": int, "num_left_out": int}
 STREAM = {"num_processes": int, "fingerprint": Any, "position": Any}
@@ -49,12 +49,13 @@ def state_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_state(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
+def read_state(path: Path, required: Mapping[str, Any], optional: Mapping[str, Any] = MappingProxyType({})) -> dict:
     """Values by name of a JSON file, or of one of torch's, without code in it.
 
     Args:
         path: The file; its name ends in .json if it is one.
-        kinds: Types of the values that have to be there; others are not looked at.
+        required: Types of the values that have to be there.
+        optional: Types of values that may be there; others are not looked at.
 
     Raises:
         ValueError: If the file cannot be read so.
@@ -66,8 +67,8 @@ def read_state(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
             with safe_globals():
                 values = torch.load(path, map_location="cpu", weights_only=True)
         type_validator("the state", values, dict)
-        for name, kind in kinds.items():
-            type_validator(name, values[name], kind)
+        for name in [*required, *(optional.keys() & values.keys())]:
+            type_validator(name, values[name], required.get(name, optional.get(name)))
     return values
 
 
@@ -95,16 +96,16 @@ def check_state_files(checkpoint: Path):
         ValueError: Naming the file.
     """
     trainer_state = checkpoint / TRAINER_STATE_NAME
-    values = read_state(trainer_state, TRAINER_STATE)
+    values = read_state(trainer_state, {"global_step": int, "stateful_callbacks": dict}, TRAINER_STATE)
     with state_errors(trainer_state):
         TrainerState(**values)
         values["stateful_callbacks"]["TrainerControl"]
-    read_state(checkpoint / "scheduler.pt", SCHEDULER)
+    read_state(checkpoint / "scheduler.pt", {"last_epoch": int}, SCHEDULER)
     read_running_sums(checkpoint)
     for path in checkpoint.glob(FILE_NAMES):
         read_state(path, STREAM)
     if (checkpoint / "scaler.pt").is_file():
-        read_state(checkpoint / "scaler.pt", SCALER)
+        read_state(checkpoint / "scaler.pt", {}, SCALER)
     for path in checkpoint.glob("rng_state*.pth"):
         states = read_state(path, RANDOM)
         with state_errors(path):

@@ -212,13 +212,24 @@ class Repository:
         trainer.push_in_progress = PushInProgress(uploads)
 
     def _upload_and_remove(self, folder: Path, **options: Any) -> Future[CommitInfo]:
-        upload = self._upload(folder, **options)
-        upload.add_done_callback(lambda _: remove_any(folder))
-        return upload
+        def upload() -> CommitInfo:
+            try:
+                return self._upload(folder, run_as_future=False, **options)
+            finally:
+                remove_any(folder)
 
-    def _upload(self, folder: Path, token: str | None = None, revision: str | None = None, **options: Any) -> Future:
+        return HfApi().run_as_future(upload)
+
+    def _upload(
+        self,
+        folder: Path,
+        token: str | None = None,
+        revision: str | None = None,
+        run_as_future: bool = True,
+        **options,
+    ) -> Any:
         access = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
-        options |= {"repo_id": self.trainer.hub_model_id, "folder_path": folder, "run_as_future": True}
+        options |= {"repo_id": self.trainer.hub_model_id, "folder_path": folder, "run_as_future": run_as_future}
         return HfApi().upload_folder(**access, **options)
 
 

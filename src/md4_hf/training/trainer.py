@@ -26,6 +26,7 @@ from ..data.collators import PaddingCollator
 from ..data.images import check_image_processor_matches
 from ..data.mixture import MixedStream
 from ..data.tokenizers import check_tokenizer_matches
+from ..hub.adapters import is_adapted, untie_adapted_weights
 from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from ..objective.objectives import Objective, scored_labels
@@ -81,6 +82,8 @@ class MD4Trainer(Trainer):
 
     def __init__(self, model=None, args: MD4TrainingArguments | None = None, data_collator=None, **kwargs):
         check_model(model, kwargs.get("model_init"))
+        if is_adapted(model):
+            untie_adapted_weights(model)
         check_arguments(args, model.config, kwargs)
         check_processing_class(kwargs.get("processing_class"), model.config)
         if args.matmul_precision is not None:
@@ -129,6 +132,11 @@ class MD4Trainer(Trainer):
         A ValueError is raised if the checkpoint asked for is not whole, if the processes were started with different
         arguments, or if another run writes to `args.output_dir`.
         """
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                "`model` must have parameters that train, got none: open an adapter with `load_model(..., "
+                "merge_adapter=False, is_trainable=True)`."
+            )
         self._uncounted_tokens: Tensor | int = 0
         check_attention_can_train(self.repository.model.config, self.args.device)
         self.sums.begin()

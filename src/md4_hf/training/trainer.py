@@ -22,10 +22,10 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_lengt
 from transformers.utils import logging
 
 from ..core.image_processing_md4 import MD4ImageProcessor
+from ..core.input_checks import match_tokenizer
 from ..data.collators import PaddingCollator
 from ..data.images import check_image_processor_matches
 from ..data.mixture import MixedStream
-from ..data.tokenizers import check_tokenizer_matches
 from ..hub.adapters import is_adapted, untie_adapted_weights
 from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
@@ -468,7 +468,7 @@ def facts_to_agree_on(trainer: MD4Trainer) -> dict[str, Any]:
 def check_processing_class(processor: Any, config: Any):
     """Raise a ValueError for a tokenizer or image processor of other data than the model's."""
     if isinstance(processor, PreTrainedTokenizerBase):
-        check_tokenizer_matches(processor, config.vocab_size, config.mask_token_id)
+        match_tokenizer(processor, config)
     if isinstance(processor, MD4ImageProcessor):
         check_image_processor_matches(processor, config)
 

@@ -189,3 +189,16 @@ def test_an_adapter_on_top_of_another_opens_with_both(runs, tmp_path):
     live = logits(trainer.model)
     trainer.save_repository(tmp_path / "second")
     torch.testing.assert_close(logits(load_model(str(tmp_path / "second"))), live, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_beside_another_trains_alone_and_is_in_a_folder_of_its_own(runs, tmp_path):
+    model = load_model(str(runs / "adapter"), merge_adapter=False)
+    model.add_adapter("second", LoraConfig(r=2, target_modules="all-linear"))
+    model.set_adapter("second")
+    trainer = trainer_of(model, tmp_path / "run")
+    trainer.train()
+    trainer.save_repository(tmp_path / "both")
+    merged = load_model(str(tmp_path / "both" / "second"))
+    torch.testing.assert_close(logits(merged), logits(model), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="`adapter` must have all of its weights"):
+        load_model(str(tmp_path / "both"))  # of the first, which did not train, nothing is saved

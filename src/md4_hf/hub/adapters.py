@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.sharding import parameter_names, whole_parameter
@@ -114,6 +115,7 @@ def load_adapter(
             model = peft.PeftModel.from_pretrained(base, str(files), is_trainable=is_trainable).eval()
         except RuntimeError as error:
             raise ValueError(f"`adapter` must fit the base model, got {folder}: {error}") from error
+    _check_all_there(model, files, folder)
     untie_adapted_weights(model)
     model.active_peft_config.base_model_name_or_path = base.name_or_path  # where it was found
     return model
@@ -135,6 +137,17 @@ def _checked_files(folder: str, **hub) -> Path:
         if config.get("megatron_config") is not None:
             raise ValueError(f"`megatron_config` must be null in an adapter, got {config['megatron_config']!r}.")
     return config_file.parent
+
+
+def _check_all_there(model, files: Path, folder: str):
+    """Refuse an adapter whose file lacks weights, which peft leaves as they were drawn, with a warning."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    with safe_open(files / SAFETENSORS_WEIGHTS_NAME, framework="pt") as weights:
+        missing = get_peft_model_state_dict(model, save_embedding_layers=False).keys() - weights.keys()
+    if missing:
+        raise ValueError(f"`adapter` must have all of its weights, got {folder} without {min(missing)}.")
 
 
 def stored_names(model) -> list[str]:

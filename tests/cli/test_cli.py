@@ -17,6 +17,7 @@ import torch
 from commands import failure
 from datasets import Dataset
 from launching import HERE, environment, run_python, start
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
 import md4_hf
@@ -215,10 +216,17 @@ def test_an_export_of_a_model_keeps_its_card(run, tmp_path):
     assert {"README.md", "loss.png"} <= names and "remote_pipeline.py" not in names and "modeling_md4.py" in names
 
 
-def test_an_adapter_is_no_base(adapter, tmp_path, capsys):
-    message = failure(capsys, ["finetune", str(adapter), "--output_dir", str(tmp_path / "x")])
-    assert "`model` must be a base model, got the adapter" in message and "md4 export" in message
-    assert not (tmp_path / "x").exists()
+def test_fine_tuning_an_adapter_trains_it_further(run, adapter, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("some words of a text to go on with " * 40)
+    data = ["--data", str(tmp_path / "text.txt"), "--max_steps", "2", "--final_eval_draws", "2"]
+    data += ["--output_dir", str(tmp_path / "x")]
+    message = failure(capsys, ["finetune", str(adapter), *data, "--lora_r", "4"])
+    assert "`lora_r` must be left out where an adapter trains further, got 4" in message
+    main(["finetune", str(adapter), *data, "--base", str(run)])
+    assert str(run) in (tmp_path / "x/README.md").read_text(), "the base, not the first adapter"
+    first, further = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "x"))
+    changes = [(further[name] - first[name]).abs().max() for name in first]
+    assert first.keys() == further.keys() and 0 < max(changes) < 0.05, "two steps away from where it was"
 
 
 def test_baselines_are_per_character_and_need_the_mask_last(tmp_path):

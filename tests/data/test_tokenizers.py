@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerFast
 from md4_hf.data.tokenizers import (
     build_byte_tokenizer,
     build_text8_tokenizer,
-    check_tokenizer_matches,
     ensure_mask_token,
     load_tokenizer,
 )
@@ -111,12 +110,3 @@ def test_ensure_mask_token_adds_the_last_id_once():
         assert (len(tokenizer), tokenizer.mask_token, tokenizer.mask_token_id) == (4, "[MASK]", 3)
     assert tokenizer("hello[MASK]world")["input_ids"] == [1, 3, 2]
     assert len(ensure_mask_token(build_text8_tokenizer())) == 28
-
-
-def test_check_tokenizer_matches_names_sizes_and_ids():
-    check_tokenizer_matches(build_text8_tokenizer(), vocab_size=28, mask_token_id=27)
-    for rows in (27, 32):
-        with pytest.raises(ValueError, match=rf"`tokenizer` must have as many tokens as .* \({rows}\), got 28\."):
-            check_tokenizer_matches(build_text8_tokenizer(), vocab_size=rows, mask_token_id=27)
-    with pytest.raises(ValueError, match=r"mask token of the model \(id 26\), got '\[MASK\]' \(id 27\)\."):
-        check_tokenizer_matches(build_text8_tokenizer(), vocab_size=28, mask_token_id=26)

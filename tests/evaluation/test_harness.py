@@ -506,7 +506,7 @@ def test_options_of_generations_follow_from_gen_kwargs(gen_kwargs, expected):
         ({"dtype": "int8"}, "`dtype` must be"),
         ({"dtype": "float7"}, "`dtype` must be"),
         ({"base": "other"}, "`base` must be left out"),
-        ({"tokenizer": "bytes"}, "`tokenizer` must have as many tokens"),
+        ({"tokenizer": "bytes"}, "`tokenizer` must have ids below the model's number of rows"),
     ],
     ids=str,
 )

@@ -493,7 +493,7 @@ def test_what_an_elbo_has_no_use_for_is_refused(tmp_path):
         MD4Trainer(model=tiny_model(), args=training_arguments(tmp_path), compute_metrics=len)
     with pytest.raises(ValueError, match="`model_init` must be None for an MD4 model"):
         MD4Trainer(args=training_arguments(tmp_path), model_init=tiny_model)
-    with pytest.raises(ValueError, match="as many tokens as the model has rows"):
+    with pytest.raises(ValueError, match="ids below the model's number of rows"):
         MD4Trainer(model=tiny_model(), args=training_arguments(tmp_path), processing_class=build_byte_tokenizer())
     with pytest.raises(ValueError, match="`args` must be MD4TrainingArguments, got NoneType"):
         MD4Trainer(model=tiny_model())

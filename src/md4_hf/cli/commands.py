@@ -62,7 +62,7 @@ COMMANDS: dict[str, Command] = {
         "fine-tune a model on text or on prompts and responses, with LoRA",
         "Train a LoRA adapter for a masked diffusion model, on text or on prompts and responses.",
         (RunArguments, LoraArguments, PairArguments, DataArguments, ShownTrainingArguments),
-        {"model": "Folder or Hub id of the base model."},
+        {"model": "Folder or Hub id of the base model, or of an adapter to train further."},
         defaults={
             "learning_rate": 2e-4,
             "warmup_steps": 20,

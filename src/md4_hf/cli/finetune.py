@@ -14,7 +14,7 @@ from ..data.mixture import prepare_sources
 from ..data.pairs import encode_pairs, load_pairs
 from ..hub.adapters import add_adapter
 from ..hub.loading import adapter_base, load_model
-from ..hub.lora_arguments import LoraArguments
+from ..hub.lora_arguments import OPTIONS_OF_NEW_ADAPTERS, LoraArguments
 from ..training.arguments import MD4TrainingArguments
 from ..utils.options import check_left_out
 from . import texts
@@ -31,29 +31,35 @@ def finetune(
     args: MD4TrainingArguments,
     rest: argparse.Namespace,
 ):
-    """Train a LoRA adapter for a model on text or on prompts and responses."""
-    if adapter_base(rest.model) is not None:
-        raise ValueError(
-            f"`model` must be a base model, got the adapter {rest.model}: merge it first with "
-            f"`md4 export {rest.model} FOLDER`."
-        )
+    """Train a LoRA adapter, a new one or further, on text or on prompts and responses."""
     check_left_out(args, texts.OPTIONS_OF_IMAGES, "for a model of text")
     prepare_run(run, args)
-    model = load_model(rest.model, dtype=None if lora.quantization else torch.float32, **lora.loading_arguments())
+    model = open_adapted(rest.model, lora)
     if model.config.is_image:
         raise ValueError(f"`model` must be a model of text, got the model of images {rest.model}.")
     tokenizer = texts.open_tokenizer(rest.model, model.config)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
     texts.check_block_size(data_args.block_size, model.config)
-    model = add_adapter(model, lora)
     with args.main_process_first(desc="preparing the data"):
         verbose = args.process_index == 0
         train_examples, heldout_examples = prepare_examples(data_args, pair_args, tokenizer, verbose)
     if run.prepare_only:
         return
     prompt = first_prompt(heldout_examples[0], tokenizer) if pair_args.given else None
-    facts = {**texts.describe_text(data_args, tokenizer, prompt), "base_model": rest.model}
+    facts = {
+        **texts.describe_text(data_args, tokenizer, prompt),
+        "base_model": model.active_peft_config.base_model_name_or_path,
+    }
     run_training(Material(model, tokenizer, train_examples, heldout_examples, facts), args, run, data_args)
+
+
+def open_adapted(name_or_path: str, lora: LoraArguments):
+    """The model of a folder or Hub id with a new adapter, or, if it is an adapter, with that to train further."""
+    options = {"dtype": None if lora.quantization else torch.float32, **lora.loading_arguments()}
+    if adapter_base(name_or_path) is None:
+        return add_adapter(load_model(name_or_path, base=lora.base, **options), lora)
+    check_left_out(lora, OPTIONS_OF_NEW_ADAPTERS, "where an adapter trains further")
+    return load_model(name_or_path, base=lora.base, merge_adapter=False, is_trainable=True, **options)
 
 
 def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer, verbose: bool) -> tuple:

@@ -43,7 +43,7 @@ def prepare_image_training(
     args: MD4TrainingArguments,
 ) -> Material:
     """Model and images of a training on images."""
-    check_left_out(start, ["tokenizer"], "for a model of images")
+    check_left_out(start, ["tokenizer", "pad_vocab_to_multiple_of"], "for a model of images")
     check_no_text(data_args)
     model = make_image_model(start.model_name_or_path, model_args, image_args)
     config = model.config

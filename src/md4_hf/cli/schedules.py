@@ -25,7 +25,7 @@ def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argpar
     if not model.config.learn_masking_schedule:
         raise ValueError(f"`model` must be a GenMD4 model, got {rest.model}, whose schedule is not learned.")
     exponents = model.token_schedule.exponents.detach()
-    counts = count_tokens(data_args, tokenizer)
+    counts = count_tokens(data_args, tokenizer, model.config.vocab_size)
     counts[model.config.mask_token_id] = -1  # no token of the data
     frequent = np.flatnonzero(counts >= options.min_count)
     if not len(frequent):
@@ -38,12 +38,12 @@ def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argpar
         print(f"Pictures are in {options.output_dir}")
 
 
-def count_tokens(data_args: DataArguments, tokenizer) -> np.ndarray:
+def count_tokens(data_args: DataArguments, tokenizer, vocab_size: int) -> np.ndarray:
     """Number of occurrences of each token in the training part of the data, `(vocab,)`."""
     blocks, _ = pack(load_train_validation(data_args)[0], tokenizer, data_args.block_size, num_proc=data_args.num_proc)
-    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    counts = np.zeros(vocab_size, dtype=np.int64)
     for batch in blocks.with_format("numpy").iter(1000):
-        counts += np.bincount(np.asarray(batch["input_ids"]).ravel(), minlength=len(tokenizer))
+        counts += np.bincount(np.asarray(batch["input_ids"]).ravel(), minlength=vocab_size)
     return counts
 
 

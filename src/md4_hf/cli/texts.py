@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..core.configuration_md4 import MD4Config
+from ..core.input_checks import match_tokenizer
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
@@ -17,7 +18,7 @@ from ..data.documents import load_train_validation, load_validation
 from ..data.mixture import prepare_sources
 from ..data.packing import pack
 from ..data.pairs import encode_pairs, load_pair_table, load_pairs
-from ..data.tokenizers import check_tokenizer_matches, load_tokenizer
+from ..data.tokenizers import load_tokenizer, num_rows
 from ..evaluation.baselines import ngram_bits_per_character
 from ..hub.loading import load_model
 from ..training.arguments import MD4TrainingArguments
@@ -34,9 +35,9 @@ OPTIONS_OF_IMAGES = ("image_samples", "image_sample_steps")
 
 
 def open_tokenizer(name: str, config: MD4Config, revision: str | None = None):
-    """The tokenizer of a model of text, with as many tokens and the same mask as the model."""
+    """The tokenizer of a model of text, with no more tokens than the model has rows, and its mask."""
     tokenizer = load_tokenizer(name, revision=revision)
-    check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
+    match_tokenizer(tokenizer, config)
     return tokenizer
 
 
@@ -55,7 +56,7 @@ def prepare_text_training(
     check_left_out(args, OPTIONS_OF_IMAGES, "for a model of text")
     argument = "tokenizer" if start.tokenizer else "model_name_or_path"
     tokenizer = load_tokenizer(getattr(start, argument) or "text8", argument=argument)
-    model = make_model(start.model_name_or_path, model_args, tokenizer, data_args.block_size)
+    model = make_model(start, model_args, tokenizer, data_args.block_size)
     with args.main_process_first(desc="preparing the data"):
         train_blocks, heldout_blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
     facts = {**describe_text(data_args, tokenizer), "base_model": start.model_name_or_path}
@@ -63,17 +64,21 @@ def prepare_text_training(
     return Material(model, tokenizer, train_blocks, heldout_blocks, facts, measure)
 
 
-def make_model(name_or_path: str | None, model_args: ModelArguments, tokenizer, length: int):
+def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, length: int):
     """A new model for the tokenizer, or the trained one to continue."""
+    name_or_path, multiple = start.model_name_or_path, start.pad_vocab_to_multiple_of
     if name_or_path is None:
-        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": length}
+        rows = math.ceil(num_rows(tokenizer) / multiple) * multiple
+        sizes = {"vocab_size": rows, "max_position_embeddings": length}
         config = model_args.new_config(**sizes, mask_token_id=tokenizer.mask_token_id)
+        match_tokenizer(tokenizer, config)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
         return (MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion)(config)
+    check_left_out(start, ["pad_vocab_to_multiple_of"], "with `model_name_or_path`")
     with file_errors_as_value_errors("model_name_or_path", name_or_path):
         config = MD4Config.from_pretrained(name_or_path)
-    check_tokenizer_matches(tokenizer, config.vocab_size, config.mask_token_id)
+    match_tokenizer(tokenizer, config)
     model_args.change(config)  # before the layers are built, which take their dropout from it
     check_block_size(length, config)
     return load_model(
@@ -126,9 +131,13 @@ def describe_text(data_args: DataArguments, tokenizer, prompt: str | None = None
 
 def measure_baselines(train_blocks, heldout_blocks, tokenizer) -> dict[str, float]:
     """Held-out bits per character of count models of the same data, for small alphabets with the mask last."""
-    symbols = len(tokenizer) - 1
+    symbols = num_rows(tokenizer) - 1
     counted = all(hasattr(blocks, "__len__") for blocks in (train_blocks, heldout_blocks))
-    if not counted or symbols > MAX_SYMBOLS_FOR_BASELINES or tokenizer.mask_token_id != symbols:
+    if (
+        not counted
+        or symbols > MAX_SYMBOLS_FOR_BASELINES
+        or not symbols == len(tokenizer) - 1 == tokenizer.mask_token_id
+    ):
         return {}
     train_ids, heldout_ids = first_ids(train_blocks), first_ids(heldout_blocks)
     block_size = len(heldout_blocks[0]["input_ids"])

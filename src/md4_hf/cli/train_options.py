@@ -36,6 +36,13 @@ class StartArguments:
         choices=["md4", "genmd4", "ar"],
     )
     tokenizer: str | None = option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
+    pad_vocab_to_multiple_of: int = option(
+        "Round the rows of a new model of text up to a multiple, such as 64; those without a token are never drawn.",
+        default=1,
+    )
+
+    def __post_init__(self):
+        check_at_least(self, 1, "pad_vocab_to_multiple_of")
 
 
 @dataclass

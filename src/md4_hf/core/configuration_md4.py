@@ -31,6 +31,10 @@ class MD4Config(PreTrainedConfig):
     Args:
         vocab_size (`int`, defaults to 50258): Number of token ids, **including the mask**; rows of embedding and head.
         mask_token_id (`int`, *optional*): Id of the mask token; defaults to `vocab_size - 1`.
+        unused_token_ids (`list[list[int]]`, *optional*):
+            Ids without a token, as ascending ranges `[first, end)`: gaps between the tokenizer's ids, and rows above
+            them. Their logits are suppressed, as the mask's is: they are never drawn. Pipelines and trainers that are
+            given a tokenizer set this field.
         backbone (`str`, defaults to `"transformer"`):
             The denoising network: `"transformer"` for text, `"unet"` or `"uvit"` (a U-Net with a transformer in its
             middle) for images, where each value of each channel is a token.
@@ -100,6 +104,7 @@ class MD4Config(PreTrainedConfig):
 
     vocab_size: int = 50258
     mask_token_id: int | None = None
+    unused_token_ids: list[list[int]] | None = None
     backbone: Literal["transformer", "unet", "uvit"] = "transformer"
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -183,6 +188,11 @@ class MD4Config(PreTrainedConfig):
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def num_data_tokens(self) -> int:
+        """Number of tokens without the mask: `vocab_size - 1`, less the ids without a token."""
+        return self.vocab_size - 1 - sum(end - first for first, end in self.unused_token_ids or ())
+
+    @property
     def is_conditional(self) -> bool:
         """Whether the blocks are modulated by a conditioning vector (time, class or both)."""
         return self.time_conditioning or self.num_classes is not None
@@ -242,6 +252,12 @@ class MD4Config(PreTrainedConfig):
 
     def _check_values(self):
         self._check("mask_token_id", 0 <= self.mask_token_id < self.vocab_size, "be in [0, vocab_size)")
+        ranges = self.unused_token_ids or []
+        bounds = [0, *(bound for pair in ranges for bound in pair), self.vocab_size]
+        is_ascending = bounds == sorted(bounds) and all(len(pair) == 2 and pair[0] < pair[1] for pair in ranges)
+        has_mask = any(first <= self.mask_token_id < end for first, end in ranges) if is_ascending else False
+        rule = "be ascending ranges [first, end) in [0, vocab_size], without the mask"
+        self._check("unused_token_ids", is_ascending and not has_mask, rule)
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "class_dropout"):
             self._check(name, 0.0 <= getattr(self, name) < 1.0, "be in [0, 1)")
         self._check("schedule_eps", 0.0 <= self.schedule_eps < 0.5, "be in [0, 0.5)")

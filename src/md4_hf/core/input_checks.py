@@ -6,6 +6,7 @@ Values on an accelerator are not read, as that would wait for the device at ever
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -120,3 +121,19 @@ def check_per_example(name: str, x: Tensor | None, batch: int, largest: int, rea
         found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"`{name}` must have shape ({batch},), one per example, got {found}.")
     check_range(name, x, largest)
+
+
+def match_tokenizer(tokenizer: Any, config: Any):
+    """Record in a model's configuration which of its ids have no token of the tokenizer.
+
+    Raises:
+        ValueError: If the tokenizer has ids beyond the model's rows, or another mask token.
+    """
+    rows, ids = config.vocab_size, set(tokenizer.get_vocab().values())
+    if max(ids) >= rows:
+        raise ValueError(f"`tokenizer` must have ids below the model's number of rows, {rows}, got up to {max(ids)}.")
+    if tokenizer.mask_token_id != config.mask_token_id:
+        rule, found = f"the model's mask id {config.mask_token_id}", tokenizer.mask_token_id
+        raise ValueError(f"`tokenizer` must have {rule}, got {found} ({tokenizer.mask_token!r}).")
+    bounds = sorted({-1, *ids, rows})
+    config.unused_token_ids = [[a + 1, b] for a, b in pairwise(bounds) if b > a + 1] or None

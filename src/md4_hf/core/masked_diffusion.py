@@ -192,15 +192,21 @@ def genmd4_token_nelbo(
 
 
 def genmd4_reconstruction_nelbo(
-    x0: Tensor, schedule: TokenPolynomialSchedule, first_time: float, mask_token_id: int
+    x0: Tensor,
+    schedule: TokenPolynomialSchedule,
+    first_time: float,
+    mask_token_id: int,
+    unused_token_ids: list[list[int]] | None = None,
 ) -> Tensor:
     """Reconstruction part of GenMD4's NELBO in nats per token: tokens masked at t_1 are guessed from the schedules.
 
     Token x is masked with probability (1 - eps) t_1^{w_x} and guessed with probability t_1^{w_x} / sum_v t_1^{w_v},
-    without the mask. Clean ids are `(batch, ...)`; -100 marks tokens that are not scored, which get 0.
+    without the mask and ids without a token. Clean ids are `(batch, ...)`; -100 marks tokens that are not scored, which
+    get 0.
     """
     log_survival = schedule.exponents.to(x0.device) * math.log(first_time)
-    log_total = torch.logsumexp(log_survival.masked_fill(_is_mask(log_survival, mask_token_id), -torch.inf), dim=0)
+    is_no_data = _is_no_data(log_survival, mask_token_id, unused_token_ids)
+    log_total = torch.logsumexp(log_survival.masked_fill(is_no_data, -torch.inf), dim=0)
     scored = x0 != IGNORE_INDEX
     own = log_survival[torch.where(scored, x0, 0)]
     return torch.where(scored, (1.0 - schedule.eps) * own.exp() * (log_total - own), 0.0)
@@ -276,9 +282,21 @@ def denoiser_probabilities(logits: Tensor, mask_token_id: int) -> Tensor:
     return torch.softmax(logits.double().masked_fill(_is_mask(logits, mask_token_id), -torch.inf), dim=-1)
 
 
-def suppress_mask(logits: Tensor, mask_token_id: int) -> Tensor:
-    """Set the mask's logit to finfo.min, as no model predicts the mask: `(..., vocab)` -> `(..., vocab)`."""
-    return logits.masked_fill(_is_mask(logits, mask_token_id), torch.finfo(logits.dtype).min)
+def suppress_mask(logits: Tensor, mask_token_id: int, unused_token_ids: list[list[int]] | None = None) -> Tensor:
+    """Set the logits of the mask and of ids without a token, which no model predicts, to finfo.min; `(..., vocab)`."""
+    return logits.masked_fill(_is_no_data(logits, mask_token_id, unused_token_ids), torch.finfo(logits.dtype).min)
+
+
+def is_unused(vocab_size: int, unused_token_ids: list[list[int]], device: torch.device) -> Tensor:
+    """Booleans `(vocab,)` that are true at the ids in ascending ranges `[first, end)`, which have no token."""
+    bounds = torch.tensor(unused_token_ids, device=device).flatten()
+    return torch.bucketize(torch.arange(vocab_size, device=device), bounds, right=True) % 2 == 1
+
+
+def _is_no_data(x: Tensor, mask_token_id: int, unused_token_ids: list[list[int]] | None) -> Tensor:
+    """Booleans `(vocab,)` that are true at the mask and at ids without a token, for the last axis of `x`."""
+    is_mask = _is_mask(x, mask_token_id)
+    return is_mask | is_unused(x.shape[-1], unused_token_ids, x.device) if unused_token_ids else is_mask
 
 
 def _is_mask(x: Tensor, mask_token_id: int) -> Tensor:
@@ -441,6 +459,7 @@ class GenMD4Process(MaskingProcess):
     schedule: TokenPolynomialSchedule
     mask_token_id: int
     first_time: float
+    unused_token_ids: list[list[int]] | None = None
 
     training_copies: ClassVar[int | None] = 2  # noised copies of each example: the leave-one-out gradient needs two
 
@@ -462,7 +481,8 @@ class GenMD4Process(MaskingProcess):
 
     def reconstruction(self, labels: Tensor) -> Tensor:
         """Reconstruction part of the NELBO of each example, `(batch,)` nats."""
-        nelbo = genmd4_reconstruction_nelbo(labels, self.schedule, self.first_time, self.mask_token_id)
+        tokens = (self.mask_token_id, self.unused_token_ids)
+        nelbo = genmd4_reconstruction_nelbo(labels, self.schedule, self.first_time, *tokens)
         return nelbo.flatten(1).sum(dim=1)
 
     def surrogate(self, nelbo: Tensor, labels: Tensor, xt: Tensor, t: Tensor) -> Tensor | None:
@@ -480,4 +500,4 @@ class GenMD4Process(MaskingProcess):
 def md4_process(config) -> MD4Process:
     """Forward process with the fixed schedule that an `MD4Config` names."""
     schedule = make_schedule(config.masking_schedule, power=config.schedule_power, eps=config.schedule_eps)
-    return MD4Process(schedule, config.mask_token_id, config.vocab_size - 1, config.num_train_timesteps)
+    return MD4Process(schedule, config.mask_token_id, config.num_data_tokens, config.num_train_timesteps)

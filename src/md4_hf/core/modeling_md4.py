@@ -288,7 +288,9 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     def masking_process(self) -> MD4Process | GenMD4Process:
         """Forward process and terms of the bound, with the schedule of the configuration or the learned schedules."""
         if self.config.learn_masking_schedule:
-            return GenMD4Process(self.token_schedule, self.config.mask_token_id, self.config.schedule_first_time)
+            config = self.config
+            tokens = {"mask_token_id": config.mask_token_id, "unused_token_ids": config.unused_token_ids}
+            return GenMD4Process(self.token_schedule, first_time=config.schedule_first_time, **tokens)
         return md4_process(self.config)
 
     @property
@@ -367,7 +369,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         outputs = self._run_network(rows, tokens.device, **inputs, **kwargs)
         hidden_states, logits, losses = outputs.last_hidden_state, None, {}
         if output_logits:
-            logits = logits_of(self.lm_head, hidden_states, self.config.mask_token_id, self._rows_for_head(rows))
+            logits = logits_of(self.lm_head, hidden_states, self.config, self._rows_for_head(rows))
         if labels is not None:
             x0, xt, t = row_labels, inputs["input_ids"], inputs["timesteps"].float()
             if logits is None:
@@ -471,7 +473,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             hidden_states,
             torch.where(target < 0, any_token, target),
             weight,
-            self.config.mask_token_id,
+            self.config,
             process.exponents(hidden_states.device),
             self._rows_for_head(rows),
         )

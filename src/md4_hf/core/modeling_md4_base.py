@@ -121,6 +121,7 @@ class MD4PreTrainedModel(PreTrainedModel):
         """
         if self.config.is_image:
             raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
+        rows_before = self.config.vocab_size
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         if self.config.learn_masking_schedule and hasattr(self, "token_schedule"):
             self.token_schedule.resize(self.config.vocab_size, self.config.schedule_power)
@@ -131,7 +132,17 @@ class MD4PreTrainedModel(PreTrainedModel):
                 f"The vocabulary of {last + 1} tokens has no row for the mask token {cut_off}: the mask token is now "
                 f"{last}, with the embedding of the token that was there. Train the model before you sample from it."
             )
+        if new_num_tokens is not None or pad_to_multiple_of is not None:
+            self._update_unused_ids(new_num_tokens or rows_before, rows_before)
         return embeddings
+
+    def _update_unused_ids(self, num_tokens: int, rows_before: int):
+        """Record after a resizing which ids have no token: the gaps that there were, and rows above `num_tokens`."""
+        config = self.config
+        gaps = [pair for pair in config.unused_token_ids or () if pair[1] < min(rows_before, num_tokens)]
+        first = max(num_tokens, config.mask_token_id + 1)
+        padding = [[first, config.vocab_size]] if first < config.vocab_size else []
+        config.unused_token_ids = gaps + padding or None
 
 
 def copy_code(module_file: str | os.PathLike, folder: str | os.PathLike):

@@ -97,7 +97,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         logits = None
         if output_logits:
             predicting = hidden_states[:, 1:] if position_mask is None else hidden_states[position_mask]
-            logits = logits_of(self.lm_head, predicting, self.config.mask_token_id)
+            logits = logits_of(self.lm_head, predicting, self.config)
         return MaskedDiffusionOutput(
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
         )
@@ -107,7 +107,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         rows = hidden_states[:, : labels.shape[1]][scored]
         target = labels[scored]
         weight = torch.ones_like(rows[:, 0], dtype=torch.float32)
-        total, values = nelbo_of_rows(self.lm_head, rows, target, weight, self.config.mask_token_id)
+        total, values = nelbo_of_rows(self.lm_head, rows, target, weight, self.config)
         loss = total / number_of_items(scored, num_items, total.device)
         nelbo = torch.zeros(labels.shape, dtype=values.dtype, device=values.device).masked_scatter(scored, values)
         reconstruction = nelbo.new_zeros(len(labels))

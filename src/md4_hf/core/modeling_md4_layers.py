@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_md4 import MD4Config
 from .linear_nelbo import linear_nelbo
-from .masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats, suppress_mask
+from .masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats, is_unused, suppress_mask
 
 
 MAX_PERIOD = 10000.0
@@ -309,11 +309,20 @@ class MD4Head(nn.Linear):
         head._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)  # else they would be initialised again
         return head
 
-    def forward(self, hidden_states: Tensor, *loss_arguments) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits `(..., vocab)`; with the arguments of `linear_nelbo` after the bias, its outputs."""
+    def forward(
+        self, hidden_states: Tensor, *loss_arguments, unused_token_ids: list[list[int]] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits `(..., vocab)`; with the arguments of `linear_nelbo` after the bias, its outputs.
+
+        The loss leaves ids without a token out; in logits they are for the caller to suppress.
+        """
         if not loss_arguments:
             return super().forward(hidden_states)
-        return linear_nelbo(hidden_states, self.weight, self.bias, *loss_arguments)
+        bias = self.bias
+        if unused_token_ids:
+            bias = self.weight.new_zeros(self.out_features) if bias is None else bias
+            bias = bias.masked_fill(is_unused(len(bias), unused_token_ids, bias.device), -torch.inf)
+        return linear_nelbo(hidden_states, self.weight, bias, *loss_arguments)
 
 
 def nelbo_of_rows(
@@ -321,7 +330,7 @@ def nelbo_of_rows(
     hidden_states: Tensor,
     target: Tensor,
     weight: Tensor,
-    mask_token_id: int,
+    config: MD4Config,
     exponents=None,
     rows=None,
 ) -> tuple[Tensor, Tensor]:
@@ -329,12 +338,14 @@ def nelbo_of_rows(
 
     An `MD4Head` avoids the logits of all rows. Other heads compute them: that of images, where logits are no wider than
     what the blocks keep for their gradients, and any that an adapter or a quantiser has put in place of an `MD4Head`.
-    Arguments as in `linear_nelbo`; a head of images takes the hidden states of all pixels, and the tokens' flat `rows`.
+    Arguments as in `linear_nelbo`, with the mask and the ids without a token in `config`; a head of images takes the
+    hidden states of all pixels, and the tokens' flat `rows`.
     """
     if isinstance(head, MD4Head):
-        total, values = head(hidden_states, target, weight, mask_token_id, exponents)
+        unused = {"unused_token_ids": config.unused_token_ids}
+        total, values = head(hidden_states, target, weight, config.mask_token_id, exponents, **unused)
         return total.to(hidden_states.device), values.to(hidden_states.device)
-    logits = logits_of(head, hidden_states, mask_token_id, rows).flatten(0, -2)
+    logits = logits_of(head, hidden_states, config, rows).flatten(0, -2)
     if exponents is None:
         values = weight * cross_entropy_nats(logits, target)
     else:
@@ -342,10 +353,10 @@ def nelbo_of_rows(
     return values.sum(), values
 
 
-def logits_of(head: nn.Module, hidden_states: Tensor, mask_token_id: int, rows: Tensor | None = None) -> Tensor:
+def logits_of(head: nn.Module, hidden_states: Tensor, config: MD4Config, rows: Tensor | None = None) -> Tensor:
     """Logits `(..., vocab)` on the device of the hidden states; with `rows`, a head of images selects these."""
     logits = head(hidden_states) if rows is None else head(hidden_states, rows)
-    return suppress_mask(logits.to(hidden_states.device), mask_token_id)
+    return suppress_mask(logits.to(hidden_states.device), config.mask_token_id, config.unused_token_ids)
 
 
 def number_of_items(scored: Tensor, num_items: Tensor | int | None, device: torch.device) -> Tensor | int:

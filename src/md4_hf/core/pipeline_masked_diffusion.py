@@ -23,6 +23,8 @@ from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from .input_checks import match_tokenizer
+from .masked_diffusion import suppress_mask
 from .modeling_md4_base import copy_code
 from .pipeline_inputs import (
     BlockInputs,
@@ -420,6 +422,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             position_mask=self._in_copies(candidates.to(sample.device)),
             **inputs.of(copies),
         ).logits
+        unused = getattr(self.model.config, "unused_token_ids", None)
+        if unused:  # a denoiser of one's own may know nothing of them
+            logits = suppress_mask(logits, self.mask_token_id, unused)
         if not self.do_classifier_free_guidance:
             return logits
         conditional, unconditional = logits.chunk(2)
@@ -465,8 +470,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             levels = self.image_processor.num_levels
             agreements.append(("image_processor", "as many levels as the model,", size - 1, levels))
         if self.tokenizer is not None:
-            agreements.append(("tokenizer", "as many tokens as the model,", size, len(self.tokenizer)))
-            agreements.append(("tokenizer", *mask, self.tokenizer.mask_token_id))
+            match_tokenizer(self.tokenizer, self.model.config)
         for name, rule, expected, found in agreements:
             if found != expected:
                 raise ValueError(f"`{name}` must have {rule} {expected}, got {found}.")

@@ -398,7 +398,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def _token_probabilities(self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None):
         """Distribution that tokens are drawn from, `(n, vocab)` float64."""
         if temperature >= MIN_TEMPERATURE:
-            logits = logits.double() / float(temperature)
+            is_suppressed = logits == torch.finfo(logits.dtype).min  # which no temperature may bring back
+            logits = (logits.double() / float(temperature)).masked_fill_(is_suppressed, -torch.inf)
             logits[..., self._mask_token_id()] = -torch.inf
             if top_k is not None:
                 logits = top_k_logits(logits, top_k)

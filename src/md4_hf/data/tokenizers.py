@@ -5,6 +5,7 @@ Both built-in tokenizers are plain `tokenizers` pipelines: what `save_pretrained
 `AutoTokenizer.from_pretrained` without this package.
 """
 
+import json
 import string
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -86,18 +87,26 @@ def load_tokenizer(
 def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Adds `[MASK]` as the mask token, with a new last id, to a tokenizer that has none, in place; returns it."""
     if tokenizer.mask_token is None:
+        _reserve_last_id(tokenizer, MASK_TOKEN)
         tokenizer.add_special_tokens({"mask_token": _special_token(MASK_TOKEN)})
     return tokenizer
 
 
-def check_tokenizer_matches(tokenizer: PreTrainedTokenizerBase, vocab_size: int, mask_token_id: int) -> None:
-    """Raise a ValueError unless the tokenizer has `vocab_size` tokens, the model's rows, and its mask token."""
-    if len(tokenizer) != vocab_size:
-        rule = f"as many tokens as the model has rows ({vocab_size})"
-        raise ValueError(f"`tokenizer` must have {rule}, got {len(tokenizer)}.")
-    if tokenizer.mask_token_id != mask_token_id:
-        found = f"{tokenizer.mask_token!r} (id {tokenizer.mask_token_id})"
-        raise ValueError(f"`tokenizer` must have the mask token of the model (id {mask_token_id}), got {found}.")
+def num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of rows of an embedding for a tokenizer: its largest id + 1. Ids may have gaps, which `len` leaves out."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _reserve_last_id(tokenizer: PreTrainedTokenizerBase, token: str):
+    """Give a new token the id above all others where ids have gaps; `tokenizers` counts, and may take one in use."""
+    last, backend = num_rows(tokenizer), getattr(tokenizer, "_tokenizer", None)
+    if last == len(tokenizer) or backend is None:
+        return
+    parts = json.loads(backend.to_str())
+    if not isinstance(parts["model"]["vocab"], dict):
+        return  # a list has no gaps
+    parts["model"]["vocab"][token] = last
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(parts))
 
 
 def _tokenizer_of(symbols: str) -> Tokenizer:

@@ -29,11 +29,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..core.input_checks import match_tokenizer
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.collators import PaddingCollator
-from ..data.tokenizers import check_tokenizer_matches, load_tokenizer
+from ..data.tokenizers import load_tokenizer
 from ..hub.loading import load_model, load_scheduler, make_pipeline
 from ..objective.estimators import ANY_ORDER, TIME, check_estimator, example_nelbo
 from ..objective.objectives import Objective
@@ -179,7 +180,7 @@ class MD4LM(LM):
         self.model = open_model(pretrained, base, revision, dtype).to(self._device).eval()
         config = self.model.config
         self.tokenizer = open_tokenizer(tokenizer, pretrained, revision)
-        check_tokenizer_matches(self.tokenizer, config.vocab_size, config.mask_token_id)
+        match_tokenizer(self.tokenizer, config)
         self.objective = Objective.of(self.model)
         self.is_autoregressive = self.objective.is_autoregressive
         self.estimator = estimator or (ANY_ORDER if self.objective.any_order_obstacle is None else TIME)

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.sharding import parameter_names, whole_parameter
@@ -32,9 +33,34 @@ def add_adapter(model, arguments: LoraArguments):
         ValueError: If the model has no layer of the given names.
     """
     peft = import_peft()
+    if is_adapted(model):
+        raise ValueError(
+            "`model` must be without an adapter, got one with: train that further (`load_model(..., "
+            "merge_adapter=False, is_trainable=True)`), or put another on the merged model (`load_model(...)`)."
+        )
     if getattr(model, "is_quantized", False):
         model = peft.prepare_model_for_kbit_training(model)
-    return peft.get_peft_model(model, arguments.config())
+    model = peft.get_peft_model(model, arguments.config())
+    untie_adapted_weights(model)
+    return model
+
+
+def untie_adapted_weights(model):
+    """Give the head of a `PeftModel` a weight of its own where it shares the embedding's and an adapter changes either.
+
+    Merged into a shared weight, the change of one would be a change of both, and a trained copy of one would be lost.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    base = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    is_changed = any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in (embedding, head))
+    if not (base.config.tie_word_embeddings and is_changed):
+        return
+    own = next((getattr(head, name) for name in ("base_layer", "original_module") if hasattr(head, name)), head)
+    own.weight = torch.nn.Parameter(own.weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings, base.all_tied_weights_keys = False, {}
 
 
 def save_base_record(base_fingerprint: str, folder: str | os.PathLike):
@@ -56,8 +82,15 @@ def fingerprint(model) -> str:
     return hashlib.sha256(f"{shape}".encode() + sample.numpy().tobytes()).hexdigest()[:16]
 
 
-def load_adapter(base, folder: str, *, revision: str | None = None, token: str | bool | None = None):
-    """Put the adapter of a folder or Hub id on its base: a `PeftModel` in evaluation mode.
+def load_adapter(
+    base,
+    folder: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    is_trainable: bool = False,
+):
+    """Put the adapter of a folder or Hub id on its base: a `PeftModel` in evaluation mode, trainable or not.
 
     Raises:
         ImportError: Without peft.
@@ -76,25 +109,45 @@ def load_adapter(base, folder: str, *, revision: str | None = None, token: str |
         if expected != found:
             weights = f"other weights ({expected}, the base has {found})"
             raise ValueError(f"`adapter` must belong to the base model, got {folder}, which was trained on {weights}.")
-    _check_files(folder, **hub)
+    files = _checked_files(folder, **hub)
     with file_errors_as_value_errors("adapter", folder):
         try:
-            return peft.PeftModel.from_pretrained(base, folder, **hub).eval()
+            model = peft.PeftModel.from_pretrained(base, str(files), is_trainable=is_trainable).eval()
         except RuntimeError as error:
             raise ValueError(f"`adapter` must fit the base model, got {folder}: {error}") from error
+    _check_all_there(model, files, folder)
+    untie_adapted_weights(model)
+    model.active_peft_config.base_model_name_or_path = base.name_or_path  # where it was found
+    return model
 
 
-def _check_files(folder: str, **hub):
-    """Refuse files that peft would run: pickled weights, and a Python module that the configuration names."""
+def _checked_files(folder: str, **hub) -> Path:
+    """Folder here of an adapter's files, without those that peft would run.
+
+    These are pickled weights, and a Python module that the configuration names.
+    """
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
     from transformers.utils import cached_file
 
     if cached_file(folder, SAFETENSORS_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False) is None:
         raise OSError(f"`adapter` must have weights in {SAFETENSORS_WEIGHTS_NAME}, got {folder} without.")
+    config_file = Path(cached_file(folder, CONFIG_NAME, **hub))
     with file_errors_as_value_errors("adapter", folder):
-        config = json.loads(Path(cached_file(folder, CONFIG_NAME, **hub)).read_text(encoding="utf-8"))
+        config = json.loads(config_file.read_text(encoding="utf-8"))
         if config.get("megatron_config") is not None:
             raise ValueError(f"`megatron_config` must be null in an adapter, got {config['megatron_config']!r}.")
+    return config_file.parent
+
+
+def _check_all_there(model, files: Path, folder: str):
+    """Refuse an adapter whose file lacks weights, which peft leaves as they were drawn, with a warning."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    with safe_open(files / SAFETENSORS_WEIGHTS_NAME, framework="pt") as weights:
+        missing = get_peft_model_state_dict(model, save_embedding_layers=False).keys() - weights.keys()
+    if missing:
+        raise ValueError(f"`adapter` must have all of its weights, got {folder} without {min(missing)}.")
 
 
 def stored_names(model) -> list[str]:

@@ -23,11 +23,15 @@ from .adapters import load_adapter
 from .shards import has_shards
 
 
+MODEL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME)  # one of them is in the folder of a model or adapter
+
+
 def load_model(
     name_or_path: str,
     *,
     base: str | None = None,
     merge_adapter: bool = True,
+    is_trainable: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     **kwargs: Any,
@@ -38,6 +42,7 @@ def load_model(
         name_or_path: Folder or Hub id of an MD4 model or of a PEFT adapter for one.
         base: Base model in place of the one that the adapter names, for instance if that has moved.
         merge_adapter: Whether to add the adapter to the base's weights, which gives an ordinary model.
+        is_trainable: Whether an adapter that is not merged trains further.
         revision, token: Revision and access token of the Hub.
         kwargs: Passed on to `from_pretrained` of the (base) model.
 
@@ -54,16 +59,49 @@ def load_model(
         if base is not None:
             raise ValueError(f"`base` must be left out where `model` is no adapter, got {base!r}.")
         return _load_full_model(name_or_path, revision=revision, token=token, **kwargs)
-    if base is None and not Path(adapter).exists() and looks_like_path(adapter):
-        raise FileNotFoundError(
-            f"`base` must be given: the adapter {name_or_path} names its base model {adapter}, which is not there."
+    if merge_adapter and is_trainable:
+        raise ValueError(
+            "`is_trainable` must be False where the adapter is merged, got True: add merge_adapter=False."
         )
-    model = _load_full_model(base or adapter, token=token, **kwargs)
-    model = load_adapter(model, name_or_path, revision=revision, token=token)
+    model = _load_base(name_or_path, base or adapter, token=token, **kwargs)
+    model = load_adapter(model, name_or_path, revision=revision, token=token, is_trainable=is_trainable)
     if not merge_adapter:
         return model
     with file_errors_as_value_errors("adapter", name_or_path):
-        return model.merge_and_unload()
+        merged = model.merge_and_unload()
+    merged.name_or_path = name_or_path  # the base that an adapter on top of this one names
+    return merged
+
+
+def _load_base(adapter: str, name: str, **kwargs):
+    """The base of an adapter, which may be an adapter too; an error for one that is not there says what to do."""
+    found = _find_folder(adapter, name)
+    rule = f"`base` (--base) must be given: the adapter {adapter} names its base model {name}, which"
+    if found is None and looks_like_path(name):
+        raise FileNotFoundError(f"{rule} is not there.")
+    if found is not None and Path(found).resolve() == Path(adapter).resolve():
+        raise ValueError(f"{rule} is the adapter itself.")
+    if found is not None:
+        return load_model(found, **kwargs)
+    try:
+        return load_model(name, **kwargs)
+    except OSError as error:
+        raise FileNotFoundError(f"{rule} is neither a folder here nor found on the Hub. {error}") from error
+
+
+def _find_folder(adapter: str, name: str) -> str | None:
+    """The folder of a model that an adapter names; a relative path may start here, at the adapter or above it.
+
+    A path that leads nowhere may stand for the folder of its last name beside the adapter: both have moved together.
+    """
+    candidates = [Path(name).expanduser()]
+    folder = Path(adapter).expanduser().resolve()
+    if folder.is_dir():
+        candidates += [start / name for start in (folder, *folder.parents)]
+        if looks_like_path(name):
+            candidates.append(folder.parent / Path(name).name)
+    models = (path for path in candidates if any((path / file).is_file() for file in MODEL_FILES))
+    return next(map(str, models), None)
 
 
 def adapter_base(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
@@ -111,7 +149,7 @@ def _check_folder(name_or_path: str):
     """Raise a clear error for a name that can only mean a folder and has no model in it; Hub ids pass."""
     folder = Path(name_or_path)
     is_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
-    if is_path and not any((folder / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)):
+    if is_path and not any((folder / name).is_file() for name in MODEL_FILES):
         rule = "a model's or adapter's folder or a Hub id"
         raise FileNotFoundError(f"`model` must be {rule}, got {name_or_path}: no config.json or adapter_config.json.")
 

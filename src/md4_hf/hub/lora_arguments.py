@@ -9,6 +9,18 @@ from typing import Any
 from ..utils.options import check_options, option
 
 
+# Options of a new adapter, without effect on one that trains further.
+OPTIONS_OF_NEW_ADAPTERS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "modules_to_save",
+    "use_dora",
+    "use_rslora",
+)
+
+
 @dataclass
 class LoraArguments:
     """Fields of `peft.LoraConfig` (Hu et al., arXiv:2106.09685), and how the base model is loaded."""
@@ -25,6 +37,7 @@ class LoraArguments:
     modules_to_save: str | None = option('Layers trained in full and saved with the adapter, such as "lm_head".')
     use_dora: bool = option("Train magnitude and direction apart (DoRA, arXiv:2402.09353).", default=False)
     use_rslora: bool = option("Scale by alpha / sqrt(r) (rsLoRA, arXiv:2312.03732).", default=False)
+    base: str | None = option("Base model of an adapter that trains further, if not the one it names.")
     quantization: str | None = option(
         "Load the base in 8 or 4 bits; needs bitsandbytes and a device that it supports.", choices=["8bit", "4bit"]
     )

@@ -22,10 +22,11 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_lengt
 from transformers.utils import logging
 
 from ..core.image_processing_md4 import MD4ImageProcessor
+from ..core.input_checks import match_tokenizer
 from ..data.collators import PaddingCollator
 from ..data.images import check_image_processor_matches
 from ..data.mixture import MixedStream
-from ..data.tokenizers import check_tokenizer_matches
+from ..hub.adapters import is_adapted, untie_adapted_weights
 from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from ..objective.objectives import Objective, scored_labels
@@ -81,6 +82,8 @@ class MD4Trainer(Trainer):
 
     def __init__(self, model=None, args: MD4TrainingArguments | None = None, data_collator=None, **kwargs):
         check_model(model, kwargs.get("model_init"))
+        if is_adapted(model):
+            untie_adapted_weights(model)
         check_arguments(args, model.config, kwargs)
         check_processing_class(kwargs.get("processing_class"), model.config)
         if args.matmul_precision is not None:
@@ -129,6 +132,11 @@ class MD4Trainer(Trainer):
         A ValueError is raised if the checkpoint asked for is not whole, if the processes were started with different
         arguments, or if another run writes to `args.output_dir`.
         """
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                "`model` must have parameters that train, got none: open an adapter with `load_model(..., "
+                "merge_adapter=False, is_trainable=True)`."
+            )
         self._uncounted_tokens: Tensor | int = 0
         check_attention_can_train(self.repository.model.config, self.args.device)
         self.sums.begin()
@@ -460,7 +468,7 @@ def facts_to_agree_on(trainer: MD4Trainer) -> dict[str, Any]:
 def check_processing_class(processor: Any, config: Any):
     """Raise a ValueError for a tokenizer or image processor of other data than the model's."""
     if isinstance(processor, PreTrainedTokenizerBase):
-        check_tokenizer_matches(processor, config.vocab_size, config.mask_token_id)
+        match_tokenizer(processor, config)
     if isinstance(processor, MD4ImageProcessor):
         check_image_processor_matches(processor, config)
 

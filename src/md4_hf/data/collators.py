@@ -40,8 +40,16 @@ class PaddingCollator:
                 rows = [check_row(name, as_integers(name, x), n) for x, n in zip(values, lengths, strict=True)]
                 batch[name] = torch.nn.utils.rnn.pad_sequence(rows, True, padding[name])
             else:
-                batch[name] = torch.stack([torch.as_tensor(x) for x in values])
+                batch[name] = stack_column(name, values)
         return batch
+
+
+def stack_column(name: str, values: list) -> torch.Tensor:
+    """Stack a column of numbers of one shape `(batch, ...)`; a ValueError for anything else."""
+    try:
+        return torch.stack([torch.as_tensor(x) for x in values])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"Column `{name}` must hold numbers of one shape, got {values[0]!r}. Remove it.") from error
 
 
 def check_features(features: list[dict]):

@@ -7,14 +7,21 @@ import json
 
 import pytest
 import torch
-from accelerate import infer_auto_device_map
-from accelerate.utils import compute_module_sizes
+from accelerate import infer_auto_device_map, init_empty_weights, load_checkpoint_and_dispatch
+from accelerate.utils import compute_module_sizes, find_tied_parameters
 from tiny import random_model, training_arguments
 from torch import nn
 from transformers import AutoConfig, AutoModel, Trainer, pipeline
 from transformers.pipelines.base import PipelineException
 
-from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4Model, build_byte_tokenizer, build_text8_tokenizer
+from md4_hf import (
+    MD4Config,
+    MD4ForCausalLM,
+    MD4ForMaskedDiffusion,
+    MD4Model,
+    build_byte_tokenizer,
+    build_text8_tokenizer,
+)
 from md4_hf.core.modeling_md4_layers import MD4Layer
 
 
@@ -254,6 +261,39 @@ def test_a_tied_head_is_not_saved_and_can_be_untied_later(tmp_path):
     assert not info["missing_keys"]
     assert loaded.lm_head.weight is not loaded.model.embed_tokens.weight
     assert_same_output(loaded, untied, make_inputs(untied.config), atol=0.0)
+
+
+DEVICE_MAPS = {
+    "one device": {"": "cpu"},
+    "layers on the disk": {
+        **{"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.conditioning": "cpu"},
+        **{"model.modulation": "cpu", "model.layers": "disk", "model.norm": "cpu", "lm_head": "cpu"},
+    },
+}
+
+
+@pytest.mark.parametrize("model_class", [MD4ForMaskedDiffusion, MD4ForCausalLM])
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("device_map", DEVICE_MAPS.values(), ids=DEVICE_MAPS)
+def test_a_checkpoint_in_parts_is_loaded_by_a_device_map(tmp_path, device_map, tie, model_class):
+    is_causal = model_class is MD4ForCausalLM
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    model = model_class(MD4Config(**sizes, tie_word_embeddings=tie, is_causal=is_causal)).eval()
+    torch.nn.init.normal_(model.lm_head.weight)
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    with init_empty_weights():
+        empty = model_class(model.config)
+    assert find_tied_parameters(empty) == ([["lm_head.weight", "model.embed_tokens.weight"]] if tie else [])
+    folders = {"device_map": device_map, "offload_folder": tmp_path / "disk"}
+    for loaded in (
+        load_checkpoint_and_dispatch(empty, tmp_path / "parts", **folders),
+        model_class.from_pretrained(tmp_path / "parts", **folders),
+    ):
+        assert loaded.lm_head.weight.device == model.lm_head.weight.device
+        inputs = {"input_ids": torch.arange(6)[None], **({} if is_causal else {"timesteps": torch.tensor([0.5])})}
+        assert_same_output(loaded.eval(), model, inputs, atol=1e-6)
 
 
 @both_classes

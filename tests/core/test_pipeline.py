@@ -2,6 +2,7 @@
 """The pipeline: prompts are kept, masks are filled, and samples do not depend on the batch."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,6 +121,99 @@ def test_the_callback_sees_every_step_and_may_change_the_sample(pipe):
     masks = [count for _, _, count in seen]
     assert masks == sorted(masks, reverse=True) and masks[-1] == 0
     assert text[0] == "e"
+
+
+def with_logits(change):
+    """Arguments of a call whose callback gets the logits, and returns what `change` makes of the tensors."""
+
+    def callback(pipeline, step, t, tensors):
+        return change(tensors)
+
+    return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["sample", "logits"]}
+
+
+def only(token, logits):
+    """Logits that allow one token."""
+    return torch.full_like(logits, -1e9).index_fill(-1, torch.tensor([token]), 0.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"learn_masking_schedule": True, "masking_schedule": "poly"}, {"num_classes": 3, "class_dropout": 0.1}],
+    ids=["md4", "genmd4", "guided"],
+)
+def test_logits_that_a_callback_returns_are_drawn_from(options):
+    pipe = quiet(MaskedDiffusionPipeline(tiny_model(**options), MaskedDiffusionScheduler(num_inference_steps=4)))
+    call = {"num_samples": 2, "output_type": "ids"}
+    if "num_classes" in options:
+        call |= {"class_labels": 1, "guidance_scale": 2.0}
+
+    def drawn(change):
+        return pipe(**call, **with_logits(change), generator=seeded(3)).sequences
+
+    unchanged = pipe(**call, generator=seeded(3)).sequences
+    assert torch.equal(drawn(lambda tensors: None), unchanged)
+    assert torch.equal(drawn(lambda tensors: tensors), unchanged)
+    assert torch.equal(drawn(lambda tensors: {"logits": tensors["logits"]}), unchanged)
+    assert (drawn(lambda tensors: {"logits": only(5, tensors["logits"])}) == 5).all()
+    assert (drawn(lambda tensors: {**tensors, "logits": only(5, tensors["logits"])}) == 5).all()
+    both = {"sample": torch.full((2, LENGTH), 7)}
+    assert (drawn(lambda tensors: {**both, "logits": only(5, tensors["logits"])}) == 7).all(), "its own sample stands"
+
+    def fill_in_place(tensors):
+        tensors["sample"].fill_(7)
+        return tensors
+
+    assert (drawn(fill_in_place) == 7).all()
+
+
+def test_logits_of_a_callback_without_a_step_to_draw_change_nothing(pipe):
+    def returned(tensors):
+        return {"logits": torch.zeros(1, 28)}
+
+    ids = torch.arange(LENGTH)[None]  # no masks
+    assert torch.equal(pipe(input_ids=ids, output_type="ids", **with_logits(returned)).sequences, ids)
+
+
+class PlainDenoiser(torch.nn.Module):
+    """A denoiser that is no `PreTrainedModel`: it has neither a `device` nor a `dtype`."""
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config = SimpleNamespace(**config)
+        self.bias = torch.nn.Parameter(torch.zeros(28))
+
+    def forward(self, input_ids, timesteps=None, class_labels=None, attention_mask=None, position_mask=None):
+        return SimpleNamespace(logits=self.bias.expand(*input_ids.shape, -1)[position_mask])
+
+
+CONTRACT = {"mask_token_id": 27, "vocab_size": 28, "max_position_embeddings": LENGTH}
+
+
+@pytest.mark.parametrize("callback", [None, lambda *given: {}], ids=["openings", "steps"])
+def test_a_plain_module_is_a_denoiser(callback):
+    scheduler = MaskedDiffusionScheduler(num_inference_steps=4)
+    pipe = quiet(MaskedDiffusionPipeline(PlainDenoiser(**CONTRACT), scheduler, build_text8_tokenizer()))
+    assert pipe.device == torch.device("cpu")
+    (text,) = pipe(prompt="the [MASK][MASK]", callback_on_step_end=callback).texts
+    assert text.startswith("the ") and len(text) == 6
+    assert pipe(num_samples=3, output_type="ids", callback_on_step_end=callback).sequences.max() < 27
+    assert pipe.to("meta").device == torch.device("meta")
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("change", ["missing", "none"])
+def test_what_a_denoisers_configuration_lacks_is_named(name, change):
+    config = {**CONTRACT, name: None}
+    if change == "missing":
+        del config[name]
+    with pytest.raises(ValueError, match=f"`model` must have `config.{name}`, got PlainDenoiser without"):
+        MaskedDiffusionPipeline(PlainDenoiser(**config), MaskedDiffusionScheduler())
+
+
+def test_a_denoiser_without_configuration_is_refused():
+    with pytest.raises(ValueError, match="`model` must have `config.mask_token_id`, .*got Linear without"):
+        MaskedDiffusionPipeline(torch.nn.Linear(2, 2), MaskedDiffusionScheduler())
 
 
 def test_a_callback_can_interrupt(pipe):

@@ -33,6 +33,12 @@ def test_padding_touches_what_differs_in_length_only():
     assert set(PaddingCollator()([{"input_ids": [1], "num_characters": 2.0}])) == {"input_ids", "num_characters"}
 
 
+@pytest.mark.parametrize("values", [["a", "b"], [[1, 2], [3]], [None, None]], ids=str)
+def test_a_column_that_is_no_tensor_is_named(values):
+    with pytest.raises(ValueError, match="Column `note` must hold numbers of one shape"):
+        PaddingCollator()([{"input_ids": [1], "note": value} for value in values])
+
+
 def test_times_are_stratified_and_masks_follow_them():
     collator = DataCollatorForMaskedDiffusion(config(), generator=torch.Generator().manual_seed(0))
     batch = collator(features(64))
@@ -73,6 +79,36 @@ def test_a_plain_trainer_trains_with_it(tmp_path):
     args, rows = TrainingArguments(str(tmp_path), **options), Dataset.from_list(features(128))
     Trainer(model, args, DataCollatorForMaskedDiffusion(model.config), train_dataset=rows).train()
     assert mean_loss(model) < 0.5 * before
+
+
+MODELS = {
+    "md4": {},
+    "discrete time": {"num_train_timesteps": 8},
+    "genmd4": {"learn_masking_schedule": True, "masking_schedule": "poly"},
+    "classes": {"num_classes": 3},
+    "classes that may be left out": {"num_classes": 3, "class_dropout": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_an_evaluation_of_a_plain_trainer_reports_its_loss(tmp_path, options):
+    model = random_model(VOCAB + 1, LENGTH, std=0.1, **options)
+    rows = features(32)
+    if options == {"num_classes": 3}:
+        rows = [{**row, "class_labels": number % 3} for number, row in enumerate(rows)]
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    collator = DataCollatorForMaskedDiffusion(model.config, generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(model, args, eval_dataset=Dataset.from_list(rows), data_collator=collator)
+    reported = trainer.evaluate()["eval_loss"]
+    collator.generator.manual_seed(0)
+    with torch.no_grad():
+        expected = [model.eval()(**collator(rows[n : n + 8])).loss for n in range(0, 32, 8)]
+    assert reported == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+
+
+def test_a_missing_class_stays_missing():
+    batch = DataCollatorForMaskedDiffusion(config(num_classes=3))(features(2))
+    assert "class_labels" not in batch
 
 
 def test_a_bare_accelerate_loop_trains_with_it():

@@ -24,6 +24,7 @@ from tiny import (
 from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
 
 from md4_hf import (
+    DataCollatorForMaskedDiffusion,
     LoraArguments,
     MD4Config,
     MD4ForMaskedDiffusion,
@@ -60,7 +61,7 @@ def dataset(count=64, seed=0, **columns):
 
 def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None, data_collator=None, **kwargs):
     return MD4Trainer(
-        model=model or tiny_model(),
+        model=tiny_model() if model is None else model,
         data_collator=data_collator,
         args=training_arguments(folder, **kwargs),
         train_dataset=train if train is not None else dataset(),
@@ -405,6 +406,93 @@ def test_a_model_that_is_not_md4_is_refused(tmp_path):
 @pytest.mark.parametrize("wrap", [torch.compile, partial(add_adapter, arguments=LoraArguments(lora_r=2))])
 def test_an_md4_model_in_a_wrapper_is_not_refused(tmp_path, wrap):
     check_model(wrap(tiny_model()))
+
+
+def eager(model):
+    return torch.compile(model, backend="eager")
+
+
+def test_a_model_compiled_before_trains_resumes_and_is_saved_as_any_other(tmp_path):
+    columns = {"label": [1] * 64, "text": ["a word"] * 64}  # which the model does not take
+    options = {"ema_decay": 0.9, "train": dataset(**columns), "evaluation": dataset(16, seed=1, text=["a word"] * 16)}
+    options |= {"save_strategy": "steps", "save_steps": 2}
+    plain = trained(make_trainer(tmp_path / "plain", **options))
+    compiled = trained(make_trainer(tmp_path / "compiled", eager(tiny_model()), **options))
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+    assert compiled.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-4)
+    resumed = make_trainer(tmp_path / "compiled", eager(tiny_model(seed=1)), **options)
+    again = trained(resumed, tmp_path / "compiled" / "checkpoint-2")
+    assert losses(again)[-2:] == pytest.approx(losses(plain)[-2:], rel=1e-4)
+    compiled.save_repository(tmp_path / "repository")
+    plain.save_repository(tmp_path / "repository of plain")
+    saved, expected = (
+        MD4ForMaskedDiffusion.from_pretrained(folder).state_dict()
+        for folder in (tmp_path / "repository", tmp_path / "repository of plain")
+    )
+    torch.testing.assert_close(saved, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_best_weights_of_a_compiled_model_are_loaded(tmp_path):
+    trainer = trained(make_trainer(tmp_path, eager(tiny_model()), evaluation=dataset(16), **KEEP_BEST))
+    for parameter in trainer.model.parameters():
+        parameter.data.add_(1.0)
+    trainer._load_best_model()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, eager], ids=["plain", "compiled"])
+@pytest.mark.parametrize("column", [{"weight": [1.0] * 64}, {"text": ["a word"] * 64}], ids=["numbers", "strings"])
+def test_a_column_that_the_model_does_not_take_is_named(tmp_path, wrap, column):
+    (name,) = column
+    trainer = make_trainer(
+        tmp_path, wrap(tiny_model()), dataset(**column), dataset(**column), remove_unused_columns=False
+    )
+    for run in (trainer.train, trainer.evaluate):
+        with pytest.raises(ValueError, match=f"(?s)olumn.*{name}.*emove"):
+            run()
+
+
+class Noising(PaddingCollator):
+    """Changes every second id of a batch, and scores only these, as collators of masked language models do."""
+
+    def __init__(self, new_ids, scores_all=False):
+        super().__init__()
+        self.new_ids, self.scores_all = new_ids, scores_all
+
+    def __call__(self, features):
+        batch = super().__call__(features)
+        ids, labels = batch["input_ids"].clone(), batch["input_ids"].clone()
+        ids[:, ::2] = self.new_ids(ids[:, ::2])
+        if not self.scores_all:
+            labels[:, 1::2] = -100
+        return {**batch, "input_ids": ids, "labels": labels}
+
+
+NOISING_COLLATORS = {
+    "mask ids": Noising(lambda ids: torch.full_like(ids, VOCAB)),
+    "mask ids, all scored": Noising(lambda ids: torch.full_like(ids, VOCAB), scores_all=True),
+    "other tokens": Noising(lambda ids: (ids + 1) % VOCAB),
+    "the collator for a plain Trainer": DataCollatorForMaskedDiffusion(MD4Config(vocab_size=VOCAB + 1)),
+}
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["map-style", "stream"])
+@pytest.mark.parametrize("collator", NOISING_COLLATORS.values(), ids=NOISING_COLLATORS)
+def test_a_collator_that_masks_by_itself_is_refused(tmp_path, collator, is_stream):
+    data = dataset().to_iterable_dataset() if is_stream else dataset()
+    trainer = make_trainer(tmp_path, train=data, evaluation=data, data_collator=collator)
+    for run in (trainer.train, trainer.evaluate):
+        with pytest.raises(ValueError, match="`input_ids` must be clean, equal to `labels`"):
+            run()
+
+
+def test_masks_that_are_not_scored_are_no_noise(tmp_path):
+    labels = sequences()
+    labels[:, 0] = -100
+    ids = sequences()
+    ids[:, 0] = VOCAB
+    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    assert np.isfinite(losses(trained(make_trainer(tmp_path, train=data)))).all()
 
 
 def test_the_last_batch_of_an_epoch_may_be_short(tmp_path):

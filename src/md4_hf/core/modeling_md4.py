@@ -329,8 +329,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             labels: `(batch, length)` clean ids x_0 of all tokens that are scored, -100 elsewhere. Tokens that are not
                 scored must not be masked.
             class_labels: `(batch,)` labels of a class-conditional model, see `MD4Model.forward`. Because of their name,
-                the `Trainer` of transformers mistakes them for targets: to evaluate with it, set
-                `label_names=["labels"]` in its arguments.
+                the `Trainer` of transformers mistakes them for targets: to evaluate with it and without
+                `DataCollatorForMaskedDiffusion`, set `label_names=["labels"]` in its arguments.
             attention_mask, position_ids, document_ids, past_key_values, kwargs: See `MD4Model.forward`.
             inputs_embeds: `(batch, length, embedding_size)`, in place of `input_ids` when there are no labels.
             position_mask: Booleans of the shape of `input_ids`: the head runs only where they are true.

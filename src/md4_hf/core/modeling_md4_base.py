@@ -89,6 +89,19 @@ class MD4PreTrainedModel(PreTrainedModel):
                 "opened only with `use_safetensors=False`."
             ) from error
 
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True):
+        """Tie the head to the embedding if the configuration says so, also within accelerate's `init_empty_weights`.
+
+        There, a parameter is replaced by a new one whenever a module is given it.
+        """
+        tied = self.get_expanded_tied_weights_keys(all_submodels=True).items()
+        places = [(self.get_submodule(target.rpartition(".")[0])._parameters, source) for target, source in tied]
+        before = [parameters.get("weight") for parameters, _ in places]
+        super().tie_weights(missing_keys, recompute_mapping)
+        for (parameters, source), old in zip(places, before, strict=True):
+            if parameters.get("weight") is not old:  # then tied: transformers leaves weights alone while it loads
+                parameters["weight"] = self.get_parameter(source)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialise as the official code: truncated normals of variance init_scale / fan_in, normal embeddings."""

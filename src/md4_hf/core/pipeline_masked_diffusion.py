@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import os
@@ -80,7 +82,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     `config.max_position_embeddings`. A pipeline saves to one flat folder, which the Auto classes open too.
 
     Args:
-        model (`PreTrainedModel`): The denoiser.
+        model (`PreTrainedModel`): The denoiser, or any `nn.Module` that keeps the contract and has such a `config`.
         scheduler (`SchedulerMixin`): A `MaskedDiffusionScheduler`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for text in and text out.
         image_processor (`BaseImageProcessor`, *optional*): An `MD4ImageProcessor`, for images in and images out.
@@ -98,8 +100,24 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         image_processor: BaseImageProcessor | None = None,
     ):
         super().__init__()
+        _check_config(model)
         self.register_modules(model=model, scheduler=scheduler, tokenizer=tokenizer, image_processor=image_processor)
         self._check_components()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model; of a plain `nn.Module`, which does not tell, that of its first parameter or buffer."""
+        if hasattr(self.model, "device"):
+            return super().device
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def to(self, *args, **kwargs) -> MaskedDiffusionPipeline:
+        """Move or convert the model as `DiffusionPipeline.to` does; a plain `nn.Module`, as torch does."""
+        if hasattr(self.model, "dtype"):
+            return super().to(*args, **kwargs)
+        self.model.to(*args, **kwargs)
+        return self
 
     @property
     def mask_token_id(self) -> int:
@@ -204,7 +222,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
             return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
-                Called as `callback(pipeline, step, timestep, tensors)`; the sample it returns replaces the pipeline's.
+                Called as `callback(pipeline, step, timestep, tensors)`. The `"sample"` it returns replaces the
+                pipeline's. With the `"logits"` it returns, and no other sample, the step is drawn anew, by its noise.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*):
                 Names among `"sample"` (the default) and `"logits"`; a callback object of diffusers brings its own.
 
@@ -348,6 +367,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             for step, t in enumerate(self.scheduler.timesteps):
                 if self._interrupt:
                     break
+                draw = None
                 if (sample == self.mask_token_id).any():
                     if self.scheduler.token_schedule is not None:
                         step_plan = self.scheduler.plan_step(t, sample, reseed_all(generators))
@@ -357,11 +377,15 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                     rows = step_plan.candidates.flatten(1).any(dim=1).nonzero().squeeze(1)
                     if len(rows):
                         logits = self._predict(sample, rows, t.expand(len(rows)), step_plan.candidates[rows], inputs)
-                        sample = self.scheduler.step(logits, t, sample, plan=step_plan, **step_arguments).prev_sample
+                        given = {"timestep": t, "sample": sample, "plan": step_plan}
+                        draw = functools.partial(self.scheduler.step, **given, **step_arguments)
+                        sample = draw(logits).prev_sample
                 if callback is not None:
-                    tensors = {"sample": sample, "logits": logits}
-                    returned = callback(self, step, t, {name: tensors[name] for name in tensor_names})
-                    sample = (returned or {}).get("sample", sample)
+                    tensors, drawn = {"sample": sample, "logits": logits}, sample.clone()
+                    returned = callback(self, step, t, {name: tensors[name] for name in tensor_names}) or {}
+                    logits, sample = returned.get("logits", logits), returned.get("sample", sample)
+                    if draw is not None and "logits" in returned and torch.equal(sample, drawn):
+                        sample = draw(logits).prev_sample
                 progress.update()
         return sample
 
@@ -512,6 +536,17 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if not (len(labels) and 0 <= labels.min() <= labels.max() < num_classes):
             raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
         return labels
+
+
+def _check_config(model: Any):
+    """Raise a ValueError for a denoiser whose configuration lacks what the pipeline reads."""
+    config = getattr(model, "config", None)
+    is_image = getattr(config, "is_image", False)
+    names = ["mask_token_id", "vocab_size", "sample_shape" if is_image else "max_position_embeddings"]
+    missing = [name for name in names if getattr(config, name, None) is None]
+    if missing:
+        attributes = ", ".join(f"`config.{name}`" for name in missing)
+        raise ValueError(f"`model` must have {attributes}, got {type(model).__name__} without.")
 
 
 def _name_classes(path: Path, remote_code: bool):

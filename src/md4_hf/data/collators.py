@@ -40,8 +40,16 @@ class PaddingCollator:
                 rows = [check_row(name, as_integers(name, x), n) for x, n in zip(values, lengths, strict=True)]
                 batch[name] = torch.nn.utils.rnn.pad_sequence(rows, True, padding[name])
             else:
-                batch[name] = torch.stack([torch.as_tensor(x) for x in values])
+                batch[name] = stack_column(name, values)
         return batch
+
+
+def stack_column(name: str, values: list) -> torch.Tensor:
+    """Stack a column of numbers of one shape `(batch, ...)`; a ValueError for anything else."""
+    try:
+        return torch.stack([torch.as_tensor(x) for x in values])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"Column `{name}` must hold numbers of one shape, got {values[0]!r}. Remove it.") from error
 
 
 def check_features(features: list[dict]):
@@ -84,8 +92,10 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
 
     A batch holds x_t (`input_ids`), its `timesteps`, stratified over the batch, and the clean `labels`, from which
     `MD4ForMaskedDiffusion` computes the NELBO without noise of its own. Tokens whose label is -100, and padding, are
-    neither masked nor scored. `MD4Trainer` needs no such collator: its noise is stratified over the optimizer step and
-    equal on any number of processes; here it is drawn batch by batch, in the workers of the data loader.
+    neither masked nor scored. A batch has `class_labels` for a model without classes too, which does not read them:
+    `Trainer` takes them for targets, by their name, and reports no `eval_loss` without all targets. `MD4Trainer` needs
+    no such collator: its noise is stratified over the optimizer step and equal on any number of processes; here it is
+    drawn batch by batch, in the workers of the data loader.
 
     Args:
         config: The configuration of the model: its mask id, masking schedule and training time.
@@ -97,6 +107,8 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
         super().__init__(pad_token_id)
         self.objective = Objective.of_config(config)
         self.generator = generator
+        # A model without classes does not read its label.
+        self.default_class = 0 if config.num_classes is None else config.null_class
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         """Examples, each a dictionary with `input_ids`, to one dictionary of tensors `(batch, ...)`."""
@@ -107,4 +119,6 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
         if self.objective.null_class is not None:
             batch = self.objective.drop_classes(batch, torch.rand(size, generator=self.generator))
         noise = torch.rand(self.objective.noise_shape(shape), generator=self.generator)
+        if self.default_class is not None:
+            batch.setdefault("class_labels", torch.full((size,), self.default_class))
         return self.objective.noised(batch, timesteps, noise)

@@ -3,18 +3,71 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.input_checks import check_shape, check_tensor
+from ..core.masked_diffusion import IGNORE_INDEX
 from ..objective.noise import TRAIN_CLASS, TRAIN_FLIP, training_example_noise, training_mask_noise, training_times
-from ..objective.objectives import Objective
+from ..objective.objectives import Objective, scored_labels
 from .arguments import MD4TrainingArguments
 
 
 MOST_MASKED_SHARE = 0.8  # of all tokens: a larger bound on the masked ones is not worth having
+
+
+@dataclass
+class CheckedCollator:
+    """Data collator whose batches are checked where they are made: on the CPU, in the workers of the data loader.
+
+    Args:
+        collate: The collator.
+        columns: Names that a batch may have.
+        mask_token_id: Mask id of the model.
+    """
+
+    collate: Callable[[list[Any]], Any]
+    columns: Collection[str]
+    mask_token_id: int
+
+    def __call__(self, features: list[Any]) -> Any:
+        """Batch of these examples; a ValueError if it has other columns, or ids that are not clean."""
+        batch = self.collate(features)
+        unknown = sorted(set(batch).difference(self.columns))
+        if unknown or "input_ids" not in batch:
+            raise ValueError(
+                f"A batch must have `input_ids` and only columns that the model takes, got {sorted(batch)}. Leave "
+                "`remove_unused_columns=True`, or let the data collator drop the other ones."
+            )
+        check_clean(batch, self.mask_token_id)
+        return batch
+
+
+def check_clean(batch: dict[str, Any], mask_token_id: int):
+    """Raise a ValueError unless `input_ids` are the clean ids of every token that is scored."""
+    ids, labels = batch["input_ids"], scored_labels(batch)
+    check_tensor("input_ids", ids, "integers")
+    check_shape("labels", labels, ids.shape)
+    is_noised = (labels != IGNORE_INDEX) & ((ids != labels) | (ids == mask_token_id))
+    if is_noised.any():
+        found, label = ids[is_noised][0].item(), labels[is_noised][0].item()
+        raise ValueError(
+            "`input_ids` must be clean, equal to `labels` and not the mask id where a token is scored, as MD4Trainer "
+            f"itself masks them, got the id {found} where the label is {label}. Use a data collator that neither masks "
+            "nor shifts."
+        )
+
+
+def input_names(model: nn.Module) -> list[str]:
+    """Names of the arguments of a model's forward, without its `**kwargs`."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
 
 def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: int):

@@ -54,13 +54,17 @@ class Repository:
 
     def __init__(self, trainer: Any):
         self.trainer, self.args = trainer, trainer.args
-        model = self.model
-        self.base_fingerprint = fingerprint(model.get_base_model() if is_adapted(model) else model)
+        self.base_fingerprint = fingerprint(self.base_model)
 
     @property
     def model(self) -> nn.Module:
         """The model or adapter itself, without the wrappers of a training."""
-        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The model itself, or that under the adapter."""
+        return self.model.get_base_model() if is_adapted(self.model) else self.model
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
@@ -169,7 +173,7 @@ class Repository:
         is_text = not self.trainer.is_image and model.config.num_classes is None
         if not (self.args.card_samples and self._can_sample and is_text):
             return []
-        own, bar = model.get_base_model() if is_adapted(model) else model, "Sampling for the model card"
+        own, bar = self.base_model, "Sampling for the model card"
         options = {"prompt": self.trainer.card_facts.sample_prompt, "num_samples": self.args.card_samples}
         return self._sample(own, {"desc": bar, "leave": False}, **options).texts
 

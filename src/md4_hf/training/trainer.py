@@ -35,7 +35,7 @@ from ..utils.options import changed
 from ..utils.processes import RunLock, check_agreement, check_launch, on_first_process
 from ..utils.sharding import keep_float32
 from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_arguments
-from .batches import as_tensors, noised_batch, number_step_examples
+from .batches import CheckedCollator, as_tensors, input_names, noised_batch, number_step_examples
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
 from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
 from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume, set_aside
@@ -74,6 +74,10 @@ class MD4Trainer(Trainer):
     - An adapter (`PeftModel`) trains in this way too, and is saved as one.
     - `save_repository` writes, and `push_to_hub` uploads, what belongs to the trained model as one flat folder:
       averaged weights, tokenizer or image processor, scheduler, loss plot and a model card, which `card_facts` adds to.
+
+    - A model that was compiled before trains, is saved and resumes as any other.
+    - Batches of every data collator are checked: it must not mask itself, nor bring columns that the model does not
+      take, with `remove_unused_columns=False` either. Both are a ValueError.
 
     Takes the arguments of `Trainer`, with `MD4TrainingArguments` as `args`, and as `processing_class` a tokenizer, or
     the `MD4ImageProcessor` of a model of images. Another model than MD4's, a `processing_class` for other data, and
@@ -178,7 +182,7 @@ class MD4Trainer(Trainer):
         check_torch_stream(self.train_dataset, args)
         if not isinstance(self.train_dataset, datasets.IterableDataset):
             return super().get_train_dataloader()
-        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        collate = self._get_collator_with_removed_columns(self._checked_collator(), description="training")
         kind = EndlessMixture if isinstance(self.train_dataset, MixedStream) else EndlessStream
         self.stream = kind(self.train_dataset, args.process_index, args.world_size, self._train_batch_size, collate)
         return self.stream.loader(args)
@@ -193,7 +197,8 @@ class MD4Trainer(Trainer):
                 dataset = self._remove_unused_columns(dataset, description=description)
             dataset = OrderedExamples(dataset)
         # An example that an evaluation left out would be missing in its figures.
-        with changed(self.args, dataloader_drop_last=self.args.dataloader_drop_last and is_training):
+        drop_last = self.args.dataloader_drop_last and is_training
+        with changed(self.args, dataloader_drop_last=drop_last), changed(self, data_collator=self._checked_collator()):
             loader = super()._get_dataloader(dataset, description, *args, is_training=is_training, **kwargs)
         own = getattr(loader, "base_dataloader", loader)  # accelerate may have wrapped it
         own.worker_init_fn = functools.partial(serve_on, own.worker_init_fn)
@@ -301,9 +306,12 @@ class MD4Trainer(Trainer):
         super().log(logs, start_time)
 
     def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        missing = {"num_characters", NOISE_INDEX}.difference(self._signature_columns)
-        self._signature_columns += sorted(missing)
+        if self._signature_columns is None:
+            self._signature_columns = [*input_names(self.repository.base_model), "num_characters", NOISE_INDEX]
+
+    def _checked_collator(self) -> CheckedCollator:
+        self._set_signature_columns_if_needed()
+        return CheckedCollator(self.data_collator, self._signature_columns, self.model.config.mask_token_id)
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
@@ -372,8 +380,13 @@ class MD4Trainer(Trainer):
         save = functools.partial(super()._save_checkpoint, model, trial)
         self.checkpoint_writer.write(Path(self._get_output_dir(trial)), save)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        with changed(self, model=self.repository.model):  # a compiled one has other names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self):
-        super()._load_best_model()
+        with changed(self, model=self.repository.model):
+            super()._load_best_model()
         if self.ema is not None:
             average = stored_average(self.state.best_model_checkpoint, self.repository.model)
             self.ema.set_average(self.model, average)

@@ -119,6 +119,47 @@ def test_a_configuration_without_such_rows_is_saved_as_before(tmp_path):
     assert MD4Config(vocab_size=9, mask_token_id=2, unused_token_ids=[[0, 1], [5, 9]]).num_data_tokens == 3
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_not_scored_has_no_id_without_a_token_in_its_place(layout, monkeypatch):
+    """A compiled step has a row for every position, also where nothing is scored."""
+    small, large = small_and_large(*LAYOUTS[layout])
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    ids = torch.tensor(LAYOUTS[layout][0])
+    labels = torch.tensor([[0, 1, 2, -100, -100, 3, 4, 0]] * 2)
+    losses = []
+    for model, tokens in ((small, torch.arange(len(ids))), (large, ids)):
+        x0 = torch.where(labels >= 0, tokens[labels.clamp(min=0)], -100)
+        xt = torch.where(labels >= 0, tokens[-1], tokens[0])
+        losses.append(model.train()(input_ids=xt, timesteps=torch.tensor([0.3, 0.8]), labels=x0).loss)
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+def test_labels_without_a_token_are_refused():
+    _, model = small_and_large(*LAYOUTS["gaps"])
+    with pytest.raises(ValueError, match="`labels` must be ids of tokens"):
+        model(input_ids=torch.full((1, LENGTH), 10), timesteps=torch.ones(1), labels=torch.full((1, LENGTH), 3))
+
+
+def test_what_has_no_token_is_known_after_any_number_of_resizings():
+    def resized(rows, gaps, *arguments, **options):
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = MD4ForMaskedDiffusion(
+            MD4Config(vocab_size=rows, unused_token_ids=gaps, mask_token_id=rows - 1, **sizes)
+        )
+        model.resize_token_embeddings(*arguments, **options)
+        return model
+
+    model = resized(12, None, pad_to_multiple_of=8)
+    assert model.config.unused_token_ids == [[12, 16]]
+    model.resize_token_embeddings(pad_to_multiple_of=8)
+    assert model.config.unused_token_ids == [[12, 16]]
+    model.resize_token_embeddings(pad_to_multiple_of=32)
+    assert model.config.unused_token_ids == [[12, 32]]
+    model.resize_token_embeddings(14, pad_to_multiple_of=8)
+    assert model.config.unused_token_ids == [[14, 16]]
+    assert resized(20, [[4, 10]], 8).config.unused_token_ids == [[4, 7]]  # the last row is the mask's
+
+
 @pytest.mark.parametrize("ranges", [[[3, 3]], [[4, 2]], [[5, 12]], [[-1, 2]], [[4, 6], [1, 2]], [[1, 2, 3]], [[6, 9]]])
 def test_ranges_that_are_none_are_errors(ranges):
     with pytest.raises(ValueError, match="`unused_token_ids` must be ascending ranges"):

@@ -144,7 +144,7 @@ def test_rotation_removes_a_damaged_checkpoint_before_a_whole_one_and_goes_by_st
     for limit, left in ((4, [3, 9, 20, 100]), (3, [9, 20, 100]), (1, [20, 100])):
         rotate(tmp_path, limit, [checkpoints[100], str(checkpoints[20])])
         assert steps(tmp_path) == left
-    for limit in (None, 0, 1):
+    for limit in (None, 0, -1, 1):
         rotate(tmp_path, limit, [checkpoints[100], str(checkpoints[20])])
     assert steps(tmp_path) == [20, 100]
 

@@ -105,6 +105,8 @@ def score_model(
     source: str, options: ScoreArguments, sampler: SamplerArguments, image_args: ImageDataArguments
 ) -> tuple[dict, dict, int]:
     """Scores, recipe and number of samples that a model draws."""
+    if sampler.seed is None:
+        raise ValueError("`seed` must be an integer, got None: scores are to be repeatable.")
     sampler.num_samples = SCORED_SAMPLES if sampler.num_samples is None else sampler.num_samples
     check_left_out(options, ["tokenizer"], "for a model, which has its own")
     pipeline = load_pipeline(source, base=sampler.base, revision=sampler.revision, device=sampler.device)

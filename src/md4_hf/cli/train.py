@@ -170,7 +170,7 @@ def share(trainer: MD4Trainer, folder: Path):
     except (OSError, RuntimeError, HTTPError) as error:
         raise OSError(
             f"the model is in {folder}, but could not be uploaded to {trainer.hub_model_id}. To try again: "
-            f'hf upload {trainer.hub_model_id} {folder} . --exclude "checkpoint-*/*"'
+            f'hf upload {trainer.hub_model_id} {folder} . --exclude "checkpoint-*/*" "abandoned-*/*"'
         ) from error
     print_on_first(trainer.args, f"Uploaded to {trainer.hub_model_id}")
 

@@ -193,6 +193,15 @@ class MD4Config(PreTrainedConfig):
         return self.vocab_size - 1 - sum(end - first for first, end in self.unused_token_ids or ())
 
     @property
+    def first_data_token(self) -> int:
+        """Lowest id that has a token and is not the mask."""
+        taken = sorted([*(self.unused_token_ids or ()), [self.mask_token_id, self.mask_token_id + 1]])
+        token = 0
+        for first, end in taken:
+            token = end if first == token else token
+        return token
+
+    @property
     def is_conditional(self) -> bool:
         """Whether the blocks are modulated by a conditioning vector (time, class or both)."""
         return self.time_conditioning or self.num_classes is not None

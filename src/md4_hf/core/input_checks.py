@@ -130,10 +130,15 @@ def match_tokenizer(tokenizer: Any, config: Any):
         ValueError: If the tokenizer has ids beyond the model's rows, or another mask token.
     """
     rows, ids = config.vocab_size, set(tokenizer.get_vocab().values())
-    if max(ids) >= rows:
+    if max(ids, default=-1) >= rows:
         raise ValueError(f"`tokenizer` must have ids below the model's number of rows, {rows}, got up to {max(ids)}.")
     if tokenizer.mask_token_id != config.mask_token_id:
         rule, found = f"the model's mask id {config.mask_token_id}", tokenizer.mask_token_id
         raise ValueError(f"`tokenizer` must have {rule}, got {found} ({tokenizer.mask_token!r}).")
-    bounds = sorted({-1, *ids, rows})
-    config.unused_token_ids = [[a + 1, b] for a, b in pairwise(bounds) if b > a + 1] or None
+    config.unused_token_ids = unused_ranges(ids, rows)
+
+
+def unused_ranges(used_ids: set[int], vocab_size: int) -> list[list[int]] | None:
+    """Ascending ranges `[first, end)` of the ids below `vocab_size` that are not used, None if there are none."""
+    bounds = sorted({-1, *used_ids, vocab_size})
+    return [[a + 1, b] for a, b in pairwise(bounds) if b > a + 1] or None

@@ -289,8 +289,10 @@ def suppress_mask(logits: Tensor, mask_token_id: int, unused_token_ids: list[lis
 
 def is_unused(vocab_size: int, unused_token_ids: list[list[int]], device: torch.device) -> Tensor:
     """Booleans `(vocab,)` that are true at the ids in ascending ranges `[first, end)`, which have no token."""
-    bounds = torch.tensor(unused_token_ids, device=device).flatten()
-    return torch.bucketize(torch.arange(vocab_size, device=device), bounds, right=True) % 2 == 1
+    unused = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    for first, end in unused_token_ids:
+        unused[first:end] = True
+    return unused
 
 
 def _is_no_data(x: Tensor, mask_token_id: int, unused_token_ids: list[list[int]] | None) -> Tensor:

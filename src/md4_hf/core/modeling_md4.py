@@ -30,7 +30,7 @@ from .input_checks import (
     check_tensor,
     given_tokens,
 )
-from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, md4_process, stratified_times
+from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, is_unused, md4_process, stratified_times
 from .modeling_md4_base import MD4PreTrainedModel
 from .modeling_md4_layers import (
     ACTIVATIONS,
@@ -467,11 +467,10 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         else:
             is_masked_row = torch.arange(len(rows), device=rows.device) < is_masked.sum()
             target, weight = target[rows], torch.where(is_masked_row, weight[rows], 0.0)
-        any_token = int(self.config.mask_token_id == 0)  # replaces the label -100, whose weight is 0
         total, values = nelbo_of_rows(
             self.lm_head,
             hidden_states,
-            torch.where(target < 0, any_token, target),
+            torch.where(target < 0, self.config.first_data_token, target),  # of the label -100, the weight is 0
             weight,
             self.config,
             process.exponents(hidden_states.device),
@@ -522,7 +521,11 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if can_check_values(labels):
             if (labels == self.config.mask_token_id).any():
                 raise ValueError(f"`labels` must be clean ids, got the mask id {self.config.mask_token_id}.")
-            check_range("labels", labels[labels != IGNORE_INDEX], self.config.vocab_size - 1)
+            scored = labels[labels != IGNORE_INDEX]
+            check_range("labels", scored, self.config.vocab_size - 1)
+            unused = self.config.unused_token_ids
+            if unused and is_unused(self.config.vocab_size, unused, labels.device)[scored].any():
+                raise ValueError(f"`labels` must be ids of tokens, got ids in the ranges {unused} without a token.")
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:

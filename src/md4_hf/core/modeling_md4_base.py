@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 from transformers.utils.hub import resolve_revision
 
 from .configuration_md4 import MD4Config
+from .input_checks import unused_ranges
 from .modeling_md4_layers import MD4Attention, MD4Layer
 from .modeling_md4_unet import MD4DiT, MD4ResnetBlock, position_table
 from .schedules import TokenPolynomialSchedule, inverse_softplus
@@ -146,16 +147,19 @@ class MD4PreTrainedModel(PreTrainedModel):
                 f"{last}, with the embedding of the token that was there. Train the model before you sample from it."
             )
         if new_num_tokens is not None or pad_to_multiple_of is not None:
-            self._update_unused_ids(new_num_tokens or rows_before, rows_before)
+            self._update_unused_ids(new_num_tokens, rows_before)
         return embeddings
 
-    def _update_unused_ids(self, num_tokens: int, rows_before: int):
-        """Record after a resizing which ids have no token: the gaps that there were, and rows above `num_tokens`."""
-        config = self.config
-        gaps = [pair for pair in config.unused_token_ids or () if pair[1] < min(rows_before, num_tokens)]
-        first = max(num_tokens, config.mask_token_id + 1)
-        padding = [[first, config.vocab_size]] if first < config.vocab_size else []
-        config.unused_token_ids = gaps + padding or None
+    def _update_unused_ids(self, new_num_tokens: int | None, rows_before: int):
+        """Record after a resizing which ids have no token: rows above the tokens, and the gaps that there were.
+
+        A new number of tokens takes in the padding at the end of the rows before.
+        """
+        config, num_tokens = self.config, new_num_tokens or rows_before
+        gaps = [pair for pair in config.unused_token_ids or () if new_num_tokens is None or pair[1] < rows_before]
+        ranges = [*([first, min(end, num_tokens)] for first, end in gaps), [num_tokens, config.vocab_size]]
+        unused = {token for first, end in ranges for token in range(first, end)} - {config.mask_token_id}
+        config.unused_token_ids = unused_ranges(set(range(config.vocab_size)) - unused, config.vocab_size)
 
 
 def copy_code(module_file: str | os.PathLike, folder: str | os.PathLike):

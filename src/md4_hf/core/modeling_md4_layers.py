@@ -4,6 +4,7 @@
 Source: Shi et al., arXiv:2406.04329, and the official implementation's network, which checkpoints convert to exactly.
 """
 
+import importlib
 import math
 from collections.abc import Callable
 
@@ -307,6 +308,8 @@ class MD4Head(nn.Linear):
         head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         head.weight, head.bias = linear.weight, linear.bias
         head._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)  # else they would be initialised again
+        if hasattr(linear, "_hf_hook"):  # accelerate's, of a model on several devices
+            importlib.import_module("accelerate.hooks").add_hook_to_module(head, linear._hf_hook)
         return head
 
     def forward(

@@ -98,7 +98,7 @@ def _find_folder(adapter: str, name: str) -> str | None:
     folder = Path(adapter).expanduser().resolve()
     if folder.is_dir():
         candidates += [start / name for start in (folder, *folder.parents)]
-        if looks_like_path(name):
+        if looks_like_path(name) and Path(name).name != folder.name:
             candidates.append(folder.parent / Path(name).name)
     models = (path for path in candidates if any((path / file).is_file() for file in MODEL_FILES))
     return next(map(str, models), None)

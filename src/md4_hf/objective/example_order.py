@@ -48,7 +48,7 @@ def can_be_ordered(dataset: Any) -> bool:
     """Whether a data set has a length, as a stream has not, and examples with `input_ids`."""
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         return False
-    return len(dataset) > 0 and "input_ids" in dataset[0]
+    return len(dataset) > 0 and isinstance(dataset[0], Mapping) and "input_ids" in dataset[0]
 
 
 def data_sha256(dataset: Any) -> str:

@@ -55,6 +55,8 @@ def keyed_uniform(*key: int | Tensor, device: torch.device | str | None = None, 
         device: Where to compute; tensors in the key must be there.
         dtype: float32 (24 random bits) or float64 (53).
     """
+    if dtype not in (torch.float32, torch.float64):  # in 16 bits, numbers are rounded to 1
+        raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}.")
     state = torch.zeros((), dtype=torch.int64, device=device)
     for part in key:
         state = _mix((state ^ (_signed(part) if isinstance(part, int) else part)) + _signed(_GOLDEN_GAMMA))

@@ -128,7 +128,7 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, kept: Iterable[str | o
         kept: Checkpoints that stay in any case, the newest and the best; None for one that there is not.
     """
     folders = steps_of_checkpoints(run_dir)
-    excess = len(folders) - limit if limit else 0
+    excess = len(folders) - limit if limit and limit > 0 else 0
     if excess <= 0:
         return
     protected = {Path(checkpoint).resolve() for checkpoint in kept if checkpoint is not None}

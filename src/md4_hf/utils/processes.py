@@ -49,6 +49,8 @@ def check_launch(trainer: Trainer, expected_processes: int | None = None):
                 f"{name} must be active where it is asked for, got {args.world_size} process(es) on {args.device} "
                 "without it: it needs an accelerator per process. On processors, use scripts/configs/cpu_2proc.yaml."
             )
+    if args.world_size > 1 and args.device.type == "cuda" and torch.distributed.get_backend() == "gloo":
+        raise ValueError('`ddp_backend` must be "nccl" on GPUs (gloo copies through the host), got "gloo".')
 
 
 def check_agreement(args: TrainingArguments, facts: Mapping[str, Any]):

@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 import md4_hf
 from md4_hf import (
     PRESETS,
+    DataArguments,
     MaskedDiffusionPipeline,
     MD4Config,
     MD4TrainingArguments,
@@ -465,3 +466,16 @@ def test_the_demo_runs_from_start_to_end(tmp_path):
     demo = HERE.parent / "scripts" / "demo.py"
     printed = run_python(demo, *SMALL, *options, cwd=tmp_path, env=environment())
     assert "bigram model" in printed and "--- 3" in printed and "md4 infill runs/tiny" in printed
+
+
+@pytest.mark.parametrize("words", [["m", "--data", "a", "b"], ["--data", "a", "b", "m"]])
+def test_the_model_may_stand_before_and_after_several_data(words):
+    data_args, rest = parse_arguments([DataArguments], words, prog="md4", description="", positional={"model": "A."})
+    assert (data_args.data, rest.model) == (["a", "b"], "m")
+
+
+@pytest.mark.parametrize("words", [[], ["--data", "a"]])
+def test_a_model_that_is_missing_is_named(words, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments([DataArguments], words, prog="md4", description="", positional={"model": "A."})
+    assert "the following arguments are required: model" in capsys.readouterr().err

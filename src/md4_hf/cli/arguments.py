@@ -96,6 +96,7 @@ def parse_arguments(
     namespace, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         parser.error(HUB_TOKEN.sub("hf_***", f"unknown options: {' '.join(unknown)}"))
+    _check_positional(parser, namespace, [name for name in positional or {} if not name.startswith("[")])
     return (*(_fill(cls, namespace) for cls in filled), namespace)
 
 
@@ -113,7 +114,7 @@ def _make_parser(
     for cls in dataclass_types:
         add_options(parser, cls)
     for name, text in positional.items():
-        parser.add_argument(name.strip("[]"), help=text, nargs="?" if name.startswith("[") else None)
+        parser.add_argument(name.strip("[]"), help=text, nargs="?")  # missing ones: `_check_positional`
     if dataclass_types:
         general = parser.add_argument_group("general")
         general.add_argument("--config", help="YAML file of options; the command line overrides it.")
@@ -122,6 +123,18 @@ def _make_parser(
     if any(issubclass(cls, ElboArguments) for cls in dataclass_types):
         general.add_argument("--help_all", action="store_true", help="Show all options of transformers' Trainer too.")
     return parser
+
+
+def _check_positional(parser: argparse.ArgumentParser, namespace: argparse.Namespace, names: list[str]):
+    """Refuse a command line that lacks a required argument; after `--data A B`, the last word is that argument."""
+    several = [action.dest for action in parser._actions if action.nargs == "+"]
+    for name in names:
+        words = next((words for dest in several if len(words := getattr(namespace, dest) or ()) > 1), None)
+        if getattr(namespace, name) is None and isinstance(words, list):
+            setattr(namespace, name, str(words.pop()))
+    missing = [name for name in names if getattr(namespace, name) is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
 
 
 def _fill(cls: type, namespace: argparse.Namespace) -> Any:

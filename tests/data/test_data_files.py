@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, load_dataset
 from PIL import Image
 
 from md4_hf import build_byte_tokenizer, encode_pairs, load_documents, load_images, load_pairs, load_train_validation
@@ -253,6 +253,26 @@ def test_splits_are_those_of_the_hub_s_layout_and_of_readme_s_configurations(tmp
     assert (texts(tmp_path / "b"), texts(tmp_path / "b", config="de")) == (["en"], ["de"])
     with pytest.raises(ValueError, match=r"`data_config` must be one of the configurations \['de', 'en'\].*got 'fr'"):
         load_documents(str(tmp_path / "b"), config="fr")
+
+
+CARD = "---\nconfigs:\n- config_name: default\n{}---\n# Data\n"
+
+
+@pytest.mark.parametrize("option, prefix", [("", ""), ("  data_dir: en\n", "en/"), ("  data_dir: ./en/x\n", "en/x/")])
+@pytest.mark.parametrize("names", [("train-00000-of-00001", "test-00000-of-00001"), ("train/a", "test/b"), ("a", "b")])
+def test_a_configuration_without_data_files_has_the_splits_that_datasets_finds(option, prefix, names, tmp_path):
+    files = {f"{prefix}{name}.jsonl": table_bytes(".jsonl", {"text": [name]}) for name in names}
+    elsewhere = {"de/c.csv": "text\nde\n"} if prefix else {}
+    folder = write(tmp_path / "a", **{"README.md": CARD.format(option), **files, **elsewhere})
+    wanted = load_dataset(str(folder))
+    assert len(wanted) == (1 if names == ("a", "b") else 2)
+    found = {split: texts(folder, split=split) for split in find_files(str(folder), None, "data").splits}
+    assert found == {split: rows["text"][:] for split, rows in wanted.items()}
+
+
+def test_a_configuration_without_data_files_has_one_split_of_text(tmp_path):
+    files = {"README.md": CARD.format("  data_dir: en\n"), "en/train.txt": "a", "en/test.txt": "b", "de/c.txt": "c"}
+    assert texts(write(tmp_path / "files", **files)) == ["b", "a"]
 
 
 # Columns --------------------------------------------------------------------------------------------------------------

@@ -83,6 +83,22 @@ def test_weights_are_shares_of_the_blocks(files):
     assert again["input_ids"][:] == train["input_ids"][:]
 
 
+@pytest.mark.parametrize("weights", [None, [1, 2], [2, 1]])
+@pytest.mark.parametrize("text_first", [False, True])
+def test_validation_data_have_the_column_of_the_tables_though_a_source_is_text(weights, text_first, files, tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({"body": "row of c"}))
+    (tmp_path / "d.jsonl").write_text(json.dumps({"other": "row of d"}))
+    sources = files[::-1] if text_first else files
+
+    def heldout(validation_data, **options):
+        data = {"data": sources, "data_weights": weights, "text_column": "body", "validation_data": validation_data}
+        return prepare_sources(DataArguments(**data, **options), load_train_validation, lambda _, part: part)[1]
+
+    assert heldout(str(tmp_path / "c.jsonl"))["text"][:] == ["row of c"]
+    assert heldout(str(tmp_path / "d.jsonl"), validation_text_column="other")["text"][:] == ["row of d"]
+    assert heldout(files[1])["text"][:] == ["all of b is one document. " * 8]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

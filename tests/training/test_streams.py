@@ -20,7 +20,7 @@ from md4_hf import (
     pack,
 )
 from md4_hf.data.mixture import mix, next_source
-from md4_hf.training.streams import POSITION, EndlessMixture, EndlessStream
+from md4_hf.training.streams import ERROR, POSITION, EndlessMixture, EndlessStream
 
 
 LENGTH = 8
@@ -276,6 +276,23 @@ def test_a_saved_position_in_a_mixture_is_exact(num_ranks, tmp_path):
         other.load(tmp_path)
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_position_before_a_rare_part_is_exact(num_ranks, tmp_path):
+    def mixture():
+        return EndlessMixture(mix(mixed_stream().streams, [30, 1]), num_ranks - 1, num_ranks, 4, PaddingCollator())
+
+    unbroken = list(itertools.islice(mixture(), 22))
+    assert unbroken[-1][POSITION]["counts"][1] == 3
+    resumed = mixture()
+    for wanted in unbroken:  # saved and resumed after each batch, most of which have no block of the rare part
+        batch = next(iter(resumed))
+        assert torch.equal(batch["input_ids"], wanted["input_ids"]) and batch[POSITION] == wanted[POSITION]
+        resumed.take_positions([batch])
+        resumed.save(tmp_path)
+        resumed = mixture()
+        resumed.load(tmp_path)
+
+
 def test_a_training_on_a_mixture_resumes_as_the_unbroken_run(tmp_path):
     unbroken = make_trainer(tmp_path, mixed_stream(), max_steps=6, save_steps=4)
     unbroken.train()
@@ -343,6 +360,13 @@ def test_a_stream_that_is_already_split_is_refused(is_packed, tmp_path):
 def test_a_stream_of_nothing_is_refused(stream, workers, tmp_path):
     with pytest.raises(ValueError, match=r"^`train_dataset` must have an example for each of the 1 process"):
         make_trainer(tmp_path, stream, dataloader_num_workers=workers).train()
+
+
+def test_an_empty_share_of_a_rare_part_is_an_error_in_the_first_batch():
+    stream = mix([row_stream([5, 4]), row_stream([3, 0])], weights=[30, 1])
+    first = [next(iter(EndlessMixture(stream, rank, 2, 4, PaddingCollator()))) for rank in range(2)]
+    assert ERROR not in first[0] and first[0][POSITION]["counts"] == [4, 0]
+    assert "must have an example for each of the 2 process(es) in a pass, got none for process 1" in first[1][ERROR]
 
 
 def test_steps_have_to_be_given(tmp_path):

@@ -305,15 +305,23 @@ def load_train_validation(
     parts = [_load_source(source, load, divide) for source in sources_of(args)]
     train, heldout = (list(side) for side in zip(*parts, strict=True))
     if args.validation_data is not None:
-        column = args.validation_text_column or ("text" if is_text(args.validation_data) else args.text_column)
-        heldout = [load_validation(replace(args, text_column=column, validation_text_column=None), load_one=load)]
+        heldout = [load_validation(_with_validation_column(args), load_one=load)]
     return tuple(side[0] if len(side) == 1 else concatenate_datasets(side) for side in (train, heldout))
+
+
+def _with_validation_column(args: DataArguments) -> DataArguments:
+    """Arguments that name the text column of the validation data, by default that of the data if these have columns."""
+    if args.validation_data is None:
+        return args
+    column = args.validation_text_column or ("text" if is_text(args.validation_data) else args.text_column)
+    return replace(args, validation_text_column=column)
 
 
 def sources_of(args: DataArguments) -> list[DataArguments]:
     """Arguments of each source of the data; an option goes to the sources that have such a thing, if any has."""
     if len(args.sources) == 1:
         return [args]
+    args = _with_validation_column(args)  # of the options of all sources, before one source loses its own
     has_option = {
         "text_column": lambda source: not is_text(source),
         "data_config": lambda source: source != PYDOC and not Path(source).expanduser().is_file(),

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets.data_files import _get_data_files_patterns, sanitize_patterns
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
@@ -159,11 +160,17 @@ def _by_format(folder: Path) -> dict[str, list[Path]]:
 
 
 def _files_of_folder(folder: Path, by_format: dict[str, list[Path]], config: str | None, argument: str) -> DataFiles:
-    patterns = _configured_patterns(folder, config, argument)
-    if patterns is not None:
-        chosen = {name for names in _splits(patterns, folder, by_format).values() for name in names}
-        by_format = {kind: [path for path in paths if str(path) in chosen] for kind, paths in by_format.items()}
-        by_format = {kind: paths for kind, paths in by_format.items() if paths}
+    options = _configuration(folder, config, argument)
+    patterns, base = None, folder
+    paths = [path for found in by_format.values() for path in found]
+    if options.get("data_files") is not None:
+        patterns = sanitize_patterns(options["data_files"])
+        chosen = {Path(name) for names in _splits(patterns, folder, paths).values() for name in names}
+    else:
+        base = Path(os.path.abspath(folder / (options.get("data_dir") or "")))
+        chosen = {path for path in paths if path.is_relative_to(base)}
+    by_format = {kind: [path for path in found if path in chosen] for kind, found in by_format.items()}
+    by_format = {kind: found for kind, found in by_format.items() if found}
     if len(by_format) != 1:
         found = describe_files((path for paths in by_format.values() for path in paths), folder)
         raise ValueError(
@@ -174,18 +181,16 @@ def _files_of_folder(folder: Path, by_format: dict[str, list[Path]], config: str
     if patterns is None and kind == TEXT:
         return DataFiles(kind, {"train": tuple(str(path) for path in paths)})
     if patterns is None:
-        names = _relative_names(folder, paths)
+        names = _relative_names(base, paths)
         patterns = _get_data_files_patterns(lambda pattern: _matching([pattern], names))
-    return DataFiles(kind, _splits(patterns, folder, by_format))
+    return DataFiles(kind, _splits(patterns, base, paths))
 
 
-def _splits(
-    patterns: Mapping[str, Sequence[str]], folder: Path, by_format: dict[str, list[Path]]
-) -> dict[str, tuple[str, ...]]:
-    """Files by split, in the order in which `datasets` reads them."""
-    names = _relative_names(folder, (path for paths in by_format.values() for path in paths))
+def _splits(patterns: Mapping[str, Sequence[str]], base: Path, paths: Iterable[Path]) -> dict[str, tuple[str, ...]]:
+    """Files by split, in the order in which `datasets` reads them; the patterns are relative to `base`."""
+    names = _relative_names(base, paths)
     splits = {split: _matching(wanted, names) for split, wanted in patterns.items()}
-    return {str(split): tuple(str(folder / name) for name in found) for split, found in splits.items() if found}
+    return {str(split): tuple(str(base / name) for name in found) for split, found in splits.items() if found}
 
 
 def _relative_names(folder: Path, paths: Iterable[Path]) -> list[str]:
@@ -198,8 +203,8 @@ def _matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for expression in expressions for name in names if expression.match(name)))
 
 
-def _configured_patterns(folder: Path, config: str | None, argument: str) -> dict[str, list[str]] | None:
-    """Patterns by split of a configuration in README.md; None without configurations."""
+def _configuration(folder: Path, config: str | None, argument: str) -> Mapping[str, Any]:
+    """Configuration in README.md, such as its `data_dir` and `data_files`; empty without configurations."""
     readme = folder / "README.md"
     configs: Mapping[str, dict] = {}
     if readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith("---"):
@@ -207,14 +212,13 @@ def _configured_patterns(folder: Path, config: str | None, argument: str) -> dic
         configs = MetadataConfigs.from_dataset_card_data(card.data)
         config = config or MetadataConfigs(configs).get_default_config_name()
     if not configs and config is None:
-        return None
+        return {}
     if config not in configs:
         raise ValueError(
             f"`{option_name(argument, 'config')}` must be one of the configurations {sorted(configs)} in README.md of "
             f"{str(folder)!r}, got {config!r}."
         )
-    inside = configs[config].get("data_dir")
-    return sanitize_patterns(configs[config].get("data_files", f"{inside}/**" if inside else "**"))
+    return configs[config]
 
 
 def _without_empty_files(files: DataFiles, argument: str) -> DataFiles:

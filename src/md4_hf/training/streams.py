@@ -188,6 +188,8 @@ class EndlessMixture(EndlessStream):
     def _examples_after(self, position: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
         parts, counts = list(position["parts"]), list(position["counts"])
         examples = [part._examples_after(begin) for part, begin in zip(self.parts, parts, strict=True)]
+        # A part with nothing to read is an error in the first batch, which all processes see: later, others would hang.
+        examples = [itertools.chain([next(of_part)], of_part) for of_part in examples]
         while True:
             number = next_source(counts, self.weights)
             example, parts[number] = next(examples[number])

@@ -261,12 +261,23 @@ class MD4Config(PreTrainedConfig):
 
     def _check_values(self):
         self._check("mask_token_id", 0 <= self.mask_token_id < self.vocab_size, "be in [0, vocab_size)")
+        self._check_unused_ids()
+        self._check_ranges()
+        self._check_objective()
+        if self.tie_word_embeddings and self.embedding_size is not None:
+            raise ValueError(
+                f"`tie_word_embeddings` needs `embedding_size=None`, got `embedding_size={self.embedding_size}`."
+            )
+
+    def _check_unused_ids(self):
         ranges = self.unused_token_ids or []
         bounds = [0, *(bound for pair in ranges for bound in pair), self.vocab_size]
         is_ascending = bounds == sorted(bounds) and all(len(pair) == 2 and pair[0] < pair[1] for pair in ranges)
         has_mask = any(first <= self.mask_token_id < end for first, end in ranges) if is_ascending else False
         rule = "be ascending ranges [first, end) in [0, vocab_size], without the mask"
         self._check("unused_token_ids", is_ascending and not has_mask, rule)
+
+    def _check_ranges(self):
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "class_dropout"):
             self._check(name, 0.0 <= getattr(self, name) < 1.0, "be in [0, 1)")
         self._check("schedule_eps", 0.0 <= self.schedule_eps < 0.5, "be in [0, 0.5)")
@@ -274,6 +285,12 @@ class MD4Config(PreTrainedConfig):
         self._check("schedule_power", self.schedule_power <= MAX_POWER, f"be at most {MAX_POWER:g}")
         self._check("schedule_first_time", 0.0 < self.schedule_first_time < 1.0, "be in (0, 1)")
         self._check("norm_eps", 0.0 < self.norm_eps < 1.0, "be in (0, 1)")
+        rope = self.rope_parameters or {}
+        kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 1e4)
+        is_rope = isinstance(kind, str) and isinstance(theta, Real) and 1.0 <= theta <= 1e12
+        self._check("rope_parameters", is_rope, "have a `rope_type` and a `rope_theta` in [1, 1e12]")
+
+    def _check_objective(self):
         has_classes = self.num_classes is not None
         self._check("class_dropout", has_classes or self.class_dropout == 0, "be 0 without `num_classes`")
         steps = self.num_train_timesteps
@@ -285,14 +302,6 @@ class MD4Config(PreTrainedConfig):
             self._check("learn_masking_schedule", not self.is_causal, "be False for a causal model")
             self._check("masking_schedule", self.masking_schedule == "poly", 'be "poly" to be learned')
             self._check("num_train_timesteps", steps is None, "be None in GenMD4")
-        if self.tie_word_embeddings and self.embedding_size is not None:
-            raise ValueError(
-                f"`tie_word_embeddings` needs `embedding_size=None`, got `embedding_size={self.embedding_size}`."
-            )
-        rope = self.rope_parameters or {}
-        kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 1e4)
-        is_rope = isinstance(kind, str) and isinstance(theta, Real) and 1.0 <= theta <= 1e12
-        self._check("rope_parameters", is_rope, "have a `rope_type` and a `rope_theta` in [1, 1e12]")
 
     def validate_rope(self):
         """Validate as transformers does, with a ValueError for missing entries too; images have no rotary embedding."""

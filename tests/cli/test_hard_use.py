@@ -164,6 +164,7 @@ def test_a_configuration_that_asks_for_tuples_is_opened(model, tmp_path, capsys)
     try:
         (model / "config.json").write_text(json.dumps({**config, "return_dict": False}))
         main(["sample", str(model), "--seed", "0", "--device", "cpu"])
+        assert capsys.readouterr().out.startswith("--- 1 ---")
     finally:
         (model / "config.json").write_text(json.dumps(config))
 

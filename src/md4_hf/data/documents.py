@@ -226,6 +226,7 @@ def _load_from_hub(
         raise FileNotFoundError(not_found)
 
     def load_only() -> Dataset | IterableDataset | None:
+        """The columns asked for, read by our own readers; None where `datasets` has to read them all."""
         builder = load_dataset_builder(data, config, revision=revision)
         files = files_of_builder(builder)
         if columns is None or files is None:

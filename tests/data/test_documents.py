@@ -36,7 +36,7 @@ def joined_bytes(texts: list) -> list[int]:
     """The stream that `pack` cuts, written by hand."""
     stream = []
     for text in filter(None, texts):
-        stream += [EOS] * bool(stream) + list(text.encode())
+        stream += [*text.encode(), EOS]
     return stream
 
 
@@ -116,9 +116,9 @@ def test_text8_blocks_count_one_character_per_token():
 
 
 def test_characters_are_spread_over_the_tokens_of_their_document():
-    # "éé" is 2 characters in 4 bytes, "ab" 2 in 2; the eos between them counts none.
+    # "éé" is 2 characters in 4 bytes, "ab" 2 in 2; the eos after each counts none.
     blocks, report = pack(as_dataset(["éé", "ab"]), build_byte_tokenizer(), 1)
-    assert blocks["num_characters"][:] == [0.5, 0.5, 0.5, 0.5, 0.0, 1.0, 1.0]
+    assert blocks["num_characters"][:] == [0.5, 0.5, 0.5, 0.5, 0.0, 1.0, 1.0, 0.0]
     assert report.num_characters == 4
 
 
@@ -136,10 +136,10 @@ def test_characters_of_blocks_and_remainder_add_up_to_the_corpus():
     "special_tokens, separator",
     [({"eos_token": "</s>", "sep_token": "<sep>"}, [1]), ({"sep_token": "<sep>"}, [2]), ({}, [])],
 )
-def test_separator_is_eos_then_sep_then_line_break(special_tokens, separator):
+def test_documents_end_with_eos_or_sep_or_are_separated_by_a_line_break(special_tokens, separator):
     # This tokenizer writes a line break as nothing at all.
     blocks, report = pack(as_dataset(["the first", "second"]), word_tokenizer(**special_tokens), 1)
-    assert [ids[0] for ids in blocks["input_ids"]] == [4, 5, *separator, 6]
+    assert [ids[0] for ids in blocks["input_ids"]] == [4, 5, *separator, 6, *separator]
     assert report.num_characters == len("the first") + len("second")
 
 
@@ -179,7 +179,7 @@ def test_long_documents_are_cut_into_pieces_without_a_trace(build_tokenizer, mon
     "texts, block_size, message",
     [
         (["abc"], 0, "`block_size` must be an integer >= 1, got 0."),
-        (["abc", "de"], 7, "`block_size` must be at most the 6 tokens of `documents`, got 7."),
+        (["abc", "de"], 8, "`block_size` must be at most the 7 tokens of `documents`, got 8."),
         (["", None], 4, "`documents` must contain text, got none."),
         ([], 4, "`documents` must contain text, got none."),
     ],

@@ -49,17 +49,18 @@ class PackingReport:
 
 @dataclass(frozen=True)
 class Separator:
-    """Token ids that `pack` puts between two documents, and the characters of text that each stands for."""
+    """Token ids that `pack` puts after each document, or only between two, and the characters that each stands for."""
 
     input_ids: tuple[int, ...]
     characters_per_token: float
+    ends_documents: bool = False  # whether it follows the last document too, as the special tokens for an end do
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Separator:
-        """The eos token, or else the sep token, or else a line break as the tokenizer writes it."""
+        """The eos token, or else the sep token, after each document; or a line break as the tokenizer writes it."""
         for token_id in (tokenizer.eos_token_id, tokenizer.sep_token_id):
             if token_id is not None:
-                return cls((token_id,), characters_per_token=0.0)
+                return cls((token_id,), characters_per_token=0.0, ends_documents=True)
         return cls.of_text("\n", tokenizer)
 
     @classmethod
@@ -67,6 +68,10 @@ class Separator:
         """A text as separator; no token if it is empty."""
         input_ids = tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
         return cls(input_ids, characters_per_token=len(text) / max(len(input_ids), 1))
+
+    def count(self, num_documents: int) -> int:
+        """Number of tokens that it adds to so many documents."""
+        return len(self.input_ids) * (num_documents if self.ends_documents else max(num_documents - 1, 0))
 
 
 @cache_errors()
@@ -78,10 +83,11 @@ def pack(
     num_proc: int | None = None,
     document_ids: bool = False,
 ) -> tuple[Dataset | IterableDataset, PackingReport | None]:
-    """Tokenises documents, joins them with one separator each, and cuts the stream into blocks.
+    """Tokenises documents, joins them with separators, and cuts the stream into blocks.
 
-    Only the last tokens of the whole corpus, too few for a block, are dropped. The separator is the eos token, or
-    else the sep token, or else a line break as the tokenizer writes it (a space in text8). Documents are plain
+    Only the last tokens of the whole corpus, too few for a block, are dropped. After each document, the last one too,
+    comes the eos token, or else the sep token; of a tokenizer with neither, a line break as it writes it (a space in
+    text8) comes between documents. Documents are plain
     text: the tokenizer adds no special tokens, and the name of one inside a document ("[MASK]") is spelled out.
     Documents without tokens are skipped together with their separator.
 
@@ -210,12 +216,14 @@ def _generate_from_pieces(pieces: Dataset, **cutting: Any) -> Iterator[dict]:
         columns = batch["input_ids"], batch["characters_per_token"], batch["starts_document"]
         for ids, characters_per_token, starts_document in zip(*columns, strict=True):
             yield from cutter.cut(ids.values.to_numpy(), characters_per_token.as_py(), starts_document.as_py())
+    yield from cutter.finish()
 
 
 def _generate_from_stream(documents: IterableDataset, **packing: Any) -> Iterator[dict]:
     packer = StreamPacker(**packing)
     for batch in documents.iter(DOCUMENTS_PER_BATCH):
         yield from packer.examples(batch)
+    yield from packer.finish()
     packer.counter.report(packer.block_size)
 
 
@@ -236,6 +244,15 @@ class BlockCutter:
                 self._append(self.separator.input_ids, self.separator.characters_per_token)
             self.document += 1
         self._append(piece_ids, characters_per_token)
+        yield from self._full_blocks()
+
+    def finish(self) -> Iterator[dict]:
+        """End the last document, and yield the block that becomes full with that; once, after all pieces."""
+        if self.separator.ends_documents and self.document >= 0:
+            self._append(self.separator.input_ids, self.separator.characters_per_token)
+        yield from self._full_blocks()
+
+    def _full_blocks(self) -> Iterator[dict]:
         end = len(self.waiting[0]) - len(self.waiting[0]) % self.block_size
         for start in range(0, end, self.block_size):
             ids, characters, documents = (x[start : start + self.block_size] for x in self.waiting)
@@ -322,7 +339,7 @@ class _Counter:
         """Report of the sums so far, for blocks of `block_size` tokens; an error if they do not fill one."""
         if self.num_documents == 0:
             raise ValueError("`documents` must contain text, got none.")
-        num_separator_tokens = (self.num_documents - 1) * len(self.separator.input_ids)
+        num_separator_tokens = self.separator.count(self.num_documents)
         num_tokens = self.num_tokens + num_separator_tokens
         if num_tokens < block_size:
             raise ValueError(f"`block_size` must be at most the {num_tokens} tokens of `documents`, got {block_size}.")

@@ -39,6 +39,7 @@ LIBRARIES = {
     "pipeline_inputs": {"torch", "transformers", "diffusers", "numpy", "PIL"},
     "pipeline_masked_diffusion": {"torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL"},
     "remote_pipeline": {"transformers", "diffusers"},
+    "token_filter": {"torch", "transformers"},
 }
 LIBRARIES_OF_A_NETWORK = {"torch", "transformers", "huggingface_hub"}
 

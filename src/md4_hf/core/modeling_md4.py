@@ -258,6 +258,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
     _keep_in_fp32_modules_strict = ["token_schedule"]
     # The loss honours `num_items_in_batch`: `Trainer` must not divide it again by the accumulation steps.
     accepts_loss_kwargs = True
+    suppresses_unused_ids = True  # in its logits: samplers need not
 
     def __init__(self, config: MD4Config):
         if config.is_causal:

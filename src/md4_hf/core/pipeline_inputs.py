@@ -203,6 +203,10 @@ class DenoiserInputs:
         inputs = {"attention_mask": self.attention_mask, "class_labels": self.class_labels}
         return {name: None if x is None else x[rows] for name, x in inputs.items()}
 
+    def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
+        """Ids of the row of each selected position `(rows, ...)`, in order: `(selected, tokens)`."""
+        return sample[rows].flatten(1)[selected.flatten(1).nonzero()[:, 0].to(sample.device)]
+
 
 class BlockInputs(DenoiserInputs):
     """Inputs of the denoiser for columns `start` to `end`, with keys and values of the `window` columns before them."""
@@ -211,6 +215,7 @@ class BlockInputs(DenoiserInputs):
         super().__init__(attention_mask, class_labels)
         self.model, self.window = model, window
         self.start = self.end = 0
+        self.decided: Tensor | None = None  # ids `(rows, start)` of all columns before the block
         self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # one pair per layer
 
     def of(self, rows: Tensor) -> dict[str, Any]:
@@ -223,6 +228,10 @@ class BlockInputs(DenoiserInputs):
             inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
         inputs["position_ids"] = torch.arange(self.start, self.end, device=rows.device)[None]
         return inputs
+
+    def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
+        """Ids of the row of each selected position of the block, with those before the block."""
+        return super().ids_at(torch.cat([self.decided, sample], dim=1), rows, selected)
 
     def take_in(self, sample: Tensor, start: int, end: int):
         """Add the keys and values of decided columns, and drop those that leave the window."""

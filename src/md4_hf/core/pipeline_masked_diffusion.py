@@ -26,7 +26,6 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from .input_checks import match_tokenizer
-from .masked_diffusion import suppress_mask
 from .modeling_md4_base import copy_code
 from .pipeline_inputs import (
     BlockInputs,
@@ -39,6 +38,7 @@ from .pipeline_inputs import (
     reseed_all,
     row_generators,
 )
+from .token_filter import LogitsProcessing, TokenFilter
 
 
 CALLBACK_TENSORS = ["sample", "logits"]
@@ -172,6 +172,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         temperature: float = 1.0,
         top_p: float | None = None,
         top_k: int | None = None,
+        suppress_tokens: list[int] | None = None,
+        logits_processor: LogitsProcessing | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str | None = None,
         skip_special_tokens: bool = True,
@@ -214,6 +216,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
             top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
             top_k (`int`, *optional*): Keep the k most probable tokens.
+            suppress_tokens (`list[int]`, *optional*):
+                Ids that are never drawn. A prompt may have them all the same.
+            logits_processor (`LogitsProcessorList`, `Callable` or a list of them, *optional*):
+                Called as `processor(input_ids, logits)` with the logits `(selected, vocab)`, after guidance and before
+                the temperature, of the positions that open, and for each of them the ids `(selected, tokens)` of its
+                row at that time, masks included; returns the logits to draw from. The mask stays suppressed.
             generator (`torch.Generator` or `list`, *optional*):
                 One generator that seeds one for each row, or a list of one per row, which seed them: the draws of a
                 row do not depend on the other rows.
@@ -252,6 +260,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         rows = [row for row in rows for _ in range(num_samples)]
         generators = row_generators(generator, len(rows))
         self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
+        self._token_filter = TokenFilter(self.model, suppress_tokens, logits_processor)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_inference_steps
         self.scheduler.set_token_schedule(getattr(self.model, "token_schedule", None))
@@ -385,7 +394,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                     returned = callback(self, step, t, {name: tensors[name] for name in tensor_names}) or {}
                     logits, sample = returned.get("logits", logits), returned.get("sample", sample)
                     if draw is not None and "logits" in returned and torch.equal(sample, drawn):
-                        sample = draw(logits).prev_sample
+                        sample = draw(self._token_filter.suppress(logits)).prev_sample
                 progress.update()
         return sample
 
@@ -429,7 +438,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         while start < length and not self._interrupt:
             end = min(start + block_length, length)
             block = slice(start, end)
-            inputs.start, inputs.end = start, end
+            inputs.start, inputs.end, inputs.decided = start, end, sample[:, :start]
             sample[:, block] = self._denoise(sample[:, block], inputs, generators, step_arguments, None, [])
             generators = reseed_all(generators)
             if end < length:
@@ -438,7 +447,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return sample
 
     def _predict(self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: DenoiserInputs) -> Tensor:
-        """Guided logits of the denoiser at the candidates `(rows, ...)` of these rows, at times `(rows,)`."""
+        """Guided, filtered logits at the candidates `(rows, ...)` of these rows, at times `(rows,)`."""
         copies = torch.cat([rows, rows + len(sample)]) if self.do_classifier_free_guidance else rows
         logits = self.model(
             input_ids=self._in_copies(self.scheduler.scale_model_input(sample[rows], t)),
@@ -446,13 +455,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             position_mask=self._in_copies(candidates.to(sample.device)),
             **inputs.of(copies),
         ).logits
-        unused = getattr(self.model.config, "unused_token_ids", None)
-        if unused:  # a denoiser of one's own may know nothing of them
-            logits = suppress_mask(logits, self.mask_token_id, unused)
-        if not self.do_classifier_free_guidance:
-            return logits
-        conditional, unconditional = logits.chunk(2)
-        return torch.lerp(unconditional, conditional, self._guidance_scale)
+        if self.do_classifier_free_guidance:
+            conditional, unconditional = logits.chunk(2)
+            logits = torch.lerp(unconditional, conditional, self._guidance_scale)
+        return self._token_filter(logits, functools.partial(inputs.ids_at, sample, rows, candidates))
 
     def _in_copies(self, rows: Tensor) -> Tensor:
         """Rows for the denoiser: with guidance two copies, one to see its class and one not."""

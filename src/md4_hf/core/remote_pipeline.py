@@ -22,6 +22,7 @@ from .pipeline_inputs import TextInputs  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
 from .schedules import MaskingSchedule  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+from .token_filter import TokenFilter  # noqa: F401
 
 
 # diffusers takes the components of a flat folder from libraries that it knows: the index names these libraries.

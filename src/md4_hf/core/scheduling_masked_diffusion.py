@@ -397,20 +397,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def _token_probabilities(self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None):
         """Distribution that tokens are drawn from, `(n, vocab)` float64."""
-        if temperature >= MIN_TEMPERATURE:
-            is_suppressed = logits == torch.finfo(logits.dtype).min  # which no temperature may bring back
-            logits = (logits.double() / float(temperature)).masked_fill_(is_suppressed, -torch.inf)
-            logits[..., self._mask_token_id()] = -torch.inf
-            if top_k is not None:
-                logits = top_k_logits(logits, top_k)
-            if top_p is not None:
-                logits = top_p_logits(logits, top_p)
-        mu = denoiser_probabilities(logits, self._mask_token_id())
-        if mu.device.type == "cpu" and mu[:, 0].isnan().any():  # a check elsewhere would wait for the device
-            raise ValueError("`model_output` must be finite, got rows with nan or infinity.")
-        if temperature < MIN_TEMPERATURE:
-            mu = torch.zeros_like(mu).scatter(-1, mu.argmax(dim=-1, keepdim=True), 1.0)
-        return mu
+        return token_probabilities(logits, self._mask_token_id(), temperature, top_p, top_k)
 
     def _mask_token_id(self) -> int:
         if self.config.mask_token_id is None:
@@ -438,6 +425,31 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.num_inference_steps
+
+
+def token_probabilities(
+    logits: Tensor, mask_token_id: int, temperature: float = 1.0, top_p: float | None = None, top_k: int | None = None
+) -> Tensor:
+    """Distribution that tokens are drawn from, `(n, vocab)` float64: 0 at the mask and where logits are suppressed.
+
+    Raises:
+        ValueError: On the CPU, for rows that are not finite or have no token to draw.
+    """
+    is_suppressed = logits == torch.finfo(logits.dtype).min  # which no temperature may bring back
+    logits = logits.double().masked_fill(is_suppressed, -torch.inf)
+    logits[..., mask_token_id] = -torch.inf
+    if temperature >= MIN_TEMPERATURE:
+        logits /= float(temperature)
+        if top_k is not None:
+            logits = top_k_logits(logits, top_k)
+        if top_p is not None:
+            logits = top_p_logits(logits, top_p)
+    mu = denoiser_probabilities(logits, mask_token_id)
+    if mu.device.type == "cpu" and mu[:, 0].isnan().any():  # a check elsewhere would wait for the device
+        raise ValueError("`model_output` must be finite, with a token to draw, got rows with nan or infinity.")
+    if temperature < MIN_TEMPERATURE:
+        mu = torch.zeros_like(mu).scatter(-1, mu.argmax(dim=-1, keepdim=True), 1.0)
+    return mu
 
 
 def _uniform(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:

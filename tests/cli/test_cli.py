@@ -131,9 +131,9 @@ def test_training_goes_on_from_a_model(run, tmp_path, capsys):
     assert AutoModel.from_pretrained(tmp_path / "dropout").model.layers[0].residual_dropout.p == 0.25
     train = ["train", "--model_name_or_path", str(run), "--output_dir", str(folder / "x")]
     message = failure(capsys, [*train, "--hidden_size", "64"])
-    assert "`hidden_size` must be the trained model's 32, got 64" in message
+    assert "--hidden_size must be the trained model's 32, got 64" in message
     message = failure(capsys, [*train, *QUICK, "--block_size", "64"])
-    assert "`block_size` must be at most the model's 32 tokens, got 64" in message
+    assert "--block_size must be at most the model's 32 tokens, got 64" in message
 
 
 def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
@@ -207,7 +207,7 @@ def test_an_export_merges_the_adapter_and_carries_the_code(adapter, tmp_path, ca
         difference = (expected(ids).logits - merged(ids).logits)[..., :27].abs().max()
     assert difference < 1e-5
     message = failure(capsys, ["export", str(adapter), str(tmp_path / "merged")])
-    assert "`folder` must be empty or absent" in message
+    assert "FOLDER must be empty or absent" in message
     assert not list(tmp_path.glob(".merged*")), "nothing half-written is left"
 
 
@@ -222,7 +222,7 @@ def test_fine_tuning_an_adapter_trains_it_further(run, adapter, tmp_path, capsys
     data = ["--data", str(tmp_path / "text.txt"), "--max_steps", "2", "--final_eval_draws", "2"]
     data += ["--output_dir", str(tmp_path / "x")]
     message = failure(capsys, ["finetune", str(adapter), *data, "--lora_r", "4"])
-    assert "`lora_r` must be left out where an adapter trains further, got 4" in message
+    assert "--lora_r must be left out where an adapter trains further, got 4" in message
     main(["finetune", str(adapter), *data, "--base", str(run)])
     assert str(run) in (tmp_path / "x/README.md").read_text(), "the base, not the first adapter"
     first, further = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, tmp_path / "x"))
@@ -380,17 +380,17 @@ def test_help_tells_values_and_defaults(command, shown, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["infill", "RUN", "--seed", "1", "<mask:99>"], "`text` must have gaps of at most 32 tokens in all"),
-        (["sample", "RUN", "--enlarge", "8"], "`enlarge` must be left out for a model of text, got 8"),
-        (["export", "RUN", "new", "--private"], "`private` must be left out without --push_to_hub, got True"),
-        (["export", "RUN", "new", "--base", "x"], "`base` must be left out where `model` is no adapter, got 'x'"),
-        (["evaluate", "RUN", "--validation_data", "./no.txt"], "`validation_data` must be"),
-        (["score", "RUN", "--references", "./no.txt"], "`references` must be"),
-        (["score", "RUN", "--device", "nowhere"], "`device` must be a device of this machine, got 'nowhere'"),
-        (["finetune", "RUN", "--image_samples", "3"], "`image_samples` must be left out for a model of text"),
+        (["infill", "RUN", "--seed", "1", "<mask:99>"], "TEXT must have gaps of at most 32 tokens in all"),
+        (["sample", "RUN", "--enlarge", "8"], "--enlarge must be left out for a model of text, got 8"),
+        (["export", "RUN", "new", "--private"], "--private must be left out without --push_to_hub, got True"),
+        (["export", "RUN", "new", "--base", "x"], "--base must be left out where MODEL is no adapter, got 'x'"),
+        (["evaluate", "RUN", "--validation_data", "./no.txt"], "--validation_data must be"),
+        (["score", "RUN", "--references", "./no.txt"], "--references must be"),
+        (["score", "RUN", "--device", "nowhere"], "--device must be a device of this machine, got 'nowhere'"),
+        (["finetune", "RUN", "--image_samples", "3"], "--image_samples must be left out for a model of text"),
         (
             "train --preset tiny --model_name_or_path RUN --objective ar --output_dir new".split(),
-            "`is_causal`, which `objective` sets, must be the trained model's False, got True",
+            "--is_causal, which --objective sets, must be the trained model's False, got True",
         ),
     ],
 )
@@ -405,24 +405,24 @@ def test_what_a_model_cannot_use_is_refused(run, options, message, capsys, tmp_p
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--preset", "huge"], "`preset` must be one of ['cifar10'"),
+        (["train", "--preset", "huge"], "--preset must be one of ['cifar10'"),
         (["train", "--no_such_option", "1"], "unknown options: --no_such_option 1"),
-        (["train", *QUICK, "--data", "no/such/file.txt"], "`data` must be"),
-        (["train", *QUICK, "--max_steps", "0"], "`max_steps` must be >= 1"),
-        (["train", *QUICK, "--total_batch_size", "0"], "`total_batch_size` must be >= 1, got 0"),
-        (["train", *QUICK, "--tokenizer", "./no-such-tokenizer"], '`tokenizer` must be "text8"'),
-        (["train", *QUICK, "--validation_data", "./no.txt"], "`validation_data` must be"),
-        (["train", *QUICK, "--image_samples", "3"], "`image_samples` must be left out for a model of text, got 3"),
+        (["train", *QUICK, "--data", "no/such/file.txt"], "--data must be"),
+        (["train", *QUICK, "--max_steps", "0"], "--max_steps must be >= 1"),
+        (["train", *QUICK, "--total_batch_size", "0"], "--total_batch_size must be >= 1, got 0"),
+        (["train", *QUICK, "--tokenizer", "./no-such-tokenizer"], '--tokenizer must be "text8"'),
+        (["train", *QUICK, "--validation_data", "./no.txt"], "--validation_data must be"),
+        (["train", *QUICK, "--image_samples", "3"], "--image_samples must be left out for a model of text, got 3"),
         (["train", *QUICK, "--objective", "genmd4", "--masking_schedule", "cosine"], '"poly" or "linear"'),
-        (["train", *QUICK, "--hidden_size", "33"], "`hidden_size` must be a multiple of twice"),
+        (["train", *QUICK, "--hidden_size", "33"], "--hidden_size must be a multiple of twice"),
         (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
-        (["train", *QUICK, "--config", "no.yaml"], "`config` must be a YAML file, got 'no.yaml'"),
-        (["sample", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such"),
-        (["infill", "./no-such-model"], "Either `text` or `image` must be given, got None and None"),
-        (["infill", "./no-such-model", "<mask:1>", "--image", "x.png"], "Either `text` or `image` must be given"),
-        (["infill", "./no-such-model", "no gap"], '`text` must have a gap such as <mask:12>, got "no gap"'),
-        (["evaluate", "./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id"),
-        (["evaluate", "./no-such-model", "--draws", "0"], "`draws` must be >= 1, got 0"),
+        (["train", *QUICK, "--config", "no.yaml"], "--config must be a YAML file, got 'no.yaml'"),
+        (["sample", "./no-such-model"], "MODEL must be a model's or adapter's folder or a Hub id, got ./no-such"),
+        (["infill", "./no-such-model"], "Either TEXT or --image must be given, got None and None"),
+        (["infill", "./no-such-model", "<mask:1>", "--image", "x.png"], "Either TEXT or --image must be given"),
+        (["infill", "./no-such-model", "no gap"], 'TEXT must have a gap such as <mask:12>, got "no gap"'),
+        (["evaluate", "./no-such-model"], "MODEL must be a model's or adapter's folder or a Hub id"),
+        (["evaluate", "./no-such-model", "--draws", "0"], "--draws must be >= 1, got 0"),
         (["dance"], "unknown command 'dance'"),
     ],
 )
@@ -438,13 +438,13 @@ def test_bad_input_is_one_clear_message(argv, message, capsys, tmp_path, monkeyp
 def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_prepared(capsys, tmp_path):
     (tmp_path / "file").touch()
     errors = failure(capsys, ["train", *QUICK, "--output_dir", str(tmp_path / "file" / "out")])
-    assert "`output_dir` must be a folder that can be written, got" in errors and "Traceback" not in errors
+    assert "--output_dir must be a folder that can be written, got" in errors and "Traceback" not in errors
 
 
 def test_a_folder_with_other_content_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     errors = failure(capsys, ["train", *QUICK, "--output_dir", str(tmp_path)])
-    assert "`output_dir` must be empty or absent" in errors
+    assert "--output_dir must be empty or absent" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -479,3 +479,43 @@ def test_a_model_that_is_missing_is_named(words, capsys):
     with pytest.raises(SystemExit):
         parse_arguments([DataArguments], words, prog="md4", description="", positional={"model": "A."})
     assert "the following arguments are required: model" in capsys.readouterr().err
+
+
+# Wording of errors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command 'trian'. Did you mean 'train'?"),
+        (["train", "--presett", "tiny"], "unknown options: --presett tiny. Did you mean '--preset'?"),
+        (["train", "--preset", "Tinny"], "got 'Tinny'. Did you mean 'tiny'?"),
+        (["train", "--objective", "gen-md4"], "must be one of md4, genmd4, ar, got 'gen-md4'. Did you mean 'genmd4'?"),
+        (["suite", "MODEL", "zeroshot"], "Did you mean 'zero-shot'?"),
+        (["suite", "MODEL", "zero-shot", "--tasks", "wikitext-2"], "Did you mean 'wikitext2'?"),
+        (["train", "--config", "options.yaml"], "unknown options in options.yaml: learning-rte. Did you mean"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_nearest_known_one(run, argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "options.yaml").write_text("learning-rte: 1\n")
+    assert message in failure(capsys, [str(run) if word == "MODEL" else word for word in argv])
+
+
+def test_a_word_far_from_all_known_ones_is_answered_with_none(capsys):
+    assert "Did you mean" not in failure(capsys, ["train", "--no_such_thing_at_all", "1"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["evaluate", "x", "--draws=0"], "md4 evaluate: --draws must be >= 1, got 0."),
+        (["evaluate", "x", "--batch-size", "0"], "md4 evaluate: --batch-size must be >= 1, got 0."),
+        (["sample", "./x", "--num_samples", "0"], "md4 sample: --num_samples must be >= 1, got 0."),
+        (["infill", "./x", "a", "--image", "y"], "md4 infill: Either TEXT or --image must be given"),
+        (["export", "./x", "y"], "md4 export: MODEL must be"),
+    ],
+)
+def test_errors_name_options_as_they_were_typed(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in failure(capsys, argv)

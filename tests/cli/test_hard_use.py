@@ -97,13 +97,13 @@ def one_line(capsys, argv):
     [
         (
             ["evaluate", "MODEL", "--num_timesteps", "1000000000"],
-            "`num_train_timesteps` must be at most 2**24",
+            "--num_timesteps must be at most 2**24",
         ),
-        (["evaluate", "MODEL", "--batch_size", "0"], "`batch_size` must be >= 1, got 0"),
-        (["sample", "MODEL", "--device", "meta"], "`device` must be a device of this machine, got 'meta'"),
-        (["sample", "MODEL", "--prompt", "a\udc80b"], "`prompt` must be Unicode text without lone surrogates, got 'a"),
-        (["infill", "MODEL", "a\ud800<mask:2>"], "`prompt` must be Unicode text without lone surrogates, got 'a"),
-        (["score", "MODEL", "--device", "meta"], "`device` must be a device of this machine, got 'meta'"),
+        (["evaluate", "MODEL", "--batch_size", "0"], "--batch_size must be >= 1, got 0"),
+        (["sample", "MODEL", "--device", "meta"], "--device must be a device of this machine, got 'meta'"),
+        (["sample", "MODEL", "--prompt", "a\udc80b"], "--prompt must be Unicode text without lone surrogates, got 'a"),
+        (["infill", "MODEL", "a\ud800<mask:2>"], "TEXT must be Unicode text without lone surrogates, got 'a"),
+        (["score", "MODEL", "--device", "meta"], "--device must be a device of this machine, got 'meta'"),
     ],
 )
 def test_malformed_uses_of_a_model_are_one_line(model, argv, message, capsys):
@@ -115,21 +115,21 @@ def test_malformed_uses_of_a_model_are_one_line(model, argv, message, capsys):
     [
         (
             ["--model_name_or_path", "MODEL", "--num_train_timesteps", "17000000"],
-            "`num_train_timesteps` must be at most",
+            "--num_train_timesteps must be at most",
         ),
         (
             ["--model_name_or_path", "MODEL", "--residual_dropout", "2"],
-            "`residual_dropout` must be in [0, 1), got 2.0",
+            "--residual_dropout must be in [0, 1), got 2.0",
         ),
-        (["--model_name_or_path", "MODEL", "--schedule_power", "-1"], "`schedule_power` must be > 0, got -1.0"),
-        (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size` must be >= 1, got 0"),
-        (["--per_device_eval_batch_size", "0"], "`per_device_eval_batch_size` must be >= 1, got 0"),
-        (["--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` must be >= 1, got 0"),
-        (["--eval_accumulation_steps", "0"], "`eval_accumulation_steps` must be >= 1, got 0"),
-        (["--total_batch_size", "0"], "`total_batch_size` must be >= 1, got 0"),
-        (["--learning_rate", "nan"], "`learning_rate` must be >= 0 and finite, got nan"),
-        (["--metric_for_best_model", "accuracy"], "`metric_for_best_model` must be one of ['loss', "),
-        (["--attn_implementation", "flex_attention"], '`attn_implementation` must be "sdpa" or "eager" in training'),
+        (["--model_name_or_path", "MODEL", "--schedule_power", "-1"], "--schedule_power must be > 0, got -1.0"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be >= 1, got 0"),
+        (["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size must be >= 1, got 0"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps must be >= 1, got 0"),
+        (["--eval_accumulation_steps", "0"], "--eval_accumulation_steps must be >= 1, got 0"),
+        (["--total_batch_size", "0"], "--total_batch_size must be >= 1, got 0"),
+        (["--learning_rate", "nan"], "--learning_rate must be >= 0 and finite, got nan"),
+        (["--metric_for_best_model", "accuracy"], "--metric_for_best_model must be one of ['loss', "),
+        (["--attn_implementation", "flex_attention"], '--attn_implementation must be "sdpa" or "eager" in training'),
         (["--hidden_size", str(2**40)], "RuntimeError; MD4_TRACEBACK=1 shows where"),
     ],
 )
@@ -156,7 +156,7 @@ def test_an_image_of_absurd_size_is_one_line(tmp_path, capsys, monkeypatch):
         "--output",
         str(tmp_path / "b.png"),
     ]
-    assert "`image` must have well-formed files, got" in one_line(capsys, argv)
+    assert "--image must have well-formed files, got" in one_line(capsys, argv)
 
 
 def test_a_configuration_that_asks_for_tuples_is_opened(model, tmp_path, capsys):

@@ -364,9 +364,9 @@ def test_a_model_that_sees_the_tokens_to_come_is_no_judge(folders, scored, tmp_p
     BertLMHeadModel(BertConfig(vocab_size=258, initializer_range=0.5, **sizes)).save_pretrained(tmp_path / "bert")
     build_byte_tokenizer().save_pretrained(tmp_path / "bert")
     message = failure(capsys, ["score", str(scored / "samples.jsonl"), "--judge", str(tmp_path / "bert")])
-    assert "`judge` must be a causal language model" in message and "sees the tokens to come" in message
+    assert "--judge must be a causal language model" in message and "sees the tokens to come" in message
     message = failure(capsys, ["score", str(scored / "samples.jsonl"), "--judge", str(folders / "bytes")])
-    assert "`judge` must be" in message and "no causal language model of type 'md4'" in message
+    assert "--judge must be" in message and "no causal language model of type 'md4'" in message
 
 
 def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
@@ -383,40 +383,40 @@ def test_the_autoregressive_baseline_is_a_judge(scored, tmp_path, capsys):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["no.jsonl"], "`model_or_file` must be a model or a file of samples, got no.jsonl, which is not there"),
-        (["./no-such-model"], "`model` must be a model's or adapter's folder or a Hub id, got ./no-such-model"),
-        (["text.txt"], "`judge` or `tokenizer` must be given for the samples of text.txt"),
-        (["text.txt", "--tokenizer", "bytes", "--temperature", "0.5"], "`temperature` must be left out for a file"),
-        (["text.txt", "--samples_file", "x.jsonl"], "`samples_file` must be left out for a file of samples"),
-        (["text.txt", "--num_samples", "0"], "`num_samples` must be >= 1, got 0"),
-        (["text.txt", "--batch_size", "0"], "`batch_size` must be >= 1, got 0"),
-        (["text.txt", "--max_length", "1"], "`max_length` must be >= 2, got 1"),
-        (["text.txt", "--samples_file", "x.txt"], "`samples_file` must end in .jsonl, got x.txt"),
-        (["text.txt", "--output_file", "no/x.json"], "`output_file` must be a file in a folder that exists"),
-        (["text.txt", "--judge", "./no-judge"], "`judge` must be a folder or Hub id of a causal language model"),
-        (["text.txt", "--retokenise", "false"], "`retokenise` must be left out without a `judge`, got False"),
-        (["text.txt", "--add_bos"], "`add_bos` must be left out without a `judge`, got True"),
-        (["MODEL", "--max_length", "9"], "`max_length` must be left out without a `judge`, got 9"),
-        (["MODEL", "--text_column", "body"], "`text_column` must be left out without `references`, got 'body'"),
-        (["MODEL", "--references_split", "test"], "`references_split` must be left out without `references`, got 'te"),
-        (["text.txt", "--tokenizer", "bytes", "--seed", "3"], "`seed` must be left out for a file of samples, got 3"),
-        (["IMAGES", "--resize"], "`resize` must be left out without `references`, got True"),
+        (["no.jsonl"], "MODEL_OR_FILE must be a model or a file of samples, got no.jsonl, which is not there"),
+        (["./no-such-model"], "MODEL_OR_FILE must be a model's or adapter's folder or a Hub id, got ./no-such-model"),
+        (["text.txt"], "--judge or --tokenizer must be given for the samples of text.txt"),
+        (["text.txt", "--tokenizer", "bytes", "--temperature", "0.5"], "--temperature must be left out for a file"),
+        (["text.txt", "--samples_file", "x.jsonl"], "--samples_file must be left out for a file of samples"),
+        (["text.txt", "--num_samples", "0"], "--num_samples must be >= 1, got 0"),
+        (["text.txt", "--batch_size", "0"], "--batch_size must be >= 1, got 0"),
+        (["text.txt", "--max_length", "1"], "--max_length must be >= 2, got 1"),
+        (["text.txt", "--samples_file", "x.txt"], "--samples_file must end in .jsonl, got x.txt"),
+        (["text.txt", "--output_file", "no/x.json"], "--output_file must be a file in a folder that exists"),
+        (["text.txt", "--judge", "./no-judge"], "--judge must be a folder or Hub id of a causal language model"),
+        (["text.txt", "--retokenise", "false"], "--retokenise must be left out without a --judge, got False"),
+        (["text.txt", "--add_bos"], "--add_bos must be left out without a --judge, got True"),
+        (["MODEL", "--max_length", "9"], "--max_length must be left out without a --judge, got 9"),
+        (["MODEL", "--text_column", "body"], "--text_column must be left out without --references, got 'body'"),
+        (["MODEL", "--references_split", "test"], "--references_split must be left out without --references, got 'te"),
+        (["text.txt", "--tokenizer", "bytes", "--seed", "3"], "--seed must be left out for a file of samples, got 3"),
+        (["IMAGES", "--resize"], "--resize must be left out without --references, got True"),
         (
             ["IMAGES", *REAL, "--text_column", "body"],
-            "`text_column` must be left out for a model of images, got 'body'",
+            "--text_column must be left out for a model of images, got 'body'",
         ),
-        (["IMAGES", *REAL, "--judge", "JUDGE", "--add_bos"], "`judge` must be left out for a model of images, got"),
-        (["IMAGES", *REAL, "--retokenise", "false"], "`retokenise` must be left out without a `judge`, got False"),
-        (["IMAGES", *REAL, "--add_bos"], "`add_bos` must be left out without a `judge`, got True"),
-        (["empty.jsonl", "--tokenizer", "bytes"], "`model_or_file` must hold a text for each sample"),
-        (["torn.jsonl", "--tokenizer", "bytes"], "`samples` must be JSON lines, got line 1 of torn.jsonl"),
-        (["list.jsonl", "--tokenizer", "bytes"], "`samples` must be JSON objects, got b'[1]' in line 1"),
-        (["latin.txt", "--tokenizer", "bytes"], "`model_or_file` must be UTF-8 text, got latin.txt"),
-        (["text.txt", "--tokenizer", "bytes", "--references", "no.txt"], "`references` must be"),
+        (["IMAGES", *REAL, "--judge", "JUDGE", "--add_bos"], "--judge must be left out for a model of images, got"),
+        (["IMAGES", *REAL, "--retokenise", "false"], "--retokenise must be left out without a --judge, got False"),
+        (["IMAGES", *REAL, "--add_bos"], "--add_bos must be left out without a --judge, got True"),
+        (["empty.jsonl", "--tokenizer", "bytes"], "MODEL_OR_FILE must hold a text for each sample"),
+        (["torn.jsonl", "--tokenizer", "bytes"], "MODEL_OR_FILE must be JSON lines, got line 1 of torn.jsonl"),
+        (["list.jsonl", "--tokenizer", "bytes"], "MODEL_OR_FILE must be JSON objects, got b'[1]' in line 1"),
+        (["latin.txt", "--tokenizer", "bytes"], "MODEL_OR_FILE must be UTF-8 text, got latin.txt"),
+        (["text.txt", "--tokenizer", "bytes", "--references", "no.txt"], "--references must be"),
         (["text.txt", "--tokenizer", "bytes", "--resize"], "options of images must be left out for a model of text"),
-        (["MODEL", "--tokenizer", "bytes"], "`tokenizer` must be left out for a model, which has its own"),
-        (["MODEL", "--num_samples", "-1"], "`num_samples` must be >= 1, got -1"),
-        (["MODEL", "--judge", "JUDGE", "--retokenise", "false"], "`tokenizer` must have the tokens of the samples"),
+        (["MODEL", "--tokenizer", "bytes"], "--tokenizer must be left out for a model, which has its own"),
+        (["MODEL", "--num_samples", "-1"], "--num_samples must be >= 1, got -1"),
+        (["MODEL", "--judge", "JUDGE", "--retokenise", "false"], "--tokenizer must have the tokens of the samples"),
     ],
 )
 def test_bad_input_is_one_clear_message(folders, image_folder, argv, message, capsys, tmp_path, monkeypatch):
@@ -532,4 +532,4 @@ def test_images_of_a_model_are_scored_and_kept(torchmetrics, image_folder, tmp_p
     assert scores["samples"]["images"]["num_references"] == 1797
     assert scores["samples"]["images"]["inception_score"] == pytest.approx(measured["inception_score"])
     message = failure(capsys, ["score", str(image_folder), "--judge", "gpt2"])
-    assert "`judge` must be left out for a model of images, got 'gpt2'" in message
+    assert "--judge must be left out for a model of images, got 'gpt2'" in message

@@ -183,9 +183,9 @@ def test_lines_of_a_local_file_are_rows(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preparation": "plaid"}, "`preparation` must be one of .*, got 'plaid'"),
-        ({"stride": 17}, r"`stride` must be in \[1, 16\], the tokens of a block, got 17"),
-        ({"context": 2, "preparation": "mdlm"}, "`context` must leave room for a token, got 2"),
+        ({"preparation": "plaid"}, "--preparation must be one of .*, got 'plaid'"),
+        ({"stride": 17}, r"--stride must be in \[1, 16\], the tokens of a block, got 17"),
+        ({"context": 2, "preparation": "mdlm"}, "--context must leave room for a token, got 2"),
     ],
 )
 def test_recipes_that_make_no_sense_are_errors(options, message):
@@ -338,10 +338,10 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
     text = {"block_size": "7", "text_column": "zzz", "document_mask": "true"}
     for name, value in text.items():
         message = failure(capsys, ["evaluate", str(model), "--data", "digits", f"--{name}", value])
-        assert f"`{name}` must be left out for a model of images" in message
+        assert f"--{name} must be left out for a model of images" in message
     pairs = ["--prompt_column", "a", "--response_column", "b"]
     message = failure(capsys, ["evaluate", str(model), "--data", "digits", *pairs])
-    assert "`prompt_column` must be left out for a model of images, got 'a'" in message
+    assert "--prompt_column must be left out for a model of images, got 'a'" in message
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, example in enumerate(digits().select(range(6))):
@@ -358,29 +358,29 @@ def test_images_are_evaluated_in_bits_per_dimension(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["suite", "MODEL", "zero-shot", "--tasks", "enwik8"], "`tasks` must be among"),
-        (["suite", "MODEL", "text8", "--replace", "ptb=x.txt"], "`replace` must be TASK=FILE, of a task in ['text8']"),
+        (["suite", "MODEL", "zero-shot", "--tasks", "enwik8"], "--tasks must be among"),
+        (["suite", "MODEL", "text8", "--replace", "ptb=x.txt"], "--replace must be TASK=FILE, of a task in ['text8']"),
         (
             ["suite", "MODEL", "text8", "--replace", "text8=x.txt"],
-            "`replace` must name a file or folder that is there",
+            "--replace must name a file or folder that is there",
         ),
-        (["suite", "MODEL", "cifar10"], "`tasks` must be of text for a model of text, got 'cifar10'"),
+        (["suite", "MODEL", "cifar10"], "--tasks must be of text for a model of text, got 'cifar10'"),
         (["suite", "MODEL", "text8", "--data", "other.txt"], "unknown options: --data other.txt"),
         (["suite", "MODEL", "text8", "--output_file", "figures.json"], "unknown options: --output_file figures.json"),
-        (["suite", "MODEL", "text9"], "`name` must be one of ['zero-shot', 'openwebtext', "),
-        (["suite", "MODEL", "text8", "--block_size", "99"], "`block_size` must be at most the model's 16"),
-        (["suite", "MODEL", "text8", "--rounds", "0"], "`rounds` must be >= 1, got 0"),
-        (["suite", "MODEL", "text8", "--stride", "99"], "`stride` must be in [1, 16]"),
-        (["suite", "MODEL", "text8", "--output_dir", "FILE"], "`output_dir` must be a folder that can be written"),
-        (["evaluate", "MODEL", "--data", "x.txt", "--output_file", "FILE/x.json"], "`output_file` must be a file"),
+        (["suite", "MODEL", "text9"], "NAME must be one of ['zero-shot', 'openwebtext', "),
+        (["suite", "MODEL", "text8", "--block_size", "99"], "--block_size must be at most the model's 16"),
+        (["suite", "MODEL", "text8", "--rounds", "0"], "--rounds must be >= 1, got 0"),
+        (["suite", "MODEL", "text8", "--stride", "99"], "--stride must be in [1, 16]"),
+        (["suite", "MODEL", "text8", "--output_dir", "FILE"], "--output_dir must be a folder that can be written"),
+        (["evaluate", "MODEL", "--data", "x.txt", "--output_file", "FILE/x.json"], "--output_file must be a file"),
         (
             ["suite", "MODEL", "zero-shot", "--tasks", "lm1b", "--replace", "ptb=FILE"],
-            "`replace` must be of tasks that are evaluated, ['lm1b'], got 'ptb'",
+            "--replace must be of tasks that are evaluated, ['lm1b'], got 'ptb'",
         ),
         (["evaluate", "MODEL", "--data", "other.txt", "--stride", "4"], "unknown options: --stride 4"),
-        (["evaluate", "MODEL", "--max_rounds", "4"], "`max_rounds` must be left out without --target_stderr, got 4"),
-        (["evaluate", "MODEL", "--num_timesteps", "-1"], "`num_timesteps` must be >= 0, got -1"),
-        (["evaluate", "MODEL", "--rounds", "0"], "`rounds` must be >= 1, got 0"),
+        (["evaluate", "MODEL", "--max_rounds", "4"], "--max_rounds must be left out without --target_stderr, got 4"),
+        (["evaluate", "MODEL", "--num_timesteps", "-1"], "--num_timesteps must be >= 0, got -1"),
+        (["evaluate", "MODEL", "--rounds", "0"], "--rounds must be >= 1, got 0"),
     ],
 )
 def test_options_that_do_not_fit_are_errors_before_any_work(model, argv, message, capsys, tmp_path):

@@ -265,10 +265,10 @@ def test_the_command_trains_and_shows_what_was_learned(tmp_path, capsys):
 def test_a_model_without_learned_schedules_has_none_to_show(tmp_path, capsys):
     random_model(28, 16, std=0.1).save_pretrained(tmp_path)
     build_text8_tokenizer().save_pretrained(tmp_path)
-    assert "`model` must be a GenMD4 model" in failure(capsys, ["schedules", str(tmp_path)])
+    assert "MODEL must be a GenMD4 model" in failure(capsys, ["schedules", str(tmp_path)])
     options = ["--masking_schedule", "cosine", "--output_dir", str(tmp_path / "x")]
     message = failure(capsys, ["train", "--objective", "genmd4", *options])
-    assert "`masking_schedule` must be left out" in message
+    assert "--masking_schedule must be left out" in message
 
 
 def test_pictures_are_drawn(tmp_path):

@@ -10,6 +10,7 @@ import sys
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 
 from .. import __version__
+from ..utils.errors import did_you_mean
 from .commands import COMMANDS
 
 
@@ -41,14 +42,16 @@ def main(argv: list[str] | None = None):
         print(f"md4_hf {__version__}")
         return
     if argv[0] not in COMMANDS:
-        print(f"md4: unknown command {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        hint = did_you_mean(argv[0], COMMANDS)
+        print(f"md4: unknown command {argv[0]!r}.{hint}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
     try:
         COMMANDS[argv[0]].run(argv[0], argv[1:])
     except Exception as error:
         if os.environ.get("MD4_TRACEBACK"):
             raise
-        print(f"md4 {argv[0]}: {describe(error)}", file=sys.stderr)
+        message = COMMANDS[argv[0]].as_typed(describe(error), argv[1:])
+        print(f"md4 {argv[0]}: {message}", file=sys.stderr)
         if not isinstance(error, DOCUMENTED_ERRORS):
             print(f"({type(error).__name__}; MD4_TRACEBACK=1 shows where it was raised.)", file=sys.stderr)
         sys.exit(1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import types
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -16,11 +15,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..training.elbo_arguments import ElboArguments
 from ..training.presets import PRESETS
+from ..utils.errors import did_you_mean
 from .options_file import read_options
 from .train_options import ShownTrainingArguments, StartArguments
+from .wording import Parser, spellings
 
 
-HUB_TOKEN = re.compile(r"hf_\w+")  # the value of a misspelled option may be one
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
 
 
@@ -48,7 +48,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
     """Options that a preset stands for; those of a new model, and the tokenizer, only `with_model`."""
     if name not in [*PRESETS]:  # a list, since a YAML file may give what has no hash
-        raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
+        raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.{did_you_mean(name, PRESETS)}")
     preset = PRESETS[name]
     tokenizer = {} if preset.tokenizer is None else {"tokenizer": preset.tokenizer}
     new_model = {**preset.model, **tokenizer} if with_model else {}
@@ -95,16 +95,16 @@ def parse_arguments(
         parser.exit()
     namespace, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        parser.error(HUB_TOKEN.sub("hf_***", f"unknown options: {' '.join(unknown)}"))
+        parser.refuse_unknown(unknown)
     _check_positional(parser, namespace, [name for name in positional or {} if not name.startswith("[")])
     return (*(_fill(cls, namespace) for cls in filled), namespace)
 
 
 def _make_parser(
     dataclass_types: Sequence[type], prog: str, description: str, positional: Mapping[str, str]
-) -> argparse.ArgumentParser:
+) -> Parser:
     """A parser of positional arguments and of an option for each field."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=description,
         allow_abbrev=False,
@@ -159,10 +159,10 @@ def add_options(parser: argparse.ArgumentParser, cls: type):
             continue
         settings = {**field.metadata, **_settings(field, _type_of_value(hints[field.name]))}
         settings["help"] = texts.get(field.name, settings["help"])
-        group.add_argument(*_spellings(field.name), **settings)
+        group.add_argument(*spellings(field.name), **settings)
         if field.default is True:
             text = f"Switches --{field.name} off."
-            no = _spellings(f"no_{field.name}")
+            no = spellings(f"no_{field.name}")
             group.add_argument(*no, action="store_false", dest=field.name, default=False, help=text)
 
 
@@ -190,10 +190,6 @@ def _type_of_value(hint: Any) -> Any:
     return kinds[0] if len(kinds) == 1 else str
 
 
-def _spellings(name: str) -> list[str]:
-    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
-
-
 def to_bool(value: str | bool) -> bool:
     """Read true and false, as YAML files and command lines spell them."""
     word = str(value).lower()
@@ -205,11 +201,11 @@ def to_bool(value: str | bool) -> bool:
 # Defaults -------------------------------------------------------------------------------------------------------------
 
 
-def _set_defaults(parser: argparse.ArgumentParser, argv: list[str], dataclass_types: Sequence[type], is_strict: bool):
+def _set_defaults(parser: Parser, argv: list[str], dataclass_types: Sequence[type], is_strict: bool):
     """Take defaults from the preset, this machine and the YAML file; refuse unknown names in the file if strict."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "preset", "model_name_or_path"):
-        early.add_argument(*_spellings(name))
+        early.add_argument(*spellings(name))
     given, _ = early.parse_known_args(argv)
     known = {
         action.dest: action
@@ -220,7 +216,7 @@ def _set_defaults(parser: argparse.ArgumentParser, argv: list[str], dataclass_ty
     options = read_options(given.config, known, hints) if given.config else {}
     unknown = sorted(map(str, options.keys() - known))
     if is_strict and unknown:
-        parser.error(f"unknown options in {given.config}: {', '.join(unknown)}")
+        parser.refuse_unknown(unknown, f" in {given.config}")
     preset = given.preset or options.get("preset")
     if StartArguments in dataclass_types and preset:
         has_model = given.model_name_or_path or options.get("model_name_or_path")

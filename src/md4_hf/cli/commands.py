@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..evaluation.recipes import SUITES
@@ -16,6 +16,7 @@ from ..hub.lora_arguments import LoraArguments
 from . import options
 from .arguments import parse_arguments
 from .train_options import ModelArguments, RunArguments, ShownTrainingArguments, StartArguments
+from .wording import as_typed
 
 
 MODEL = {"model": "Folder or Hub id of a model or adapter."}
@@ -31,6 +32,7 @@ class Command:
     options: tuple[type, ...] = ()  # dataclasses
     positional: Mapping[str, str] = field(default_factory=dict)  # names and help; those in brackets may be left out
     defaults: Mapping[str, Any] = field(default_factory=dict)  # in place of the dataclasses' own
+    stands_for: Mapping[str, str] = field(default_factory=dict)  # options by the argument of Python that errors name
     passes_on: bool = False  # whether all arguments but `--help` go to another program unread
 
     def run(self, name: str, argv: list[str]):
@@ -48,6 +50,11 @@ class Command:
         rest.command_line = shlex.join(["md4", name, *argv])
         module, function = self.function.split(".")
         getattr(importlib.import_module(f".{module}", __package__), function)(*values, rest)
+
+    def as_typed(self, message: str, argv: Sequence[str]) -> str:
+        """An error message of the command with its options as they were typed."""
+        names = {name: name for cls in self.options for name in get_type_hints(cls)}
+        return as_typed(message, {**names, **self.stands_for}, self.positional, argv)
 
 
 COMMANDS: dict[str, Command] = {
@@ -82,6 +89,7 @@ COMMANDS: dict[str, Command] = {
         (options.EvaluateArguments, PairArguments, DataArguments, ImageDataArguments),
         MODEL,
         defaults={"block_size": None},
+        stands_for={"num_train_timesteps": "num_timesteps"},
     ),
     "suite": Command(
         "suite.suite",
@@ -90,6 +98,7 @@ COMMANDS: dict[str, Command] = {
         "JSON and Markdown.",
         (options.EstimateArguments, options.SuiteArguments, ImageDataArguments),
         {**MODEL, "name": f"Name of the suite: {', '.join(SUITES)}."},
+        stands_for={"num_train_timesteps": "num_timesteps"},
     ),
     "sample": Command(
         "sample.sample",
@@ -109,6 +118,7 @@ COMMANDS: dict[str, Command] = {
         (options.ScoreArguments, options.SamplerArguments, ImageDataArguments),
         {"model_or_file": "Folder or Hub id of a model or adapter, or a .txt or .jsonl file of samples."},
         defaults={"num_samples": None, "seed": options.SCORED_SEED},
+        stands_for={"model": "model_or_file", "samples": "model_or_file"},
     ),
     "infill": Command(
         "sample.infill",
@@ -117,6 +127,7 @@ COMMANDS: dict[str, Command] = {
         "gap of an image is what is white in another one.",
         (options.SampleArguments, options.ImageArguments),
         {**MODEL, "[text]": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'},
+        stands_for={"prompt": "text"},
     ),
     "schedules": Command(
         "schedules.schedules",

@@ -12,6 +12,8 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from ..utils.errors import did_you_mean
+
 
 FLOAT_TAG, NULL_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
 
@@ -58,8 +60,9 @@ def read_options(path: str, actions: Mapping[str, argparse.Action], hints: Mappi
         try:
             options[name] = _value(options[name], nodes[name], action, hint)
         except (ValueError, argparse.ArgumentTypeError):
-            rule = _rule(action, hint)
-            raise ValueError(f"`{name}` must be {rule}, got {_shown(options[name])} in {path}.") from None
+            rule, shown = _rule(action, hint), _shown(options[name])
+            hint = did_you_mean(options[name], action.choices or ())
+            raise ValueError(f"`{name}` must be {rule}, got {shown} in {path}.{hint}") from None
     return options
 
 

@@ -18,6 +18,7 @@ from ..evaluation.tasks import hub_commit, load_rows, make_windows
 from ..objective.example_order import data_sha256
 from ..objective.modality import IMAGES, Modality, modality_of
 from ..training.trainer import MD4Trainer
+from ..utils.errors import did_you_mean
 from ..utils.files import check_can_be_written, write_whole
 from ..utils.processes import on_first_process, print_on_first
 from .evaluate import describe_estimate, describe_model, evaluation_arguments, open_model
@@ -90,10 +91,12 @@ def chosen_tasks(suite: str, preparation: SuiteArguments) -> dict[str, str | Non
         FileNotFoundError: If the file is not there.
     """
     if suite not in SUITES:
-        raise ValueError(f"`name` must be one of {[*SUITES]}, got {suite!r}.")
+        raise ValueError(f"`name` must be one of {[*SUITES]}, got {suite!r}.{did_you_mean(suite, SUITES)}")
     known, wanted = SUITES[suite], preparation.tasks
     if unknown := [task for task in wanted or () if task not in known]:
-        raise ValueError(f"`tasks` must be among {[*known]}, the suite {suite!r}, got {unknown}.")
+        raise ValueError(
+            f"`tasks` must be among {[*known]}, the suite {suite!r}, got {unknown}.{did_you_mean(unknown[0], known)}"
+        )
     files: dict[str, str | None] = {task: None for task in known if wanted is None or task in wanted}
     for entry in preparation.replace or ():
         task, _, file = entry.partition("=")

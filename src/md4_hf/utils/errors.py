@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -44,3 +45,17 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, Any]):
         if is_other_bool or not isinstance(value, (*allowed, int) if float in allowed else allowed):
             expected = " or ".join(kind.__name__ for kind in allowed)
             raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+
+
+def did_you_mean(word: object, known: Iterable[object]) -> str:
+    """A question for the end of an error, " Did you mean 'train'?", with the known word nearest to another; "" if none is.
+
+    Letter case, dashes in front, and whether words are joined by a hyphen or an underscore, do not matter.
+    """
+
+    def plain(name: object) -> str:
+        return str(name).lower().lstrip("-").replace("-", "_")
+
+    by_plain = {plain(name): str(name) for name in known}
+    close = difflib.get_close_matches(plain(word), [*by_plain], n=1, cutoff=0.6)
+    return f" Did you mean {by_plain[close[0]]!r}?" if close else ""

@@ -386,7 +386,7 @@ def test_the_commands_train_go_on_and_evaluate(folder, tmp_path, capsys):
     [
         ([*TINY, "--data", "pydoc"], "--data must be"),
         ([*TINY, "--tokenizer", "bytes"], "--tokenizer must be left out for a model of images, got 'bytes'"),
-        ([*TINY, "--data", "digits"], "--images must be 4 x 4 pixels"),
+        ([*TINY, "--data", "digits"], "`images` must be 4 x 4 pixels"),
         (["--resize"], "The options of images must be left out for a model of text"),
     ],
 )

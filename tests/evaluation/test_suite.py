@@ -183,9 +183,9 @@ def test_lines_of_a_local_file_are_rows(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preparation": "plaid"}, "--preparation must be one of .*, got 'plaid'"),
-        ({"stride": 17}, r"--stride must be in \[1, 16\], the tokens of a block, got 17"),
-        ({"context": 2, "preparation": "mdlm"}, "--context must leave room for a token, got 2"),
+        ({"preparation": "plaid"}, "`preparation` must be one of .*, got 'plaid'"),
+        ({"stride": 17}, r"`stride` must be in \[1, 16\], the tokens of a block, got 17"),
+        ({"context": 2, "preparation": "mdlm"}, "`context` must leave room for a token, got 2"),
     ],
 )
 def test_recipes_that_make_no_sense_are_errors(options, message):

@@ -106,6 +106,7 @@ COMMANDS: dict[str, Command] = {
         "Sample text, from nothing or from a prompt, or images, from nothing or of a class.",
         (options.SampleArguments, options.PromptArguments),
         MODEL,
+        stands_for={"path": "output"},
     ),
     "score": Command(
         "score.score",
@@ -127,7 +128,7 @@ COMMANDS: dict[str, Command] = {
         "gap of an image is what is white in another one.",
         (options.SampleArguments, options.ImageArguments),
         {**MODEL, "[text]": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'},
-        stands_for={"prompt": "text"},
+        stands_for={"prompt": "text", "path": "output"},
     ),
     "schedules": Command(
         "schedules.schedules",

@@ -48,7 +48,7 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, Any]):
 
 
 def did_you_mean(word: object, known: Iterable[object]) -> str:
-    """A question for the end of an error, " Did you mean 'train'?", with the known word nearest to another; "" if none is.
+    """A question for the end of an error, " Did you mean 'train'?", with the nearest known word; "" if none is near.
 
     Letter case, dashes in front, and whether words are joined by a hyphen or an underscore, do not matter.
     """

@@ -149,10 +149,10 @@ def test_text8_separator_is_a_space_of_one_character():
     assert report.num_documents == 2
 
 
-def test_names_of_special_tokens_in_documents_are_ordinary_text():
+def test_names_of_special_tokens_in_documents_are_these_tokens_but_that_of_the_mask():
     text = "a[MASK]<|endoftext|>b"
-    blocks, _ = pack(as_dataset([text]), build_byte_tokenizer(), len(text))
-    assert blocks["input_ids"][0] == list(text.encode())
+    blocks, _ = pack(as_dataset([text]), build_byte_tokenizer(), 9)
+    assert blocks["input_ids"][0] == [*b"a[MASK]", 256, *b"b"]
     text8, report = pack(as_dataset([text]), build_text8_tokenizer(), 1)
     assert 27 not in [ids[0] for ids in text8["input_ids"]]
     assert set(text8["num_characters"]) == {1.0} and report.num_characters == len("a mask endoftext b")

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..core.text_encoding import encode_texts
 from ..evaluation.samples import generative_perplexity, generative_perplexity_of_ids
 from ..utils.errors import file_errors_as_value_errors
 from .draw import TextSamples
@@ -84,7 +85,7 @@ def perplexity(
     settings = {"batch_size": options.batch_size, "max_length": options.max_length, "add_bos": options.add_bos}
     if not options.retokenise and (samples.ids is None or tokenizer is None):
         raise ValueError("`retokenise` must be true for samples without `input_ids` and a `tokenizer`, got false.")
-    rows = encode(judge.tokenizer, samples.texts) if options.retokenise else samples.ids
+    rows = encode_texts(judge.tokenizer, samples.texts) if options.retokenise else samples.ids
     scored = [place for place, row in enumerate(rows) if len(row) >= 2]
     if not scored:
         raise ValueError("`model_or_file` must give samples of at least two tokens of the judge, got none.")
@@ -95,8 +96,3 @@ def perplexity(
         ids = [rows[place] for place in scored]
         measures = generative_perplexity_of_ids(ids, *judge, tokenizer, progress=True, **settings)
     return {**measures, "num_too_short": len(samples) - len(scored)}
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """The ids of texts, without special tokens."""
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

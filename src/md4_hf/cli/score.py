@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..core.text_encoding import encode_texts
 from ..data.arguments import ImageDataArguments
 from ..data.documents import load_documents
 from ..data.images import encode_images, load_image_table
@@ -32,7 +33,7 @@ from ..utils.hardware import choose_device
 from ..utils.options import check_left_out
 from .draw import TextSamples, draw_samples, is_samples_file, read_samples, sampling_recipe
 from .images import check_no_images
-from .judge import Judge, commit, encode, judge_recipe, load_judge, perplexity
+from .judge import Judge, commit, judge_recipe, load_judge, perplexity
 from .options import SCORED_SAMPLES, SCORED_SEED, SamplerArguments, ScoreArguments
 
 
@@ -92,7 +93,7 @@ def score_file(
     judge = load_judge(options)
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer, argument="tokenizer")
     if samples.ids is None and tokenizer is not None:
-        samples.ids = encode(tokenizer, samples.texts)
+        samples.ids = encode_texts(tokenizer, samples.texts)
     if samples.ids is None and judge is None:
         raise ValueError(
             f"`judge` or `tokenizer` must be given for the samples of {source}, which have no `input_ids`."
@@ -127,7 +128,7 @@ def score_drawn_texts(
     judge = load_judge(options)  # before samples are drawn for nothing
     documents = load_references(options)
     if judge is not None and not options.retokenise:
-        check_same_tokens(encode(pipeline.tokenizer, [PROBE]), judge.tokenizer, pipeline.tokenizer)
+        check_same_tokens(encode_texts(pipeline.tokenizer, [PROBE]), judge.tokenizer, pipeline.tokenizer)
     rows = draw()
     samples = TextSamples([row["text"] for row in rows], [row["input_ids"] for row in rows])
     scores = score_texts(samples, documents, pipeline.tokenizer, judge, options, pipeline.device)
@@ -150,7 +151,7 @@ def score_texts(
         cutter = tokenizer or (judge and judge.tokenizer)
         if cutter is None:
             raise ValueError("`references` need a `tokenizer` or a `judge` to be cut to the length of the samples.")
-        lengths = list(map(len, samples.ids or encode(cutter, samples.texts)))
+        lengths = list(map(len, samples.ids or encode_texts(cutter, samples.texts)))
         references = reference_texts(documents, cutter, round(sum(lengths) / len(lengths)), len(samples))
         if samples.ids is None:  # then neither are these of tokens of their own
             references.ids = None
@@ -165,7 +166,7 @@ def measure_texts(
     measures = {} if judge is None else {"judge": perplexity(samples, tokenizer, judge, options)}
     kind, ids = OWN_TOKENS, samples.ids
     if ids is None:
-        kind, ids = JUDGE_TOKENS, [row for row in encode(judge.tokenizer, samples.texts) if row]
+        kind, ids = JUDGE_TOKENS, [row for row in encode_texts(judge.tokenizer, samples.texts) if row]
     return {**measures, "tokens": {"are": kind, **token_statistics(ids)}}
 
 

@@ -13,6 +13,8 @@ from diffusers.utils import logging
 from torch import Tensor
 from transformers import BaseImageProcessor, DynamicCache, PreTrainedTokenizerBase
 
+from .text_encoding import encode_texts
+
 
 logger = logging.get_logger(__name__)
 
@@ -88,7 +90,7 @@ class TextInputs:
             raise ValueError(f"`prompt` must be a string or a list of strings, got {type(text).__name__}.")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"`prompt` must be Unicode text without lone surrogates, got {text!r}.")
-        ids = self.processor.encode(text, add_special_tokens=False)
+        (ids,) = encode_texts(self.processor, [text], reads_masks=True)
         decoded = self.processor.decode(ids, skip_special_tokens=False)
         if decoded != text:
             logger.warning(

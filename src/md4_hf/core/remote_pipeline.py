@@ -22,6 +22,7 @@ from .pipeline_inputs import TextInputs  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
 from .schedules import MaskingSchedule  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
+from .text_encoding import encode_texts  # noqa: F401
 from .token_filter import TokenFilter  # noqa: F401
 
 

@@ -19,6 +19,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.distributed import split_dataset_by_node
 from transformers import PreTrainedTokenizerBase
 
+from ..core.text_encoding import encode_texts
 from ..utils.integers import as_integer
 from .loading_errors import cache_errors
 
@@ -66,7 +67,7 @@ class Separator:
     @classmethod
     def of_text(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> Separator:
         """A text as separator; no token if it is empty."""
-        input_ids = tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+        input_ids = tuple(encode_texts(tokenizer, [text], after=[""])[0])
         return cls(input_ids, characters_per_token=len(text) / max(len(input_ids), 1))
 
     def count(self, num_documents: int) -> int:
@@ -87,8 +88,8 @@ def pack(
 
     Only the last tokens of the whole corpus, too few for a block, are dropped. After each document, the last one too,
     comes the eos token, or else the sep token; of a tokenizer with neither, a line break as it writes it (a space in
-    text8) comes between documents. Documents are plain
-    text: the tokenizer adds no special tokens, and the name of one inside a document ("[MASK]") is spelled out.
+    text8) comes between documents. Documents have the ids of `encode_texts`: nothing is added, names of special tokens
+    are these tokens, and that of the mask is spelled out.
     Documents without tokens are skipped together with their separator.
 
     A `Dataset` is prepared on disk, in the cache of `datasets`, and found there by the next call; memory holds 64
@@ -174,16 +175,12 @@ def _tokenize_pieces(
     pieces = [(document, piece) for document, text in enumerate(texts) for piece in _split_long_text(text or "")]
     owners = np.array([document for document, _ in pieces])
     texts = [piece for _, piece in pieces]
+    after = ["" if step == 0 else None for step in np.diff(owners, prepend=-1)]  # later pieces continue a text
     ids: list[np.ndarray] = []
     for start in range(0, len(texts), PIECES_PER_CALL):
-        encoding = tokenizer(
-            texts[start : start + PIECES_PER_CALL],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,  # no warning that documents are longer than the model: they are cut into blocks
-        )
-        ids.extend(np.array(piece_ids, dtype=np.int32) for piece_ids in encoding["input_ids"])
+        call = slice(start, start + PIECES_PER_CALL)
+        encoded = encode_texts(tokenizer, texts[call], after=after[call])
+        ids.extend(np.array(piece_ids, dtype=np.int32) for piece_ids in encoded)
 
     num_tokens = np.bincount(owners, weights=[len(piece_ids) for piece_ids in ids])
     num_characters = np.bincount(owners, weights=_normalized_lengths(texts, tokenizer))

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
+from ..core.text_encoding import encode_texts
 from ..utils.integers import as_integer
 from .arguments import DataArguments, PairArguments
 from .documents import check_text_column, load_table, load_train_validation, num_heldout
@@ -40,8 +41,9 @@ def encode_pairs(
     """Turns prompts and responses into examples for `MD4Trainer`.
 
     The ids of an example are those of the prompt, those of the response, and what `response_end` puts after it; both
-    texts are taken to the letter, so that a space or line break between them has to be in one of them. `labels` are
-    -100 on the prompt. Nothing is cut: a pair that does not fit is left out, and counted.
+    texts are taken to the letter, by the rule of `core/text_encoding.py`: a space or line break between them has to be
+    in one of them, and a prompt has the ids that it has in the pipeline. `labels` are -100 on the prompt. Nothing is
+    cut: a pair that does not fit is left out, and counted.
 
     Args:
         pairs: data set with the two columns.
@@ -112,9 +114,9 @@ def _encode(
     batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase, arguments: PairArguments, block_size: int
 ) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {"input_ids": [], "labels": [], "num_scored": [], "fate": []}
-    encode = partial(tokenizer, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
-    prompts = encode([text or "" for text in batch[arguments.prompt_column]])["input_ids"]
-    responses = encode([text or "" for text in batch[arguments.response_column]])["input_ids"]
+    texts = [text or "" for text in batch[arguments.prompt_column]]
+    prompts = encode_texts(tokenizer, texts)
+    responses = encode_texts(tokenizer, [text or "" for text in batch[arguments.response_column]], after=texts)
     end = [] if arguments.response_end == "none" else [tokenizer.eos_token_id]
     for prompt, response in zip(prompts, responses, strict=True):
         answer = response + end

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
@@ -33,6 +34,7 @@ from ..core.input_checks import match_tokenizer
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
+from ..core.text_encoding import decode_continuation, encode_texts
 from ..data.collators import PaddingCollator
 from ..data.tokenizers import load_tokenizer
 from ..hub.loading import load_model, load_scheduler, make_pipeline
@@ -196,9 +198,10 @@ class MD4LM(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Bounds on the log-likelihoods of continuations, given their contexts; for a causal model exact values.
 
-        Both are tokenised together. The continuation's tokens are those after as many as the context has alone, without
-        the spaces at its end, which thus belong to the continuation. Under an empty context, all tokens are masked and
-        scored: the bound is unconditional. A long context loses its beginning.
+        Both are tokenised together. The context's tokens are those at the beginning that it also has alone, without the
+        spaces at its end; all others, and at least the last, are the continuation's: these spaces, and a token that
+        reaches across the join. Under an empty context, all tokens are masked and scored: the bound is unconditional. A
+        long context loses its beginning.
 
         Returns:
             For each request of (context, continuation) the bound in nats, and whether the continuation is greedy:
@@ -319,15 +322,15 @@ class MD4LM(LM):
         self._rank, self._world_size, self._device = state.process_index, state.num_processes, state.device
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of a text as those of training: to the letter, nothing added, and no special token read from it."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        """Ids of a text as those of training."""
+        return encode_texts(self.tokenizer, [text])[0]
 
     def _scored_continuation(self, request: Instance) -> ScoredSequence:
         context, continuation = request.args
         ids = self._encode(context + continuation)
-        num_given = len(self._encode(context.rstrip()))
-        if not num_given < len(ids):
-            raise ValueError(f"`continuation` must add tokens to its context, got {continuation!r} after {context!r}.")
+        if not (continuation and ids):
+            raise ValueError(f"`continuation` must have tokens, got {continuation!r} after {context!r}.")
+        num_given = min(len_of_common_beginning(ids, self._encode(context.rstrip())), len(ids) - 1)
         if (size := len(ids) - num_given) > self.max_length:
             rule = f"at most {self.max_length} tokens, the model's length"
             raise ValueError(f"`continuation` must have {rule}, got {size}: {continuation!r}.")
@@ -426,8 +429,14 @@ class MD4LM(LM):
     def _decode(self, ids: list[int], until: tuple[str, ...]) -> str:
         if self.tokenizer.eos_token_id in ids:
             ids = ids[: ids.index(self.tokenizer.eos_token_id)]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = decode_continuation(self.tokenizer, ids, skip_special_tokens=True)
         return text[: min((text.find(end) for end in until if end in text), default=None)]
+
+
+def len_of_common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of ids at the beginning that are the same in both."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def open_model(

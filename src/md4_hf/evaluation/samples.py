@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.masked_diffusion import IGNORE_INDEX
+from ..core.text_encoding import encode_texts
 from ..utils.integers import as_integer
 from .sample_statistics import checked_sequences, token_entropy
 
@@ -164,7 +165,7 @@ def checked_token_ids(
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"`texts` must hold texts, got {type(text).__name__} at index {index}.")
-    ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    ids = encode_texts(tokenizer, texts)
     _check_lengths("texts", ids, texts)
     return ids
 

@@ -15,7 +15,11 @@ import md4_hf
 
 CORE = Path(md4_hf.__file__).parent / "core"
 # Files that a saved pipeline carries, and a saved model.
-PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {"__init__.py", "modeling_md4_causal.py"}
+PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {
+    "__init__.py",
+    "modeling_md4_causal.py",
+    "pipeline_causal.py",
+}
 OF_PIPELINES = ("pipeline_", "remote_pipeline", "scheduling_", "image_processing_", "text_encoding", "token_filter")
 MODEL_CODE = {name for name in PIPELINE_CODE if not name.startswith(OF_PIPELINES)}
 

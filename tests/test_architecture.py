@@ -136,7 +136,11 @@ def test_portable_files_find_each_other(module):
 
 def test_the_pipeline_that_is_saved_names_every_portable_file():
     """diffusers copies only the files that the first one names; a causal model opens with the package alone."""
-    named = imports_of("core.remote_pipeline") | {"core.remote_pipeline", "core.modeling_md4_causal"}
+    named = imports_of("core.remote_pipeline") | {
+        "core.remote_pipeline",
+        "core.modeling_md4_causal",
+        "core.pipeline_causal",
+    }
     assert named == set(PORTABLE)
 
 

@@ -4,6 +4,7 @@
 import torch
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4TrainingArguments
+from md4_hf.objective.noise import sample_seed
 
 
 # All files of a shared adapter: no pickle is among them.
@@ -100,3 +101,8 @@ def quiet(pipeline):
 def seeded(seed: int = 0) -> torch.Generator:
     """A new generator with this seed."""
     return torch.Generator().manual_seed(seed)
+
+
+def row_generators(seed: int, count: int) -> list[torch.Generator]:
+    """Generators of the samples that the command line draws with a seed."""
+    return [seeded(sample_seed(seed, index)) for index in range(count)]

@@ -33,7 +33,6 @@ from md4_hf import (
 )
 from md4_hf.cli import COMMANDS, main
 from md4_hf.cli.arguments import add_options, parse_arguments, to_bool
-from md4_hf.cli.sample import expand_gaps
 from md4_hf.cli.texts import measure_baselines
 from md4_hf.cli.train import set_batch_size
 from md4_hf.cli.train_options import (
@@ -241,10 +240,6 @@ def test_baselines_are_per_character_and_need_the_mask_last(tmp_path):
     assert measure_baselines(blocks, blocks, tokenizer) == {}
 
 
-def test_gaps_become_mask_tokens():
-    assert expand_gaps("a<mask:2>b<mask:1>", "[MASK]") == "a[MASK][MASK]b[MASK]"
-
-
 # Options --------------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +376,12 @@ def test_help_tells_values_and_defaults(command, shown, capsys):
     ("options", "message"),
     [
         (["infill", "RUN", "--seed", "1", "<mask:99>"], "TEXT must have gaps of at most 32 tokens in all"),
+        (["infill", "RUN", "no gap"], 'TEXT must have a gap such as <mask:12> or [MASK], got "no gap"'),
+        (
+            ["infill", "RUN", "a <mask:0>"],
+            "TEXT must have gaps <mask:n> with n >= 1, such as <mask:12>, got <mask:0",
+        ),
+        (["sample", "RUN", "--prompt", "<mask:0>"], "--prompt must have gaps <mask:n> with n >= 1"),
         (["sample", "RUN", "--enlarge", "8"], "--enlarge must be left out for a model of text, got 8"),
         (["export", "RUN", "new", "--private"], "--private must be left out without --push_to_hub, got True"),
         (["export", "RUN", "new", "--base", "x"], "--base must be left out where MODEL is no adapter, got 'x'"),
@@ -420,7 +421,6 @@ def test_what_a_model_cannot_use_is_refused(run, options, message, capsys, tmp_p
         (["sample", "./no-such-model"], "MODEL must be a model's or adapter's folder or a Hub id, got ./no-such"),
         (["infill", "./no-such-model"], "Either TEXT or --image must be given, got None and None"),
         (["infill", "./no-such-model", "<mask:1>", "--image", "x.png"], "Either TEXT or --image must be given"),
-        (["infill", "./no-such-model", "no gap"], 'TEXT must have a gap such as <mask:12>, got "no gap"'),
         (["evaluate", "./no-such-model"], "MODEL must be a model's or adapter's folder or a Hub id"),
         (["evaluate", "./no-such-model", "--draws", "0"], "--draws must be >= 1, got 0"),
         (["dance"], "unknown command 'dance'"),

@@ -19,7 +19,6 @@ from md4_hf import (
     MD4Trainer,
     MD4TrainingArguments,
     load_model,
-    load_pipeline,
 )
 from md4_hf.cli import main
 
@@ -176,8 +175,10 @@ def test_md4_train_makes_and_evaluates_the_baseline(tmp_path, capsys):
     for option in (["--draws", "4"], ["--seed", "1"], ["--rounds", "2"], ["--estimator", "any_order"]):
         message = failure(capsys, ["evaluate", str(run), *option])
         assert f"{option[0]} must be left out for a causal model, got " in message
-    with pytest.raises(ValueError, match="`model` must be a masked diffusion model to make a pipeline of"):
-        load_pipeline(str(run))
+    main(["sample", str(run), "--prompt", "the ", "--temperature", "0.9", "--device", "cpu"])
+    assert "\nthe " in capsys.readouterr().out
+    message = failure(capsys, ["sample", str(run), "--num_inference_steps", "3", "--device", "cpu"])
+    assert "--num_inference_steps must be left out for an autoregressive model, got 3" in message
     train = ["train", "--objective", "ar", "--output_dir", str(tmp_path / "x")]
     message = "--document_mask must be False for an autoregressive model"
     assert message in failure(capsys, [*train, "--document_mask"])

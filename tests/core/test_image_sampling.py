@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from test_genmd4 import token_probabilities
 from test_planned_sampling import CallRecorder
 from test_scheduling import LEAST_P, p_value
-from tiny import quiet, random_image_model, random_model, seeded
+from tiny import quiet, random_image_model, random_model, row_generators, seeded
 from toy import ToyWorld
 from transformers import AutoImageProcessor, AutoModel
 
@@ -434,7 +434,7 @@ def test_the_command_writes_a_row_for_each_class(pipe, folder, tmp_path, capsys)
     command = ["sample", str(folder), "--class_labels", "0", "1", "--num_samples", "3", "--guidance_scale", "2"]
     main([*command, "--output", str(output), "--seed", "5", "--enlarge", "2", "--device", "cpu"])
     assert f"6 images are in {output}" in capsys.readouterr().out
-    images = pipe(class_labels=[0, 1], num_samples=3, guidance_scale=2.0, generator=seeded(5)).images
+    images = pipe(class_labels=[0, 1], num_samples=3, guidance_scale=2.0, generator=row_generators(5, 6)).images
     grid = np.asarray(PIL.Image.open(output))
     assert grid.shape == (18, 28), "white lines of the width of a pixel between them"
     for index, image in enumerate(images):
@@ -450,7 +450,7 @@ def test_the_command_fills_the_white_of_a_mask(pipe, folder, tmp_path):
     given.convert("RGB").save(tmp_path / "a.png")
     PIL.Image.fromarray(mask).save(tmp_path / "m.png")
     names = [str(tmp_path / name) for name in ("a.png", "m.png", "b.png")]
-    command = ["infill", str(folder), "--image", names[0], "--mask", names[1], "--output", names[2]]
+    command = ["infill", str(folder), "--image", names[0], "--mask", names[1], "--output", names[2], "--enlarge", "1"]
     main([*command, "--class_labels", "1", "--seed", "0"])
     filled, before = np.asarray(PIL.Image.open(names[2])), np.asarray(given)
     np.testing.assert_array_equal(filled[~mask], before[~mask])
@@ -460,8 +460,9 @@ def test_the_command_fills_the_white_of_a_mask(pipe, folder, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sample"], "--output must name a picture to write for a model of images"),
-        (["sample", "--output", "a.txt"], "--output must have the suffix of a kind of picture"),
+        (["sample"], "--output must name a picture, or a .jsonl file, to write for a model of images"),
+        (["sample", "--output", "a.txt"], "--output must name a picture, or a .jsonl file"),
+        (["sample", "--output", "a.xyz"], "--output must end in .jsonl, .txt or as a picture does, such as .png, got"),
         (["sample", "--output", "no/such/folder/a.png"], "--output must lie in a folder that is there"),
         (["sample", "--output", "a.png", "--enlarge", "0"], "--enlarge must be >= 1, got 0"),
         (["sample", "--output", "a.png", "--prompt", "the "], "--prompt must be None: the model is not one of text"),

@@ -19,6 +19,7 @@ from md4_hf import (
     build_text8_tokenizer,
     make_pipeline,
 )
+from md4_hf.core.pipeline_inputs import expand_gaps
 
 
 LENGTH = 24
@@ -46,6 +47,12 @@ def test_infilling_keeps_the_given_text_to_the_letter(pipe):
     text = pipe(prompt="ab[MASK][MASK]cd [MASK]z", generator=seeded(0)).texts[0]
     assert len(text) == 9
     assert (text[:2], text[4:7], text[8]) == ("ab", "cd ", "z")
+
+
+def test_gaps_may_be_written_in_either_way(pipe):
+    text = pipe(prompt="ab<mask:2>cd <mask:1>[MASK]z", generator=seeded(0)).texts
+    assert text == pipe(prompt="ab[MASK][MASK]cd [MASK][MASK]z", generator=seeded(0)).texts
+    assert expand_gaps("a<mask:2>b<mask:01>", "<m>", 3) == "a<m><m>b<m>"
 
 
 def test_bytes_of_any_script_are_kept_to_the_letter():
@@ -262,6 +269,11 @@ def test_one_flat_folder_serves_every_loader(pipe, tmp_path):
         ({"input_ids": [[28]]}, r"`input_ids` must be in \[0, 28\)"),
         ({"prompt": []}, "must hold at least one row"),
         ({"prompt": 3}, "`prompt` must be a string or a list of strings, got int"),
+        ({"prompt": "a<mask:0>"}, "`prompt` must have gaps <mask:n> with n >= 1, such as <mask:12>, got <mask:0>"),
+        ({"prompt": ["a", "<mask:-1>"]}, "with n >= 1, such as <mask:12>, got <mask:-1>"),
+        ({"prompt": "<mask:>"}, "with n >= 1"),
+        ({"prompt": "<mask:20><mask:5>"}, "`prompt` must have gaps of at most 24 tokens in all, the length"),
+        ({"prompt": f"<mask:{'9' * 5000}>"}, "`prompt` must have gaps of at most 24 tokens in all"),
         ({"class_labels": [0]}, "`class_labels` must be None"),
         ({"generator": [torch.Generator()] * 2}, "one generator per row, 1, got 2"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, "`callback_on_step_end_tensor_inputs` must be among"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import failure
 from datasets import Dataset
-from tiny import random_image_model, random_model, seeded
+from tiny import random_image_model, random_model, row_generators
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from md4_hf import (
@@ -27,9 +27,10 @@ from md4_hf import (
     token_entropy,
 )
 from md4_hf.cli import main
-from md4_hf.cli.draw import draw_samples, sampling_recipe, unfinished
+from md4_hf.cli.draw import Sampling
 from md4_hf.cli.options import SamplerArguments
-from md4_hf.cli.sample import print_texts, read_printed_texts
+from md4_hf.cli.sample_files import print_texts, read_printed_texts, unfinished
+from md4_hf.cli.score import drawn_rows
 from md4_hf.evaluation.images import load_inception
 from md4_hf.evaluation.sample_statistics import token_statistics
 from md4_hf.evaluation.samples import check_same_tokens
@@ -192,7 +193,9 @@ def test_what_sample_prints_is_read_again(capsys):
 def draw(folder, path, num_samples=5, batch_size=2, seed=3, **options):
     pipeline = MaskedDiffusionPipeline.from_pretrained(folder)
     sampler = SamplerArguments(num_samples=num_samples, seed=seed, **options)
-    return draw_samples(pipeline, sampler, sampling_recipe(pipeline, sampler), batch_size, path)
+    sampling = Sampling(pipeline, sampler)
+    rows = drawn_rows(sampling, sampling.recipe(), batch_size, path)
+    return [{name: value for name, value in row.items() if name != "recipe"} for row in rows]
 
 
 def test_the_samples_are_those_of_md4_sample_whatever_the_batch(folders, capsys):
@@ -214,7 +217,7 @@ def test_samples_that_are_kept_are_not_drawn_again(folders, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_an_interrupted_run_goes_on(folders, tmp_path, monkeypatch, capsys, torn):
+def test_an_interrupted_run_goes_on(folders, tmp_path, monkeypatch, torn):
     path = tmp_path / "samples.jsonl"
     expected = draw(folders / "text8", None)
     call, calls = MaskedDiffusionPipeline.__call__, []
@@ -227,9 +230,8 @@ def test_an_interrupted_run_goes_on(folders, tmp_path, monkeypatch, capsys, torn
 
     with monkeypatch.context() as patch:
         patch.setattr(MaskedDiffusionPipeline, "__call__", interrupted)
-        with pytest.raises(SystemExit) as exit_info:
+        with pytest.raises(KeyboardInterrupt, match="2 of 5 samples are kept"):
             draw(folders / "text8", path)
-    assert exit_info.value.code == 130 and "2 of 5 samples are kept" in capsys.readouterr().err
     assert not path.exists(), "a file under its own name is whole"
     if torn:  # as by a SIGKILL while a line is written
         text = unfinished(path).read_text(encoding="utf-8")
@@ -243,13 +245,13 @@ def test_samples_of_another_recipe_are_not_taken(folders, tmp_path):
     draw(folders / "text8", path, num_samples=2)
     before = path.read_bytes()
     with pytest.raises(
-        ValueError, match="`samples_file` must hold .* which differ in seed, temperature: name another"
+        ValueError, match="`samples_file` must go on with .* which differ in seed, temperature: name another"
     ):
         draw(folders / "text8", path, seed=4, temperature=0.5)
     with pytest.raises(ValueError, match="which differ in .*weights_sha256"):
         draw(folders / "bytes", path)
     path.write_text('{"text": "mine"}\n')
-    with pytest.raises(ValueError, match="`samples_file` must be a file of `md4 score`, got another one"):
+    with pytest.raises(ValueError, match="`samples_file` must be a file of this version of `md4 score`, got another"):
         draw(folders / "text8", path)
     assert before and path.read_text() == '{"text": "mine"}\n'
 
@@ -279,7 +281,7 @@ def test_the_scores_are_those_of_the_functions(folders, scored):
     tokenizer = build_byte_tokenizer()
     judge = GPT2LMHeadModel.from_pretrained(folders / "judge-bytes")
     rows = [json.loads(line) for line in (scored / "samples.jsonl").read_text().splitlines()]
-    ids = [row["input_ids"] for row in rows]
+    ids = [row["ids"] for row in rows]
     assert [len(row) for row in ids] == [LENGTH] * 6 and not any(257 in row for row in ids)
     expected = generative_perplexity_of_ids(ids, judge, tokenizer, tokenizer, batch_size=4)
     assert scores["samples"]["judge"] == {**expected, "num_too_short": 0}
@@ -301,7 +303,7 @@ def test_the_recipe_has_what_a_repetition_needs(folders, scored, tmp_path):
     assert {"md4_hf", "torch", "transformers"} <= set(recipe["versions"])
     again = draw(folders / "bytes", None, num_samples=6, batch_size=6, seed=recipe["seed"])
     lines = (scored / "samples.jsonl").read_text().splitlines()
-    assert [row["input_ids"] for row in again] == [json.loads(line)["input_ids"] for line in lines]
+    assert [row["ids"] for row in again] == [json.loads(line)["ids"] for line in lines]
 
 
 def test_the_table_never_shows_a_perplexity_without_the_entropy(folders, scored, tmp_path, capsys):
@@ -524,8 +526,8 @@ def test_images_of_a_model_are_scored_and_kept(torchmetrics, image_folder, tmp_p
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["class_label"] for row in rows] == [3, 3, 7, 7]
     pipeline = MaskedDiffusionPipeline.from_pretrained(image_folder)
-    expected = pipeline(class_labels=[3, 7], num_samples=2, num_inference_steps=3, generator=seeded())
-    ids = torch.tensor([row["input_ids"] for row in rows])
+    expected = pipeline(class_labels=[3, 7], num_samples=2, num_inference_steps=3, generator=row_generators(0, 4))
+    ids = torch.tensor([row["ids"] for row in rows])
     assert torch.equal(ids, expected.sequences), "the samples of one call, and in three batches"
     pixels = (pipeline.image_processor.postprocess(ids, output_type="pt") * 255).round().byte().expand(-1, 3, -1, -1)
     measured = image_sample_metrics(pixels, class_logits=channel_means, features=channel_means)

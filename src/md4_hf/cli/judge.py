@@ -18,8 +18,8 @@ from transformers import (
 from ..core.text_encoding import encode_texts
 from ..evaluation.samples import generative_perplexity, generative_perplexity_of_ids
 from ..utils.errors import file_errors_as_value_errors
-from .draw import TextSamples
 from .options import ScoreArguments
+from .text_samples import TextSamples
 
 
 class Judge(NamedTuple):

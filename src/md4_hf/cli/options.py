@@ -12,6 +12,8 @@ from ..utils.options import check_at_least, check_left_out, option
 
 
 SCORED_SAMPLES, SCORED_SEED = 64, 0  # of a model, unless others are asked for
+PRECISIONS = ("float32", "bfloat16", "float16")
+SMALL_IMAGE = 64  # pixels of the side of an image that is enlarged to be looked at
 PREPARATION = "sedd"  # the paper's, as far as it says
 
 
@@ -104,29 +106,43 @@ class SamplerArguments:
     temperature: float = option("Divides the logits; 0 takes the most probable token.", default=1.0)
     top_p: float | None = option("Nucleus in (0, 1].")
     top_k: int | None = option("Keep the k most probable tokens.")
+    suppress_tokens: list[str] | None = option(
+        "Tokens that are never drawn: ids, or texts that are one token each (digits are an id)."
+    )
     class_labels: list[int] | None = option("Classes to sample, of a class-conditional model.")
     guidance_scale: float = option(
         "Classifier-free guidance: 1 is the class's own distribution, more is sharper.", default=1.0
     )
     seed: int | None = option("Seed; another sample every time without one.")
     device: str | None = option("Device; an accelerator if there is one.")
+    dtype: str | None = option("Precision of the weights; that of the files by default.", choices=[*PRECISIONS])
     base: str | None = option("Base model of an adapter, if not the one it names.")
     revision: str | None = option("Branch, tag or commit of a model on the Hub.")
 
     def __post_init__(self):
         check_at_least(self, 1, "num_samples")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"`seed` must be in [-2^63, 2^64), got {self.seed}.")
 
 
 @dataclass
 class SampleArguments(SamplerArguments):
-    """Drawing of samples, and the picture to write."""
+    """Drawing of samples, and the file to write."""
 
-    output: str | None = option("Picture to write, of a model of images.")
-    enlarge: int = option("Width and height in the picture of one pixel of an image.", default=1)
+    batch_size: int = option("Samples at a time, of each process; they do not depend on it.", default=32)
+    output: str | None = option(
+        "File to write when all samples are there: .jsonl (text, ids, seed), .txt, or a picture of images. Until then "
+        "they are in a hidden file beside it, from which the same command goes on if it is interrupted."
+    )
+    enlarge: int | None = option(
+        "Width and height in the picture of one pixel of an image; by default images smaller than "
+        f"{SMALL_IMAGE} pixels are enlarged to that."
+    )
+    quiet: bool = option("Print the samples only: no progress bar and no notes.", default=False)
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least(self, 1, "enlarge")
+        check_at_least(self, 1, "batch_size", "enlarge")
 
 
 @dataclass
@@ -135,7 +151,13 @@ class PromptArguments:
 
     _argument_group_name = "prompt"
 
-    prompt: str | None = option("Text that every sample begins with.")
+    prompt: str | None = option(
+        "Text that every sample begins with, or text with gaps, <mask:12>; - reads prompts from the standard input, "
+        "one a line."
+    )
+    prompt_file: str | None = option(
+        "File of prompts: JSON lines with `prompt` if it ends in .jsonl, else one a line. --num_samples is of each."
+    )
 
 
 @dataclass
@@ -218,7 +240,7 @@ class ExportArguments:
     _argument_group_name = "export"
 
     remote_code: bool = option("Add the code, so that the folder opens where md4_hf is not installed.", default=True)
-    dtype: str | None = option("Precision of the weights.", choices=["float32", "bfloat16", "float16"])
+    dtype: str | None = option("Precision of the weights.", choices=[*PRECISIONS])
     base: str | None = option("Base model of an adapter, if not the one it names.")
     revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     push_to_hub: str | None = option("Also upload the folder to this repository.")

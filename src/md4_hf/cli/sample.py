@@ -4,117 +4,151 @@
 from __future__ import annotations
 
 import argparse
-import re
+import contextlib
+import functools
+import math
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
+from transformers.utils import logging
 
+from ..core.pipeline_inputs import GAP
 from ..hub.loading import load_pipeline
 from ..utils.errors import file_errors_as_value_errors
+from ..utils.files import check_can_be_written
 from ..utils.image_grid import picture_format, save_image_grid
 from ..utils.options import check_left_out
-from .options import ImageArguments, PromptArguments, SampleArguments, SamplerArguments
+from ..utils.processes import Processes, joined_processes, on_first_process
+from .draw import Sampling, draw
+from .options import SMALL_IMAGE, ImageArguments, PromptArguments, SampleArguments
+from .prompts import read_prompts
+from .sample_files import Console, Row, SampleFile, kept_recipe, write_json_lines, write_texts
 
 
-GAP = re.compile(r"<mask:(\d+)>")
-RULE = "-" * 60
-ARGUMENTS_OF_PIPELINE = (
-    *("num_samples", "num_inference_steps", "length", "block_length"),
-    *("temperature", "top_p", "top_k", "class_labels", "guidance_scale"),
-)
+WRITERS: dict[str, Callable[[Iterable[Row], Path], None]] = {".jsonl": write_json_lines, ".txt": write_texts}
 
 
 def sample(options: SampleArguments, prompt: PromptArguments, rest: argparse.Namespace):
-    """Sample text or images from nothing or of a class, or continue a prompt."""
-    pipeline = open_pipeline(rest.model, options)
-    write_samples(pipeline(prompt=prompt.prompt, **pipeline_arguments(options)), options)
+    """Sample text or images from nothing or of a class, or continue prompts and fill their gaps."""
+    with prepared(options) as processes:
+        prompts = on_first_process(processes, lambda: read_prompts(prompt))
+        pipeline = open_pipeline(rest.model, options, processes)
+        sources = ({},) if prompts is None else [{"prompt": text} for text in prompts]
+        draw_and_write(Sampling(pipeline, options, sources), options, processes)
 
 
 def infill(options: SampleArguments, image: ImageArguments, rest: argparse.Namespace):
     """Fill the gaps of a text or of an image, and keep the rest as it is."""
     if (rest.text is None) == (image.image is None):
         raise ValueError(f"Either `text` or `image` must be given, got {rest.text!r} and {image.image!r}.")
-    (infill_image if rest.text is None else infill_text)(rest, image, options)
+    with prepared(options) as processes:
+        fill = infill_image if rest.text is None else infill_text
+        draw_and_write(fill(rest, image, options, processes), options, processes)
 
 
-def pipeline_arguments(options: SamplerArguments) -> dict:
-    """Keyword arguments for the pipeline's call."""
-    generator = None if options.seed is None else torch.Generator().manual_seed(options.seed)
-    return {**{name: getattr(options, name) for name in ARGUMENTS_OF_PIPELINE}, "generator": generator}
-
-
-def open_pipeline(model: str, options: SampleArguments):
-    """The pipeline of a folder or Hub id; of images only if there is a picture to write."""
+@contextlib.contextmanager
+def prepared(options: SampleArguments) -> Iterator[Processes]:
+    """Context of a command: the output is checked, the processes know of each other, and they have one seed."""
     if options.output is not None:
-        picture_format(options.output)
-    pipeline = load_pipeline(model, base=options.base, revision=options.revision, device=options.device)
+        check_output(Path(options.output))
+    with contextlib.ExitStack() as loading, joined_processes(options.device) as processes:
+        if options.quiet or processes.process_index:
+            loading.callback(logging.enable_progress_bar)
+            logging.disable_progress_bar()
+        given, options.seed = options.seed, on_first_process(processes, lambda: seed_of(options))
+        if given is None and not options.quiet and processes.process_index == 0:
+            print(f"The seed is {options.seed}: --seed {options.seed} draws these samples again.", file=sys.stderr)
+        yield processes
+
+
+def check_output(path: Path):
+    """Refuse a file of no known kind, or in a folder that is not there."""
+    if path.suffix.lower() not in WRITERS:
+        if path.suffix.lower() not in PIL.Image.registered_extensions():
+            raise ValueError(f"`output` must end in .jsonl, .txt or as a picture does, such as .png, got {path}.")
+        picture_format(path)
+    check_can_be_written("output", path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"`output` must lie in a folder that is there, got {path}.")
+
+
+def seed_of(options: SampleArguments) -> int:
+    """The seed, or else that of the samples that an interruption has left, or else a new one."""
+    if options.seed is not None:
+        return options.seed
+    kept = None if options.output is None else kept_recipe(Path(options.output))
+    return kept["seed"] if isinstance(kept, dict) and isinstance(kept.get("seed"), int) else secrets.randbelow(2**31)
+
+
+def open_pipeline(model: str, options: SampleArguments, processes: Processes):
+    """The pipeline of a folder or Hub id, on the device of this process; the output has to fit the model."""
+    names = {"base": options.base, "revision": options.revision}
+    pipeline = load_pipeline(model, **names, dtype=options.dtype, device=processes.device)
+    is_file = options.output is not None and Path(options.output).suffix.lower() in WRITERS
     if pipeline.image_shape is None:
-        check_left_out(options, ["output", "enlarge"], "for a model of text")
-    elif options.output is None:
-        raise ValueError("`output` must name a picture to write for a model of images.")
+        check_left_out(options, ["enlarge"] if is_file else ["output", "enlarge"], "for a model of text")
+    elif options.output is None or Path(options.output).suffix.lower() == ".txt":
+        raise ValueError("`output` must name a picture, or a .jsonl file, to write for a model of images.")
+    elif not is_file and pipeline.image_processor is None:
+        raise ValueError(f"`output` must be a .jsonl file for images that cannot be shown, got {options.output}.")
     return pipeline
 
 
-def infill_text(rest: argparse.Namespace, image: ImageArguments, options: SampleArguments):
-    """Fill the gaps of a text."""
-    text = rest.text
-    gaps = GAP.findall(text)
-    if not gaps:
-        raise ValueError(f'`text` must have a gap such as <mask:12>, got "{text}".')
+def infill_text(
+    rest: argparse.Namespace, image: ImageArguments, options: SampleArguments, processes: Processes
+) -> Sampling:
+    """Samples that fill the gaps of a text."""
     if image.mask is not None:
         raise ValueError(f"`mask` needs an `image`, got {image.mask} without.")
-    pipeline = open_pipeline(rest.model, options)
+    pipeline = open_pipeline(rest.model, options, processes)
     if pipeline.tokenizer is None:
         raise ValueError("`image` and `mask` must be given for a model of images, got a text.")
-    longest = max(pipeline.model.config.max_position_embeddings, options.length or 0)
-    if sum(map(int, gaps)) > longest:
-        raise ValueError(f'`text` must have gaps of at most {longest} tokens in all, the length, got "{text}".')
-    prompt = expand_gaps(text, pipeline.tokenizer.mask_token)
-    write_samples(pipeline(prompt=prompt, **pipeline_arguments(options)), options)
+    mask_token = pipeline.tokenizer.mask_token
+    if not GAP.search(rest.text) and mask_token not in rest.text:
+        raise ValueError(f'`text` must have a gap such as <mask:12> or {mask_token}, got "{rest.text}".')
+    return Sampling(pipeline, options, [{"prompt": rest.text}])
 
 
-def infill_image(rest: argparse.Namespace, image: ImageArguments, options: SampleArguments):
-    """Fill the white part of the mask."""
+def infill_image(
+    rest: argparse.Namespace, image: ImageArguments, options: SampleArguments, processes: Processes
+) -> Sampling:
+    """Samples that fill the white part of the mask."""
     if image.mask is None:
         raise ValueError(f"`mask` must be given with `image`, got {image.image} without.")
     with file_errors_as_value_errors("image", image.image):
         picture = PIL.Image.open(image.image)
     with file_errors_as_value_errors("mask", image.mask):
         mask = PIL.Image.open(image.mask)
-    pipeline = open_pipeline(rest.model, options)
+    pipeline = open_pipeline(rest.model, options, processes)
     given = picture.convert("L" if pipeline.image_shape and pipeline.image_shape[0] == 1 else "RGB")
-    write_samples(pipeline(image=given, mask_image=mask, **pipeline_arguments(options)), options)
+    return Sampling(pipeline, options, [{"image": given}], {"mask_image": mask})
 
 
-def expand_gaps(text: str, mask_token: str) -> str:
-    """Write each gap `<mask:n>` as n mask tokens."""
-    return GAP.sub(lambda gap: mask_token * int(gap.group(1)), text)
-
-
-def write_samples(output, options: SampleArguments):
-    """Print texts, or write images as one picture, with a row for each class."""
-    if output.images is None:
-        print_texts(output.texts)
+def draw_and_write(sampling: Sampling, options: SampleArguments, processes: Processes):
+    """Draw the samples, and print them or write them to the file."""
+    if options.output is None:
+        draw(sampling, Console(), options.batch_size, processes, options.quiet)
         return
-    columns = options.num_samples if options.class_labels else None
-    save_image_grid(output.images, options.output, columns=columns, enlarge=options.enlarge, gap=options.enlarge)
-    print(f"{len(output.images)} images are in {options.output}")
+    path = Path(options.output)
+    write = WRITERS.get(path.suffix.lower()) or functools.partial(write_picture, sampling.pipeline, options)
+    sink = SampleFile(path, sampling.recipe(), sampling.total, write)
+    draw(sampling, sink, options.batch_size, processes, options.quiet)
+    if processes.process_index == 0 and not options.quiet:
+        kind = "image" if sampling.pipeline.image_shape else "sample"
+        print(f"{sampling.total:,} {kind}s are in {path}" if sampling.total > 1 else f"1 {kind} is in {path}")
 
 
-def print_texts(texts: list[str]):
-    """Each text between rules."""
-    for number, text in enumerate(texts, start=1):
-        print(f"--- {number} {RULE}")
-        print(text)
-
-
-def read_printed_texts(printed: str) -> list[str]:
-    """The texts that `print_texts` has printed; any other text is one text."""
-    if not printed.startswith(f"--- 1 {RULE}\n"):
-        return [printed]
-    texts: list[str] = []
-    _, rule, rest = printed.removesuffix("\n").partition(f"--- 1 {RULE}\n")
-    while rule:
-        text, rule, rest = rest.partition(f"\n--- {len(texts) + 2} {RULE}\n")
-        texts.append(text)
-    return texts
+def write_picture(pipeline, options: SampleArguments, rows: Iterable[Row], path: Path):
+    """Write images as one picture, with a row for each class."""
+    ids = torch.tensor([row["ids"] for row in rows])
+    images = pipeline.image_processor.postprocess(ids)
+    enlarge = options.enlarge or max(1, math.ceil(SMALL_IMAGE / min(images[0].size)))
+    layout: dict[str, Any] = {"enlarge": enlarge, "gap": enlarge}
+    if options.class_labels:
+        layout["columns"] = options.num_samples
+    save_image_grid(images, path, **layout)

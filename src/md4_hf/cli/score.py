@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ from ..objective.figures import Figure
 from ..utils.files import write_whole
 from ..utils.hardware import choose_device
 from ..utils.options import check_left_out
-from .draw import TextSamples, draw_samples, is_samples_file, read_samples, sampling_recipe
+from .draw import Sampling, draw
 from .images import check_no_images
 from .judge import Judge, commit, judge_recipe, load_judge, perplexity
 from .options import SCORED_SAMPLES, SCORED_SEED, SamplerArguments, ScoreArguments
+from .sample_files import Memory, Row, SampleFile, check_recipe, read_rows, write_json_lines
+from .text_samples import TextSamples, is_samples_file, read_samples
 
 
-Draw = Callable[[], list[dict[str, Any]]]
+Draw = Callable[[], list[Row]]
 
 OF_THE_JUDGE = ("judge_revision", "retokenise", "add_bos", "max_length")
 OF_REFERENCES = ("references_config", "references_split", "references_revision", "text_column")
@@ -110,14 +112,49 @@ def score_model(
         raise ValueError("`seed` must be an integer, got None: scores are to be repeatable.")
     sampler.num_samples = SCORED_SAMPLES if sampler.num_samples is None else sampler.num_samples
     check_left_out(options, ["tokenizer"], "for a model, which has its own")
-    pipeline = load_pipeline(source, base=sampler.base, revision=sampler.revision, device=sampler.device)
+    names = {"base": sampler.base, "revision": sampler.revision}
+    pipeline = load_pipeline(source, **names, dtype=sampler.dtype, device=sampler.device)
     score_drawn = score_drawn_texts if pipeline.image_shape is None else score_drawn_images
-    recipe = sampling_recipe(pipeline, sampler)
+    sampling = Sampling(pipeline, sampler)
+    recipe = sampling.recipe()
     path = None if options.samples_file is None else Path(options.samples_file)
-    draw = functools.partial(draw_samples, pipeline, sampler, recipe, options.batch_size, path)
-    scores, facts, number = score_drawn(source, pipeline, draw, options, image_args)
-    names = {"model": source, "base": sampler.base, "revision": sampler.revision, "commit": commit(pipeline.model)}
-    return scores, {**names, "num_samples": sampler.num_samples, **recipe, **facts}, number
+    draw_rows = functools.partial(drawn_rows, sampling, recipe, options.batch_size, path)
+    scores, facts, number = score_drawn(source, pipeline, draw_rows, options, image_args)
+    facts = {**facts, "model": source, **names, "commit": commit(pipeline.model)}
+    return scores, {"num_samples": sampler.num_samples, **recipe, **facts}, number
+
+
+def drawn_rows(sampling: Sampling, recipe: dict[str, Any], batch_size: int, path: Path | None) -> list[Row]:
+    """The samples of `md4 sample` with the same options, which are kept in a file with their recipe if there is one.
+
+    Samples of the same recipe that are in the file are not drawn again; a ValueError for those of another.
+    """
+    if path is None:
+        memory = Memory()
+        draw(sampling, memory, batch_size)
+        return memory.rows
+
+    def write(rows: Iterable[Row], path: Path):
+        write_json_lines(({**row, "recipe": recipe} for row in rows), path)
+
+    kept = kept_rows(path, recipe)
+    if len(kept) < sampling.total:
+        file = SampleFile(path, recipe, sampling.total, write, "samples_file")
+        if len(kept) > file.num_rows:
+            file.begin_with([{name: value for name, value in row.items() if name != "recipe"} for row in kept])
+        draw(sampling, file, batch_size)
+        kept = read_rows(path)
+    return kept[: sampling.total]
+
+
+def kept_rows(path: Path, recipe: dict[str, Any]) -> list[Row]:
+    """The samples of a file, none if it is not there; a ValueError for those of another recipe."""
+    rows = read_rows(path) if path.is_file() else []
+    for index, row in enumerate(rows):
+        if row.get("index") != index or "ids" not in row:
+            raise ValueError(f"`samples_file` must be a file of this version of `md4 score`, got another one: {path}.")
+        check_recipe(path, row.get("recipe"), recipe, "samples_file")
+    return rows
 
 
 def score_drawn_texts(
@@ -130,7 +167,7 @@ def score_drawn_texts(
     if judge is not None and not options.retokenise:
         check_same_tokens(encode_texts(pipeline.tokenizer, [PROBE]), judge.tokenizer, pipeline.tokenizer)
     rows = draw()
-    samples = TextSamples([row["text"] for row in rows], [row["input_ids"] for row in rows])
+    samples = TextSamples([row["text"] for row in rows], [row["ids"] for row in rows])
     scores = score_texts(samples, documents, pipeline.tokenizer, judge, options, pipeline.device)
     return scores, judge_recipe(judge), len(samples)
 
@@ -202,7 +239,7 @@ def score_drawn_images(
         examples = encode_images(images, pipeline.image_processor, image_args)
         ids = [example["input_ids"] for example in examples.__getitems__(list(range(len(examples))))]
         references = as_pictures(ids, pipeline)
-    samples = as_pictures([row["input_ids"] for row in draw()], pipeline)
+    samples = as_pictures([row["ids"] for row in draw()], pipeline)
     inception = {"features": features, "class_logits": class_logits, "batch_size": options.batch_size, "device": on}
     scores = {"samples": {"images": image_sample_metrics(samples, references, progress=True, **inception)}}
     return scores, dataclasses.asdict(image_args), len(samples)

@@ -237,7 +237,7 @@ class MD4Model(MD4PreTrainedModel):
             )
 
     def _check_cache(self, document_ids: Tensor | None):
-        if self.config.time_conditioning:
+        if self.config.time_conditioning and not self.config.is_causal:  # which is always given t = 0
             raise ValueError("`past_key_values` need a model without `time_conditioning`: keys change with the time.")
         if document_ids is not None:
             raise ValueError("Only one of `past_key_values` and `document_ids` may be given.")

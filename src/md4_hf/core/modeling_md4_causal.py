@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -21,11 +22,12 @@ class MD4ForCausalLM(MD4PreTrainedModel):
 
     Its parameters are those of the masked diffusion model with the same configuration except `is_causal`. The mask
     token is put before the first token, so that every token is predicted, including the first. A time-conditioned
-    network is always given t = 0. The model is for likelihoods: `generate` is not defined.
+    network is always given t = 0. `make_pipeline` samples from it; transformers' `generate` is not defined.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     accepts_loss_kwargs = True
+    suppresses_unused_ids = True  # in its logits: samplers need not
 
     def __init__(self, config: MD4Config):
         if not config.is_causal:
@@ -83,10 +85,9 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         output_logits = labels is None if output_logits is None else output_logits
         # The last token is read only to predict its successor.
         length = input_ids.shape[1] - (not output_logits or position_mask is not None)
-        timesteps = torch.zeros(len(input_ids), device=input_ids.device) if self.config.time_conditioning else None
         outputs = self.model(
             input_ids=_prepend(self.config.mask_token_id, input_ids[:, :length]),
-            timesteps=timesteps,
+            timesteps=self._timesteps(input_ids),
             class_labels=class_labels,
             attention_mask=None if attention_mask is None else _prepend(1, attention_mask[:, :length]),
             return_dict=True,
@@ -101,6 +102,28 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         return MaskedDiffusionOutput(
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
         )
+
+    @torch.no_grad()
+    def next_logits(
+        self, input_ids: torch.LongTensor, past_key_values: Cache, class_labels: torch.LongTensor | None = None
+    ) -> Tensor:
+        """Logits `(batch, vocab)` of the tokens that follow, after `(batch, new)` more ids than the cache has seen.
+
+        The first call begins the rows, whose ids may be none yet; the cache then holds one position more than the ids.
+        """
+        if past_key_values.get_seq_length() == 0:
+            input_ids = _prepend(self.config.mask_token_id, input_ids)
+        hidden_states = self.model(
+            input_ids=input_ids,
+            timesteps=self._timesteps(input_ids),
+            class_labels=class_labels,
+            past_key_values=past_key_values,
+            return_dict=True,
+        ).last_hidden_state
+        return logits_of(self.lm_head, hidden_states[:, -1], self.config)
+
+    def _timesteps(self, input_ids: Tensor) -> Tensor | None:
+        return torch.zeros(len(input_ids), device=input_ids.device) if self.config.time_conditioning else None
 
     def _losses(self, hidden_states: Tensor, labels: Tensor, num_items: Tensor | int | None) -> dict[str, Tensor]:
         scored = labels != IGNORE_INDEX

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +19,9 @@ from .text_encoding import encode_texts
 
 
 logger = logging.get_logger(__name__)
+
+GAP = re.compile(r"<mask:([^<>]*)>")
+MOST_DIGITS = 9  # of the size of a gap
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class TextInputs:
         input_ids = request.input_ids
         if request.prompt is not None:
             prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
-            input_ids = [self._encode(text) for text in prompts]
+            longest = max(self.config.max_position_embeddings, request.length or 0)
+            input_ids = [self._encode(text, longest) for text in prompts]
         if input_ids is None:
             input_ids = [[]] * request.num_unprompted
         rows = id_rows(input_ids)
@@ -85,17 +91,16 @@ class TextInputs:
             raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
         return [self._extend(row, request.length, request.block_length is None) for row in rows]
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode(self, text: str, longest: int) -> list[int]:
         if not isinstance(text, str):
             raise ValueError(f"`prompt` must be a string or a list of strings, got {type(text).__name__}.")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"`prompt` must be Unicode text without lone surrogates, got {text!r}.")
+        text = expand_gaps(text, self.processor.mask_token, longest)
         (ids,) = encode_texts(self.processor, [text], reads_masks=True)
         decoded = self.processor.decode(ids, skip_special_tokens=False)
         if decoded != text:
-            logger.warning(
-                f"The tokenizer cannot represent the prompt exactly. The pipeline uses {decoded!r} instead."
-            )
+            warn_once(f"The tokenizer cannot represent the prompt exactly. The pipeline uses {decoded!r} instead.")
         return ids
 
     def _extend(self, row: Tensor, length: int | None, is_bounded: bool) -> Tensor:
@@ -298,6 +303,23 @@ def one_fill_mask(mask_image) -> Tensor:
             )
         mask = mask >= 0.5
     return mask[None, None] if mask.dim() == 2 else mask[:, None] if mask.dim() == 3 else mask
+
+
+@functools.cache
+def warn_once(message: str):
+    """Log a warning, unless it has been logged before: a prompt may come in many calls."""
+    logger.warning(message)
+
+
+def expand_gaps(text: str, mask_token: str, longest: int) -> str:
+    """Write each gap `<mask:n>` of a prompt as n mask tokens; a ValueError unless all n >= 1, and `longest` in all."""
+    sizes = GAP.findall(text)
+    for size in sizes:
+        if not (size.isdecimal() and (len(size) > MOST_DIGITS or int(size) >= 1)):
+            raise ValueError(f"`prompt` must have gaps <mask:n> with n >= 1, such as <mask:12>, got <mask:{size}>.")
+    if any(len(size) > MOST_DIGITS for size in sizes) or sum(map(int, sizes)) > longest:
+        raise ValueError(f"`prompt` must have gaps of at most {longest} tokens in all, the length, got {text!r}.")
+    return GAP.sub(lambda gap: mask_token * int(gap.group(1)), text)
 
 
 def integers(name: str, values) -> Tensor:

@@ -186,8 +186,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
         Args:
             prompt (`str` or `list[str]`, *optional*):
-                Text whose mask tokens (`tokenizer.mask_token`) are filled in. Without `prompt` and `input_ids`, the
-                samples are unconditional.
+                Text whose gaps are filled in: mask tokens (`tokenizer.mask_token`), or `<mask:n>` for n >= 1 of them.
+                Without `prompt` and `input_ids`, the samples are unconditional.
             input_ids (`torch.LongTensor` of shape `(batch, length)` or `list[list[int]]`, *optional*):
                 Ids in place of `prompt`; rows may differ in length. For images, `(batch, channels, height, width)`.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
@@ -455,10 +455,14 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             position_mask=self._in_copies(candidates.to(sample.device)),
             **inputs.of(copies),
         ).logits
-        if self.do_classifier_free_guidance:
-            conditional, unconditional = logits.chunk(2)
-            logits = torch.lerp(unconditional, conditional, self._guidance_scale)
-        return self._token_filter(logits, functools.partial(inputs.ids_at, sample, rows, candidates))
+        return self._token_filter(self._guided(logits), functools.partial(inputs.ids_at, sample, rows, candidates))
+
+    def _guided(self, logits: Tensor) -> Tensor:
+        """Logits of the rows from those of the copies with and without their class."""
+        if not self.do_classifier_free_guidance:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return torch.lerp(unconditional, conditional, self._guidance_scale)
 
     def _in_copies(self, rows: Tensor) -> Tensor:
         """Rows for the denoiser: with guidance two copies, one to see its class and one not."""

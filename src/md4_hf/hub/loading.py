@@ -157,15 +157,15 @@ def _check_folder(name_or_path: str):
 def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, image_processor=None):
     """Make a pipeline; the default scheduler has the model's masking schedule and the paper's grid for it.
 
+    That of an autoregressive baseline takes the same arguments, and draws token by token.
     The default image processor has the size, channels and levels of the model, where images of these can be shown.
     """
     from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
+    from ..core.pipeline_causal import CausalPipeline
     from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
     from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
     config = model.config
-    if config.is_causal:
-        raise ValueError("`model` must be a masked diffusion model to make a pipeline of, got an autoregressive one.")
     scheduler = scheduler or MaskedDiffusionScheduler(
         mask_token_id=config.mask_token_id,
         masking_schedule=config.masking_schedule,
@@ -177,7 +177,8 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
         (channels, *size), num_levels = config.sample_shape, config.vocab_size - 1
         if channels in MODES and num_levels <= WHITE + 1:
             image_processor = MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
-    return MaskedDiffusionPipeline(model, scheduler, tokenizer, image_processor)
+    pipeline_class = CausalPipeline if config.is_causal else MaskedDiffusionPipeline
+    return pipeline_class(model, scheduler, tokenizer, image_processor)
 
 
 def load_pipeline(

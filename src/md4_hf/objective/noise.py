@@ -22,7 +22,7 @@ from ..core.schedules import MaskingSchedule
 
 
 # One number per use, so that the same (seed, step, example) gives unrelated numbers for unrelated things.
-TRAIN_TIME, TRAIN_MASK, EVAL_TIME, EVAL_MASK, TRAIN_FLIP, TRAIN_CLASS = range(6)
+TRAIN_TIME, TRAIN_MASK, EVAL_TIME, EVAL_MASK, TRAIN_FLIP, TRAIN_CLASS, SAMPLE_SEED = range(7)
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -140,6 +140,14 @@ def evaluation_times(seed: int, index: Tensor, draw: int, num_draws: int) -> Ten
 def evaluation_mask_noise(seed: int, index: Tensor, draw: int, shape: torch.Size) -> Tensor:
     """Uniform numbers of `shape` `(n, ...)` that decide which tokens are masked in draw `draw`."""
     return _mask_noise((seed, EVAL_MASK, draw), index, shape)
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """Seed of sample `index` of a run: the run's own for the first one, so that a sample can be drawn again alone.
+
+    The others are in [0, 2^53), where every program that reads JSON keeps them exactly.
+    """
+    return int(keyed_uniform(seed, SAMPLE_SEED, index, dtype=torch.float64) * 2**53) if index else seed
 
 
 def _mask_noise(key: tuple[int, ...], index: Tensor, shape: torch.Size) -> Tensor:

@@ -9,16 +9,50 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from filelock import FileLock, Timeout
 from transformers import Trainer, TrainingArguments
 
+from .hardware import choose_device
+
 
 LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The place of this process among those that work together, in the words of `TrainingArguments`."""
+
+    process_index: int = 0
+    world_size: int = 1
+    device: torch.device | None = None
+
+
+@contextlib.contextmanager
+def joined_processes(device: str | None) -> Iterator[Processes]:
+    """Context in which the processes that a launcher has started know of each other; without one, this one alone.
+
+    Each has an accelerator of its own, or the CPU if there is none or `device` says so.
+
+    Raises:
+        ValueError: For a `device` that is not there, or one accelerator for several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(device=choose_device(device))
+        return
+    if device not in (None, "cpu"):
+        raise ValueError(f"`device` must be left out or cpu with several processes, got {device!r}.")
+    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    try:
+        yield Processes(state.process_index, state.num_processes, state.device)
+    finally:
+        state.destroy_process_group()
 
 
 def check_launch(trainer: Trainer, expected_processes: int | None = None):
@@ -70,7 +104,7 @@ def gather(value: Any, num_ranks: int) -> list[Any]:
     return values
 
 
-def on_first_process(args: TrainingArguments, action: Callable[[], Any]) -> Any:
+def on_first_process(args: TrainingArguments | Processes, action: Callable[[], Any]) -> Any:
     """Do something on the first process; all return its result, or raise its error. All processes have to call it.
 
     An error that is no ValueError or OSError becomes a RuntimeError that names it.

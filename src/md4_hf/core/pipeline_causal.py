@@ -1,0 +1,65 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Sampling from the autoregressive baseline, with the arguments of the pipeline of masked diffusion."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .masked_diffusion import draw_categorical
+from .pipeline_inputs import DenoiserInputs
+from .pipeline_masked_diffusion import MaskedDiffusionPipeline
+from .scheduling_masked_diffusion import token_probabilities
+
+
+class CausalPipeline(MaskedDiffusionPipeline):
+    """
+    Generation of text with an `MD4ForCausalLM`: unconditional, of a class or from a prompt, token by token.
+
+    A prompt may have masks at its end only, since its tokens see nothing to their right: they say how long the row is.
+    All arguments are those of `MaskedDiffusionPipeline`, except `num_inference_steps`, `block_length` and
+    `callback_on_step_end`, which must be left out. Rows have their full length, beyond an EOS token too, as texts of
+    masked diffusion have. A logits processor sees the ids before the token, the mask that stands for the start first.
+    """
+
+    def __call__(self, *args, **kwargs):
+        """Generate text; arguments, result and errors as in `MaskedDiffusionPipeline`."""
+        for name in ("num_inference_steps", "block_length", "callback_on_step_end"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"`{name}` must be left out for an autoregressive model, got {kwargs[name]!r}.")
+        return super().__call__(*args, **kwargs)
+
+    def _denoise(
+        self, sample: Tensor, inputs: DenoiserInputs, generators: list, step_arguments: dict[str, Any], *_
+    ) -> Tensor:
+        """Draw the tokens of ids `(rows, length)` that are masked, from the left."""
+        masked, length = sample == self.mask_token_id, sample.shape[1]
+        is_padding = torch.zeros_like(masked) if inputs.attention_mask is None else inputs.attention_mask == 0
+        if (masked[:, :-1] & ~(masked | is_padding[: len(sample)])[:, 1:]).any():
+            raise ValueError(
+                "`prompt` must have masks at its end only for an autoregressive model, which continues it."
+            )
+        uniform = torch.stack([torch.rand(length, generator=g, dtype=torch.float64) for g in generators])
+        sample, cache = sample.clone(), DynamicCache()
+        start = int(masked.any(dim=0).int().argmax()) if masked.any() else length
+        new = sample[:, :start]
+        with self.progress_bar(total=length - start) as progress:
+            for column in range(start, length):
+                logits = self._next_logits(new, sample[:, :column], cache, inputs)
+                mu = token_probabilities(logits, self.mask_token_id, **step_arguments)
+                drawn = draw_categorical(mu, uniform[:, column].to(mu.device)).to(sample.device)
+                sample[:, column] = torch.where(masked[:, column], drawn, sample[:, column])
+                new = sample[:, column : column + 1]
+                progress.update()
+        return sample
+
+    def _next_logits(self, new: Tensor, before: Tensor, cache: DynamicCache, inputs: DenoiserInputs) -> Tensor:
+        """Guided, filtered logits `(rows, vocab)` of the tokens that follow `before`, whose last ones are `new`."""
+        logits = self._guided(self.model.next_logits(self._in_copies(new), cache, inputs.class_labels))
+        start = before.new_full((len(before), 1), self.mask_token_id)
+        logits = self._token_filter(logits, functools.partial(torch.cat, [start, before], dim=1))
+        return logits.cpu() if logits.device.type == "mps" else logits  # which has no float64

@@ -388,7 +388,10 @@ def test_help_tells_values_and_defaults(command, shown, capsys):
         (["evaluate", "RUN", "--validation_data", "./no.txt"], "--validation_data must be"),
         (["score", "RUN", "--references", "./no.txt"], "--references must be"),
         (["score", "RUN", "--device", "nowhere"], "--device must be a device of this machine, got 'nowhere'"),
-        (["finetune", "RUN", "--image_samples", "3"], "--image_samples must be left out for a model of text"),
+        (
+            ["finetune", "RUN", "--data", "pydoc", "--output_dir", "new", "--image_samples", "3"],
+            "--image_samples must be left out for a model of text",
+        ),
         (
             "train --preset tiny --model_name_or_path RUN --objective ar --output_dir new".split(),
             "--is_causal, which --objective sets, must be the trained model's False, got True",

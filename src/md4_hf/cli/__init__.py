@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import signal
 import sys
+from typing import TextIO
 
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 
@@ -15,6 +18,7 @@ from .commands import COMMANDS
 
 
 DOCUMENTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, HTTPError, StrictDataclassError)
+CLOSED_PIPE = 128 + 13  # exit status of a program that the signal of a closed pipe ends
 
 
 def usage() -> str:
@@ -30,24 +34,23 @@ def usage() -> str:
 def main(argv: list[str] | None = None):
     """Entry point of `md4`: an error is one line, or a traceback if the variable MD4_TRACEBACK is set.
 
-    What the console's encoding cannot show is replaced.
+    What the console's encoding cannot show is replaced. Ctrl-C is one line and exit status 130; a reader that closes
+    the pipe of the output (`md4 ... | head -1`) ends the process without a word.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return
-    if argv[0] == "--version":
-        print(f"md4_hf {__version__}")
-        return
-    if argv[0] not in COMMANDS:
-        hint = did_you_mean(argv[0], COMMANDS)
-        print(f"md4: unknown command {argv[0]!r}.{hint}\n\n{usage()}", file=sys.stderr)
-        sys.exit(2)
     try:
-        COMMANDS[argv[0]].run(argv[0], argv[1:])
+        try:
+            run(argv)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt as interruption:
+        print(f"md4 {argv[0]}: interrupted" + (f"; {interruption}" if str(interruption) else ""), file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and close_broken_pipes():
+            sys.exit(CLOSED_PIPE)
         if os.environ.get("MD4_TRACEBACK"):
             raise
         message = COMMANDS[argv[0]].as_typed(describe(error), argv[1:])
@@ -55,6 +58,38 @@ def main(argv: list[str] | None = None):
         if not isinstance(error, DOCUMENTED_ERRORS):
             print(f"({type(error).__name__}; MD4_TRACEBACK=1 shows where it was raised.)", file=sys.stderr)
         sys.exit(1)
+
+
+def run(argv: list[str]):
+    """Run the command that the first argument names."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+    elif argv[0] == "--version":
+        print(f"md4_hf {__version__}")
+    elif argv[0] in COMMANDS:
+        COMMANDS[argv[0]].run(argv[0], argv[1:])
+    else:
+        hint = did_you_mean(argv[0], COMMANDS)
+        print(f"md4: unknown command {argv[0]!r}.{hint}\n\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+
+
+def close_broken_pipes() -> bool:
+    """Let the standard streams whose reader has gone lead nowhere; whether there are any."""
+    broken = [stream for stream in (sys.stdout, sys.stderr) if has_lost_reader(stream)]
+    for stream in broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(broken)
+
+
+def has_lost_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (AttributeError, OSError):  # no such call on Windows, or no file behind the stream
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def describe(error: BaseException) -> str:

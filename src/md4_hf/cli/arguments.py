@@ -63,6 +63,7 @@ def parse_arguments(
     description: str,
     positional: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    needed: Sequence[Sequence[str]] = (),
 ) -> tuple:
     """Fill dataclasses from the command line.
 
@@ -74,22 +75,26 @@ def parse_arguments(
         argv, prog, description: Arguments, name and purpose of the command.
         positional: Names and help of positional arguments; those in brackets may be left out.
         defaults: Defaults in place of the dataclasses' own.
+        needed: Options that have to be given, each as the names of which one will do; a short help ends the process
+            where they are not.
 
     Returns:
-        The instances, then a namespace with the positional arguments if there are any, and the preset.
+        The instances, then a namespace with the positional arguments if there are any, and the preset; its `given`
+        holds the options that preset, file and command line give, by name, and its `defaults` the values of the others.
     """
     trains = ShownTrainingArguments in dataclass_types
     asks_for_all = trains and "--help_all" in argv
     asks_for_help = asks_for_all or not {"-h", "--help"}.isdisjoint(argv)
+    is_short = asks_for_help or (not argv and bool(needed))  # only help is printed: at once, without transformers
     filled = dataclass_types
-    if trains and (asks_for_all or not asks_for_help):
+    if trains and (asks_for_all or not is_short):
         from ..training.arguments import MD4TrainingArguments
 
         filled = [MD4TrainingArguments if cls is ShownTrainingArguments else cls for cls in dataclass_types]
     parser = _make_parser(filled, prog, description, positional or {})
-    if filled:
-        parser.set_defaults(**(defaults or {}))
-        _set_defaults(parser, argv, filled, is_strict=not asks_for_help)
+    parser.set_defaults(**(defaults or {}))
+    own_defaults = {action.dest: action.default for action in parser._actions if action.option_strings}
+    given = _set_defaults(parser, argv, filled, is_strict=not is_short) if filled else {}
     if asks_for_help:
         parser.print_help()
         parser.exit()
@@ -97,7 +102,32 @@ def parse_arguments(
     if unknown:
         parser.refuse_unknown(unknown)
     _check_positional(parser, namespace, [name for name in positional or {} if not name.startswith("[")])
-    return (*(_fill(cls, namespace) for cls in filled), namespace)
+    given |= {name: getattr(namespace, name) for name in _names_on_command_line(parser, argv)}
+    if any(given.keys().isdisjoint(names) for names in needed):
+        parser.exit(2, _short_help(parser, needed))
+    instances = [_fill(cls, namespace) for cls in filled]
+    namespace.given, namespace.defaults = given, own_defaults
+    return (*instances, namespace)
+
+
+def _names_on_command_line(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """Names of the options on the command line."""
+    absent = object()
+    names = [action.dest for action in parser._actions if action.option_strings]
+    found, _ = parser.parse_known_intermixed_args(argv, argparse.Namespace(**dict.fromkeys(names, absent)))
+    return [name for name in dict.fromkeys(names) if getattr(found, name, absent) is not absent]
+
+
+def _short_help(parser: argparse.ArgumentParser, needed: Sequence[Sequence[str]]) -> str:
+    """Usage, and the options that are needed."""
+    actions = {action.dest: action for action in parser._actions}
+    formatter = parser._get_formatter()
+    formatter.add_usage(parser.usage, [], [])
+    formatter.add_arguments([actions[name] for names in needed for name in names])
+    alternatives = [[f"--{name}" for name in names] for names in needed]
+    rules = [" or ".join(filter(None, [", ".join(names[:-1]), names[-1]])) for names in alternatives]
+    rule = f"{parser.prog} needs {', and '.join(rules)}; {parser.prog} --help lists all options."
+    return f"{formatter.format_help()}\n{rule}\n"
 
 
 def _make_parser(
@@ -111,15 +141,16 @@ def _make_parser(
         usage=" ".join([prog, *map(str.upper, positional), *(["[OPTIONS]"] if dataclass_types else [])]),
         formatter_class=_HelpFormatter,
     )
+    first = parser.add_argument_group("configuration and folder")
+    if StartArguments in dataclass_types:
+        first.add_argument("--preset", help=f"Start from a known configuration: {', '.join(PRESETS)}.")
     for cls in dataclass_types:
-        add_options(parser, cls)
+        add_options(parser, cls, {"output_dir": first} if issubclass(cls, ElboArguments) else {})
     for name, text in positional.items():
         parser.add_argument(name.strip("[]"), help=text, nargs="?")  # missing ones: `_check_positional`
     if dataclass_types:
         general = parser.add_argument_group("general")
         general.add_argument("--config", help="YAML file of options; the command line overrides it.")
-    if StartArguments in dataclass_types:
-        general.add_argument("--preset", help=f"Start from a known configuration: {', '.join(PRESETS)}.")
     if any(issubclass(cls, ElboArguments) for cls in dataclass_types):
         general.add_argument("--help_all", action="store_true", help="Show all options of transformers' Trainer too.")
     return parser
@@ -148,8 +179,13 @@ def _fill(cls: type, namespace: argparse.Namespace) -> Any:
 # Options of a dataclass -----------------------------------------------------------------------------------------------
 
 
-def add_options(parser: argparse.ArgumentParser, cls: type):
-    """Add an option for each field of a dataclass, as transformers' `HfArgumentParser` does."""
+def add_options(
+    parser: argparse.ArgumentParser, cls: type, places: Mapping[str, argparse._ArgumentGroup] | None = None
+):
+    """Add an option for each field of a dataclass, as transformers' `HfArgumentParser` does.
+
+    They are in a group of the dataclass, or in that of `places` by name.
+    """
     group = parser.add_argument_group(getattr(cls, "_argument_group_name", None))
     hints = get_type_hints(cls)
     shown = dataclasses.fields(ShownTrainingArguments) if issubclass(cls, ElboArguments) else ()
@@ -159,7 +195,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type):
             continue
         settings = {**field.metadata, **_settings(field, _type_of_value(hints[field.name]))}
         settings["help"] = texts.get(field.name, settings["help"])
-        group.add_argument(*spellings(field.name), **settings)
+        (places or {}).get(field.name, group).add_argument(*spellings(field.name), **settings)
         if field.default is True:
             text = f"Switches --{field.name} off."
             no = spellings(f"no_{field.name}")
@@ -201,8 +237,11 @@ def to_bool(value: str | bool) -> bool:
 # Defaults -------------------------------------------------------------------------------------------------------------
 
 
-def _set_defaults(parser: Parser, argv: list[str], dataclass_types: Sequence[type], is_strict: bool):
-    """Take defaults from the preset, this machine and the YAML file; refuse unknown names in the file if strict."""
+def _set_defaults(parser: Parser, argv: list[str], dataclass_types: Sequence[type], is_strict: bool) -> dict[str, Any]:
+    """Take defaults from the preset, this machine and the YAML file; refuse unknown names in the file if strict.
+
+    Returns the options that preset and file give.
+    """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "preset", "model_name_or_path"):
         early.add_argument(*spellings(name))
@@ -218,12 +257,15 @@ def _set_defaults(parser: Parser, argv: list[str], dataclass_types: Sequence[typ
     if is_strict and unknown:
         parser.refuse_unknown(unknown, f" in {given.config}")
     preset = given.preset or options.get("preset")
+    of_preset = {}
     if StartArguments in dataclass_types and preset:
         has_model = given.model_name_or_path or options.get("model_name_or_path")
-        parser.set_defaults(**preset_defaults(preset, with_model=not has_model))
+        of_preset = preset_defaults(preset, with_model=not has_model)
+    parser.set_defaults(**of_preset)
     if is_strict and "use_cpu" in known:
         parser.set_defaults(**_defaults_of_this_machine())
     parser.set_defaults(**options)
+    return {**of_preset, **options}
 
 
 def _defaults_of_this_machine() -> dict[str, bool]:

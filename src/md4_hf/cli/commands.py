@@ -33,6 +33,7 @@ class Command:
     positional: Mapping[str, str] = field(default_factory=dict)  # names and help; those in brackets may be left out
     defaults: Mapping[str, Any] = field(default_factory=dict)  # in place of the dataclasses' own
     stands_for: Mapping[str, str] = field(default_factory=dict)  # options by the argument of Python that errors name
+    needed: tuple[tuple[str, ...], ...] = ()  # options that have to be given: of each tuple, one
     passes_on: bool = False  # whether all arguments but `--help` go to another program unread
 
     def run(self, name: str, argv: list[str]):
@@ -46,6 +47,7 @@ class Command:
                 description=self.description,
                 positional=self.positional,
                 defaults=self.defaults,
+                needed=self.needed,
             )
         rest.command_line = shlex.join(["md4", name, *argv])
         module, function = self.function.split(".")
@@ -63,6 +65,7 @@ COMMANDS: dict[str, Command] = {
         "train a masked diffusion model on text or images",
         "Train a masked diffusion model on text or images.",
         (StartArguments, RunArguments, ModelArguments, DataArguments, ImageDataArguments, ShownTrainingArguments),
+        needed=(("preset", "data", "config"), ("output_dir",)),
     ),
     "finetune": Command(
         "finetune.finetune",
@@ -72,13 +75,14 @@ COMMANDS: dict[str, Command] = {
         {"model": "Folder or Hub id of the base model, or of an adapter to train further."},
         defaults={
             "learning_rate": 2e-4,
-            "warmup_steps": 20,
+            "warmup_steps": 0.05,
             "lr_scheduler_type": "cosine",
             "ema_decay": 0.0,
             "eval_strategy": "epoch",
             "logging_steps": 10,
             "block_size": None,
         },
+        needed=(("data", "config"), ("output_dir",)),
     ),
     "evaluate": Command(
         "evaluate.evaluate",

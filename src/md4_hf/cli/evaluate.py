@@ -23,6 +23,7 @@ from ..utils.files import check_can_be_written, write_whole
 from ..utils.options import check_left_out
 from .images import ImageEvaluation
 from .options import EstimateArguments, EvaluateArguments
+from .run_record import RunRecord, data_of_run
 from .texts import TextEvaluation
 from .train import print_metrics
 
@@ -36,6 +37,7 @@ def evaluate(
 ):
     """Bound the NELBO of held-out text or images, with its standard error."""
     stopping = Stopping(options.rounds, options.target_stderr, options.max_rounds)
+    record, (pair_args, data_args, image_args) = data_of_run(rest.model, rest, pair_args, data_args, image_args)
     model, heldout = open_model(rest.model, options)
     heldout.check(data_args, pair_args, image_args)
     model_facts: dict[str, Any] = {}
@@ -65,7 +67,16 @@ def evaluate(
             }
         )
         write_whole(Path(options.output_file), json.dumps(report, indent=2) + "\n")
+    if record is not None:
+        report_data_of_run(record, data_args, examples)
     print_metrics(metrics, data_args)
+
+
+def report_data_of_run(record: RunRecord, data_args: DataArguments, examples: Any):
+    """Say that the data are those of the run, or that they are no longer."""
+    print(f"data as in {record.path}")
+    if data_args.block_size == record.options.get("block_size") and record.has_other_data("held_out_data", examples):
+        print("Their contents are not those that the run had held out: the files have changed.")
 
 
 def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluation | ImageEvaluation]:

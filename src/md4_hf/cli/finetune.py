@@ -50,7 +50,7 @@ def finetune(
         **texts.describe_text(data_args, tokenizer, prompt),
         "base_model": model.active_peft_config.base_model_name_or_path,
     }
-    run_training(Material(model, tokenizer, train_examples, heldout_examples, facts), args, run, data_args)
+    run_training(Material(model, tokenizer, train_examples, heldout_examples, facts), args, run, data_args, rest)
 
 
 def open_adapted(name_or_path: str, lora: LoraArguments):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from ..utils.errors import did_you_mean
 
 
+RECORD = "record"  # what a run notes in its file of options beside these
 FLOAT_TAG, NULL_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:null"
 
 
@@ -35,8 +37,23 @@ for _name, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
+def read_mapping(path: str | os.PathLike) -> tuple[dict[str, Any], dict[Any, yaml.Node]]:
+    """Values of a YAML file by name, and their nodes; a ValueError if it is no mapping of names to values."""
+    try:
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        options = None if node is None else loader.construct_document(node)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"`config` must be a YAML file, got {str(path)!r}: {error}") from error
+    if not isinstance(options, dict) or not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"`config` must be a mapping of names to values, got {type(options).__name__} in {path}.")
+    return options, {key_node.value: value_node for key_node, value_node in node.value}
+
+
 def read_options(path: str, actions: Mapping[str, argparse.Action], hints: Mapping[str, Any]) -> dict[str, Any]:
     """Read options from a YAML file, a mapping of option names to values; unknown ones are left as they are.
+
+    The record of a run in its `options.yaml` is no option, and left out.
 
     Args:
         path: The file.
@@ -46,15 +63,8 @@ def read_options(path: str, actions: Mapping[str, argparse.Action], hints: Mappi
     Raises:
         ValueError: If the file is no such mapping, or a value is none that its option could have.
     """
-    try:
-        loader = _Loader(Path(path).read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        options = None if node is None else loader.construct_document(node)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"`config` must be a YAML file, got {path!r}: {error}") from error
-    if not isinstance(options, dict) or not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"`config` must be a mapping of names to values, got {type(options).__name__} in {path}.")
-    nodes = {key_node.value: value_node for key_node, value_node in node.value}
+    options, nodes = read_mapping(path)
+    options.pop(RECORD, None)
     for name in [name for name in nodes if name in actions]:
         action, hint = actions[name], hints.get(name, str)
         try:

@@ -16,6 +16,7 @@ from ..data.tokenizers import load_tokenizer
 from ..evaluation import schedule_plots as plots
 from ..hub.loading import load_model
 from .options import ScheduleArguments
+from .run_record import data_of_run
 
 
 def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argparse.Namespace):
@@ -24,6 +25,7 @@ def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argpar
     tokenizer = load_tokenizer(rest.model, revision=options.revision)
     if not model.config.learn_masking_schedule:
         raise ValueError(f"`model` must be a GenMD4 model, got {rest.model}, whose schedule is not learned.")
+    record, (data_args,) = data_of_run(rest.model, rest, data_args)
     exponents = model.token_schedule.exponents.detach()
     counts = count_tokens(data_args, tokenizer, model.config.vocab_size)
     counts[model.config.mask_token_id] = -1  # no token of the data
@@ -33,6 +35,8 @@ def schedules(options: ScheduleArguments, data_args: DataArguments, rest: argpar
     order = frequent[exponents[frequent].argsort(stable=True)]
     if options.output_dir is not None:
         draw(Path(options.output_dir), options.format, order, exponents, tokenizer)
+    of_run = "" if record is None else f", as in {record.path}"
+    print(f"counts of the training part of {' and '.join(data_args.sources)}{of_run}")
     print_table(order, exponents, counts, tokenizer, options.rows)
     if options.output_dir is not None:
         print(f"Pictures are in {options.output_dir}")

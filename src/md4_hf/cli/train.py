@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ from ..utils.processes import entered_by_first_process, on_first_process, print_
 from ..utils.sharding import count_parameters
 from .images import prepare_image_training, trains_images
 from .material import Material
+from .run_record import FILE_NAME as RECORD_NAME
+from .run_record import RecordCallback, RunRecord
 from .texts import prepare_text_training
 from .train_options import ModelArguments, RunArguments, StartArguments
 
@@ -50,7 +53,7 @@ def train(
     prepare = prepare_image_training if is_image else prepare_text_training
     material = prepare(start, model_args, data_args, image_args, args)
     if not run.prepare_only:
-        run_training(material, args, run, data_args)
+        run_training(material, args, run, data_args, rest)
 
 
 def choose_objective(objective: str, model_args: ModelArguments):
@@ -76,7 +79,13 @@ def prepare_run(run: RunArguments, args: MD4TrainingArguments):
     set_seed(args.seed)
 
 
-def run_training(material: Material, args: MD4TrainingArguments, run: RunArguments, data_args: DataArguments):
+def run_training(
+    material: Material,
+    args: MD4TrainingArguments,
+    run: RunArguments,
+    data_args: DataArguments,
+    rest: argparse.Namespace,
+):
     """Train, or go on training, and leave the finished model; an interruption ends the process."""
     model = material.model
     baselines = material.measure_baselines() if args.should_save else {}
@@ -94,6 +103,9 @@ def run_training(material: Material, args: MD4TrainingArguments, run: RunArgumen
     examples = modality.describe_examples(model.config, data_args.block_size)
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     print_on_first(args, f"{size} on {args.device}; {batch_size} {examples} a step")
+    if args.should_save:
+        record = RunRecord.of_start(rest, data_args, material, batch_size)
+        trainer.add_callback(RecordCallback(record, rest.defaults))
     for name, bits in baselines.items():
         print_on_first(args, f"held-out {modality.bits} of the {name} model: {Figure(name, bits):.3f}")
     with trainer.run_lock:
@@ -111,7 +123,13 @@ def check_output_dir(args: MD4TrainingArguments):
     check_can_be_written("output_dir", folder, is_folder=True)
     # Before hours of preparing data: what is there, and of the right size. The training reads the checksums too.
     found = on_first_process(args, lambda: checkpoint_to_resume(args.resume_from_checkpoint, folder, digests=False))
-    if found is None and folder.is_dir() and any(folder.glob("[!.]*")):
+    record = folder / RECORD_NAME
+    is_own = RunRecord.read(record) is not None  # of a run that was ended before its first checkpoint, or goes on
+    if record.exists() and not is_own:
+        raise ValueError(
+            f"`output_dir` must have no {RECORD_NAME} of yours, which the run would replace, got {folder}."
+        )
+    if found is None and folder.is_dir() and any(path != record for path in folder.glob("[!.]*")):
         raise ValueError(
             f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
             "it, add `--resume_from_checkpoint latest`."
@@ -134,14 +152,16 @@ def set_batch_size(run: RunArguments, args: MD4TrainingArguments):
 
 
 def save_finished_model(trainer: MD4Trainer, run: RunArguments, data_args: DataArguments):
-    """Evaluate with more draws, write the model with its files, and share it if asked to."""
-    trainer.args.eval_draws = run.final_eval_draws
-    metrics = trainer.evaluate()
-    trainer.card_facts.metrics = metrics
-    folder = Path(trainer.args.output_dir)
-    staged = whole_folder(folder, folder / STAGING_FOLDER, move_files)
-    with entered_by_first_process(trainer.args, staged) as staging:
-        trainer.save_repository(staging, location=trainer.hub_model_id or str(folder))
+    """Write the model, evaluate it with more draws, write what describes it, and share it if asked to."""
+    folder, repository = Path(trainer.args.output_dir), trainer.repository
+    location = {"location": trainer.hub_model_id or str(folder)}
+    with staged_in(folder, trainer.args) as staging:
+        repository.write_model(staging, averaged=True)
+        repository.complete(staging, **location)
+    print_on_first(trainer.args, f"The model is in {folder}; it is evaluated now")
+    metrics = evaluate_finished_model(trainer, run)
+    with staged_in(folder, trainer.args) as staging:
+        repository.describe(staging, **location)
     if trainer.is_world_process_zero():
         trainer.save_metrics("eval", metrics, combined=False)
         print_metrics(metrics, data_args)
@@ -150,15 +170,32 @@ def save_finished_model(trainer: MD4Trainer, run: RunArguments, data_args: DataA
         share(trainer, folder)
 
 
+def evaluate_finished_model(trainer: MD4Trainer, run: RunArguments) -> dict[str, float]:
+    """Figures of the held-out data for the card; an interruption says where the model is."""
+    trainer.args.eval_draws = run.final_eval_draws
+    folder = trainer.args.output_dir
+    try:
+        metrics = trainer.evaluate()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the model is in {folder}; to evaluate it: md4 evaluate {folder}") from None
+    trainer.card_facts.metrics = metrics
+    return metrics
+
+
+def staged_in(folder: Path, args: MD4TrainingArguments) -> contextlib.AbstractContextManager[Path]:
+    """Folder to fill on all processes, whose files are moved into another at the end if all went well."""
+    return entered_by_first_process(args, whole_folder(folder, folder / STAGING_FOLDER, move_files))
+
+
 def move_files(source: Path, target: Path):
     """Move the files of a folder into another, the weights last: where they are, all files are.
 
     Weights of an earlier model that these do not replace go first: a loader would open them, or look for their parts.
     """
-    for pattern in WEIGHTS:
-        for path in target.glob(pattern):
-            if not (source / path.name).exists():
-                path.unlink()
+    brings_weights = any(path for pattern in WEIGHTS for path in source.glob(pattern))
+    for path in [path for pattern in WEIGHTS for path in target.glob(pattern) if brings_weights]:
+        if not (source / path.name).exists():
+            path.unlink()
     for path in sorted(source.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         os.replace(path, target / path.name)
 
@@ -170,21 +207,25 @@ def share(trainer: MD4Trainer, folder: Path):
     except (OSError, RuntimeError, HTTPError) as error:
         raise OSError(
             f"the model is in {folder}, but could not be uploaded to {trainer.hub_model_id}. To try again: "
-            f'hf upload {trainer.hub_model_id} {folder} . --exclude "checkpoint-*/*" "abandoned-*/*"'
+            f'hf upload {trainer.hub_model_id} {folder} . --exclude "checkpoint-*/*" "abandoned-*/*" {RECORD_NAME}'
         ) from error
     print_on_first(trainer.args, f"Uploaded to {trainer.hub_model_id}")
 
 
+def name_of_validation_data(data_args: DataArguments) -> str:
+    """Name of the data that an evaluation scores."""
+    return data_args.validation_data or f"held-out part of {' and '.join(data_args.sources)}"
+
+
 def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     """The figures of an evaluation as a small table."""
-    source = data_args.validation_data or f"held-out part of {' and '.join(data_args.sources)}"
     num_draws = metrics["eval_num_draws"]
     figures = figures_of(metrics, "eval_", is_bound=num_draws > 0)
     modality = modality_of_metrics(figures)
     tokens = f"{metrics['eval_num_tokens']:,} tokens {modality.tokens.format(length=data_args.block_size)}"
     draws = f", {num_draws} draw{'s' if num_draws > 1 else ''} per {modality.example}" if num_draws else ""
     rounds = f", {metrics['eval_num_rounds']} rounds" if metrics.get("eval_num_rounds", 1) > 1 else ""
-    print(f"{source}: {tokens}{draws}{rounds}")
+    print(f"{name_of_validation_data(data_args)}: {tokens}{draws}{rounds}")
     for figure in figures.values():
         print(f"  {figure.name:<25} {figure}")
     if "eval_monte_carlo_stderr" in metrics:

@@ -129,9 +129,7 @@ class ModelArguments:
 class ShownTrainerArguments:
     """Fields of transformers' `TrainingArguments` that `--help` shows, with their defaults."""
 
-    output_dir: str | None = option(
-        "Folder of the run: checkpoints, and in the end the model. (trainer_output if left out)"
-    )
+    output_dir: str | None = option("Folder of the run: checkpoints, its options, and in the end the model.")
     per_device_train_batch_size: int = option("Sequences or images per device in a forward pass.", default=8)
     num_train_epochs: float = option("Passes over the training data.", default=3.0)
     max_steps: int = option("Optimizer steps, in place of --num_train_epochs; needed with --streaming.", default=-1)

@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
 
 from ..objective.estimators import check_estimator, nelbo_metrics
 from ..utils.options import option
@@ -32,6 +38,13 @@ LEAST_VALUES = {
 REQUIRED_VALUES = {
     **{"batch_eval_metrics": False, "eval_do_concat_batches": True, "average_tokens_across_devices": True},
     **{"save_on_each_node": False, "auto_find_batch_size": False},
+}
+
+# Services of the extra "tracking", and whether each is installed.
+TRACKING = {
+    "tensorboard": is_tensorboard_available,
+    "trackio": is_trackio_available,
+    "wandb": is_wandb_available,
 }
 
 
@@ -72,12 +85,22 @@ class MD4TrainingArguments(ElboArguments, TrainingArguments):
             if not is_kept:
                 raise ValueError(f"`{name}` must be {rule}, got {getattr(self, name)}.")
         check_estimator(self.eval_estimator)
+        check_reporters(self.report_to)
         if self.data_seed is None:
             self.data_seed = self.seed
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False  # a preset may set it for its own number of workers
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # pinned memory is for copies to an accelerator: torch warns
+
+
+def check_reporters(names: Iterable[str]):
+    """Raise an error for a service of `report_to` that is unknown or not installed: the trainer would after hours."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"`report_to` must be of {sorted(INTEGRATION_TO_CALLBACK)}, got {name!r}.")
+        if name in TRACKING and not TRACKING[name]():
+            raise ImportError(f"`report_to` {name!r} needs {name}: pip install 'md4_hf[tracking]'.")
 
 
 def check_arguments(args: Any, config: Any, trainer_options: Mapping[str, Any]):

@@ -1,16 +1,18 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Muon for the matrices of the blocks beside AdamW for all other parameters, and a group for GenMD4's exponents."""
+"""Muon beside AdamW, a group for GenMD4's exponents, warm-up, and the options of a run that goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..utils.hardware import has_fast_bf16
 
@@ -144,3 +146,25 @@ def give_exponents_rate(optimizer: Optimizer, model: nn.Module, rate: float):
         group["params"] = [p for p in group["params"] if not any(p is exponent for exponent in exponents)]
     if exponents:
         optimizer.add_param_group({"params": exponents, "lr": rate, "weight_decay": 0.0})
+
+
+def shorter_warmup(warmup_steps: int, num_training_steps: int) -> int:
+    """Steps of warm-up: a tenth of all where those asked for would leave none at the full learning rate."""
+    return warmup_steps if warmup_steps < num_training_steps else num_training_steps // 10
+
+
+@contextlib.contextmanager
+def options_outlast_loading(optimizer: Any, scheduler: Any) -> Iterator[None]:
+    """Keep learning rates, decay and betas as they are while a saved state is loaded, which has those of its own time.
+
+    The place in the schedule is the loaded one. Schedulers that are no functions of the step keep what is loaded.
+    """
+    groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    base_lrs = list(getattr(scheduler, "base_lrs", []))
+    yield
+    if not isinstance(scheduler, LambdaLR):
+        return
+    scheduler.base_lrs = base_lrs
+    scheduler._last_lr = [lr * f(scheduler.last_epoch) for lr, f in zip(base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, own, lr in zip(optimizer.param_groups, groups, scheduler._last_lr, strict=True):
+        group.update(own, lr=lr)

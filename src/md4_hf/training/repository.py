@@ -71,12 +71,15 @@ class Repository:
     def save(self, folder: str | os.PathLike, **facts: Any):
         """Write all that belongs to the trained model. See `MD4Trainer.save_repository`."""
         self.write_model(folder, averaged=True)
+        self.describe(folder, **facts)
+
+    def describe(self, folder: str | os.PathLike, **facts: Any):
+        """Write what belongs to the trained model beside its weights and tokenizer. Call it on all processes."""
         with self.trainer.ema_weights():
             samples = self._draw_texts()
         if self.trainer.is_image:
             self.draw_images(folder)
-        if self.args.should_save:
-            self._complete(Path(folder), samples=samples, **facts)
+        self.complete(Path(folder), samples=samples, **facts)
         self.trainer.accelerator.wait_for_everyone()
 
     def write_model(self, folder: str | os.PathLike, averaged: bool):
@@ -96,8 +99,10 @@ class Repository:
             if self.trainer.processing_class is not None:
                 self.trainer.processing_class.save_pretrained(folder)
 
-    def _complete(self, folder: Path, **facts: Any):
-        """Put all that is not weights or tokenizer into a folder with a saved model."""
+    def complete(self, folder: Path, **facts: Any):
+        """Write scheduler, plot and card for a saved model, or the record of an adapter's base; on one process."""
+        if not self.args.should_save:
+            return
         model, history = self.model, self.trainer.state.log_history
         if is_adapted(model):
             save_base_record(self.base_fingerprint, folder)
@@ -207,7 +212,7 @@ class Repository:
         remove_any(folder)
         source = averaged if averaged.is_dir() else checkpoint
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*NOT_SHARED))
-        self._complete(folder)
+        self.complete(folder)
         message = f"Training in progress, step {trainer.state.global_step}"
         uploads = [self._upload_and_remove(folder, commit_message=message)]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):

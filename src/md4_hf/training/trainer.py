@@ -42,7 +42,13 @@ from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_res
 from .ema import EmaCallback, stored_average
 from .finite_steps import FiniteSteps
 from .model_card import CardFacts
-from .optimizers import give_exponents_rate, is_exponent, muon_with_adamw
+from .optimizers import (
+    give_exponents_rate,
+    is_exponent,
+    muon_with_adamw,
+    options_outlast_loading,
+    shorter_warmup,
+)
 from .repository import Repository
 from .running_sums import RunningSums
 from .step_sampler import SeededOrder, StepSampler
@@ -134,7 +140,8 @@ class MD4Trainer(Trainer):
         `resume_from_checkpoint=True` takes the newest checkpoint that is whole, and names those it passes over, with
         the reason; `"auto"` does so too, and starts anew where there is none. A run at its last step stays as it is.
         A ValueError is raised if the checkpoint asked for is not whole, if the processes were started with different
-        arguments, or if another run writes to `args.output_dir`.
+        arguments, or if another run writes to `args.output_dir`. Learning rate, weight decay and betas are those of
+        `args`, also where the checkpoint was written with others.
         """
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError(
@@ -239,6 +246,19 @@ class MD4Trainer(Trainer):
         if args.schedule_lr_multiplier != 1.0:
             give_exponents_rate(self.optimizer, trained, args.learning_rate * args.schedule_lr_multiplier)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """As `Trainer.create_scheduler`; a warm-up that would take all steps is cut to a tenth, with a warning."""
+        args = self.args
+        asked = args.get_warmup_steps(num_training_steps)
+        warmup_steps = shorter_warmup(asked, num_training_steps)
+        if warmup_steps != asked and args.should_log:
+            logger.warning(
+                f"`warmup_steps` is {asked} of {num_training_steps} steps in all, and cut to {warmup_steps}: no step "
+                "would be left at the full learning rate. (A value below 1 is a share of the steps.)"
+            )
+        with changed(args, warmup_steps=warmup_steps):
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in `Trainer`, without GenMD4's exponents: decay would pull them to ln 2."""
@@ -394,7 +414,12 @@ class MD4Trainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         if checkpoint is None:
             return
-        with state_errors(Path(checkpoint, "optimizer.pt or scheduler.pt")):
+        kept = (
+            contextlib.nullcontext()
+            if self.is_deepspeed_enabled
+            else options_outlast_loading(self.optimizer, self.lr_scheduler)
+        )
+        with state_errors(Path(checkpoint, "optimizer.pt or scheduler.pt")), kept:
             super()._load_optimizer_and_scheduler(checkpoint)
         self.sums.load(checkpoint)
         if self.ema is not None:

@@ -266,7 +266,7 @@ def test_a_model_without_learned_schedules_has_none_to_show(tmp_path, capsys):
     random_model(28, 16, std=0.1).save_pretrained(tmp_path)
     build_text8_tokenizer().save_pretrained(tmp_path)
     assert "MODEL must be a GenMD4 model" in failure(capsys, ["schedules", str(tmp_path)])
-    options = ["--masking_schedule", "cosine", "--output_dir", str(tmp_path / "x")]
+    options = ["--data", "pydoc", "--masking_schedule", "cosine", "--output_dir", str(tmp_path / "x")]
     message = failure(capsys, ["train", "--objective", "genmd4", *options])
     assert "--masking_schedule must be left out" in message
 

@@ -37,8 +37,8 @@ def evaluate(
 ):
     """Bound the NELBO of held-out text or images, with its standard error."""
     stopping = Stopping(options.rounds, options.target_stderr, options.max_rounds)
-    record, (pair_args, data_args, image_args) = data_of_run(rest.model, rest, pair_args, data_args, image_args)
     model, heldout = open_model(rest.model, options)
+    record, (pair_args, data_args, image_args) = data_of_run(rest.model, rest, pair_args, data_args, image_args)
     heldout.check(data_args, pair_args, image_args)
     model_facts: dict[str, Any] = {}
     if options.output_file is not None:

@@ -103,6 +103,7 @@ class Repository:
         """Write scheduler, plot and card for a saved model, or the record of an adapter's base; on one process."""
         if not self.args.should_save:
             return
+        folder.mkdir(parents=True, exist_ok=True)
         model, history = self.model, self.trainer.state.log_history
         if is_adapted(model):
             save_base_record(self.base_fingerprint, folder)

@@ -46,6 +46,7 @@ from md4_hf.cli.train_options import (
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
 QUICK = ["--preset", "tiny", *SMALL, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2"]
+QUICK += ["--bf16", "false"]  # as `md4 evaluate` computes
 
 
 @pytest.fixture(scope="module")

@@ -146,32 +146,43 @@ def make_recipe(task: Task, preparation: str, context: int, data: str | None = N
         raise ValueError(f"`preparation` must be one of {sorted(PREPARATIONS)}, got {preparation!r}.")
     chosen = PREPARATIONS[preparation]
     context = min(context, task.length or context)
-    content = context - 2 * chosen.frame
-    if content < 1:
-        raise ValueError(f"`context` must leave room for a token, got {context}.")
-    stride = changes.pop("stride", None)
-    stride = min(chosen.stride or content, content) if stride is None else stride
-    if not 1 <= stride <= content:
-        raise ValueError(f"`stride` must be in [1, {content}], the tokens of a block, got {stride}.")
-    path = Path(data or "").expanduser()
-    is_text8 = task is TASKS["text8"] and path.is_file() and path.stat().st_size == TEXT8_CHARACTERS
+    changes = {name: value for name, value in changes.items() if value is not None}
+    stride = _stride(chosen, context, changes.pop("stride", None))
     recipe = Recipe(
         data=data or task.data,
         config=None if data else task.config,
         revision=None if data else task.revision,
-        split=TEXT8_TEST if is_text8 else task.split_of(preparation, data),
+        split=_split(task, preparation, data),
         text_column=task.text_column,
         detokenizer=task.detokenizer,
         preparation=preparation,
         row_end=chosen.row_end if task.end_rows else "nothing",
         frame=chosen.frame,
         wrap=chosen.wrap,
-        group=None,
+        group=chosen.group if changes.get("wrap", chosen.wrap) else None,  # rows by themselves are scored to their end
         context=context,
         stride=stride,
     )
-    recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
-    recipe = replace(recipe, group=chosen.group if recipe.wrap else None)  # rows by themselves are scored to their end
+    recipe = replace(recipe, **changes)
     if recipe.detokenizer not in RULES:
         raise ValueError(f"`detokenizer` must be one of {sorted(RULES)}, got {recipe.detokenizer!r}.")
     return recipe
+
+
+def _split(task: Task, preparation: str, data: str | None) -> str:
+    """The split that is scored of a task's data set, or of a file or folder in its place."""
+    path = Path(data or "").expanduser()
+    is_text8 = task is TASKS["text8"] and path.is_file() and path.stat().st_size == TEXT8_CHARACTERS
+    return TEXT8_TEST if is_text8 else task.split_of(preparation, data)
+
+
+def _stride(preparation: Preparation, context: int, stride: int | None) -> int:
+    """Tokens between the starts of two blocks, by default the preparation's; a ValueError if out of range."""
+    content = context - 2 * preparation.frame
+    if content < 1:
+        raise ValueError(f"`context` must leave room for a token, got {context}.")
+    if stride is None:
+        return min(preparation.stride or content, content)
+    if not 1 <= stride <= content:
+        raise ValueError(f"`stride` must be in [1, {content}], the tokens of a block, got {stride}.")
+    return stride

@@ -17,6 +17,7 @@ import shlex
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -192,19 +193,19 @@ def report(args: argparse.Namespace) -> str:
     judge = classifier(train, train_labels)
     real, real_stderr = accuracy(judge, heldout, labels)
     recognised = [("held-out images", f"{len(labels)}", f"{100 * real:.1f} ± {100 * real_stderr:.1f}")]
-    pictures: dict[str, tuple[list, int]] = {}
+    pictures: dict[str, tuple[list, Sequence]] = {}  # the images, and the label of each row
     for scale in GUIDANCE_SCALES:
         images, ids, classes = draw_classes(pipe, args.per_class, scale, args.seed)
         part, error = accuracy(judge, ids, classes)
         recognised.append((f"generated, guidance {scale:g}", f"{len(ids)}", f"{100 * part:.1f} ± {100 * error:.1f}"))
         if scale in GUIDANCE_SCALES[:2]:
-            pictures[f"digits_guidance_{scale:g}.png"] = (images, args.per_class)
-    pictures["digits_halves.png"] = (draw_halves(pipe, heldout, labels, args.seed), 12)
-    opening = draw_opening(pipe, args.seed)
-    pictures["digits_opening.png"] = (opening, len(opening) // CLASSES)
+            pictures[f"digits_guidance_{scale:g}.png"] = (images, range(CLASSES))
+    pictures["digits_halves.png"] = (draw_halves(pipe, heldout, labels, args.seed), list(MASKED_HALVES))
+    pictures["digits_opening.png"] = (draw_opening(pipe, args.seed), range(CLASSES))
     if args.output:
-        for name, (images, columns) in pictures.items():
-            save_image_grid(images, Path(args.output).with_name(name), columns=columns, enlarge=ENLARGE, gap=GAP)
+        for name, (images, rows) in pictures.items():
+            layout = {"columns": len(images) // len(rows), "row_labels": rows, "enlarge": ENLARGE, "gap": GAP}
+            save_image_grid(images, Path(args.output).with_name(name), **layout)
     return "\n".join(
         [
             "# The digits preset",
@@ -248,7 +249,7 @@ def report(args: argparse.Namespace) -> str:
             "",
             "![Halves filled](digits_halves.png)",
             "",
-            "One of each class as it opens; what is masked is grey:",
+            "One of each class as it opens; what is masked is dark grey:",
             "",
             "![Digits opening](digits_opening.png)",
             "",

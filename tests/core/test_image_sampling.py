@@ -435,8 +435,11 @@ def test_the_command_writes_a_row_for_each_class(pipe, folder, tmp_path, capsys)
     main([*command, "--output", str(output), "--seed", "5", "--enlarge", "2", "--device", "cpu"])
     assert f"6 images are in {output}" in capsys.readouterr().out
     images = pipe(class_labels=[0, 1], num_samples=3, guidance_scale=2.0, generator=row_generators(5, 6)).images
-    grid = np.asarray(PIL.Image.open(output))
-    assert grid.shape == (18, 28), "white lines of the width of a pixel between them"
+    labelled = np.asarray(PIL.Image.open(output))
+    grid = labelled[:, -28:]
+    assert len(grid) == 18, "grey lines of the width of a pixel between them"
+    margin = labelled[:, :-28]
+    assert (margin[:8] < 128).any() and (margin[10:] < 128).any(), "the class before its row"
     for index, image in enumerate(images):
         row, column = divmod(index, 3)
         part = grid[row * 10 : row * 10 + 8, column * 10 : column * 10 + 8]
@@ -481,6 +484,8 @@ def test_bad_options_are_one_clear_message(folder, tmp_path, monkeypatch, capsys
 
 # Pictures of many images ----------------------------------------------------------------------------------------------
 
+GAP_GREY = 192  # neither the black of a picture, nor its white, nor the grey of masks
+
 
 def test_a_grid_is_filled_row_by_row(tmp_path):
     images = [PIL.Image.new("L", (2, 1), level) for level in (10, 20, 30)]
@@ -488,10 +493,27 @@ def test_a_grid_is_filled_row_by_row(tmp_path):
     grid = np.asarray(PIL.Image.open(tmp_path / "grid.png"))
     assert grid.shape == (5, 9)
     assert (grid[:2, :4] == 10).all() and (grid[:2, 5:] == 20).all() and (grid[3:, :4] == 30).all()
-    assert (grid[2] == 255).all() and (grid[3:, 4:] == 255).all()
+    assert (grid[2] == GAP_GREY).all() and (grid[3:, 4:] == GAP_GREY).all()
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
     save_image_grid([picture()], tmp_path / "one.png")
     assert PIL.Image.open(tmp_path / "one.png").tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_labels_stand_outside_the_images_beside_their_rows_and_above_their_columns(tmp_path, mode):
+    images = [PIL.Image.new(mode, (20, 30), "white")] * 6
+    save_image_grid(images, tmp_path / "plain.png", columns=3, gap=2)
+    save_image_grid(
+        images, tmp_path / "labelled.png", columns=3, gap=2, row_labels=["zero", ""], column_labels=[7, "", 9]
+    )
+    plain, labelled = (np.asarray(PIL.Image.open(tmp_path / f"{name}.png")) for name in ("plain", "labelled"))
+    top, left = (big - small for big, small in zip(labelled.shape[:2], plain.shape[:2], strict=True))
+    assert (labelled[top:, left:] == plain).all()
+    is_black = (labelled if mode == "L" else labelled.max(axis=2)) < 64
+    words, columns = is_black[top:, :left], is_black[:top, left:]
+    assert words[:30].any() and not words[32:].any(), "of the first row, none of the second"
+    assert columns[:, :20].any() and not columns[:, 22:42].any() and columns[:, 44:].any()
+    assert not is_black[:top, :left].any()
 
 
 @pytest.mark.parametrize(
@@ -502,6 +524,8 @@ def test_a_grid_is_filled_row_by_row(tmp_path):
         ([GREY], {"columns": 0}, "`columns` must be an integer >= 1, got 0"),
         ([GREY], {"enlarge": 0}, "`enlarge` must be an integer >= 1, got 0"),
         ([GREY], {"gap": -1}, "`gap` must be an integer >= 0, got -1"),
+        ([GREY] * 3, {"columns": 2, "row_labels": [0, 1, 2]}, "`row_labels` must hold 2 labels or none, got 3"),
+        ([GREY] * 3, {"columns": 2, "column_labels": [0]}, "`column_labels` must hold 2 labels or none, got 1"),
         ([GREY], {"path": "grid.txt"}, "`path` must have the suffix of a kind of picture, such as .png, got"),
     ],
 )

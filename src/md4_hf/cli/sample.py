@@ -144,11 +144,11 @@ def draw_and_write(sampling: Sampling, options: SampleArguments, processes: Proc
 
 
 def write_picture(pipeline, options: SampleArguments, rows: Iterable[Row], path: Path):
-    """Write images as one picture, with a row for each class."""
+    """Write images as one picture, with a row for each class; a single image has no label."""
     ids = torch.tensor([row["ids"] for row in rows])
     images = pipeline.image_processor.postprocess(ids)
     enlarge = options.enlarge or max(1, math.ceil(SMALL_IMAGE / min(images[0].size)))
     layout: dict[str, Any] = {"enlarge": enlarge, "gap": enlarge}
-    if options.class_labels:
-        layout["columns"] = options.num_samples
+    if options.class_labels and len(images) > 1:
+        layout |= {"columns": options.num_samples, "row_labels": options.class_labels}
     save_image_grid(images, path, **layout)

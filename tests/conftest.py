@@ -82,3 +82,18 @@ def hub():
 
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures of matplotlib that the test writes, in their order."""
+    from matplotlib.figure import Figure
+
+    written, savefig = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        written.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return written

@@ -271,7 +271,18 @@ def test_a_model_without_learned_schedules_has_none_to_show(tmp_path, capsys):
     assert "--masking_schedule must be left out" in message
 
 
-def test_pictures_are_drawn(tmp_path):
+def test_token_schedules_are_drawn_as_differences_from_the_linear_one(tmp_path, figures):
+    plot_token_schedules({"'e'": 0.5, "'$$'": 2.0}, tmp_path / "schedules.png")
+    (figure,) = figures
+    earlier, later, linear = figure.axes[0].lines
+    for line, w in ((earlier, 0.5), (later, 2.0)):
+        t, difference = line.get_xydata().T
+        np.testing.assert_allclose(difference, (1 - t**w) - (1 - t), atol=1e-12)
+    assert set(linear.get_ydata()) == {0.0}
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1] == "'$$'  w = 2.00"
+
+
+def test_pictures_are_drawn(tmp_path, figures):
     exponents = torch.linspace(0.5, 2.0, 27)
     plot_exponents(exponents, tmp_path / "a.png")
     plot_token_schedules({"'e'": 0.8, "'q'": 1.4}, tmp_path / "b.png")
@@ -279,3 +290,7 @@ def test_pictures_are_drawn(tmp_path):
     plot_unmasked_per_step(tmp_path / "d.png", num_tokens=64, num_steps=16)
     for name in "abcd":
         assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for figure in figures:
+        (legend,) = figure.legends
+        last = figure.axes[-1].get_window_extent()
+        assert legend.get_window_extent().x0 >= last.x1, "beside the panels, not on the lines"

@@ -25,11 +25,11 @@ from ..hub.adapters import fingerprint, is_adapted, save_base_record
 from ..hub.loading import make_pipeline
 from ..utils.files import remove_any
 from ..utils.image_grid import save_image_grid
-from ..utils.plots import plot_losses
 from ..utils.processes import on_first_process
 from ..utils.sharding import whole_weights
 from .checkpoints import MANIFEST
 from .ema import EMA_FOLDER, average_folder
+from .loss_plot import plot_losses
 from .model_card import CardFacts, make_model_card
 from .streams import FILE_NAMES
 from .training_state import RUNNING_SUMS
@@ -37,7 +37,7 @@ from .training_state import RUNNING_SUMS
 
 TRAINING_ARGS_NAME = "training_args.bin"
 SAMPLES_NAME = "samples.png"
-SAMPLES_WIDTH = 512  # pixels of the picture, at least about
+SAMPLES_WIDTH, GAP = 512, 2  # pixels of the picture, at least about, and between its images
 PLOT_NAME = "loss.png"
 UPLOAD_FOLDER = ".upload-in-progress"
 # Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
@@ -163,7 +163,8 @@ class Repository:
         num_classes = model.config.num_classes
         columns = math.ceil(math.sqrt(num_samples)) if num_classes is None else min(num_classes, num_samples)
         options = {"num_samples": num_samples, "num_inference_steps": self.args.image_sample_steps}
-        if num_classes is not None:
+        labels = range(0 if num_classes is None else columns)
+        if labels:
             options |= {"num_samples": 1, "class_labels": [i % columns for i in range(num_samples)]}
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with self.trainer.ema_weights(), torch.random.fork_rng(devices):
@@ -171,7 +172,7 @@ class Repository:
         enlarge = max(1, SAMPLES_WIDTH // (columns * images[0].width))
         path = Path(folder or self.args.output_dir) / SAMPLES_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_image_grid(images, path, columns=columns, enlarge=enlarge, gap=2)
+        save_image_grid(images, path, columns=columns, enlarge=enlarge, gap=GAP, column_labels=labels)
 
     def _draw_texts(self) -> list[str]:
         """Samples of text for the card, where one process has all of the model."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..core.text_encoding import encode_texts
 from ..evaluation.provenance import weights_sha256
 from ..objective.noise import sample_seed
 from ..utils.processes import Processes, gather, on_first_process
@@ -145,14 +146,14 @@ def suppressed_ids(words: list[str] | None, tokenizer) -> list[int] | None:
 
 
 def _token_id(word: str, tokenizer) -> int:
-    if word.isdecimal() or word.removeprefix("-").isdecimal():
+    if word.removeprefix("-").isdecimal():
         return int(word)
-    ids = [] if tokenizer is None else [tokenizer.get_vocab().get(word)]
-    if ids == [None]:
-        ids = tokenizer.encode(word, add_special_tokens=False)
-    if len(ids) != 1:
-        found = "no tokenizer" if tokenizer is None else f"which is {len(ids)} tokens: {ids}"
-        raise ValueError(f"`suppress_tokens` must be ids, or texts of one token each, got {word!r}, {found}.")
+    rule = f"`suppress_tokens` must be ids, or texts of one token each, got {word!r}"
+    if tokenizer is None:
+        raise ValueError(f"{rule} for a model without a tokenizer.")
+    (ids,) = encode_texts(tokenizer, [word], reads_masks=True)
+    if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and word != tokenizer.unk_token):
+        raise ValueError(f"{rule}, which is {tokenizer.convert_ids_to_tokens(ids)}.")
     return ids[0]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
 from transformers.utils import logging
 
 from ..core.pipeline_inputs import GAP
@@ -58,8 +59,9 @@ def prepared(options: SampleArguments) -> Iterator[Processes]:
         check_output(Path(options.output))
     with contextlib.ExitStack() as loading, joined_processes(options.device) as processes:
         if options.quiet or processes.process_index:
-            loading.callback(logging.enable_progress_bar)
             logging.disable_progress_bar()
+            if HF_HUB_DISABLE_PROGRESS_BARS is None:
+                loading.callback(logging.enable_progress_bar)
         given, options.seed = options.seed, on_first_process(processes, lambda: seed_of(options))
         if given is None and not options.quiet and processes.process_index == 0:
             print(f"The seed is {options.seed}: --seed {options.seed} draws these samples again.", file=sys.stderr)

@@ -677,8 +677,10 @@ main()
 def start_command(folder, task_folder, output, **environment):
     model_args = f"pretrained={folder},draws={DRAWS}"
     arguments = f"--model md4_hf --model_args {model_args} --tasks endings --include_path {task_folder}"
-    arguments += f" --batch_size 8 --device cpu --output_path {output}"
-    return start([sys.executable, "-c", COMMAND, "harness", *arguments.split()], **environment)
+    arguments += f" --batch_size 8 --output_path {output}"  # the device is the default, "cuda:0", which is not there
+    return start(
+        [sys.executable, "-c", COMMAND, "harness", *arguments.split()], CUDA_VISIBLE_DEVICES="", **environment
+    )
 
 
 def finished(process):
@@ -696,6 +698,7 @@ def written_metrics(output, expected):
 def test_the_command(folder, task_folder, questions, tmp_path):
     table = finished(start_command(folder, task_folder, tmp_path))
     assert "|endings|" in table and "acc_norm" in table
+    assert "There is no CUDA device (cuda:0, the harness's default): running on cpu." in table
     expected = expected_metrics(folder, questions)
     assert written_metrics(tmp_path, expected) == pytest.approx(expected)
 

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ except ImportError as error:
     raise ImportError("The lm-evaluation-harness needs `pip install 'md4_hf[eval]'`.") from error
 
 
+logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -61,6 +64,7 @@ Result = TypeVar("Result")
 ESTIMATORS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     name: functools.partial(example_nelbo, estimator=name) for name in (TIME, ANY_ORDER)
 }
+HARNESS_DEVICE = "cuda:0"  # of the harness's command, where no other is given
 LARGEST_AUTO_BATCH_SIZE = 512
 DEFAULT_MAX_GEN_TOKS = 256
 
@@ -194,6 +198,16 @@ class MD4LM(LM):
         self.max_gen_toks = default if max_gen_toks is None else integer_setting("max_gen_toks", max_gen_toks, 1)
         # Padding is neither seen nor scored; a tokenizer need not have a token for it.
         self._collate = PaddingCollator(pad_token_id=int(config.mask_token_id == 0))
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> MD4LM:
+        """A model from the words of `--model_args` and the harness's own settings."""
+        return super().create_from_arg_string(arg_string, on_this_machine(additional_config or {}))
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> MD4LM:
+        """A model from arguments and the harness's own settings."""
+        return super().create_from_arg_obj(arg_dict, on_this_machine(additional_config or {}))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Bounds on the log-likelihoods of continuations, given their contexts; for a causal model exact values.
@@ -437,6 +451,15 @@ def len_of_common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
     """Number of ids at the beginning that are the same in both."""
     pairs = zip(first, second, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def on_this_machine(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the harness, with another device in place of its default where there is no CUDA."""
+    if settings.get("device") != HARNESS_DEVICE or torch.cuda.is_available():
+        return settings
+    device = choose_device(None)
+    logger.warning("There is no CUDA device (%s, the harness's default): running on %s.", HARNESS_DEVICE, device)
+    return {**settings, "device": str(device)}
 
 
 def open_model(

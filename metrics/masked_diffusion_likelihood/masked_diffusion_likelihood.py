@@ -9,10 +9,10 @@ from md4_hf.objective.estimators import nelbo_metrics
 
 
 _DESCRIPTION = """
-Bound on the likelihood of data under a masked diffusion model: sum of the NELBOs / number of tokens, characters or
-dimensions. The NELBO of an example is the negative evidence lower bound on its log-likelihood, so that each figure is
-an upper bound; it is estimated by Monte Carlo. Bits per character compare models with different tokenizers. A
-dimension is one channel of one pixel; a uniform model of 256 intensities has 8 bits per dimension.
+Bound on the likelihood of data under a masked diffusion model: sum of the NELBOs / number of tokens, characters,
+bytes or dimensions. The NELBO of an example is the negative evidence lower bound on its log-likelihood, so that each
+figure is an upper bound; it is estimated by Monte Carlo. Bits per character or byte compare models with different
+tokenizers. A dimension is one channel of one pixel; a uniform model of 256 intensities has 8 bits per dimension.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -20,6 +20,7 @@ Args:
     predictions: `(examples,)` NELBO of each example in nats, summed over its tokens, finite and >= 0.
     references: `(examples,)` number of scored tokens of each example; of an image, channels x height x width.
     num_characters: `(examples,)` number of characters that the scored tokens of each example stand for, if known.
+    num_bytes: `(examples,)` number of their bytes in UTF-8, if known.
     are_dimensions: whether the tokens are the dimensions of images, False by default.
 
 Returns:
@@ -28,6 +29,7 @@ Returns:
     perplexity, perplexity_stderr: exp(loss), and its standard error to first order.
     bits_per_token: loss / log 2.
     bits_per_character, bits_per_character_stderr: with `num_characters`.
+    bits_per_byte, bits_per_byte_stderr: with `num_bytes`.
     bits_per_dimension, bits_per_dimension_stderr: with `are_dimensions`.
     num_tokens, num_examples: what was counted.
 
@@ -44,7 +46,7 @@ Example:
 
 
 class MaskedDiffusionLikelihood(evaluate.Metric):
-    """Σ NELBO / Σ tokens, characters or dimensions."""
+    """Σ NELBO / Σ tokens, characters, bytes or dimensions."""
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -58,8 +60,9 @@ class MaskedDiffusionLikelihood(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2406.04329"],
         )
 
-    def _compute(self, predictions, references, *, num_characters=None, are_dimensions=False):
-        nelbo, num_tokens, num_characters = checked_examples(predictions, references, num_characters)
-        results = nelbo_metrics(nelbo, num_tokens, num_characters, are_dimensions)
+    def _compute(self, predictions, references, *, num_characters=None, num_bytes=None, are_dimensions=False):
+        sizes = {"num_characters": num_characters, "num_bytes": num_bytes}
+        nelbo, num_tokens, known = checked_examples(predictions, references, **sizes)
+        results = nelbo_metrics(nelbo, num_tokens, are_dimensions=are_dimensions, **known)
         results["perplexity_stderr"] = results["perplexity"] * results["loss_stderr"]
         return {**results, "num_examples": len(nelbo)}

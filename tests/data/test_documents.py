@@ -132,6 +132,13 @@ def test_characters_of_blocks_and_remainder_add_up_to_the_corpus():
     assert sum(blocks["num_characters"]) + sum(dropped) == pytest.approx(num_characters, abs=1e-9)
 
 
+def test_bytes_of_blocks_and_remainder_add_up_to_the_corpus():
+    blocks, report = pack(as_dataset(["é", "漢字"]), build_byte_tokenizer(), 1)
+    assert blocks["num_characters"][:] == [0.5, 0.5, 0.0, *[1 / 3] * 6, 0.0]
+    assert blocks["num_bytes"][:] == [1.0, 1.0, 0.0, *[1.0] * 6, 0.0]
+    assert (report.num_characters, report.num_bytes) == (3, 8)
+
+
 @pytest.mark.parametrize(
     "special_tokens, separator",
     [({"eos_token": "</s>", "sep_token": "<sep>"}, [1]), ({"sep_token": "<sep>"}, [2]), ({}, [])],
@@ -145,7 +152,7 @@ def test_documents_end_with_eos_or_sep_or_are_separated_by_a_line_break(special_
 
 def test_text8_separator_is_a_space_of_one_character():
     blocks, report = pack(as_dataset(["ab", "", "c"]), build_text8_tokenizer(), 4)
-    assert blocks[:] == {"input_ids": [[0, 1, 26, 2]], "num_characters": [4.0]}
+    assert blocks[:] == {"input_ids": [[0, 1, 26, 2]], "num_characters": [4.0], "num_bytes": [4.0]}
     assert report.num_documents == 2
 
 
@@ -170,7 +177,7 @@ def test_long_documents_are_cut_into_pieces_without_a_trace(build_tokenizer, mon
     assert len(at_once["input_ids"]) == 3 and len(pieces["input_ids"]) > 50
     np.testing.assert_array_equal(np.concatenate(pieces["input_ids"]), np.concatenate(at_once["input_ids"]))
     assert pieces["starts_document"].sum() == 3
-    assert set(pieces["characters_per_token"]) == set(at_once["characters_per_token"])
+    assert set(map(tuple, pieces["sizes_per_token"])) == set(map(tuple, at_once["sizes_per_token"]))
     assert all("".join(split_long_text(text, max_characters=20)) == text for text in texts)
 
 

@@ -205,8 +205,10 @@ def test_one_example_has_no_standard_error():
 def test_tensors_do_as_well_as_lists(dtype):
     nelbo = torch.tensor([2.0, 4.0], dtype=dtype, requires_grad=True)
     sizes = torch.tensor([1.0, 2.0])
-    results = load(LIKELIHOOD).compute(predictions=nelbo, references=2 * sizes, num_characters=sizes)
+    given = {"num_characters": sizes, "num_bytes": 4 * sizes}
+    results = load(LIKELIHOOD).compute(predictions=nelbo, references=2 * sizes, **given)
     assert results["bits_per_character"] == pytest.approx(2 / math.log(2))
+    assert results["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
 
 
 def test_after_an_error_a_metric_that_keeps_files_starts_afresh():
@@ -243,7 +245,7 @@ def test_every_nelbo_needs_its_size():
     with pytest.raises(ValueError, match=r"`predictions` must be a list of numbers, got shape \(1, 2\)"):
         checked_examples([[1.0, 2.0]], [3])
     with pytest.raises(ValueError, match=r"`num_characters` must be whole and >= 0, got 2.5 at index 1"):
-        checked_examples([1.0, 2.0], [3, 4], [1, 2.5])
+        checked_examples([1.0, 2.0], [3, 4], num_characters=[1, 2.5])
 
 
 # Token entropy --------------------------------------------------------------------------------------------------------

@@ -35,18 +35,29 @@ def test_a_format_asks_for_other_digits_and_rounding_has_the_same_ones():
     assert Figure("a", math.inf).rounded == math.inf
 
 
+SIZES = torch.tensor([5.0, 15.0])
+
+
 @pytest.mark.parametrize(
-    "characters, are_dimensions, keys",
+    "sizes, are_dimensions, keys",
     [
-        (None, False, ["loss", "perplexity", "bits_per_token"]),
-        (torch.tensor([5.0, 15.0]), False, ["loss", "perplexity", "bits_per_character"]),
-        (None, True, ["loss", "bits_per_dimension"]),
+        ({}, False, ["loss", "perplexity", "bits_per_token"]),
+        ({"num_characters": SIZES}, False, ["loss", "perplexity", "bits_per_character"]),
+        ({"num_bytes": SIZES}, False, ["loss", "perplexity", "bits_per_byte"]),
+        (
+            {"num_characters": SIZES, "num_bytes": 2 * SIZES},
+            False,
+            ["loss", "perplexity", "bits_per_character", "bits_per_byte"],
+        ),
+        ({}, True, ["loss", "bits_per_dimension"]),
     ],
 )
-def test_the_figures_of_an_evaluation_are_its_metrics(characters, are_dimensions, keys):
-    metrics = nelbo_metrics(NELBO, TOKENS, characters, are_dimensions)
+def test_the_figures_of_an_evaluation_are_its_metrics(sizes, are_dimensions, keys):
+    metrics = nelbo_metrics(NELBO, TOKENS, are_dimensions=are_dimensions, **sizes)
     figures = figures_of(metrics)
-    assert list(figures) == keys and figures[keys[-1]] == headline(metrics)
+    assert list(figures) == keys and headline(metrics) == next(x for name, x in figures.items() if "bits" in name)
+    if len(sizes) == 2:
+        assert metrics["bits_per_byte"] == pytest.approx(metrics["bits_per_character"] / 2)
     assert {key: figure.value for key, figure in figures.items()} == {key: metrics[key] for key in keys}
     assert figures["loss"].error == metrics["loss_stderr"] and headline(metrics).error > 0
     assert figures_of({f"eval_{name}": value for name, value in metrics.items()}, "eval_") == figures

@@ -235,12 +235,14 @@ def test_more_draws_bring_the_estimate_nearer_and_the_error_is_honest(tmp_path):
     assert abs(evaluate(32, 0)["eval_loss"] - exact) < np.abs(errors).max()
 
 
-def test_characters_give_bits_per_character(tmp_path):
-    evaluation = dataset(6, seed=1, num_characters=[2.0 * LENGTH] * 6)
+def test_characters_and_bytes_give_bits_of_each(tmp_path):
+    evaluation = dataset(6, seed=1, num_characters=[2.0 * LENGTH] * 6, num_bytes=[3.0 * LENGTH] * 6)
     metrics = make_trainer(tmp_path, evaluation=evaluation).evaluate()
     assert metrics["eval_bits_per_character"] == pytest.approx(metrics["eval_bits_per_token"] / 2)
-    assert metrics["eval_bits_per_character_stderr"] > 0
-    assert "eval_bits_per_character" not in make_trainer(tmp_path, evaluation=dataset(6)).evaluate()
+    assert metrics["eval_bits_per_byte"] == pytest.approx(metrics["eval_bits_per_token"] / 3)
+    assert metrics["eval_bits_per_character_stderr"] > 0 and metrics["eval_bits_per_byte_stderr"] > 0
+    unknown = make_trainer(tmp_path, evaluation=dataset(6)).evaluate()
+    assert not {"eval_bits_per_character", "eval_bits_per_byte"} & unknown.keys()
 
 
 def test_evaluating_leaves_the_random_state_and_the_weights_alone(tmp_path):

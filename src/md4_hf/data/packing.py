@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from datasets.distributed import split_dataset_by_node
 from transformers import PreTrainedTokenizerBase
 
 from ..core.text_encoding import encode_texts
+from ..objective.figures import SIZE_COLUMNS
 from ..utils.integers import as_integer
 from .loading_errors import cache_errors
 
@@ -31,29 +33,30 @@ PIECES_PER_CALL = 64
 PIECE_CHARACTERS = 2**14  # 64 pieces are 1M characters, for which a tokenizer call takes about 100 MB
 PIECE_END = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
-WAITING = {"input_ids": np.int32, "characters": np.float64, "documents": np.int64}  # of tokens, in a `BlockCutter`
+WAITING = {"input_ids": np.int32, "sizes": np.float64, "documents": np.int64}  # of tokens, in a `BlockCutter`
 PIECE_FEATURES = Features(
-    input_ids=List(Value("int32")), characters_per_token=Value("float64"), starts_document=Value("bool")
+    input_ids=List(Value("int32")), sizes_per_token=List(Value("float64"), length=2), starts_document=Value("bool")
 )
 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """Counts of a corpus in `pack`. Separators are included in the tokens and characters."""
+    """Counts of a corpus in `pack`. Separators are included in tokens, characters and bytes."""
 
     num_documents: int  # with at least one token
     num_tokens: int  # of the entire corpus, the dropped ones included
     num_characters: int  # of the entire corpus as the tokenizer sees them, see `pack`
+    num_bytes: int  # of these characters in UTF-8
     num_blocks: int
     num_dropped_tokens: int  # at the end of the corpus, too few for a block
 
 
 @dataclass(frozen=True)
 class Separator:
-    """Token ids that `pack` puts after each document, or only between two, and the characters that each stands for."""
+    """Token ids that `pack` puts after each document, or only between two, and the text that each stands for."""
 
     input_ids: tuple[int, ...]
-    characters_per_token: float
+    sizes_per_token: tuple[float, float] = (0.0, 0.0)  # characters and bytes
     ends_documents: bool = False  # whether it follows the last document too, as the special tokens for an end do
 
     @classmethod
@@ -61,14 +64,15 @@ class Separator:
         """The eos token, or else the sep token, after each document; or a line break as the tokenizer writes it."""
         for token_id in (tokenizer.eos_token_id, tokenizer.sep_token_id):
             if token_id is not None:
-                return cls((token_id,), characters_per_token=0.0, ends_documents=True)
+                return cls((token_id,), ends_documents=True)
         return cls.of_text("\n", tokenizer)
 
     @classmethod
     def of_text(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> Separator:
         """A text as separator; no token if it is empty."""
         input_ids = tuple(encode_texts(tokenizer, [text], after=[""])[0])
-        return cls(input_ids, characters_per_token=len(text) / max(len(input_ids), 1))
+        num_characters, num_bytes = (size / max(len(input_ids), 1) for size in sizes_of(text))
+        return cls(input_ids, (num_characters, num_bytes))
 
     def count(self, num_documents: int) -> int:
         """Number of tokens that it adds to so many documents."""
@@ -109,7 +113,8 @@ def pack(
           separator belongs to the document that it ends;
         - `num_characters` (float64): characters of text that the block stands for. Every token of a document counts
           (characters of the document) / (tokens of the document); a separator counts 0, the line break 1.
-          Characters are those that the tokenizer sees, after its normaliser: in text8 one per token.
+          Characters are those that the tokenizer sees, after its normaliser: in text8 one per token;
+        - `num_bytes` (float64): bytes in UTF-8 of the text before that, in the same way.
         `report` is None for a stream, which logs it at the end of every pass.
 
     Raises:
@@ -134,7 +139,7 @@ def pack(
     for batch in pieces.with_format("arrow").iter(1000):
         counter.add(
             pc.list_value_length(batch["input_ids"]).to_numpy(),
-            batch["characters_per_token"].to_numpy(),
+            pc.list_flatten(batch["sizes_per_token"]).to_numpy().reshape(-1, 2),
             batch["starts_document"].to_numpy(),
         )
     report = counter.report(block_size)
@@ -146,32 +151,44 @@ def pack(
 def _block_features(block_size: int, document_ids: bool) -> Features:
     per_token = ["input_ids", "document_ids"] if document_ids else ["input_ids"]
     features = {name: List(Value("int32"), length=block_size) for name in per_token}
-    return Features({**features, "num_characters": Value("float64")})
+    return Features({**features, **{name: Value("float64") for name in SIZE_COLUMNS}})
 
 
 def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Turns documents into pieces, the rows of `PIECE_FEATURES`: most documents are one, long ones several."""
-    owners, ids, characters_per_token = _tokenize_pieces(batch["text"], tokenizer)
+    owners, ids, sizes_per_token = _tokenize_pieces(batch["text"], tokenizer)
     has_tokens = [len(piece_ids) > 0 for piece_ids in ids]
     owners = owners[has_tokens]
     return {
         "input_ids": list(itertools.compress(ids, has_tokens)),
-        "characters_per_token": characters_per_token[owners],
+        "sizes_per_token": sizes_per_token[owners].tolist(),
         "starts_document": np.diff(owners, prepend=-1) > 0,
     }
 
 
-def tokenize_texts(texts: list[str | None], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[np.ndarray, float]]:
-    """Ids (int32) of each text, as `pack` makes them, and the characters that each of them stands for."""
-    owners, ids, characters_per_token = _tokenize_pieces(texts, tokenizer)
+def tokenize_texts(
+    texts: list[str | None], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids (int32) of each text, as `pack` makes them, and the characters and bytes that each of them stands for."""
+    owners, ids, sizes_per_token = _tokenize_pieces(texts, tokenizer)
     for document, pieces in itertools.groupby(zip(owners, ids, strict=True), key=lambda pair: pair[0]):
-        yield np.concatenate([piece_ids for _, piece_ids in pieces]), float(characters_per_token[document])
+        yield np.concatenate([piece_ids for _, piece_ids in pieces]), sizes_per_token[document]
+
+
+def sizes_of(text: str) -> tuple[int, int]:
+    """Characters and UTF-8 bytes of a text."""
+    return len(text), len(text.encode("utf-8", "surrogatepass"))
+
+
+def size_columns(sizes: np.ndarray) -> dict[str, float]:
+    """Characters and bytes of all tokens together, from those of each, `(tokens, 2)`, as columns of an example."""
+    return dict(zip(SIZE_COLUMNS, sizes.sum(axis=0), strict=True))
 
 
 def _tokenize_pieces(
     texts: list[str | None], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """Pieces of texts: the index of the text of each, its ids, and by text the characters that a token stands for."""
+    """Pieces of texts: the index of the text of each, its ids, and `(texts, 2)` characters and bytes of a token."""
     pieces = [(document, piece) for document, text in enumerate(texts) for piece in _split_long_text(text or "")]
     owners = np.array([document for document, _ in pieces])
     texts = [piece for _, piece in pieces]
@@ -183,8 +200,9 @@ def _tokenize_pieces(
         ids.extend(np.array(piece_ids, dtype=np.int32) for piece_ids in encoded)
 
     num_tokens = np.bincount(owners, weights=[len(piece_ids) for piece_ids in ids])
-    num_characters = np.bincount(owners, weights=_normalized_lengths(texts, tokenizer))
-    return owners, ids, num_characters / np.maximum(num_tokens, 1)
+    _, num_bytes = zip(*map(sizes_of, texts), strict=True)
+    sizes = [np.bincount(owners, weights=counts) for counts in (_normalized_lengths(texts, tokenizer), num_bytes)]
+    return owners, ids, np.stack(sizes, axis=1) / np.maximum(num_tokens, 1)[:, None]
 
 
 def _split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[str]:
@@ -210,9 +228,9 @@ def _normalized_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) ->
 def _generate_from_pieces(pieces: Dataset, **cutting: Any) -> Iterator[dict]:
     cutter = BlockCutter(**cutting)
     for batch in pieces.with_format("arrow").iter(DOCUMENTS_PER_BATCH):
-        columns = batch["input_ids"], batch["characters_per_token"], batch["starts_document"]
-        for ids, characters_per_token, starts_document in zip(*columns, strict=True):
-            yield from cutter.cut(ids.values.to_numpy(), characters_per_token.as_py(), starts_document.as_py())
+        columns = batch["input_ids"], batch["sizes_per_token"], batch["starts_document"]
+        for ids, sizes_per_token, starts_document in zip(*columns, strict=True):
+            yield from cutter.cut(ids.values.to_numpy(), sizes_per_token.as_py(), starts_document.as_py())
     yield from cutter.finish()
 
 
@@ -227,38 +245,39 @@ def _generate_from_stream(documents: IterableDataset, **packing: Any) -> Iterato
 class BlockCutter:
     """Joins pieces of documents, with a separator between documents, and cuts off blocks as they become full.
 
-    Fewer than `block_size` tokens wait: their ids, characters and numbers of documents; and the last document's number.
+    Fewer than `block_size` tokens wait: their ids, their characters and bytes, and the numbers of their documents.
     """
 
     def __init__(self, separator: Separator, block_size: int, document_ids: bool):
         self.separator, self.block_size, self.document_ids = separator, block_size, document_ids
-        self.load_state_dict({"input_ids": [], "characters": [], "documents": [], "document": -1})
+        self.load_state_dict({"input_ids": [], "sizes": [], "documents": [], "document": -1})
 
-    def cut(self, piece_ids: np.ndarray, characters_per_token: float, starts_document: bool) -> Iterator[dict]:
+    def cut(self, piece_ids: np.ndarray, sizes_per_token: Sequence[float], starts_document: bool) -> Iterator[dict]:
         """Yield the blocks that become full with this piece."""
         if starts_document:
             if self.document >= 0:
-                self._append(self.separator.input_ids, self.separator.characters_per_token)
+                self._append(self.separator.input_ids, self.separator.sizes_per_token)
             self.document += 1
-        self._append(piece_ids, characters_per_token)
+        self._append(piece_ids, sizes_per_token)
         yield from self._full_blocks()
 
     def finish(self) -> Iterator[dict]:
         """End the last document, and yield the block that becomes full with that; once, after all pieces."""
         if self.separator.ends_documents and self.document >= 0:
-            self._append(self.separator.input_ids, self.separator.characters_per_token)
+            self._append(self.separator.input_ids, self.separator.sizes_per_token)
         yield from self._full_blocks()
 
     def _full_blocks(self) -> Iterator[dict]:
         end = len(self.waiting[0]) - len(self.waiting[0]) % self.block_size
         for start in range(0, end, self.block_size):
-            ids, characters, documents = (x[start : start + self.block_size] for x in self.waiting)
+            ids, sizes, documents = (x[start : start + self.block_size] for x in self.waiting)
             per_document = {"document_ids": (documents - documents[0]).astype(np.int32)} if self.document_ids else {}
-            yield {"input_ids": ids, **per_document, "num_characters": characters.sum()}
+            yield {"input_ids": ids, **per_document, **size_columns(sizes)}
         self.waiting = [x[end:] for x in self.waiting]
 
-    def _append(self, ids: np.ndarray | tuple[int, ...], characters_per_token: float):
-        added = (np.asarray(ids, np.int32), np.full(len(ids), characters_per_token), np.full(len(ids), self.document))
+    def _append(self, ids: np.ndarray | tuple[int, ...], sizes_per_token: Sequence[float]):
+        sizes = np.tile(sizes_per_token, (len(ids), 1))
+        added = (np.asarray(ids, np.int32), sizes, np.full(len(ids), self.document))
         self.waiting = [np.concatenate(pair) for pair in zip(self.waiting, added, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,8 +286,11 @@ class BlockCutter:
         return {**waiting, "document": self.document}
 
     def load_state_dict(self, state: dict[str, Any]):
-        """Go on from a `state_dict`."""
-        self.waiting = [np.array(state[name], dtype=dtype) for name, dtype in WAITING.items()]
+        """Go on from a `state_dict`; one of version 0.1.0 has no bytes, which a training does not need."""
+        if "sizes" not in state:
+            state = {**state, "sizes": [[characters, math.nan] for characters in state["characters"]]}
+        ids, sizes, documents = (np.array(state[name], dtype=dtype) for name, dtype in WAITING.items())
+        self.waiting = [ids, sizes.reshape(-1, 2), documents]
         self.document = state["document"]
 
 
@@ -282,9 +304,10 @@ class StreamPacker(BlockCutter):
     def examples(self, documents: dict[str, list]) -> Iterator[dict]:
         """Yield the blocks that become full with a batch of documents."""
         rows = _tokenize(documents, self.tokenizer)
-        ids, characters, starts = rows["input_ids"], rows["characters_per_token"], rows["starts_document"]
-        self.counter.add(np.array([len(piece_ids) for piece_ids in ids], dtype=int), characters, starts)
-        for piece in zip(ids, characters, starts, strict=True):
+        ids, sizes, starts = rows["input_ids"], rows["sizes_per_token"], rows["starts_document"]
+        num_tokens = np.array([len(piece_ids) for piece_ids in ids], dtype=int)
+        self.counter.add(num_tokens, np.reshape(sizes, (-1, 2)), starts)
+        for piece in zip(ids, sizes, starts, strict=True):
             yield from self.cut(*piece)
 
 
@@ -325,12 +348,12 @@ class _Counter:
 
     def __init__(self, separator: Separator):
         self.separator = separator
-        self.num_documents, self.num_tokens, self.num_characters = 0, 0, 0.0
+        self.num_documents, self.num_tokens, self.sizes = 0, 0, np.zeros(2)
 
-    def add(self, num_tokens: np.ndarray, characters_per_token: np.ndarray, starts_document: np.ndarray) -> None:
+    def add(self, num_tokens: np.ndarray, sizes_per_token: np.ndarray, starts_document: np.ndarray) -> None:
         self.num_documents += int(starts_document.sum())
         self.num_tokens += int(num_tokens.sum())
-        self.num_characters += float(num_tokens @ characters_per_token)
+        self.sizes += num_tokens @ sizes_per_token
 
     def report(self, block_size: int) -> PackingReport:
         """Report of the sums so far, for blocks of `block_size` tokens; an error if they do not fill one."""
@@ -340,8 +363,9 @@ class _Counter:
         num_tokens = self.num_tokens + num_separator_tokens
         if num_tokens < block_size:
             raise ValueError(f"`block_size` must be at most the {num_tokens} tokens of `documents`, got {block_size}.")
-        num_characters = self.num_characters + num_separator_tokens * self.separator.characters_per_token
+        sizes = self.sizes + num_separator_tokens * np.array(self.separator.sizes_per_token)
         blocks_and_rest = divmod(num_tokens, block_size)
-        report = PackingReport(self.num_documents, num_tokens, round(num_characters), *blocks_and_rest)
+        num_characters, num_bytes = map(round, sizes.tolist())
+        report = PackingReport(self.num_documents, num_tokens, num_characters, num_bytes, *blocks_and_rest)
         logger.info("Packed %s", report)
         return report

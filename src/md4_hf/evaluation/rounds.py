@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ..objective.estimators import nelbo_metrics
+from ..objective.figures import SIZE_COLUMNS
 from ..utils.files import whole_file, write_whole
 from ..utils.options import changed
 from ..utils.processes import on_first_process
@@ -41,6 +42,7 @@ class Rounds:
     nelbo: np.ndarray  # (rounds, examples) nats, float64
     num_tokens: np.ndarray  # (examples,) scored tokens
     num_characters: np.ndarray  # (examples,) characters that they stand for; NaN if not known
+    num_bytes: np.ndarray | None = None  # (examples,) their bytes in UTF-8; NaN or None if not known
 
     @property
     def monte_carlo_stderr(self) -> float:
@@ -57,8 +59,10 @@ class Rounds:
     def metrics(self, are_images: bool = False) -> dict[str, float]:
         """`nelbo_metrics` of the mean over the rounds, `num_rounds`, and with two or more `monte_carlo_stderr`."""
         nelbo, num_tokens = torch.from_numpy(self.nelbo.mean(axis=0)), torch.from_numpy(self.num_tokens)
-        known = None if np.isnan(self.num_characters).any() else torch.from_numpy(self.num_characters)
-        metrics = {**nelbo_metrics(nelbo, num_tokens, known, are_images), "num_rounds": len(self.nelbo)}
+        sizes = {name: getattr(self, name) for name in SIZE_COLUMNS}
+        known = {n: torch.from_numpy(x) for n, x in sizes.items() if not (x is None or np.isnan(x).any())}
+        metrics = nelbo_metrics(nelbo, num_tokens, are_dimensions=are_images, **known)
+        metrics["num_rounds"] = len(self.nelbo)
         if len(self.nelbo) > 1:
             metrics["monte_carlo_stderr"] = self.monte_carlo_stderr
         return metrics
@@ -138,8 +142,8 @@ def _next_round(trainer, examples, number: int, folder: Path | None) -> Rounds:
         return done
     with changed(trainer.args, eval_seed=trainer.args.eval_seed + number * SEED_STRIDE):
         rows = np.asarray(trainer.predict(examples, metric_key_prefix="eval").predictions, dtype=np.float64)
-    nelbo, num_tokens, num_characters = rows.T
-    done = Rounds(nelbo[None], num_tokens, num_characters)
+    nelbo, *sizes = rows.T
+    done = Rounds(nelbo[None], *sizes)
     if path is not None and trainer.is_world_process_zero():
         with whole_file(path) as temporary:
             temporary.write_bytes(save({name: np.ascontiguousarray(array) for name, array in vars(done).items()}))

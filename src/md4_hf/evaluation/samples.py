@@ -178,20 +178,21 @@ def _check_lengths(name: str, rows: list[list[int]], texts: Sequence[str] | None
 
 
 def checked_examples(
-    predictions: Iterable[float], references: Iterable[float], num_characters: Iterable[float] | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """NELBO and sizes of each example, checked, as float64 tensors `(examples,)`; None without `num_characters`.
+    predictions: Iterable[float], references: Iterable[float], **sizes: Iterable[float] | None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """NELBO, tokens and the sizes that are given of each example, checked, as float64 tensors `(examples,)`.
 
     Args:
         predictions: NELBO of each example in nats, finite and >= 0.
-        references, num_characters: Numbers of tokens and of characters, whole and >= 0, not all 0.
+        references, sizes: Numbers of tokens, and by name of characters and bytes, whole and >= 0, not all 0.
     """
     nelbo = _numbers("predictions", predictions)
     if len(nelbo) == 0:
         raise ValueError("`predictions` must hold the NELBO of at least one example, got none.")
     _check_all("predictions", nelbo, nelbo >= 0, "finite and >= 0 nats")
     num_tokens = _counts("references", references, len(nelbo))
-    return nelbo, num_tokens, None if num_characters is None else _counts("num_characters", num_characters, len(nelbo))
+    given = {name: _counts(name, x, len(nelbo)) for name, x in sizes.items() if x is not None}
+    return nelbo, num_tokens, given
 
 
 def _counts(name: str, values: Iterable[float], num_examples: int) -> Tensor:

@@ -25,13 +25,15 @@ from transformers import PreTrainedTokenizerBase
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..data.documents import load_documents
 from ..data.files import is_text
-from ..data.packing import DOCUMENTS_PER_BATCH, Separator, tokenize_texts
+from ..data.packing import DOCUMENTS_PER_BATCH, Separator, size_columns, tokenize_texts
+from ..objective.figures import SIZE_COLUMNS
 from .detokenizers import detokenize
 from .recipes import FILE, TEXT8_TEST, Recipe
 
 
 WINDOW_FEATURES = Features(
-    {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "num_characters": Value("float64")}
+    {name: List(Value("int32")) for name in ("input_ids", "labels")}
+    | {name: Value("float64") for name in SIZE_COLUMNS}
 )
 TEXT8_TEST_CHARACTERS = 5_000_000
 
@@ -89,8 +91,8 @@ def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Reci
 
     Returns:
         A data set of `input_ids`, `labels` (-100 for the tokens that a window shares with the one before, which are
-        seen and not scored) and `num_characters` (float, of the detokenised text that the scored tokens stand for; an
-        end token stands for none). A ValueError if there is no window.
+        seen and not scored), `num_characters` and `num_bytes` (floats, of the detokenised text that the scored tokens
+        stand for; an end token stands for none). A ValueError if there is no window.
     """
     eos, text = Separator.of(tokenizer), "\n\n" if recipe.row_end == "blank line" else ""
     end = eos if recipe.row_end == "eos" else Separator.of_text(text, tokenizer)
@@ -107,15 +109,15 @@ def _generate_windows(
     content = recipe["context"] - 2 * len(frame)
     keeps_last = recipe["group"] is None
     for group in _groups(_tokens_of_rows(rows, tokenizer, end), recipe):
-        for ids, characters, num_seen in sliding_windows(group, content, recipe["stride"], keeps_last):
+        for ids, sizes, num_seen in sliding_windows(group, content, recipe["stride"], keeps_last):
             ids = np.concatenate([frame, ids, frame]).astype(np.int32)
             labels = ids.copy()
             if num_seen:  # the frame before them has been scored too
                 labels[: len(frame) + num_seen] = IGNORE_INDEX
-            yield {"input_ids": ids, "labels": labels, "num_characters": characters[num_seen:].sum()}
+            yield {"input_ids": ids, "labels": labels, **size_columns(sizes[num_seen:])}
 
 
-Tokens = tuple[np.ndarray, np.ndarray]  # ids, and the characters that each stands for
+Tokens = tuple[np.ndarray, np.ndarray]  # ids, and `(ids, 2)` characters and bytes that each stands for
 
 
 def _groups(rows: Iterator[Tokens], recipe: dict[str, Any]) -> Iterator[Iterator[Tokens]]:
@@ -127,13 +129,13 @@ def _groups(rows: Iterator[Tokens], recipe: dict[str, Any]) -> Iterator[Iterator
 
 def _tokens_of_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, end: Separator) -> Iterator[Tokens]:
     end_ids = np.array(end.input_ids, dtype=np.int32)
-    end_characters = np.full(len(end_ids), end.characters_per_token)
+    end_sizes = np.tile(end.sizes_per_token, (len(end_ids), 1))
     for batch in rows.select_columns("text").iter(DOCUMENTS_PER_BATCH):
-        for ids, characters_per_token in tokenize_texts(batch["text"], tokenizer):
+        for ids, sizes_per_token in tokenize_texts(batch["text"], tokenizer):
             joined = np.concatenate([ids, end_ids])
-            characters = np.concatenate([np.full(len(ids), characters_per_token), end_characters])
+            sizes = np.concatenate([np.tile(sizes_per_token, (len(ids), 1)), end_sizes])
             if len(joined):
-                yield joined, characters
+                yield joined, sizes
 
 
 def sliding_windows(
@@ -141,16 +143,16 @@ def sliding_windows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Windows of `length` tokens, each `stride` in [1, length] after the one before: every token is scored once.
 
-    With `keeps_last`, the last tokens, too few for a window, make a shorter one. Yields ids and characters of each
+    With `keeps_last`, the last tokens, too few for a window, make a shorter one. Yields ids and sizes of each
     token of a window, and how many of its first tokens have been scored before.
     """
-    ids, characters, num_seen = np.empty(0, np.int32), np.empty(0), 0
-    for piece_ids, piece_characters in pieces:
-        ids, characters = np.concatenate([ids, piece_ids]), np.concatenate([characters, piece_characters])
+    ids, sizes, num_seen = np.empty(0, np.int32), np.empty((0, 2)), 0
+    for piece_ids, piece_sizes in pieces:
+        ids, sizes = np.concatenate([ids, piece_ids]), np.concatenate([sizes, piece_sizes])
         start = 0
         while len(ids) - start >= length:
-            yield ids[start : start + length], characters[start : start + length], num_seen
+            yield ids[start : start + length], sizes[start : start + length], num_seen
             start, num_seen = start + stride, length - stride
-        ids, characters = ids[start:], characters[start:]
+        ids, sizes = ids[start:], sizes[start:]
     if keeps_last and len(ids) > num_seen:
-        yield ids, characters, num_seen
+        yield ids, sizes, num_seen

@@ -139,20 +139,25 @@ _ESTIMATORS: dict[str, Callable] = {TIME: _draw_by_time, ANY_ORDER: _draw_by_cou
 
 
 def nelbo_metrics(
-    nelbo: Tensor, num_tokens: Tensor, num_characters: Tensor | None = None, are_dimensions: bool = False
+    nelbo: Tensor,
+    num_tokens: Tensor,
+    num_characters: Tensor | None = None,
+    are_dimensions: bool = False,
+    num_bytes: Tensor | None = None,
 ) -> dict[str, float]:
     """Figures of a data set from its examples.
 
     `loss` is the NELBO in nats per token (a ratio of sums over the examples, so that each token counts once),
-    `perplexity` = exp(loss), `bits_per_token` = loss / ln 2, `bits_per_character` where the number of characters is
-    known, and `bits_per_dimension` of images. `*_stderr` is the standard error of the ratio over examples: it holds
-    both the spread between examples and the Monte-Carlo noise of the draws.
+    `perplexity` = exp(loss), `bits_per_token` = loss / ln 2, `bits_per_character` and `bits_per_byte` where the numbers
+    of characters and bytes are known, and `bits_per_dimension` of images. `*_stderr` is the standard error of the ratio
+    over examples: it holds both the spread between examples and the Monte-Carlo noise of the draws.
 
     Args:
         nelbo: `(examples,)` nats.
         num_tokens: `(examples,)` scored tokens; a ValueError is raised if there is none.
         num_characters: `(examples,)` characters that the tokens stand for.
         are_dimensions: Whether the tokens are those of images, one for each channel of each pixel.
+        num_bytes: `(examples,)` bytes in UTF-8 that the tokens stand for.
     """
     nelbo, num_tokens = nelbo.double(), num_tokens.double()
     if num_tokens.sum() == 0:
@@ -160,7 +165,7 @@ def nelbo_metrics(
     loss, stderr = ratio_with_stderr(nelbo, num_tokens)
     metrics = {"loss": loss, "loss_stderr": stderr, "perplexity": math.exp(loss) if loss < 700 else math.inf}
     metrics["bits_per_token"] = loss / math.log(2)
-    counts = {"character": num_characters, "dimension": num_tokens if are_dimensions else None}
+    counts = {"character": num_characters, "byte": num_bytes, "dimension": num_tokens if are_dimensions else None}
     for unit, count in counts.items():
         if count is not None:
             nats, stderr = ratio_with_stderr(nelbo, count.double())

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
+# Columns of examples of text: the sizes of what their scored tokens stand for.
+SIZE_COLUMNS = ("num_characters", "num_bytes")
+
+
 @dataclass(frozen=True)
 class Figure:
     """A measured value and its standard error.
@@ -42,7 +46,7 @@ class Figure:
 
 
 def figures_of(metrics: Mapping[str, float], prefix: str = "", is_bound: bool = True) -> dict[str, Figure]:
-    """Figures of an evaluation by their keys in `nelbo_metrics`: nats, perplexity of text, and the headline.
+    """Figures of an evaluation by their keys in `nelbo_metrics`: nats, perplexity of text, bits; the headline first.
 
     A `prefix`, such as "eval_", begins each key; nats that are no bound, the NELBO, are −log p.
     """
@@ -51,13 +55,23 @@ def figures_of(metrics: Mapping[str, float], prefix: str = "", is_bound: bool = 
     if f"{prefix}bits_per_dimension" not in metrics:  # nobody asks for the perplexity of an image's tokens
         perplexity = metrics[f"{prefix}perplexity"]
         figures["perplexity"] = Figure("perplexity", perplexity, perplexity * error)
-    bits = headline(metrics, prefix)
-    return {**figures, bits.name.replace(" ", "_"): bits}
+    found = {bits.name.replace(" ", "_"): bits for bits in all_bits(metrics, prefix)}
+    return figures | (found or {"bits_per_token": headline(metrics, prefix)})
 
 
 def headline(metrics: Mapping[str, float], prefix: str = "") -> Figure:
     """Bits per character or per dimension where they are known, or else per token; arguments as in `figures_of`."""
-    unit = next(unit for unit in ("character", "dimension", "token") if f"{prefix}bits_per_{unit}" in metrics)
-    key = f"{prefix}bits_per_{unit}"
-    error = metrics[f"{prefix}loss_stderr"] / math.log(2) if unit == "token" else metrics[f"{key}_stderr"]
-    return Figure(f"bits per {unit}", metrics[key], error, f"bits/{unit}")
+    for bits in all_bits(metrics, prefix):
+        return bits
+    error = metrics[f"{prefix}loss_stderr"] / math.log(2)
+    return Figure("bits per token", metrics[f"{prefix}bits_per_token"], error, "bits/token")
+
+
+def all_bits(metrics: Mapping[str, float], prefix: str = "") -> list[Figure]:
+    """Bits per character, byte and dimension, those that are known; arguments as in `figures_of`."""
+    units = {f"{prefix}bits_per_{unit}": unit for unit in ("character", "byte", "dimension")}
+    return [
+        Figure(f"bits per {unit}", metrics[key], metrics[f"{key}_stderr"], f"bits/{unit}")
+        for key, unit in units.items()
+        if key in metrics
+    ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core.input_checks import check_shape, check_tensor
 from ..core.masked_diffusion import IGNORE_INDEX
+from ..objective.figures import SIZE_COLUMNS
 from ..objective.noise import TRAIN_CLASS, TRAIN_FLIP, training_example_noise, training_mask_noise, training_times
 from ..objective.objectives import Objective, scored_labels
 from .arguments import MD4TrainingArguments
@@ -104,7 +105,7 @@ def noised_batch(batch: dict[str, Any], objective: Objective, args: MD4TrainingA
 
     The batch was numbered by `number_step_examples`; its `all_scored` tells whether no token is left out.
     """
-    inputs = {name: value for name, value in batch.items() if name != "num_characters"}
+    inputs = {name: value for name, value in batch.items() if name not in SIZE_COLUMNS}
     first, total, all_scored = (inputs.pop(k) for k in ("first_step_example", "num_step_examples", "all_scored"))
     ids, key = inputs["input_ids"], (args.seed, step)
     index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait

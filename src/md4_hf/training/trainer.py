@@ -29,6 +29,7 @@ from ..data.mixture import MixedStream
 from ..hub.adapters import is_adapted, untie_adapted_weights
 from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
+from ..objective.figures import SIZE_COLUMNS
 from ..objective.objectives import Objective, scored_labels
 from ..utils.files import remove_any
 from ..utils.options import changed
@@ -66,7 +67,7 @@ class MD4Trainer(Trainer):
 
     Data sets (map-style or streaming) hold clean `input_ids`, `(length,)` or `(channels, height, width)` of images, and
     optionally `labels` (-100 where a token is not scored and never masked), `attention_mask`, `class_labels` and
-    `num_characters` (for bits per character).
+    `num_characters` and `num_bytes` (for bits per character and per byte).
 
     - Times are stratified over all examples of an optimizer step, and all noise is a pure function of (seed, step,
       index of the example in the step): ranks, accumulation and resuming do not change it.
@@ -327,7 +328,7 @@ class MD4Trainer(Trainer):
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
-            self._signature_columns = [*input_names(self.repository.base_model), "num_characters", NOISE_INDEX]
+            self._signature_columns = [*input_names(self.repository.base_model), *SIZE_COLUMNS, NOISE_INDEX]
 
     def _checked_collator(self) -> CheckedCollator:
         self._set_signature_columns_if_needed()
@@ -353,8 +354,8 @@ class MD4Trainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], prediction_loss_only: bool, ignore_keys=None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Rows (nelbo, tokens, characters), one per example, as logits; no loss, and the tokens as labels."""
-        num_characters = inputs.pop("num_characters", None)  # DeepSpeed would round it to the precision of the weights
+        """Rows (nelbo, tokens, characters, bytes), one per example, as logits; no loss, and the tokens as labels."""
+        sizes = [inputs.pop(name, None) for name in SIZE_COLUMNS]  # DeepSpeed would round them as it does the weights
         index = inputs.pop(NOISE_INDEX, None)
         inputs = self._prepare_inputs(inputs)
         batch = inputs["input_ids"].shape[0]
@@ -362,14 +363,13 @@ class MD4Trainer(Trainer):
             first = self._num_evaluated + self.args.process_index * batch
             self._num_evaluated += self.args.world_size * batch
             index = torch.arange(first, first + batch)
-        if num_characters is None:
-            num_characters = torch.full((batch,), torch.nan)
+        sizes = [torch.full((batch,), torch.nan) if size is None else size for size in sizes]
         with torch.no_grad(), self.compute_loss_context_manager():
             options = {"num_draws": self.args.eval_draws, "estimator": self.args.eval_estimator}
             nelbo, num_tokens = example_nelbo(
                 model, self.objective, inputs, index, seed=self.args.eval_seed, **options
             )
-        rows = torch.stack([nelbo, num_tokens, num_characters.to(nelbo)], dim=1)
+        rows = torch.stack([nelbo, num_tokens, *(size.to(nelbo) for size in sizes)], dim=1)
         return None, rows, num_tokens[:, None]
 
     # Weights and checkpoints ------------------------------------------------------------------------------------------
@@ -513,5 +513,6 @@ def check_processing_class(processor: Any, config: Any):
 
 def metrics_of_examples(prediction: EvalPrediction, are_images: bool) -> dict[str, float]:
     """Figures from the rows that `MD4Trainer.prediction_step` gives in the place of logits."""
-    nelbo, num_tokens, num_characters = torch.as_tensor(prediction.predictions).unbind(dim=1)
-    return nelbo_metrics(nelbo, num_tokens, None if num_characters.isnan().any() else num_characters, are_images)
+    nelbo, num_tokens, *sizes = torch.as_tensor(prediction.predictions).unbind(dim=1)
+    known = {name: None if size.isnan().any() else size for name, size in zip(SIZE_COLUMNS, sizes, strict=True)}
+    return nelbo_metrics(nelbo, num_tokens, are_dimensions=are_images, **known)

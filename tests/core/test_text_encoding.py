@@ -10,6 +10,7 @@ from md4_hf import PairArguments, build_byte_tokenizer, encode_pairs, ensure_mas
 from md4_hf.core.text_encoding import decode_continuation, depends_on_place, encode_texts
 from md4_hf.data import packing as packing_module
 from md4_hf.data.tokenizers import build_text8_tokenizer
+from md4_hf.evaluation.samples import checked_token_ids
 
 
 from datasets import Dataset  # isort: skip
@@ -235,6 +236,34 @@ def test_gaps_have_no_spaces_after_them(tokenizer):
         assert ids.count(tokenizer.mask_token_id) == text.count(mask) and len(sequence) == len(ids)
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
         assert all(id_ in (new, tokenizer.mask_token_id) for id_, new in zip(ids, sequence.tolist(), strict=True))
+
+
+@only(*WITH_SPACE, "split metaspace")
+def test_gaps_have_no_spaces_after_them_of_tokenizers_that_lose_others(tokenizer):
+    mask = tokenizer.mask_token
+    (ids,) = encode_texts(tokenizer, [f"ab{mask}{mask}cd{mask} Paris"], reads_masks=True)
+    assert decode(tokenizer, ids).lstrip() == f"ab{mask}{mask}cd{mask} Paris"
+
+
+def test_a_text_has_the_same_ids_everywhere(tokenizer):
+    text = f"{MARKER}The capital{MARKER} is"
+    (expected,) = encode_texts(tokenizer, [text])
+    documents = Dataset.from_dict({"text": [text], "prompt": [text], "response": ["Paris"]})
+    blocks, _ = pack(documents.select_columns("text"), tokenizer, 1)
+    rows, _ = encode_pairs(documents, tokenizer, 64, PairArguments("prompt", "response", response_end="none"))
+    (row,) = rows
+    model = random_model(len(tokenizer), 64, 0.3, mask_token_id=tokenizer.mask_token_id)
+    pipeline = make_pipeline(model, tokenizer)
+    pipeline.set_progress_bar_config(disable=True)
+    (sampled,) = pipeline(prompt=text, length=len(expected) + 2, num_inference_steps=1, output_type="ids").sequences
+    found = {
+        "documents": [ids[0] for ids in blocks["input_ids"]],
+        "pairs": [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100],
+        "prompts": sampled.tolist()[: len(expected)],
+        "samples": checked_token_ids([text], tokenizer, batch_size=1, max_length=None)[0],
+    }
+    assert {name: ids[: len(expected)] for name, ids in found.items()} == dict.fromkeys(found, expected)
+    assert len(found["pairs"]) == len(expected)
 
 
 def test_which_kinds_depend_on_the_place():

@@ -87,9 +87,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "evaluate.evaluate",
         "bound the likelihood of held-out text or images",
-        "Bound the likelihood of text: nats per token, perplexity, bits per character and byte, each with its error; or that "
-        "of images, in bits per dimension. With --validation_data that is scored, else the held-out part of --data. "
-        "Blocks of text are as long as the model's length unless --block_size is given.",
+        "Bound the likelihood of text: nats per token, perplexity, bits per character and byte, each with its error; "
+        "or that of images, in bits per dimension. With --validation_data that is scored, else the held-out part of "
+        "--data. Blocks of text are as long as the model's length unless --block_size is given.",
         (options.EvaluateArguments, PairArguments, DataArguments, ImageDataArguments),
         MODEL,
         defaults={"block_size": None},

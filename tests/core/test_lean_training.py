@@ -121,6 +121,41 @@ def test_under_bf16_autocast_it_is_as_precise_as_the_logits(genmd4):
         assert error < 0.02 and error < 1.5 * plain_error + 1e-4
 
 
+@pytest.mark.parametrize("mask_token_id", [0, MASK])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("genmd4", [False, True])
+def test_parts_and_blocks_do_not_show(monkeypatch, genmd4, dtype, tolerance, mask_token_id):
+    """Of 50 rows 16 at a time, the last of which are padded, in blocks of a few rows and a few tokens."""
+    monkeypatch.setitem(linear_nelbo_module.LOGITS_AT_A_TIME, "cpu", 16 * VOCAB)
+    monkeypatch.setattr(linear_nelbo_module, "CACHED_NUMBERS", 3 * VOCAB)
+    learned, _, weight = head_inputs(50, 16, torch.float32, genmd4)
+    learned = [x if x is None else (x * 0.5).detach().requires_grad_() for x in learned]
+    target = torch.arange(1, 51) % (VOCAB - 1)
+    target[target == mask_token_id] = 1
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        total, values = linear_nelbo(*learned[:3], target, weight, mask_token_id, learned[3])
+    exact = [x if x is None else x.detach().double().requires_grad_() for x in learned]
+    suppressed = torch.zeros(VOCAB, dtype=torch.float64).masked_fill(torch.arange(VOCAB) == mask_token_id, -1e30)
+    nats = cross_entropy_nats if not genmd4 else lambda x, y: genmd4_cross_entropy_nats(x, y, exact[3])
+    expected = weight.double() * nats(F.linear(*exact[:3]) + suppressed, target)
+    assert (values - expected).norm() < tolerance * expected.norm()
+    differentiable = [[x for x in given if x is not None] for given in (learned, exact)]
+    ours = torch.autograd.grad(total, differentiable[0])
+    theirs = torch.autograd.grad(expected.sum(), differentiable[1])
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == other.shape and (one - other).norm() < tolerance * other.norm()
+
+
+def test_the_gradient_is_handed_over_once_and_made_again_for_a_second_pass():
+    learned, target, weight = head_inputs(dtype=torch.float32)
+    states, head = learned[:2]
+    total, _ = linear_nelbo(states, head, None, target, weight, MASK)
+    total.backward(retain_graph=True)
+    first = head.grad.clone()
+    (2.0 * total).backward()
+    torch.testing.assert_close(head.grad, 3.0 * first)
+
+
 def test_coefficients_of_any_sign_do_not_overflow_in_float16():
     """A sample that is to become less probable has a negative coefficient."""
     learned, target, weight = head_inputs(30, 16, torch.float32)
@@ -165,9 +200,8 @@ def test_frozen_parameters_get_no_gradient_and_cost_none(genmd4):
 def test_a_second_derivative_is_refused():
     learned, target, weight = head_inputs()
     total, _ = lean_values(learned, target, weight)
-    (gradient,) = torch.autograd.grad(total, learned[0], create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
-        gradient.sum().backward()
+        torch.autograd.grad(total, learned[0], create_graph=True)
 
 
 def test_ligers_kernel_gives_the_same():
@@ -179,7 +213,8 @@ def test_ligers_kernel_gives_the_same():
     logits, target = torch.randn(5, VOCAB, device=device), torch.randint(MASK, (5,), device=device)
     logits[:, MASK] = -torch.inf
     log_mu = logits.log_softmax(-1)
-    nll, gradient = linear_nelbo_module.liger_nll_and_gradient(logits, target)
+    gradient = logits.clone()
+    nll = linear_nelbo_module.liger_nll_and_gradient(gradient, target)
     torch.testing.assert_close(nll, F.nll_loss(log_mu, target, reduction="none"))
     torch.testing.assert_close(gradient, log_mu.exp() - F.one_hot(target, VOCAB), atol=1e-6, rtol=1e-5)
 

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masked_diffusion import IGNORE_INDEX
+from .masked_diffusion import IGNORE_INDEX, genmd4_cross_entropy_nats
 
 
 # Number of logits that exist at a time: on the CPU chosen for its caches, elsewhere enough to keep the device busy.
 LOGITS_AT_A_TIME = {"cpu": 2**24, "elsewhere": 2**26}
+CACHED_NUMBERS = 2**18  # that a pass over memory takes at a time on the CPU: 1 MiB in float32
+ALIGNED_ROWS = 16  # of float32 logits in columns on the CPU: a cache line
 
 
 def linear_nelbo(
@@ -69,25 +71,53 @@ def _linear_nelbo(
 
     The schema below gives the types of the arguments.
     """
+    num_rows, is_cpu = len(target), hidden_states.device.type == "cpu"
+    if is_cpu and num_rows % ALIGNED_ROWS:
+        hidden_states, target, row_weight = _pad_rows(hidden_states, target, row_weight)
     outputs = _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
-    _, values, *gradients = outputs
-    at_a_time = LOGITS_AT_A_TIME.get(hidden_states.device.type, LOGITS_AT_A_TIME["elsewhere"])
+    _, values, d_hidden, d_weight, *d_vectors = outputs
     with torch.autocast(hidden_states.device.type, enabled=False), torch.no_grad():
         head, head_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        num_rows = max(at_a_time // len(weight), 1)
-        for start in range(0, len(target), num_rows):
-            part = slice(start, start + num_rows)
-            hidden = hidden_states[part].to(dtype)
-            logits = F.linear(hidden, head, head_bias).to(values.dtype)
+        size = _rows_at_a_time(len(target), len(head), is_cpu)
+        buffer = head.new_empty(size * len(head))
+        for start in range(0, len(target), size):
+            part = slice(start, start + size)
+            hidden, scale = hidden_states[part].to(dtype), row_weight[part].to(values.dtype)
+            logits = _logits(hidden, head, head_bias, buffer)
             logits[:, mask_token_id] = -torch.inf
-            scale = row_weight[part].to(values.dtype)
-            value, d_logits, d_exponents = _value_and_gradients(
-                logits, target[part], exponents, scale, any(needs_gradient)
-            )
-            values[part] = scale * value
-            if d_logits is not None:
-                _add_gradients(gradients, part, hidden, head, d_logits, d_exponents, scale)
-    return values.sum(), *outputs[1:]
+            values[part] = _values(logits, target[part], exponents, scale, any(needs_gradient), *d_vectors)
+            if d_hidden.numel():
+                d_hidden[part] = scale[:, None] * (logits @ head)
+            if d_weight.numel():
+                _add_product(d_weight, logits, hidden, scale)
+    return values.sum(), values[:num_rows], d_hidden[:num_rows], *outputs[3:]
+
+
+def _pad_rows(hidden_states: Tensor, target: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Repeat the last row, without a weight, up to a multiple of `ALIGNED_ROWS`."""
+    num_more = -len(target) % ALIGNED_ROWS
+    index = torch.arange(len(target) + num_more).clamp_(max=len(target) - 1)
+    return hidden_states[index], target[index], F.pad(row_weight, (0, num_more))
+
+
+def _rows_at_a_time(num_rows: int, vocab_size: int, is_cpu: bool) -> int:
+    """Number of rows whose logits exist together, in nearly equal parts; a multiple of `ALIGNED_ROWS` on the CPU."""
+    multiple = ALIGNED_ROWS if is_cpu else 1
+    most = LOGITS_AT_A_TIME["cpu" if is_cpu else "elsewhere"] // vocab_size
+    num_parts = max(-(-num_rows // max(most, multiple)), 1)
+    return max(-(-num_rows // (num_parts * multiple)), 1) * multiple
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
+    """Logits `(rows, vocab)` in a buffer that is used again: fresh memory costs a processor as much as a product."""
+    size = len(hidden) * len(head)
+    if head.dtype == torch.float32 and head.device.type == "cpu":
+        logits = buffer[:size].view(len(head), -1).T  # MKL multiplies faster into columns
+    else:
+        logits = buffer[:size].view(-1, len(head))
+    if bias is None:
+        return torch.mm(hidden, head.T, out=logits)
+    return torch.addmm(bias, hidden, head.T, out=logits)
 
 
 def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[bool]) -> tuple[Tensor, ...]:
@@ -100,37 +130,80 @@ def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[
     return hidden_states.new_empty((), dtype=precision), values, *gradients
 
 
-def _value_and_gradients(
-    logits: Tensor, target: Tensor, exponents: Tensor | None, row_weight: Tensor, needs_gradient: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Values of rows, and the gradients of their weighted sum, None if not needed; the logits are overwritten."""
+def _values(
+    logits: Tensor,
+    target: Tensor,
+    exponents: Tensor | None,
+    row_weight: Tensor,
+    needs_gradient: bool,
+    d_bias: Tensor,
+    d_exponents: Tensor,
+) -> Tensor:
+    """Weighted values `(rows,)` of logits, which with `needs_gradient` become their own gradients, without the weights.
+
+    Adds to the gradients of bias and exponents, unless they are empty.
+    """
+    values = torch.empty_like(row_weight)
+    is_copied = logits.dtype != values.dtype
+    num_rows = max(CACHED_NUMBERS // logits.shape[1], 1) if is_copied and logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), num_rows or 1):
+        rows = slice(start, start + num_rows)
+        precise, scale = logits[rows].to(values.dtype), row_weight[rows]
+        if not needs_gradient:
+            values[rows] = scale * _value(precise, target[rows], exponents)
+            continue
+        value, d_schedule = _value_and_gradient(precise, target[rows], exponents, scale)
+        values[rows] = scale * value
+        if is_copied:
+            logits[rows] = precise
+        if d_bias.numel():
+            d_bias += scale @ precise
+        if d_exponents.numel():
+            d_exponents += d_schedule
+    return values
+
+
+def _value(logits: Tensor, target: Tensor, exponents: Tensor | None) -> Tensor:
+    """Values `(rows,)` without weights."""
     if exponents is None:
-        if needs_gradient:
-            return *nll_and_gradient(logits, target), None
-        return F.cross_entropy(logits, target, reduction="none"), None, None
-    log_mu = F.log_softmax(logits, dim=-1)
-    nll = -log_mu.gather(-1, target[:, None]).squeeze(-1)
-    mu, w = log_mu.exp_(), exponents.to(log_mu.dtype)
-    mean_exponent, own = mu @ w, w[target]
-    value = own * (nll - 1.0) + mean_exponent
-    if not needs_gradient:
-        return value, None, None
+        return F.cross_entropy(logits, target, reduction="none")
+    return genmd4_cross_entropy_nats(logits, target, exponents)
+
+
+def _value_and_gradient(
+    logits: Tensor, target: Tensor, exponents: Tensor | None, row_weight: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Values `(rows,)`, and the gradient of their weighted sum in GenMD4's exponents; logits become their gradient."""
+    if exponents is None:
+        return nll_and_gradient(logits, target), None
+    w = exponents.to(logits.dtype)
+    nll = softmax_and_nll(logits, target)
+    mu, own = logits, w[target]
+    mean_exponent = mu @ w
     d_exponents = (row_weight @ mu).index_add_(0, target, row_weight * (nll - 1.0))
     # d value / d logit_j = w_x (mu_j - [j = x]) + mu_j (w_j - sum_v w_v mu_v)
-    d_logits = mu.mul_(w + (own - mean_exponent)[:, None]).scatter_add_(-1, target[:, None], -own[:, None])
-    return value, d_logits, d_exponents
+    mu.mul_(w + (own - mean_exponent)[:, None]).scatter_add_(-1, target[:, None], -own[:, None])
+    return own * (nll - 1.0) + mean_exponent, d_exponents
 
 
-def nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """-log mu of the target, `(rows,)`, and its gradient mu - [j = target] in the logits, which are overwritten.
+def nll_and_gradient(logits: Tensor, target: Tensor) -> Tensor:
+    """-log mu of the target, `(rows,)`; the logits become its gradient mu - [j = target].
 
     Runs Liger's fused kernel on a GPU where that is installed, and torch otherwise.
     """
     if logits.device.type == "cuda" and liger_cross_entropy() is not None:
         return liger_nll_and_gradient(logits, target)
-    log_mu = F.log_softmax(logits, dim=-1)
-    nll = -log_mu.gather(-1, target[:, None]).squeeze(-1)
-    return nll, log_mu.exp_().scatter_add_(-1, target[:, None], -torch.ones_like(nll)[:, None])
+    nll = softmax_and_nll(logits, target)
+    logits.scatter_add_(-1, target[:, None], -torch.ones_like(nll)[:, None])
+    return nll
+
+
+def softmax_and_nll(logits: Tensor, target: Tensor) -> Tensor:
+    """-log mu of the target, `(rows,)`; the logits become mu."""
+    own, largest = logits.gather(-1, target[:, None]).squeeze(-1), logits.amax(dim=-1)
+    memory, dim = (logits, 1) if logits.is_contiguous() else (logits.T, 0)  # else torch would copy it
+    torch.softmax(memory, dim, out=memory)
+    return (largest - own) - logits.amax(dim=-1).log()
 
 
 @functools.cache
@@ -142,30 +215,26 @@ def liger_cross_entropy() -> Callable | None:
         return None
 
 
-def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> Tensor:
     """`nll_and_gradient` with Liger's kernel, which overwrites the logits by the gradient."""
     options: dict[str, Any] = {"weight": None, "ignore_index": IGNORE_INDEX, "reduction": "none", "softcap": None}
     options |= {"lse_square_scale": 0.0, "label_smoothing": 0.0, "return_z_loss": False}
-    nll, *_ = liger_cross_entropy()(logits.requires_grad_(), target, **options)
-    return nll, logits.detach()
+    nll, *_ = liger_cross_entropy()(logits.detach().requires_grad_(), target, **options)
+    return nll
 
 
-def _add_gradients(gradients: list[Tensor], part: slice, hidden, head, d_logits, d_exponents, row_weight):
-    """Add the contribution of some rows to the gradients in hidden states, weight, bias and exponents."""
-    d_hidden, d_weight, d_bias, d_schedule = gradients
-    products = d_logits.to(hidden.dtype)
-    if d_hidden.numel():
-        d_hidden[part] = row_weight[:, None] * (products @ head)
-    if d_weight.numel() and hidden.dtype == d_weight.dtype:
-        d_weight.addmm_(products.T, row_weight[:, None] * hidden)
-    elif d_weight.numel():
-        largest = row_weight.abs().max().clamp(min=1e-30)  # row weights reach 1/eps, which may overflow 16-bit floats
-        product = products.T @ ((row_weight / largest)[:, None] * hidden).to(hidden.dtype)
-        d_weight += largest * product.to(d_weight.dtype)
-    if d_bias.numel():
-        d_bias += row_weight @ d_logits
-    if d_schedule.numel():
-        d_schedule += d_exponents
+def _add_product(d_weight: Tensor, d_logits: Tensor, hidden: Tensor, row_weight: Tensor):
+    """Add the contribution of some rows to the gradient in the weight: d_logits^T (row_weight * hidden)."""
+    if hidden.dtype == d_weight.dtype:
+        d_weight.addmm_(d_logits.T, row_weight[:, None] * hidden)
+        return
+    largest = row_weight.abs().max().clamp(min=1e-30)  # row weights reach 1/eps, which may overflow 16-bit floats
+    weighted = ((row_weight / largest)[:, None] * hidden).to(hidden.dtype)
+    is_cpu = hidden.device.type == "cpu"
+    num_tokens = max(CACHED_NUMBERS // hidden.shape[1], 1) if is_cpu else len(d_weight)
+    for start in range(0, len(d_weight), num_tokens):
+        tokens = slice(start, start + num_tokens)
+        d_weight[tokens] += largest * (d_logits[:, tokens].T @ weighted).to(d_weight.dtype)
 
 
 def _fake_linear_nelbo(hidden_states, weight, bias, target, row_weight, exponents, *options) -> tuple[Tensor, ...]:
@@ -176,25 +245,30 @@ def _fake_linear_nelbo(hidden_states, weight, bias, target, row_weight, exponent
 def _save_for_backward(ctx, inputs, output):
     hidden_states, weight, bias, target, row_weight, exponents, *ctx.options = inputs
     _, _, *gradients = output
-    ctx.save_for_backward(hidden_states, weight, bias, target, row_weight, exponents, *gradients)
+    ctx.save_for_backward(hidden_states, weight, bias, target, row_weight, exponents)
+    ctx.gradients = [gradient.detach() for gradient in gradients]
     ctx.set_materialize_grads(False)
 
 
 def _linear_nelbo_backward(ctx, d_sum: Tensor | None, d_values: Tensor | None, *d_gradients: Tensor | None):
-    """Gradients in the inputs of `_linear_nelbo`; the forward pass has computed those of the sum."""
-    if any(x is not None for x in d_gradients):
+    """Gradients in the inputs of `_linear_nelbo`.
+
+    The forward pass has computed those of the sum. They are handed over, not copied: a second backward pass makes
+    them again, as one through single values does.
+    """
+    if torch.is_grad_enabled() or any(x is not None for x in d_gradients):
         raise NotImplementedError("`linear_nelbo` has no second derivative: use logits (`output_logits=True`).")
-    hidden_states, weight, bias, target, row_weight, exponents, *gradients = ctx.saved_tensors
-    scale = d_sum
-    if d_values is not None:
-        row_weight = row_weight * (d_values if d_sum is None else d_values + d_sum)
+    hidden_states, weight, bias, target, row_weight, exponents = ctx.saved_tensors
+    gradients, ctx.gradients = ctx.gradients, None
+    if d_values is not None or gradients is None:
+        factor = sum(x for x in (d_sum, d_values) if x is not None)
         _, _, *gradients = torch.ops.md4_hf.linear_nelbo(
-            hidden_states, weight, bias, target, row_weight, exponents, *ctx.options
+            hidden_states, weight, bias, target, row_weight * factor, exponents, *ctx.options
         )
-        scale = 1.0
+        d_sum = None
     parameters = (hidden_states, weight, bias, exponents)
     d_hidden, d_weight, d_bias, d_schedule = (
-        (scale * gradient).to(x.dtype) if needed else None
+        (gradient if d_sum is None else gradient.mul_(d_sum)).to(x.dtype) if needed else None
         for x, gradient, needed in zip(parameters, gradients, ctx.options[-1], strict=True)
     )
     return d_hidden, d_weight, d_bias, None, None, d_schedule, None, None, None

@@ -505,6 +505,19 @@ def test_gradients_of_eager_and_sdpa_agree():
         assert_close(gradient, results[1][1][name], atol=1e-5)
 
 
+def test_short_sequences_in_bf16_on_a_cpu_attend_by_plain_products(monkeypatch):
+    model = make_model(attn_implementation="sdpa").bfloat16()
+    batch = make_batch(model.config)
+    results = []
+    for longest in (0, 1024):  # torch's kernel, and ours
+        monkeypatch.setattr("md4_hf.core.modeling_md4_layers.PLAIN_CPU_LENGTH", longest)
+        results.append(loss_gradients(model, **batch))
+    assert_close(results[0][0], results[1][0], atol=1e-2, rtol=1e-2)
+    differences = [(gradient - results[1][1][name]).norm() for name, gradient in results[0][1].items()]
+    assert 0 < max(differences)
+    assert sum(differences) < 0.05 * sum(gradient.norm() for gradient in results[0][1].values())
+
+
 def test_eager_attention_returns_its_probabilities():
     model = make_model()
     model.set_attn_implementation("eager")

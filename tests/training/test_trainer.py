@@ -36,6 +36,8 @@ from md4_hf import (
 )
 from md4_hf.objective.example_order import OrderedExamples
 from md4_hf.objective.noise import evaluation_mask_noise, evaluation_times
+from md4_hf.objective.objectives import Objective
+from md4_hf.training.batches import most_masked_tokens
 from md4_hf.training.trainer import check_model
 
 
@@ -606,13 +608,23 @@ def test_document_ids_reach_the_model_in_training_and_evaluation(tmp_path):
 def test_a_compiled_training_has_the_same_losses(tmp_path):
     plain = trained(make_trainer(tmp_path / "plain"))
     compiled = make_trainer(tmp_path / "compiled", torch_compile=True, torch_compile_backend="aot_eager")
-    bounds = []
-    compiled.model.register_forward_pre_hook(
-        lambda module, args, kwargs: bounds.append(kwargs.get("max_masked")), with_kwargs=True
-    )
     compiled.train()
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
-    assert set(bounds) <= {8 * LENGTH} and bounds, "a bound that is the same at every step"
+    blocks = compiled.model.model.layers
+    assert all(block._compiled_call_impl is not None for block in blocks), "on a CPU, block by block"
+    assert compiled.model._compiled_call_impl is None and compiled.model_wrapped is compiled.model
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_accelerator_is_told_how_many_tokens_are_masked_at_most(tmp_path, compiled):
+    args = training_arguments(tmp_path, torch_compile=compiled)
+    bounds = [
+        most_masked_tokens(torch.empty(8, LENGTH, device="meta"), Objective.of(tiny_model()), args, size, True)
+        for size in (8, 8, 16)
+    ]
+    assert bounds[0] == bounds[1] and (bounds[0] or 0) <= 8 * LENGTH
+    assert bounds[0] is not None or not compiled, "a compiled step has one size"
+    assert most_masked_tokens(torch.empty(8, LENGTH), Objective.of(tiny_model()), args, 8, True) is None
 
 
 def test_workers_of_a_preset_may_be_switched_off(tmp_path):

@@ -129,7 +129,7 @@ def most_masked_tokens(
     A compiled model runs for so many tokens at every step. Any other on an accelerator need not wait to hear how many
     there are; but if the bound is far above their number, as where few tokens are scored, waiting is cheaper.
     """
-    if ids.device.type == "cpu" and not args.torch_compile:
+    if ids.device.type == "cpu":  # where only the blocks are compiled
         return None
     examples = -(-len(ids) // max(1, args.n_gpu))  # of each device that DataParallel drives
     length = ids[0].numel()

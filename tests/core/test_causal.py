@@ -91,6 +91,50 @@ def test_the_logits_at_a_position_are_those_that_its_token_is_predicted_with():
         model(x, position_mask=where[:, 1:])
 
 
+WHERE = torch.arange(4 * LENGTH).reshape(4, LENGTH) % 3 == 0
+CALLS = {
+    "logits": {},
+    "loss": {"labels": ids()},
+    "loss and logits": {"labels": ids(), "output_logits": True},
+    "some logits": {"position_mask": WHERE},
+}
+
+
+@pytest.mark.parametrize("time_conditioning", [True, False])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_hidden_states_and_attentions_are_those_of_the_given_tokens(call, time_conditioning):
+    model = causal_model(time_conditioning=time_conditioning, attn_implementation="eager")
+    plain = model(ids(), **call)
+    asked = model(ids(), **call, output_hidden_states=True, output_attentions=True)
+    assert [tuple(x.shape) for x in asked.hidden_states] == [(4, LENGTH, 32)] * 3
+    assert [tuple(x.shape) for x in asked.attentions] == [(4, 2, LENGTH, LENGTH)] * 2
+    with torch.no_grad():
+        last = model.lm_head(asked.hidden_states[-1])[..., :VOCAB]
+    torch.testing.assert_close(last, model(ids()).logits[..., :VOCAB], atol=1e-5, rtol=0)
+    for attention in asked.attentions:
+        assert not attention.triu(1).any(), "of the tokens before"
+        shares = attention.sum(-1)  # the rest is that of the mask token before the first
+        assert (shares > 0.0).all() and (shares < 1.0 + 1e-5).all() and shares.mean() < 0.99
+    for name, value in plain.items():
+        torch.testing.assert_close(asked[name], value, atol=1e-5, rtol=0)
+    as_tuple = model(ids(), **call, output_hidden_states=True, output_attentions=True, return_dict=False)
+    torch.testing.assert_close(as_tuple, asked.to_tuple(), atol=0, rtol=0)
+    model.config.output_hidden_states = model.config.output_attentions = True
+    torch.testing.assert_close(model(ids(), **call).to_tuple(), as_tuple, atol=0, rtol=0)
+    model.config.return_dict = False
+    torch.testing.assert_close(model(ids(), **call), as_tuple, atol=0, rtol=0)
+
+
+def test_some_hidden_states_are_chosen_by_their_numbers():
+    model = causal_model()
+    every = model(ids(), output_hidden_states=True).hidden_states
+    for numbers in (-1, [0, 2]):
+        some = model(ids(), output_hidden_states=numbers).hidden_states
+        given = [2] if numbers == -1 else numbers
+        assert [x is not None for x in some] == [number in given for number in range(3)]
+        assert all(x is None or torch.equal(x, y) for x, y in zip(some, every, strict=True))
+
+
 def test_padding_changes_nothing():
     model, x = causal_model(), ids(length=5)
     padded = torch.nn.functional.pad(x, (0, 3), value=1)

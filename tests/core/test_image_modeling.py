@@ -13,6 +13,7 @@ from test_modeling import loss_gradients as gradients
 from transformers import AutoModel
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4Model, make_schedule, nelbo_weight, token_nelbo
+from md4_hf.core.modeling_md4_layers import logits_of
 from md4_hf.core.modeling_md4_unet import MD4AttentionBlock, MD4DiTLayer, MD4ResnetBlock
 
 
@@ -376,6 +377,25 @@ def test_half_precision_and_autocast_are_near_float32(overrides, tmp_path):
     assert loss.dtype == torch.float32
     assert_close(loss, expected.loss.detach(), atol=0.0, rtol=0.02)
     assert all(gradient.isfinite().all() for gradient in grads.values())
+
+
+@every_variant
+def test_hidden_states_are_those_of_the_blocks_and_attentions_are_refused(overrides):
+    model = make_model(**overrides)
+    inputs = make_batch(model.config, scored=False)
+    asked = model(**inputs, output_hidden_states=True)
+    blocks = [module for module in model.modules() if isinstance(module, MD4ResnetBlock)]
+    assert len(asked.hidden_states) == len(blocks) + 1
+    last = logits_of(model.lm_head, asked.hidden_states[-1], model.config)
+    assert_close(last, asked.logits, atol=0.0)
+    as_tuple = model(**inputs, output_hidden_states=True, return_dict=False)
+    assert_close(as_tuple, asked.to_tuple(), atol=0.0)
+    for options, message in (
+        ({"output_attentions": True}, "`output_attentions` must be False for a model of images"),
+        ({"output_hidden_states": -1}, "`output_hidden_states` must be True or False for a model of images, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(**inputs, **options)
 
 
 def test_the_compiled_and_the_exported_model_give_the_same():

@@ -65,8 +65,9 @@ class MaskedDiffusionOutput(ModelOutput):
             Diffusion part of the NELBO in nats, zero at unmasked positions.
         hidden_states (`tuple(torch.FloatTensor)`):
             Those of the input and of each layer, `(batch, length, hidden_size)`; for images, of each residual block.
+            The last are the input of the head. Copies are rows: `(batch * copies, ...)`.
         attentions (`tuple(torch.FloatTensor)`):
-            Probabilities of each layer, `(batch, heads, length, length)`; text only.
+            Probabilities of each layer, `(batch, heads, length, length)`; text only, with eager attention.
         nelbo (`torch.FloatTensor` of shape `()`):
             The bound. `loss` equals it, except in GenMD4's training, where it is a surrogate with the right gradient.
         reconstruction_nelbo (`torch.FloatTensor` of shape `(batch,)`): Reconstruction part in nats.
@@ -136,7 +137,8 @@ class MD4Model(MD4PreTrainedModel):
                 the given tokens are added. Positions continue after them. Only without time conditioning.
             rows: Flat indices `(rows,)` into (batch, length) of the only positions whose hidden states are needed: the
                 feed-forward of the last layer runs only there. Not with `output_hidden_states`.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict` and arguments of the attention backend.
+            kwargs: `output_hidden_states` (true, or the numbers of some layers), `output_attentions` (eager attention;
+                not for images), `return_dict` and arguments of the attention backend.
 
         Returns:
             `last_hidden_state` `(batch, length, hidden_size)`, with `rows` `(rows, hidden_size)`, normalised and
@@ -153,6 +155,7 @@ class MD4Model(MD4PreTrainedModel):
         if self.config.is_image:
             check_left_out(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
             check_left_out(document_ids=document_ids, past_key_values=past_key_values)
+            self._check_states_of_images(kwargs)
         self._check_inputs(tokens, timesteps, class_labels)
         if self.config.is_image:
             return self._denoise_image(input_ids, timesteps, class_labels)
@@ -214,6 +217,13 @@ class MD4Model(MD4PreTrainedModel):
             last = config.null_class or config.num_classes - 1
             check_per_example("class_labels", class_labels, tokens.shape[0], last, "the model is class-conditional")
             check_tensor("class_labels", class_labels, "integers")
+
+    def _check_states_of_images(self, options: dict):
+        if self._is_asked_for("output_attentions", options):
+            raise ValueError("`output_attentions` must be False for a model of images, which keeps none, got True.")
+        layers = options.get("output_hidden_states", self.config.output_hidden_states)
+        if not (layers is None or isinstance(layers, bool)):
+            raise ValueError(f"`output_hidden_states` must be True or False for a model of images, got {layers!r}.")
 
     def _check_attention(self, shape: torch.Size, num_past: int, attention_mask, position_ids, document_ids):
         batch, length = shape[:2]
@@ -440,7 +450,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     def _run_network(self, rows: Tensor | None, device: torch.device, **inputs) -> BaseModelOutput:
         """Run the network, for these rows only where it can, and move its hidden states to the inputs' device."""
-        needs_all = self.config.is_image or inputs.get("output_hidden_states") or self.config.output_hidden_states
+        needs_all = self.config.is_image or self._is_asked_for("output_hidden_states", inputs)
         outputs = self.model(rows=None if needs_all else rows, return_dict=True, **inputs)
         # A device map may have put the last layer elsewhere.
         outputs.last_hidden_state = outputs.last_hidden_state.to(device)

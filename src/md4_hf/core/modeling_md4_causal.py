@@ -68,7 +68,8 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         Returns:
             `MaskedDiffusionOutput`: `logits` `(batch, length, vocab)` predict the successor of each token, as in every
             causal model of transformers; with `position_mask` they are `(selected, vocab)`. `token_nelbo` is -log p of
-            each scored token in nats, and `reconstruction_nelbo` is 0.
+            each scored token in nats, and `reconstruction_nelbo` is 0. `hidden_states` and `attentions` are those of
+            the given tokens: the share of attention that the mask token before the first takes is left out.
 
         Raises:
             ValueError: As in `MD4Model.forward`, for `document_ids`, and for `position_mask` with labels.
@@ -83,8 +84,10 @@ class MD4ForCausalLM(MD4PreTrainedModel):
             if labels is not None:
                 raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every label.")
         output_logits = labels is None if output_logits is None else output_logits
-        # The last token is read only to predict its successor.
-        length = input_ids.shape[1] - (not output_logits or position_mask is not None)
+        # The last token is read only to predict its successor, or for its own states.
+        asked = [self._is_asked_for(name, kwargs) for name in ("output_hidden_states", "output_attentions")]
+        leaves_last = not any(asked) and (not output_logits or position_mask is not None)
+        length = input_ids.shape[1] - leaves_last
         outputs = self.model(
             input_ids=_prepend(self.config.mask_token_id, input_ids[:, :length]),
             timesteps=self._timesteps(input_ids),
@@ -97,10 +100,16 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         losses = {} if labels is None else self._losses(hidden_states, labels, num_items_in_batch)
         logits = None
         if output_logits:
-            predicting = hidden_states[:, 1:] if position_mask is None else hidden_states[position_mask]
+            # The states before a token, those of the mask token before the first, predict it.
+            before = hidden_states[:, : input_ids.shape[1]]
+            predicting = hidden_states[:, 1:] if position_mask is None else before[position_mask]
             logits = logits_of(self.lm_head, predicting, self.config)
+        tokens = slice(1, None)
         return MaskedDiffusionOutput(
-            logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions, **losses
+            logits=logits,
+            hidden_states=_at(outputs.hidden_states, (slice(None), tokens)),
+            attentions=_at(outputs.attentions, (..., tokens, tokens)),
+            **losses,
         )
 
     @torch.no_grad()
@@ -135,6 +144,11 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         nelbo = torch.zeros(labels.shape, dtype=values.dtype, device=values.device).masked_scatter(scored, values)
         reconstruction = nelbo.new_zeros(len(labels))
         return {"loss": loss, "nelbo": loss, "token_nelbo": nelbo, "reconstruction_nelbo": reconstruction}
+
+
+def _at(layers: tuple[Tensor | None, ...] | None, place: tuple) -> tuple[Tensor | None, ...] | None:
+    """Select the same place of the states of each layer that has any."""
+    return layers and tuple(None if x is None else x[place] for x in layers)
 
 
 def _prepend(first: int, x: Tensor) -> Tensor:

@@ -207,8 +207,35 @@ def test_an_export_merges_the_adapter_and_carries_the_code(adapter, tmp_path, ca
         difference = (expected(ids).logits - merged(ids).logits)[..., :27].abs().max()
     assert difference < 1e-5
     message = failure(capsys, ["export", str(adapter), str(tmp_path / "merged")])
-    assert "FOLDER must be empty or absent" in message
+    assert "FOLDER must be empty or absent, or an earlier export with --overwrite" in message
     assert not list(tmp_path.glob(".merged*")), "nothing half-written is left"
+
+
+def test_an_export_is_repeated_into_its_own_output_only_when_asked_to(run, adapter, tmp_path, capsys):
+    folder = tmp_path / "out"
+    main(["export", str(adapter), str(folder)])
+    merged = (folder / "model.safetensors").read_bytes()
+    (folder / "notes.txt").write_text("mine")
+    message = failure(capsys, ["export", str(run), str(folder)])
+    assert "an earlier export: add --overwrite to replace it" in message
+    assert (folder / "model.safetensors").read_bytes() == merged
+    for source in (run, folder):  # the second is an export onto itself
+        main(["export", str(source), str(folder), "--overwrite"])
+        for name, weight in load_model(str(run)).state_dict().items():
+            assert torch.equal(load_model(str(folder)).state_dict()[name], weight), name
+        assert (folder / "notes.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    message = failure(capsys, ["export", str(run), str(tmp_path / "other"), "--overwrite"])
+    assert "which is no earlier export" in message and len(list((tmp_path / "other").iterdir())) == 1
+
+
+def test_an_export_that_cannot_be_pushed_says_that_the_folder_is_complete(run, tmp_path, capsys):
+    folder = tmp_path / "out"
+    message = failure(capsys, ["export", str(run), str(folder), "--push_to_hub", "user/x"])
+    assert message.startswith("md4 export: could not reach the Hub for user/x (") and message.count("\n") == 1
+    assert f"the folder is complete: {folder}. To try again: hf upload user/x {folder} ." in message
+    assert load_model(str(folder)) is not None
 
 
 def test_an_export_of_a_model_keeps_its_card(run, tmp_path):
@@ -423,8 +450,8 @@ def test_what_a_model_cannot_use_is_refused(run, options, message, capsys, tmp_p
         (["train", *QUICK, "--resume_from_checkpoint", "latest"], "there is none in"),
         (["train", *QUICK, "--config", "no.yaml"], "--config must be a YAML file, got 'no.yaml'"),
         (["sample", "./no-such-model"], "MODEL must be a model's or adapter's folder or a Hub id, got ./no-such"),
-        (["infill", "./no-such-model"], "Either TEXT or --image must be given, got None and None"),
-        (["infill", "./no-such-model", "<mask:1>", "--image", "x.png"], "Either TEXT or --image must be given"),
+        (["infill", "."], "Either TEXT or --image must be given, got None and None"),
+        (["infill", ".", "<mask:1>", "--image", "x.png"], "Either TEXT or --image must be given"),
         (["evaluate", "./no-such-model"], "MODEL must be a model's or adapter's folder or a Hub id"),
         (["evaluate", "./no-such-model", "--draws", "0"], "--draws must be >= 1, got 0"),
         (["dance"], "unknown command 'dance'"),
@@ -432,6 +459,7 @@ def test_what_a_model_cannot_use_is_refused(run, options, message, capsys, tmp_p
 )
 def test_bad_input_is_one_clear_message(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # of a model that is opened after what is tested here
     if argv[0] == "train":
         argv = [*argv, "--output_dir", "out"]
     errors = failure(capsys, argv)

@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..evaluation.recipes import SUITES
 from ..hub.lora_arguments import LoraArguments
+from ..utils.hub_access import check_model_name
 from . import options
 from .arguments import parse_arguments
 from .train_options import ModelArguments, RunArguments, ShownTrainingArguments, StartArguments
@@ -49,6 +50,8 @@ class Command:
                 defaults=self.defaults,
                 needed=self.needed,
             )
+        if "model" in self.positional:  # before torch is imported
+            check_model_name(rest.model)
         rest.command_line = shlex.join(["md4", name, *argv])
         module, function = self.function.split(".")
         getattr(importlib.import_module(f".{module}", __package__), function)(*values, rest)

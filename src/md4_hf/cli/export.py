@@ -9,20 +9,22 @@ from pathlib import Path
 
 import torch
 
+from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
 from ..data.tokenizers import load_tokenizer
 from ..hub.convert_md4 import convert_checkpoint
 from ..hub.loading import adapter_base, load_pipeline, make_pipeline
 from ..hub.shards import has_shards, load_shards
 from ..utils.files import whole_folder
+from ..utils.hub_access import to_hub
 from ..utils.options import check_left_out
 from .options import ExportArguments
+from .train import move_files
 
 
 def export(options: ExportArguments, rest: argparse.Namespace):
     """Write one flat folder with model, tokenizer, scheduler and code; an adapter is merged into its base."""
     folder = Path(rest.folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"`folder` must be empty or absent, got {folder}.")
+    check_folder(folder, options.overwrite)
     if options.push_to_hub is None:
         check_left_out(options, ["private"], "without --push_to_hub")
     if has_shards(rest.model) and adapter_base(rest.model) is None:  # an adapter is whole in every checkpoint
@@ -32,7 +34,7 @@ def export(options: ExportArguments, rest: argparse.Namespace):
     else:
         source = {"base": options.base, "revision": options.revision}
         pipeline = load_pipeline(rest.model, **source, dtype=options.dtype, device="cpu")
-    with whole_folder(folder) as staging:
+    with whole_folder(folder, give_name=move_into) as staging:
         pipeline.save_pretrained(staging, remote_code=options.remote_code)
         card = Path(rest.model, "README.md")
         if card.is_file() and adapter_base(rest.model) is None:
@@ -41,8 +43,27 @@ def export(options: ExportArguments, rest: argparse.Namespace):
     print(f"Model, tokenizer, scheduler{' and code' if options.remote_code else ''} are in {folder}")
     if options.push_to_hub:
         upload = {"push_to_hub": True, "repo_id": options.push_to_hub, "private": options.private}
-        pipeline.save_pretrained(folder, remote_code=options.remote_code, **upload)
+        with to_hub(options.push_to_hub, folder, f"hf upload {options.push_to_hub} {folder} ."):
+            pipeline.save_pretrained(folder, remote_code=options.remote_code, **upload)
         print(f"Uploaded to {options.push_to_hub}")
+
+
+def check_folder(folder: Path, overwrite: bool):
+    """Refuse a folder that holds anything, but for an earlier export that is to be replaced."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    is_export = (folder / MaskedDiffusionPipeline.config_name).is_file()
+    if is_export and overwrite:
+        return
+    rule = "empty or absent, or an earlier export with --overwrite"
+    found = "an earlier export: add --overwrite to replace it" if is_export else "which is no earlier export"
+    raise ValueError(f"`folder` must be {rule}, got {folder}, {found}.")
+
+
+def move_into(staging: Path, folder: Path):
+    """Move an export into its folder, which may hold an earlier one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    move_files(staging, folder)
 
 
 def convert(rest: argparse.Namespace):

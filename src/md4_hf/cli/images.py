@@ -17,6 +17,7 @@ from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..data.documents import load_validation
 from ..data.images import ImageDataset, encode_images, load_image_table, load_images
 from ..evaluation.baselines import pixel_histogram_bits
+from ..hub.loading import load_config, load_model
 from ..objective.modality import IMAGES
 from ..training.arguments import MD4TrainingArguments
 from ..utils.options import check_left_out
@@ -31,7 +32,7 @@ OPTIONS_OF_TEXT = ("text_column", "validation_text_column", "data_weights", "blo
 def trains_images(name_or_path: str | None, model_args: ModelArguments) -> bool:
     """Whether the model to train, new or trained before, is one of images."""
     if name_or_path is not None:
-        return MD4Config.from_pretrained(name_or_path).is_image
+        return load_config(name_or_path, argument="model_name_or_path").is_image
     return model_args.backbone not in (None, "transformer")
 
 
@@ -61,10 +62,10 @@ def make_image_model(
     """A new model of images, or the trained one to continue."""
     if name_or_path is None:
         return MD4ForMaskedDiffusion(model_args.new_config(vocab_size=(image_args.num_levels or 256) + 1))
-    config = MD4Config.from_pretrained(name_or_path)
+    config = load_config(name_or_path, argument="model_name_or_path")
     check_levels(image_args, config)
     model_args.change(config)  # before the layers are built, which take their dropout from it
-    return MD4ForMaskedDiffusion.from_pretrained(name_or_path, config=config, dtype=torch.float32)
+    return load_model(name_or_path, config=config, dtype=torch.float32)
 
 
 def check_levels(image_args: ImageDataArguments, config: MD4Config):

@@ -18,6 +18,7 @@ from transformers import (
 from ..core.text_encoding import encode_texts
 from ..evaluation.samples import generative_perplexity, generative_perplexity_of_ids
 from ..utils.errors import file_errors_as_value_errors
+from ..utils.hub_access import from_hub
 from .options import ScoreArguments
 from .text_samples import TextSamples
 
@@ -39,7 +40,7 @@ def load_judge(options: ScoreArguments) -> Judge | None:
         return None
     hub = {"revision": options.judge_revision or "main"}
     try:
-        with file_errors_as_value_errors("judge", options.judge):
+        with from_hub(options.judge), file_errors_as_value_errors("judge", options.judge):
             config = AutoConfig.from_pretrained(options.judge, **hub)
             is_causal = getattr(config, "is_causal", True)  # said of MD4's, which are causal or not by configuration
             if not (is_causal and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING):

@@ -243,5 +243,6 @@ class ExportArguments:
     dtype: str | None = option("Precision of the weights.", choices=[*PRECISIONS])
     base: str | None = option("Base model of an adapter, if not the one it names.")
     revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    overwrite: bool = option("Replace an earlier export in the folder; other files in it stay.", default=False)
     push_to_hub: str | None = option("Also upload the folder to this repository.")
     private: bool = option("Make a new repository private.", default=False)

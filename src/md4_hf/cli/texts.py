@@ -20,9 +20,8 @@ from ..data.packing import pack
 from ..data.pairs import encode_pairs, load_pair_table, load_pairs
 from ..data.tokenizers import load_tokenizer, num_rows
 from ..evaluation.baselines import ngram_bits_per_character
-from ..hub.loading import load_model
+from ..hub.loading import load_config, load_model
 from ..training.arguments import MD4TrainingArguments
-from ..utils.errors import file_errors_as_value_errors
 from ..utils.options import check_left_out
 from .images import check_no_images
 from .material import Material, describe_data
@@ -76,8 +75,7 @@ def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, len
             setattr(config, name, getattr(tokenizer, name))
         return (MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion)(config)
     check_left_out(start, ["pad_vocab_to_multiple_of"], "with `model_name_or_path`")
-    with file_errors_as_value_errors("model_name_or_path", name_or_path):
-        config = MD4Config.from_pretrained(name_or_path)
+    config = load_config(name_or_path, argument="model_name_or_path")
     match_tokenizer(tokenizer, config)
     model_args.change(config)  # before the layers are built, which take their dropout from it
     check_block_size(length, config)

@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub.errors import HTTPError
 from transformers import set_seed
 
 from ..data.arguments import DataArguments, ImageDataArguments
@@ -21,6 +20,7 @@ from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
 from ..training.trainer import MD4Trainer
 from ..utils.files import check_can_be_written, whole_folder
+from ..utils.hub_access import to_hub
 from ..utils.processes import entered_by_first_process, on_first_process, print_on_first
 from ..utils.sharding import count_parameters
 from .images import prepare_image_training, trains_images
@@ -202,13 +202,9 @@ def move_files(source: Path, target: Path):
 
 def share(trainer: MD4Trainer, folder: Path):
     """Upload the finished model; an error says where the model is."""
-    try:
+    excluded = f'"checkpoint-*/*" "abandoned-*/*" {RECORD_NAME}'
+    with to_hub(trainer.hub_model_id, folder, f"hf upload {trainer.hub_model_id} {folder} . --exclude {excluded}"):
         trainer.push_to_hub()
-    except (OSError, RuntimeError, HTTPError) as error:
-        raise OSError(
-            f"the model is in {folder}, but could not be uploaded to {trainer.hub_model_id}. To try again: "
-            f'hf upload {trainer.hub_model_id} {folder} . --exclude "checkpoint-*/*" "abandoned-*/*" {RECORD_NAME}'
-        ) from error
     print_on_first(trainer.args, f"Uploaded to {trainer.hub_model_id}")
 
 

@@ -32,6 +32,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
+from ..utils.hub_access import from_hub
 from .arguments import PYDOC, DataArguments
 from .files import (
     ARROW,
@@ -158,7 +159,8 @@ def load_table(
     with file_errors_as_value_errors(argument, data), data_errors(argument):
         path = Path(data).expanduser()
         if not path.exists():
-            return _load_from_hub(data, columns, config, split, revision, streaming, argument)
+            with from_hub(data):
+                return _load_from_hub(data, columns, config, split, revision, streaming, argument)
         _check_no_revision(revision, data, argument)
         files = find_files(data, config, argument)
         if files is None and columns is None:  # archives of images, for example

@@ -7,11 +7,13 @@ Both built-in tokenizers are plain `tokenizers` pipelines: what `save_pretrained
 
 import json
 import string
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..utils.errors import file_errors_as_value_errors
+from ..utils.hub_access import from_hub
 
 
 MASK_TOKEN = "[MASK]"
@@ -62,7 +64,7 @@ def load_tokenizer(
     """Opens a tokenizer by name and makes sure that it has a mask token (see `ensure_mask_token`).
 
     Args:
-        name_or_path: "text8", "bytes", a folder, or the id of a repository on the Hub.
+        name_or_path: "text8", "bytes", a folder, a file of `tokenizers`, or the id of a repository on the Hub.
         revision, token, cache_dir, trust_remote_code: as in `AutoTokenizer.from_pretrained`; of Hub ids only.
         argument: the name of `name_or_path` in errors.
 
@@ -74,14 +76,24 @@ def load_tokenizer(
     if name_or_path == "bytes":
         return build_byte_tokenizer()
     try:
-        with file_errors_as_value_errors(argument, name_or_path):
+        with from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
             hub = {"revision": revision or "main", "token": token, "cache_dir": cache_dir}
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub)
+            tokenizer = _open_tokenizer(name_or_path, trust_remote_code=trust_remote_code, **hub)
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
         rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'
         raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: {error}") from error
     return ensure_mask_token(tokenizer)
+
+
+def _open_tokenizer(name_or_path: str, **options) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, a Hub id or a file, which is opened with those beside it if it is `tokenizer.json`."""
+    path = Path(name_or_path)
+    if not path.is_file():
+        return AutoTokenizer.from_pretrained(name_or_path, **options)
+    if path.name == "tokenizer.json":
+        return AutoTokenizer.from_pretrained(path.parent, **options)
+    return PreTrainedTokenizerFast(tokenizer_file=str(path))
 
 
 def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from ..utils.errors import file_errors_as_value_errors
+from ..utils.hub_access import from_hub
 from ..utils.sharding import parameter_names, whole_parameter
 from .lora_arguments import LoraArguments, import_peft
 
@@ -101,7 +102,8 @@ def load_adapter(
 
     peft, hub = import_peft(), {"revision": revision, "token": token}
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-    record = cached_file(folder, BASE_RECORD, **hub, **quiet)
+    with from_hub(folder):
+        record = cached_file(folder, BASE_RECORD, **hub, **quiet)
     if record is not None:
         with file_errors_as_value_errors("adapter", folder):
             expected = json.loads(Path(record).read_text(encoding="utf-8"))["fingerprint"]
@@ -129,9 +131,11 @@ def _checked_files(folder: str, **hub) -> Path:
     from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
     from transformers.utils import cached_file
 
-    if cached_file(folder, SAFETENSORS_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False) is None:
+    with from_hub(folder):
+        weights = cached_file(folder, SAFETENSORS_WEIGHTS_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+        config_file = Path(cached_file(folder, CONFIG_NAME, **hub))
+    if weights is None:
         raise OSError(f"`adapter` must have weights in {SAFETENSORS_WEIGHTS_NAME}, got {folder} without.")
-    config_file = Path(cached_file(folder, CONFIG_NAME, **hub))
     with file_errors_as_value_errors("adapter", folder):
         config = json.loads(config_file.read_text(encoding="utf-8"))
         if config.get("megatron_config") is not None:

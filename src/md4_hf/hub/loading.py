@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..core.configuration_md4 import MD4Config
@@ -19,11 +19,9 @@ from ..data.tokenizers import load_tokenizer
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hardware import choose_device
+from ..utils.hub_access import MODEL_FILES, check_model_name, from_hub
 from .adapters import load_adapter
 from .shards import has_shards
-
-
-MODEL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME)  # one of them is in the folder of a model or adapter
 
 
 def load_model(
@@ -50,10 +48,10 @@ def load_model(
         An `MD4ForMaskedDiffusion`, or with `merge_adapter=False` the `PeftModel` of an adapter; in evaluation mode.
 
     Raises:
+        ConnectionError: If the Hub cannot be reached, and the cache has not all files.
         FileNotFoundError: If the folder holds neither a model nor an adapter.
         ValueError: If it is a model of another type, or an adapter for another base; and for damaged files.
     """
-    _check_folder(name_or_path)
     adapter = adapter_base(name_or_path, revision=revision, token=token)
     if adapter is None:
         if base is not None:
@@ -105,10 +103,12 @@ def _find_folder(adapter: str, name: str) -> str | None:
 
 
 def adapter_base(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None) -> str | None:
-    """The base model that an adapter's folder or Hub id names; None if it holds no adapter."""
+    """The base model that an adapter's folder or Hub id names; None if it holds no adapter. Errors as `load_model`."""
+    check_model_name(name_or_path)
     if Path(name_or_path, CONFIG_NAME).is_file():
         return None
-    config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
+    with from_hub(name_or_path):
+        config_file = find_adapter_config_file(name_or_path, revision=revision, token=token)
     if config_file is None:
         return None
     with file_errors_as_value_errors("adapter", name_or_path):
@@ -119,39 +119,29 @@ def adapter_base(name_or_path: str, *, revision: str | None = None, token: str |
 
 
 def _load_full_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
-    _check_folder(name_or_path)
     if has_shards(name_or_path) and not any(Path(name_or_path).glob("*.safetensors")):
         raise ValueError(
             f"`model` must be whole, got the shards of a checkpoint in {name_or_path}: write it whole with "
             f"`md4 export {name_or_path} FOLDER`."
         )
-    hub = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
-    try:
-        with file_errors_as_value_errors("model", name_or_path):
-            config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
-    except OSError as error:
-        if name_or_path in str(error):
-            raise
-        rule = "a model's or adapter's folder or a Hub id"
-        raise OSError(f"`model` must be {rule}, got {name_or_path}, which is no folder here.") from error
-    if not isinstance(config, MD4Config):
-        raise ValueError(f"`model` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
+    config = load_config(name_or_path, **{name: kwargs[name] for name in ("revision", "token") if name in kwargs})
     if "MD4Model" in (config.architectures or ()):
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
     model_class = MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion
-    with file_errors_as_value_errors("model", name_or_path):
+    with from_hub(name_or_path), file_errors_as_value_errors("model", name_or_path):
         model = model_class.from_pretrained(name_or_path, **kwargs)
     model.config.return_dict = True  # all that opens models here reads outputs by name
     return model
 
 
-def _check_folder(name_or_path: str):
-    """Raise a clear error for a name that can only mean a folder and has no model in it; Hub ids pass."""
-    folder = Path(name_or_path)
-    is_path = folder.is_absolute() or name_or_path.startswith((".", "~")) or folder.exists()
-    if is_path and not any((folder / name).is_file() for name in MODEL_FILES):
-        rule = "a model's or adapter's folder or a Hub id"
-        raise FileNotFoundError(f"`model` must be {rule}, got {name_or_path}: no config.json or adapter_config.json.")
+def load_config(name_or_path: str, *, argument: str = "model", **hub: Any) -> MD4Config:
+    """The configuration of a model's folder or Hub id; errors as those of `load_model`, of this argument."""
+    check_model_name(name_or_path, argument)
+    with from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
+    if not isinstance(config, MD4Config):
+        raise ValueError(f"`{argument}` must be an MD4 model, got a {config.model_type!r} in {name_or_path}.")
+    return config
 
 
 def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, image_processor=None):
@@ -225,7 +215,8 @@ def load_scheduler(name_or_path: str, *, revision: str | None = None, token: str
 
 def _load_if_there(component: type, name: str, file_name: str, name_or_path: str, hub: dict[str, Any]):
     """A component of a folder or Hub id, opened from this file of it; None where there is no such file."""
-    file = cached_file(name_or_path, file_name, **hub, _raise_exceptions_for_missing_entries=False)
+    with from_hub(name_or_path):
+        file = cached_file(name_or_path, file_name, **hub, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return None
     with file_errors_as_value_errors(name, name_or_path):

@@ -45,7 +45,7 @@ def check_options(options: Any, *, may_be_none: tuple[str, ...] = ()):
 
 @contextlib.contextmanager
 def changed(options: Any, **values: Any) -> Iterator[None]:
-    """Give fields of a dataclass other values within the context."""
+    """Give fields of a dataclass, or variables of a module, other values within the context."""
     previous = {name: getattr(options, name) for name in values}
     vars(options).update(values)
     try:

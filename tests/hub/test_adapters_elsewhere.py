@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tiny import random_model, training_arguments
+from tiny import random_model, training_arguments, unbroken_and_resumed, weights
 from transformers import AutoModel
 
 from md4_hf import (
@@ -145,6 +145,24 @@ def test_a_base_that_is_nowhere_is_an_error_that_names_the_option(runs, monkeypa
     assert load_model(str(runs / "adapter"), base=str(runs / "base")) is not None
 
 
+@pytest.mark.parametrize("name", ["base", "user/base", "deep/base"])
+def test_a_folder_further_up_is_not_taken_for_the_base(runs, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    rename_base(runs / "adapter", name)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.move(runs / "base", tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"`base` \(--base\) must be given"):
+        load_model(str(runs / "adapter"))
+
+
+@pytest.mark.parametrize("name", ["gone", "./gone", "/no/such/base"])
+def test_a_base_that_is_given_and_not_there_is_named_as_given(runs, name):
+    with pytest.raises(
+        FileNotFoundError, match=f"`base` must be a model's or adapter's folder or a Hub id, got {name}"
+    ):
+        load_model(str(runs / "adapter"), base=name)
+
+
 def test_a_folder_of_the_right_name_with_other_weights_is_not_the_base(runs):
     rename_base(runs / "adapter", "/no/such/place/base")
     random_model(VOCAB, LENGTH, std=0.1, time_conditioning=False, seed=7).save_pretrained(runs / "base")
@@ -200,5 +218,22 @@ def test_an_adapter_beside_another_trains_alone_and_is_in_a_folder_of_its_own(ru
     trainer.save_repository(tmp_path / "both")
     merged = load_model(str(tmp_path / "both" / "second"))
     torch.testing.assert_close(logits(merged), logits(model), atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="`adapter` must have all of its weights"):
-        load_model(str(tmp_path / "both"))  # of the first, which did not train, nothing is saved
+    with model.disable_adapter():
+        plain = logits(model)
+    assert (logits(merged) - plain).abs().max() > 1e-3
+    model.set_adapter("default")  # which did not train
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "both"))), logits(model), atol=1e-5, rtol=0)
+
+
+def test_a_second_adapter_and_its_average_go_on_from_a_checkpoint(runs, tmp_path):
+    def make_trainer(folder, **options):
+        model = load_model(str(runs / "adapter"), merge_adapter=False)
+        torch.manual_seed(0)
+        model.add_adapter("second", LoraConfig(r=2, target_modules="all-linear"))
+        model.set_adapter("second")
+        return trainer_of(model, folder, ema_decay=0.5, **options)
+
+    unbroken, resumed = unbroken_and_resumed(make_trainer, tmp_path, step=2)
+    for first, second in zip(unbroken.ema.values, resumed.ema.values, strict=True):
+        assert torch.equal(first, second)
+    torch.testing.assert_close(weights(resumed.model), weights(unbroken.model), atol=0, rtol=0)

@@ -132,7 +132,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         return logits_of(self.lm_head, hidden_states[:, -1], self.config)
 
     def _timesteps(self, input_ids: Tensor) -> Tensor | None:
-        return torch.zeros(len(input_ids), device=input_ids.device) if self.config.time_conditioning else None
+        return torch.zeros(input_ids.shape[0], device=input_ids.device) if self.config.time_conditioning else None
 
     def _losses(self, hidden_states: Tensor, labels: Tensor, num_items: Tensor | int | None) -> dict[str, Tensor]:
         scored = labels != IGNORE_INDEX
@@ -153,4 +153,4 @@ def _at(layers: tuple[Tensor | None, ...] | None, place: tuple) -> tuple[Tensor 
 
 def _prepend(first: int, x: Tensor) -> Tensor:
     """Put a number before each row: `(batch, length)` -> `(batch, 1 + length)`."""
-    return torch.cat([x.new_full((len(x), 1), first), x], dim=1)
+    return torch.cat([x.new_full((x.shape[0], 1), first), x], dim=1)

@@ -64,6 +64,11 @@ def untie_adapted_weights(model):
     base.config.tie_word_embeddings, base.all_tied_weights_keys = False, {}
 
 
+def folder_of_adapter(adapter: str) -> str:
+    """Folder, within that of a `PeftModel`, in which peft saves the adapter of this name."""
+    return "" if adapter == "default" else adapter
+
+
 def save_base_record(base_fingerprint: str, folder: str | os.PathLike):
     """Record beside an adapter the weights that it belongs to."""
     Path(folder, BASE_RECORD).write_text(json.dumps({"fingerprint": base_fingerprint}) + "\n", encoding="utf-8")
@@ -156,10 +161,22 @@ def _check_all_there(model, files: Path, folder: str):
 
 def stored_names(model) -> list[str]:
     """Names of the trainable parameters of a `PeftModel` in a file of its adapter, in order."""
+    names = parameter_names(model)
+    stored_name_of = _stored_names_of(model, names, model.active_adapter)
+    return [stored_name_of[name] for name in names]
+
+
+def adapter_parameters(model) -> set[str]:
+    """Names of the parameters of all adapters of a `PeftModel`, of those that are not trained too."""
+    names = parameter_names(model, trained_only=False)
+    return {name for adapter in model.peft_config for name in _stored_names_of(model, names, adapter)}
+
+
+def _stored_names_of(model, names: list[str], adapter: str) -> dict[str, str]:
+    """Name in the file of an adapter of each of its parameters, by its name in the model."""
     from peft import get_peft_model_state_dict
 
-    names = parameter_names(model)
     # peft renames the keys of a state dict and leaves its values alone: each value here is its own name.
-    stored = get_peft_model_state_dict(model, state_dict={name: name for name in names}, save_embedding_layers=False)
-    stored_name_of = {name: stored_name for stored_name, name in stored.items()}
-    return [stored_name_of[name] for name in names]
+    options = {"state_dict": {name: name for name in names}, "save_embedding_layers": False}
+    stored = get_peft_model_state_dict(model, adapter_name=adapter, **options)
+    return {name: stored_name for stored_name, name in stored.items()}

@@ -61,7 +61,11 @@ def load_model(
         raise ValueError(
             "`is_trainable` must be False where the adapter is merged, got True: add merge_adapter=False."
         )
-    model = _load_base(name_or_path, base or adapter, token=token, **kwargs)
+    if base is None:
+        model = _load_base(name_or_path, adapter, token=token, **kwargs)
+    else:
+        check_model_name(base, "base")
+        model = load_model(base, token=token, **kwargs)
     model = load_adapter(model, name_or_path, revision=revision, token=token, is_trainable=is_trainable)
     if not merge_adapter:
         return model
@@ -88,16 +92,18 @@ def _load_base(adapter: str, name: str, **kwargs):
 
 
 def _find_folder(adapter: str, name: str) -> str | None:
-    """The folder of a model that an adapter names; a relative path may start here, at the adapter or above it.
+    """The folder of a model that an adapter names; a relative path may start here, at the adapter or one above it.
 
     A path that leads nowhere may stand for the folder of its last name beside the adapter: both have moved together.
+    What may be a Hub id, such as runs/base, does so only if the adapter is in a folder of its first name.
     """
-    candidates = [Path(name).expanduser()]
-    folder = Path(adapter).expanduser().resolve()
+    path, folder = Path(name).expanduser(), Path(adapter).expanduser().resolve()
+    candidates = [path]
     if folder.is_dir():
-        candidates += [start / name for start in (folder, *folder.parents)]
-        if looks_like_path(name) and Path(name).name != folder.name:
-            candidates.append(folder.parent / Path(name).name)
+        candidates += [start / path for start in (folder, folder.parent)]
+        is_beside = looks_like_path(name) or path.parent.name == folder.parent.name
+        if is_beside and path.name != folder.name:
+            candidates.append(folder.parent / path.name)
     models = (path for path in candidates if any((path / file).is_file() for file in MODEL_FILES))
     return next(map(str, models), None)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..hub.adapters import is_adapted, stored_names
+from ..hub.adapters import folder_of_adapter, is_adapted, stored_names
 from ..utils.sharding import local_part, parameter_names, refresh_gathered, trainable, trained_parameters
 from .checkpoints import stored_tensors
 
@@ -90,4 +90,6 @@ def stored_average(checkpoint: str, model: torch.nn.Module) -> Iterator[torch.Te
             f"`resume_from_checkpoint` must hold the averaged weights in {average_folder(model)!r} (or set "
             f"`ema_decay=0`), got {checkpoint}."
         )
-    return stored_tensors(folder, (stored_names if is_adapted(model) else parameter_names)(model))
+    if not is_adapted(model):
+        return stored_tensors(folder, parameter_names(model))
+    return stored_tensors(folder / folder_of_adapter(model.active_adapter), stored_names(model))

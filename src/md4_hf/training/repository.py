@@ -21,7 +21,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from ..hub.adapters import fingerprint, is_adapted, save_base_record
+from ..hub.adapters import adapter_parameters, fingerprint, folder_of_adapter, is_adapted, save_base_record
 from ..hub.loading import make_pipeline
 from ..utils.files import remove_any
 from ..utils.image_grid import save_image_grid
@@ -86,7 +86,8 @@ class Repository:
         """Write the model or adapter, wherever its parts are, and the tokenizer. Call it on all processes."""
         trainer, is_writer = self.trainer, self.args.should_save
         values = trainer.ema.values if averaged and trainer.ema is not None else None
-        weights = whole_weights(trainer.model, values, keep=is_writer, trained_only=is_adapted(self.model))
+        names = adapter_parameters(self.model) if is_adapted(self.model) else None
+        weights = whole_weights(trainer.model, values, keep=is_writer, names=names)
         with without_progress_bars():
             trainer._save(str(folder), state_dict=weights)
         if is_writer:
@@ -106,7 +107,8 @@ class Repository:
         folder.mkdir(parents=True, exist_ok=True)
         model, history = self.model, self.trainer.state.log_history
         if is_adapted(model):
-            save_base_record(self.base_fingerprint, folder)
+            for adapter in model.peft_config:
+                save_base_record(self.base_fingerprint, folder / folder_of_adapter(adapter))
         elif not self.trainer.objective.is_autoregressive:
             pipeline = self._make_pipeline(model)
             pipeline.scheduler.save_pretrained(folder)

@@ -120,8 +120,9 @@ def _offline(reason: str) -> Iterator[None]:
 def _lost_connection(error: BaseException | None) -> BaseException | None:
     """The error among an error and its causes that tells of a missing connection, None without one."""
     while error is not None:
-        is_answer = isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError)
-        if isinstance(error, (ConnectionError, LocalEntryNotFoundError, HTTPError)) and not is_answer:
+        if isinstance(error, (ConnectionError, LocalEntryNotFoundError)):
             return error
+        if isinstance(error, HTTPError):  # the Hub's own errors are of an answer
+            return None if isinstance(error, HfHubHTTPError) or hasattr(error, "response") else error
         error = error.__cause__
     return None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
-def parameter_names(model: torch.nn.Module) -> list[str]:
-    """The names of the trained parameters in the model's own code, in order."""
-    return [_own_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def parameter_names(model: torch.nn.Module, trained_only: bool = True) -> list[str]:
+    """The names of the (trained) parameters in the model's own code, in order."""
+    return [_own_name(name) for name, p in model.named_parameters() if p.requires_grad or not trained_only]
 
 
 def _own_name(name: str) -> str:
@@ -29,7 +29,11 @@ def _own_name(name: str) -> str:
 
 @torch.no_grad()
 def whole_weights(
-    model: torch.nn.Module, values: Iterable[torch.Tensor] | None = None, *, keep: bool, trained_only: bool = False
+    model: torch.nn.Module,
+    values: Iterable[torch.Tensor] | None = None,
+    *,
+    keep: bool,
+    names: Container[str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """State dict of an unsharded model, with copies on the CPU where it is sharded. A collective: call it on all ranks.
 
@@ -39,17 +43,17 @@ def whole_weights(
         model: The model in training.
         values: This rank's parts of other values for the trained parameters, such as their average.
         keep: Whether this rank wants the result; else it gets an empty one.
-        trained_only: Leave out what is not trained.
+        names: Names of the parameters to take; by default all, and the buffers.
     """
     trained_values = iter(trainable(model) if values is None else values)
     weights = {}
     for name, parameter in model.named_parameters():
         value = next(trained_values) if parameter.requires_grad else _held(parameter)
-        if parameter.requires_grad or not trained_only:
+        if names is None or _own_name(name) in names:
             gathered = whole_value(value, parameter)
             if keep:
                 weights[_own_name(name)] = gathered.detach() if gathered is value else gathered.cpu()
-    if keep and not trained_only:
+    if keep and names is None:
         for prefix, module in model.named_modules():
             for name, buffer in module.named_buffers(prefix, recurse=False):
                 if name.rpartition(".")[2] not in module._non_persistent_buffers_set:

@@ -129,6 +129,10 @@ def test_training_goes_on_from_a_model(run, tmp_path, capsys):
     changed = ["--residual_dropout", "0.25", "--output_dir", str(tmp_path / "dropout")]
     main(["train", "--model_name_or_path", str(run), *QUICK, "--total_batch_size", "8", *changed])
     assert AutoModel.from_pretrained(tmp_path / "dropout").model.layers[0].residual_dropout.p == 0.25
+    capsys.readouterr()
+    small = "--preset tiny --max_steps 1 --total_batch_size 4 --final_eval_draws 1 --card_samples 0".split()
+    main(["train", "--model_name_or_path", str(run), *small, "--output_dir", str(tmp_path / "long")])
+    assert "4 sequences of 32 tokens a step" in capsys.readouterr().out, "the model's length, not the preset's 64"
     train = ["train", "--model_name_or_path", str(run), "--data", "pydoc", "--output_dir", str(folder / "x")]
     message = failure(capsys, [*train, "--hidden_size", "64"])
     assert "--hidden_size must be the trained model's 32, got 64" in message

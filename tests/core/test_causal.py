@@ -222,6 +222,8 @@ def test_md4_train_makes_and_evaluates_the_baseline(tmp_path, capsys):
         assert f"{option[0]} must be left out for a causal model, got " in message
     main(["sample", str(run), "--prompt", "the ", "--temperature", "0.9", "--device", "cpu"])
     assert "\nthe " in capsys.readouterr().out
+    main(["score", str(run), "--num_samples", "3", "--device", "cpu"])
+    assert "3 samples of" in capsys.readouterr().out
     message = failure(capsys, ["sample", str(run), "--num_inference_steps", "3", "--device", "cpu"])
     assert "--num_inference_steps must be left out for an autoregressive model, got 3" in message
     train = ["train", "--objective", "ar", "--output_dir", str(tmp_path / "x")]

@@ -46,13 +46,14 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
-    """Options that a preset stands for; those of a new model, and the tokenizer, only `with_model`."""
+    """Options that a preset stands for; those of a new model, its length and its tokenizer, only `with_model`."""
     if name not in [*PRESETS]:  # a list, since a YAML file may give what has no hash
         raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.{did_you_mean(name, PRESETS)}")
     preset = PRESETS[name]
     tokenizer = {} if preset.tokenizer is None else {"tokenizer": preset.tokenizer}
     new_model = {**preset.model, **tokenizer} if with_model else {}
-    return {**new_model, **preset.training, **preset.data, "total_batch_size": preset.batch_size}
+    data = {name: value for name, value in preset.data.items() if with_model or name != "block_size"}
+    return {**new_model, **preset.training, **data, "total_batch_size": preset.batch_size}
 
 
 def parse_arguments(

@@ -66,8 +66,10 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "train.train",
         "train a masked diffusion model on text or images",
-        "Train a masked diffusion model on text or images.",
+        "Train a masked diffusion model on text or images. Blocks of text have 256 tokens, or the length of the preset "
+        "or of the trained model, unless --block_size is given.",
         (StartArguments, RunArguments, ModelArguments, DataArguments, ImageDataArguments, ShownTrainingArguments),
+        defaults={"block_size": None},  # 256 for a new model
         needed=(("preset", "data", "config"), ("output_dir",)),
     ),
     "finetune": Command(

@@ -56,6 +56,7 @@ def prepare_text_training(
     argument = "tokenizer" if start.tokenizer else "model_name_or_path"
     tokenizer = load_tokenizer(getattr(start, argument) or "text8", argument=argument)
     model = make_model(start, model_args, tokenizer, data_args.block_size)
+    data_args.block_size = data_args.block_size or model.config.max_position_embeddings
     with args.main_process_first(desc="preparing the data"):
         train_blocks, heldout_blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
     facts = {**describe_text(data_args, tokenizer), "base_model": start.model_name_or_path}
@@ -63,12 +64,12 @@ def prepare_text_training(
     return Material(model, tokenizer, train_blocks, heldout_blocks, facts, measure)
 
 
-def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, length: int):
-    """A new model for the tokenizer, or the trained one to continue."""
+def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, length: int | None):
+    """A new model for the tokenizer and blocks of this length, or the trained one to continue, which has its own."""
     name_or_path, multiple = start.model_name_or_path, start.pad_vocab_to_multiple_of
     if name_or_path is None:
         rows = math.ceil(num_rows(tokenizer) / multiple) * multiple
-        sizes = {"vocab_size": rows, "max_position_embeddings": length}
+        sizes = {"vocab_size": rows, "max_position_embeddings": length or DataArguments.block_size}
         config = model_args.new_config(**sizes, mask_token_id=tokenizer.mask_token_id)
         match_tokenizer(tokenizer, config)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -78,7 +79,7 @@ def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, len
     config = load_config(name_or_path, argument="model_name_or_path")
     match_tokenizer(tokenizer, config)
     model_args.change(config)  # before the layers are built, which take their dropout from it
-    check_block_size(length, config)
+    check_block_size(length or config.max_position_embeddings, config)
     return load_model(
         name_or_path, config=config, dtype=torch.float32, attn_implementation=model_args.attn_implementation
     )

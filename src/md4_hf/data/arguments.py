@@ -43,7 +43,9 @@ class DataArguments:
         "images some drawn once and for all.",
         default=0.1,
     )
-    block_size: int = option("Tokens of a block.", default=256)
+    block_size: int = option(
+        "Tokens of a block: the length of a new model, or at most that of a trained one.", default=256
+    )
     document_mask: bool = option(
         "Let tokens attend within their own document only, where positions start at 0.", default=False
     )

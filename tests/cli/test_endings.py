@@ -2,6 +2,7 @@
 """How commands begin and end: needed options, interruptions, closed pipes, services that are not installed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from commands import failure
 from launching import environment
 from transformers import AutoModel
 
-from md4_hf import MD4TrainingArguments
+from md4_hf import MD4TrainingArguments, load_model
 from md4_hf.cli import main
 from md4_hf.cli.train import MD4Trainer
 from md4_hf.core.pipeline_masked_diffusion import MaskedDiffusionPipeline
@@ -90,6 +91,21 @@ def test_the_model_is_there_before_the_final_evaluation(tmp_path, capsys, monkey
 def test_the_card_of_a_finished_model_has_its_figures_and_samples(run):
     card = (run / "README.md").read_text()
     assert "bits per character" in card and "Samples" in card
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate MODEL", "sample MODEL", "train --data pydoc --model_name_or_path MODEL"]
+)
+def test_where_only_checkpoints_are_the_error_names_the_averaged_weights(run, tmp_path, command, capsys):
+    for step in ("9", "10"):
+        shutil.copytree(run / "checkpoint-2", tmp_path / "run" / f"checkpoint-{step}")
+    argv = command.replace("MODEL", str(tmp_path / "run")).split()
+    message = failure(capsys, [*argv, *(["--output_dir", str(tmp_path / "x")] if argv[0] == "train" else [])])
+    found = tmp_path / "run" / "checkpoint-10" / "ema"
+    assert message.endswith(f"got {tmp_path / 'run'}: a run that has not ended; take {found}.\n")
+    assert load_model(str(found)).config.hidden_size == 32
+    shutil.rmtree(found)
+    assert f"take {found.parent}." in failure(capsys, ["sample", str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample"])

@@ -6,21 +6,27 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+import numpy as np
 import torch
 
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..data.arguments import DataArguments, PairArguments
 from ..data.mixture import prepare_sources
 from ..data.pairs import encode_pairs, load_pairs
-from ..hub.adapters import add_adapter
+from ..hub.adapters import add_adapter, is_adapted
 from ..hub.loading import adapter_base, load_model
 from ..hub.lora_arguments import OPTIONS_OF_NEW_ADAPTERS, LoraArguments
+from ..hub.untrained_tokens import train_head_too, untrained_ids
 from ..training.arguments import MD4TrainingArguments
 from ..utils.options import check_left_out
+from ..utils.processes import print_on_first
 from . import texts
 from .material import Material
 from .train import prepare_run, run_training
 from .train_options import RunArguments
+
+
+MAX_TOKENS_SHOWN = 5
 
 
 def finetune(
@@ -34,7 +40,7 @@ def finetune(
     """Train a LoRA adapter, a new one or further, on text or on prompts and responses."""
     check_left_out(args, texts.OPTIONS_OF_IMAGES, "for a model of text")
     prepare_run(run, args)
-    model = open_adapted(rest.model, lora)
+    model = open_to_adapt(rest.model, lora)
     if model.config.is_image:
         raise ValueError(f"`model` must be a model of text, got the model of images {rest.model}.")
     tokenizer = texts.open_tokenizer(rest.model, model.config)
@@ -45,6 +51,8 @@ def finetune(
         train_examples, heldout_examples = prepare_examples(data_args, pair_args, tokenizer, verbose)
     if run.prepare_only:
         return
+    if not is_adapted(model):
+        model = add_adapter(model, with_untrained_tokens(model, lora, train_examples, tokenizer, args))
     prompt = first_prompt(heldout_examples[0], tokenizer) if pair_args.given else None
     facts = {
         **texts.describe_text(data_args, tokenizer, prompt),
@@ -53,13 +61,42 @@ def finetune(
     run_training(Material(model, tokenizer, train_examples, heldout_examples, facts), args, run, data_args, rest)
 
 
-def open_adapted(name_or_path: str, lora: LoraArguments):
-    """The model of a folder or Hub id with a new adapter, or, if it is an adapter, with that to train further."""
+def open_to_adapt(name_or_path: str, lora: LoraArguments):
+    """The model of a folder or Hub id, to put an adapter on; or, if that is an adapter, it to train further."""
     options = {"dtype": None if lora.quantization else torch.float32, **lora.loading_arguments()}
     if adapter_base(name_or_path) is None:
-        return add_adapter(load_model(name_or_path, base=lora.base, **options), lora)
+        return load_model(name_or_path, base=lora.base, **options)
     check_left_out(lora, OPTIONS_OF_NEW_ADAPTERS, "where an adapter trains further")
     return load_model(name_or_path, base=lora.base, merge_adapter=False, is_trainable=True, **options)
+
+
+def with_untrained_tokens(
+    model, lora: LoraArguments, examples, tokenizer, args: MD4TrainingArguments
+) -> LoraArguments:
+    """Options of an adapter that trains the head too where the data have tokens that the base was never trained on."""
+    untrained = untrained_ids(model, scored_ids(examples, tokenizer))
+    if not untrained:
+        return lora
+    lora = train_head_too(model, lora)
+    names = ", ".join(repr(tokenizer.convert_ids_to_tokens(token)) for token in untrained[:MAX_TOKENS_SHOWN])
+    names += ", ..." if len(untrained) > MAX_TOKENS_SHOWN else ""
+    print_on_first(
+        args,
+        f"the base was never trained on {names}, which the data have: "
+        f"{' and '.join((lora.modules_to_save or '').split(','))} train in full and are saved with the adapter",
+    )
+    return lora
+
+
+def scored_ids(examples, tokenizer) -> set[int]:
+    """Ids that occur as targets; of a stream, which is not read before the training, the EOS token."""
+    if not hasattr(examples, "__len__"):
+        return {tokenizer.eos_token_id} - {None}
+    column = "labels" if "labels" in examples.column_names else "input_ids"
+    found: set[int] = set()
+    for batch in examples.with_format("numpy").iter(1000):
+        found.update(np.unique(np.concatenate([np.asarray(row) for row in batch[column]])).tolist())
+    return found - {IGNORE_INDEX}
 
 
 def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer, verbose: bool) -> tuple:

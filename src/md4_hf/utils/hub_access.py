@@ -28,10 +28,24 @@ def check_model_name(name: str, argument: str = "model"):
     """
     folder = Path(name)
     may_be_id = not folder.exists() and "/" in name and not looks_like_path(name)
-    if may_be_id or any((folder / file).is_file() for file in MODEL_FILES):
+    if may_be_id or _has_model(folder):
         return
     found = "no config.json or adapter_config.json" if folder.exists() else "no such folder"
+    if (checkpoint := _model_of_newest_checkpoint(folder)) is not None:
+        found = f"a run that has not ended; take {checkpoint}"
     raise FileNotFoundError(f"`{argument}` must be a model's or adapter's folder or a Hub id, got {name}: {found}.")
+
+
+def _has_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in MODEL_FILES)
+
+
+def _model_of_newest_checkpoint(run: Path) -> Path | None:
+    """Folder of the averaged weights in the newest checkpoint of a run, or of that itself if it has none."""
+    steps = {path: path.name.removeprefix("checkpoint-") for path in run.glob("checkpoint-*")}
+    newest_first = sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: -int(steps[path]))
+    places = [path / part for path in newest_first for part in ("ema/adapter", "ema", "")]
+    return next(filter(_has_model, places), None)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ What `NOT_RUN` names is skipped without a comment, for the reason there. A page 
 `hub`, a comment `<!-- test: hub -->` anywhere in it: it runs with the local Hub of `hub_server.py`.
 """
 
+import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -236,6 +238,36 @@ def folder(start, tmp_path):
 @pytest.mark.parametrize("page", [page for page in PAGES if "<!-- test: hub -->" not in read(page)])
 def test_the_fences_of_a_page_run(page, folder, tmp_path):
     run_in_process(tmp_path / "log", run_page, page, str(folder))
+
+
+def fine_tune_as_documented(folder):
+    """Run the first commands of the page, up to the answer to a prompt, as they stand but for the steps of the base."""
+    os.chdir(folder)
+    bash = [
+        command for fence in fences("docs/finetune.md") if fence.language == "bash" for command in commands(fence.text)
+    ]
+    documented = [command for command in bash if "runs/base" in command or "runs/answers" in command]
+    train = next(command for command in documented if command.startswith("md4 train"))
+    tune = next(command for command in documented if "pairs.jsonl" in command)
+    sample = next(command for command in documented if command.startswith("md4 sample runs/answers"))
+    pairs = next(fence for fence in fences("docs/finetune.md") if fence.file == "pairs.jsonl").text
+    Path("pairs.jsonl").write_text(pairs, encoding="utf-8")
+    main(
+        [*shlex.split(train)[1:], *"--max_steps 200 --eval_strategy no --final_eval_draws 1 --card_samples 0".split()]
+    )
+    main([*shlex.split(tune)[1:], *"--final_eval_draws 1 --card_samples 0".split()])
+    shown = shlex.split(sample)
+    for row in map(json.loads, pairs.splitlines()):
+        shown[shown.index("--prompt") + 1] = row["prompt"]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            main(shown[1:])
+        text = printed.getvalue().splitlines()[-1]
+        assert text == row["prompt"] + row["response"], text
+
+
+@pytest.mark.slow
+def test_the_fine_tuning_example_knows_by_heart_what_it_was_shown(folder, tmp_path):
+    run_in_process(tmp_path / "log", fine_tune_as_documented, str(folder))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "<!-- test: hub -->" in read(page)])

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from enum import Enum
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -42,6 +43,7 @@ from md4_hf.cli.train_options import (
     ShownTrainingArguments,
     StartArguments,
 )
+from md4_hf.data.tokenizers import train_bpe_tokenizer
 
 
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "32"]
@@ -555,3 +557,79 @@ def test_a_word_far_from_all_known_ones_is_answered_with_none(capsys):
 def test_errors_name_options_as_they_were_typed(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in failure(capsys, argv)
+
+
+# Tokenizer of one's own text ------------------------------------------------------------------------------------------
+
+OWN_TEXT = "In 1905 Albert Einstein, aged 26, published FOUR papers.\n" * 200
+RUSSIAN = "Съешь ещё этих мягких французских булок, да выпей чаю.\n" * 200
+FEW = [*QUICK, "--final_eval_draws", "1", "--eval_strategy", "no"]
+
+
+@pytest.fixture
+def own_text(tmp_path, monkeypatch):
+    """A folder to work in with a text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text(OWN_TEXT, encoding="utf-8")
+    (tmp_path / "russian.txt").write_text(RUSSIAN, encoding="utf-8")
+
+
+def test_a_text_of_ones_own_is_kept_to_the_letter_by_default(own_text, capsys):
+    main(["train", *FEW, "--max_steps", "2", "--data", "russian.txt", "--output_dir", "run"])
+    assert len(AutoTokenizer.from_pretrained("run")) == 258
+    printed = capsys.readouterr().out
+    assert "training data: 1 document, " in printed and "; the tokenizer keeps all characters" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "tokenizer"),
+    [
+        (["--preset", "tiny"], "text8"),
+        (["--preset", "tiny", "--data", "pydoc"], "text8"),
+        (["--preset", "tiny", "--data", "own.txt"], "bytes"),
+        (["--preset", "tiny", "--data", "own.txt", "pydoc"], "bytes"),
+        (["--preset", "tiny", "--data", "own.txt", "--tokenizer", "text8"], "text8"),
+        (["--preset", "tiny", "--config", "own.yaml"], "bytes"),
+        (["--preset", "text8", "--data", "own.txt"], "text8"),
+        (["--preset", "openwebtext-small", "--data", "own.txt"], "gpt2"),
+        (["--preset", "digits"], None),
+        (["--data", "own.txt"], None),
+    ],
+)
+def test_the_tokenizer_of_a_preset_goes_with_its_data(own_text, options, tokenizer, tmp_path):
+    (tmp_path / "own.yaml").write_text("data: own.txt\n")
+    kinds = COMMANDS["train"].options
+    start, *_ = parse_arguments(kinds, [*options, "--output_dir", "run"], prog="md4", description="")
+    assert start.tokenizer == tokenizer
+
+
+def test_a_tokenizer_that_loses_the_text_is_refused_before_anything_is_written(own_text, capsys, tmp_path):
+    options = ["--tokenizer", "text8", "--output_dir", "run"]
+    message = failure(capsys, ["train", *FEW, "--data", "russian.txt", *options])
+    assert "keeps 0." in message and "--tokenizer bpe:2048" in message and not list(tmp_path.glob("run/*"))
+    main(["train", *FEW, "--max_steps", "1", "--data", "own.txt", *options])
+    assert "of the characters (in a sample), and rewrites the others" in capsys.readouterr().out
+    assert "keeps 0." in failure(capsys, ["evaluate", "run", "--validation_data", "russian.txt"])
+
+
+def test_bits_per_character_are_of_the_original_text(own_text, capsys):
+    main(["train", *FEW, "--max_steps", "1", "--data", "own.txt", "--tokenizer", "text8", "--output_dir", "run"])
+    main(["evaluate", "run", "--validation_data", "own.txt", "--draws", "1", "--output_file", "scores.json"])
+    metrics = json.loads(Path("scores.json").read_text())["metrics"]
+    ids = AutoTokenizer.from_pretrained("run")(OWN_TEXT)["input_ids"]
+    tokens_per_character = len(ids) / len(OWN_TEXT)
+    assert tokens_per_character > 1.1, "digits are spelled out"
+    expected = metrics["eval_bits_per_token"] * tokens_per_character
+    assert metrics["eval_bits_per_character"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_trained_tokenizer_is_saved_with_the_run_and_resumed(own_text, capsys):
+    command = ["train", *FEW, "--tokenizer", "bpe:280", "--output_dir", "run", "--data"]
+    main([*command, "own.txt", "--max_steps", "2"])
+    assert "tokenizer: a byte-level BPE of 282 tokens" in capsys.readouterr().out
+    first = Path("run/tokenizer.json").read_text(encoding="utf-8")
+    expected = train_bpe_tokenizer([OWN_TEXT[: round(0.9 * len(OWN_TEXT))]], 280)
+    assert AutoTokenizer.from_pretrained("run").get_vocab() == expected.get_vocab(), "of the training part alone"
+    main([*command, "own.txt", "russian.txt", "--max_steps", "4", "--resume_from_checkpoint", "latest"])
+    assert Path("run/tokenizer.json").read_text(encoding="utf-8") == first
+    main(["sample", "run", "--num_inference_steps", "2"])

@@ -109,8 +109,17 @@ def test_changed_file_is_packed_again(tmp_path):
         assert bytes(blocks[0]["input_ids"]).decode() == text
 
 
-def test_text8_blocks_count_one_character_per_token():
-    blocks, report = pack(as_dataset(DOCUMENTS), build_text8_tokenizer(), 8)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_characters_are_those_of_the_text_before_a_normaliser(streaming):
+    texts = ["AT 9: “ÜBER”", "plain text"]  # "at nine ber " has a character more, of another text
+    documents = as_dataset(texts).to_iterable_dataset() if streaming else as_dataset(texts)
+    blocks, _ = pack(documents, build_text8_tokenizer(), 1)
+    separator = 1
+    assert sum(block["num_characters"] for block in blocks) == pytest.approx(sum(map(len, texts)) + separator)
+
+
+def test_normalised_text_has_one_character_per_token_of_text8():
+    blocks, report = pack(as_dataset(["anarchism originated as", "a term of abuse"]), build_text8_tokenizer(), 8)
     assert set(blocks["num_characters"]) == {8.0}
     assert report.num_characters == report.num_tokens
 
@@ -162,7 +171,7 @@ def test_names_of_special_tokens_in_documents_are_these_tokens_but_that_of_the_m
     assert blocks["input_ids"][0] == [*b"a[MASK]", 256, *b"b"]
     text8, report = pack(as_dataset([text]), build_text8_tokenizer(), 1)
     assert 27 not in [ids[0] for ids in text8["input_ids"]]
-    assert set(text8["num_characters"]) == {1.0} and report.num_characters == len("a mask endoftext b")
+    assert report.num_tokens == len("a mask endoftext b") and report.num_characters == len(text)
 
 
 @pytest.mark.parametrize("build_tokenizer", [build_text8_tokenizer, build_byte_tokenizer])
@@ -171,8 +180,8 @@ def test_long_documents_are_cut_into_pieces_without_a_trace(build_tokenizer, mon
     tokenizer = build_tokenizer()
     monkeypatch.setattr(packing_module, "PIECES_PER_CALL", 3)
     at_once = packing_module._tokenize({"text": texts}, tokenizer)
-    split_long_text = packing_module._split_long_text
-    monkeypatch.setattr(packing_module, "_split_long_text", lambda text: split_long_text(text, max_characters=20))
+    split_long_text = packing_module.split_long_text
+    monkeypatch.setattr(packing_module, "split_long_text", lambda text: split_long_text(text, max_characters=20))
     pieces = packing_module._tokenize({"text": texts}, tokenizer)
     assert len(at_once["input_ids"]) == 3 and len(pieces["input_ids"]) > 50
     np.testing.assert_array_equal(np.concatenate(pieces["input_ids"]), np.concatenate(at_once["input_ids"]))

@@ -1,5 +1,6 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 import json
+import os
 import string
 
 import pytest
@@ -8,10 +9,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from md4_hf.data.tokenizers import (
+    bpe_size,
     build_byte_tokenizer,
     build_text8_tokenizer,
     ensure_mask_token,
     load_tokenizer,
+    train_bpe_tokenizer,
 )
 
 
@@ -110,3 +113,43 @@ def test_ensure_mask_token_adds_the_last_id_once():
         assert (len(tokenizer), tokenizer.mask_token, tokenizer.mask_token_id) == (4, "[MASK]", 3)
     assert tokenizer("hello[MASK]world")["input_ids"] == [1, 3, 2]
     assert len(ensure_mask_token(build_text8_tokenizer())) == 28
+
+
+# Trained on documents -------------------------------------------------------------------------------------------------
+
+TEXTS = ["the cat sat on the mat, the Cat of 1984\n" * 20, "ünï cödé 日本語 " * 20]
+BPE_SCRIPT = f"""
+from md4_hf.data.tokenizers import train_bpe_tokenizer
+print(train_bpe_tokenizer({TEXTS!r}, 280).backend_tokenizer.to_str())
+"""
+
+
+def test_a_trained_bpe_has_bytes_merges_eos_and_mask():
+    tokenizer = train_bpe_tokenizer(TEXTS, 280)
+    assert len(tokenizer) == 282 and (tokenizer.eos_token_id, tokenizer.mask_token_id) == (280, 281)
+    ids = tokenizer(TEXTS[0])["input_ids"]
+    assert len(ids) < len(TEXTS[0]) / 2 and tokenizer.decode(ids) == TEXTS[0]
+    assert len(train_bpe_tokenizer(["abc"], 1000)) == 258, "no pair occurs twice"
+
+
+def test_a_trained_bpe_is_without_loss_and_opens_without_this_package(tmp_path):
+    tokenizer = train_bpe_tokenizer(TEXTS, 280)
+    tokenizer.save_pretrained(tmp_path)
+    opened = load_tokenizer(str(tmp_path))
+    ids = tokenizer(UNICODE_TEXT)["input_ids"]
+    assert opened(UNICODE_TEXT)["input_ids"] == ids and opened.decode(ids) == UNICODE_TEXT
+
+
+def test_a_trained_bpe_is_a_function_of_the_texts():
+    expected = train_bpe_tokenizer(iter(TEXTS), 280).backend_tokenizer.to_str()
+    for threads in ("1", "3"):
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"}
+        assert run_python("-c", BPE_SCRIPT, env=environment).strip().splitlines()[-1] == expected
+    assert train_bpe_tokenizer(TEXTS[:1], 280).backend_tokenizer.to_str() != expected
+
+
+@pytest.mark.parametrize("name", ["bpe:", "bpe:255", "bpe:2k", "bpe:-1", "bpe:300.0"])
+def test_a_size_that_is_none_is_named(name):
+    with pytest.raises(ValueError, match=f"`tokenizer` must be bpe:N with N >= 256, .* got '{name}'"):
+        bpe_size(name)
+    assert bpe_size("bpe:256") == 256 and bpe_size("bytes") is None

@@ -45,15 +45,19 @@ class _HelpFormatter(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)" if shown and action.option_strings else action.help
 
 
-def preset_defaults(name: str, with_model: bool = True) -> dict[str, Any]:
-    """Options that a preset stands for; those of a new model, its length and its tokenizer, only `with_model`."""
+def preset_defaults(name: str, with_model: bool = True, data: Any = None) -> dict[str, Any]:
+    """Options that a preset stands for; those of a new model, its length and its tokenizer, only `with_model`.
+
+    `data` are those that take the place of the preset's, if any do.
+    """
     if name not in [*PRESETS]:  # a list, since a YAML file may give what has no hash
         raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.{did_you_mean(name, PRESETS)}")
     preset = PRESETS[name]
-    tokenizer = {} if preset.tokenizer is None else {"tokenizer": preset.tokenizer}
-    new_model = {**preset.model, **tokenizer} if with_model else {}
-    data = {name: value for name, value in preset.data.items() if with_model or name != "block_size"}
-    return {**new_model, **preset.training, **data, "total_batch_size": preset.batch_size}
+    has_own_data = data in (None, preset.data["data"], [preset.data["data"]])
+    tokenizer = None if has_own_data else preset.tokenizer_of_other_data
+    new_model = {**preset.model, "tokenizer": tokenizer or preset.tokenizer} if with_model else {}
+    of_data = {name: value for name, value in preset.data.items() if with_model or name != "block_size"}
+    return {**new_model, **preset.training, **of_data, "total_batch_size": preset.batch_size}
 
 
 def parse_arguments(
@@ -246,6 +250,7 @@ def _set_defaults(parser: Parser, argv: list[str], dataclass_types: Sequence[typ
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "preset", "model_name_or_path"):
         early.add_argument(*spellings(name))
+    early.add_argument("--data", nargs="+")
     given, _ = early.parse_known_args(argv)
     known = {
         action.dest: action
@@ -261,7 +266,8 @@ def _set_defaults(parser: Parser, argv: list[str], dataclass_types: Sequence[typ
     of_preset = {}
     if StartArguments in dataclass_types and preset:
         has_model = given.model_name_or_path or options.get("model_name_or_path")
-        of_preset = preset_defaults(preset, with_model=not has_model)
+        data = given.data or options.get("data")
+        of_preset = preset_defaults(preset, with_model=not has_model, data=data)
     parser.set_defaults(**of_preset)
     if is_strict and "use_cpu" in known:
         parser.set_defaults(**_defaults_of_this_machine())

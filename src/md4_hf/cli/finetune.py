@@ -11,12 +11,14 @@ import torch
 
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..data.arguments import DataArguments, PairArguments
+from ..data.fidelity import check_text_is_kept
 from ..data.mixture import prepare_sources
 from ..data.pairs import encode_pairs, load_pairs
 from ..hub.adapters import add_adapter, is_adapted
 from ..hub.loading import adapter_base, load_model
 from ..hub.lora_arguments import OPTIONS_OF_NEW_ADAPTERS, LoraArguments
 from ..hub.untrained_tokens import train_head_too, untrained_ids
+from ..objective.figures import counted
 from ..training.arguments import MD4TrainingArguments
 from ..utils.options import check_left_out
 from ..utils.processes import print_on_first
@@ -106,12 +108,13 @@ def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokeniz
     texts.check_pair_data(data_args)
 
     def encode(name: str, pairs):
+        share = check_text_is_kept(pairs, tokenizer, name, (pair_args.prompt_column, pair_args.response_column))
         encoded, report = encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)
         if verbose:
             left_out = f"{report.num_too_long} too long, {report.num_empty} with an empty response left out"
             print(
-                f"{name} data: {report.num_kept:,} of {report.num_pairs:,} pairs ({left_out}), "
-                f"{report.num_scored_tokens:,} scored tokens"
+                f"{name} data: {report.num_kept:,} of {counted(report.num_pairs, 'pair')} ({left_out}), "
+                f"{counted(report.num_scored_tokens, 'scored token')}; {texts.describe_share(share)}"
             )
         return encoded
 

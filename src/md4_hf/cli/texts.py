@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,18 +17,24 @@ from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..data.documents import load_train_validation, load_validation
+from ..data.fidelity import check_text_is_kept
 from ..data.mixture import prepare_sources
-from ..data.packing import pack
+from ..data.packing import DOCUMENTS_PER_BATCH, PackingReport, pack, split_long_text
 from ..data.pairs import encode_pairs, load_pair_table, load_pairs
-from ..data.tokenizers import load_tokenizer, num_rows
+from ..data.tokenizers import bpe_size, build_byte_tokenizer, load_tokenizer, num_rows, train_bpe_tokenizer
 from ..evaluation.baselines import ngram_bits_per_character
 from ..hub.loading import load_config, load_model
+from ..objective.figures import counted
 from ..training.arguments import MD4TrainingArguments
+from ..training.checkpoints import checkpoint_to_resume
 from ..utils.options import check_left_out
+from ..utils.processes import on_first_process, print_on_first
 from .images import check_no_images
 from .material import Material, describe_data
 from .train_options import ModelArguments, StartArguments
 
+
+logger = logging.getLogger(__name__)
 
 MAX_SYMBOLS_FOR_BASELINES = 1000
 MAX_TOKENS_FOR_BASELINES = 10_000_000
@@ -53,8 +61,7 @@ def prepare_text_training(
     """Model and blocks of a training on text."""
     check_no_images(image_args)
     check_left_out(args, OPTIONS_OF_IMAGES, "for a model of text")
-    argument = "tokenizer" if start.tokenizer else "model_name_or_path"
-    tokenizer = load_tokenizer(getattr(start, argument) or "text8", argument=argument)
+    tokenizer = training_tokenizer(start, data_args, args)
     model = make_model(start, model_args, tokenizer, data_args.block_size)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
     with args.main_process_first(desc="preparing the data"):
@@ -62,6 +69,34 @@ def prepare_text_training(
     facts = {**describe_text(data_args, tokenizer), "base_model": start.model_name_or_path}
     measure = partial(measure_baselines, train_blocks, heldout_blocks, tokenizer)
     return Material(model, tokenizer, train_blocks, heldout_blocks, facts, measure)
+
+
+def training_tokenizer(start: StartArguments, data_args: DataArguments, args: MD4TrainingArguments):
+    """The tokenizer that is named or trained, or else that of the model to go on with; by default bytes.
+
+    A resumed run has the one of its checkpoint, unless another is named.
+    """
+    if start.tokenizer is None and start.model_name_or_path is not None:
+        return load_tokenizer(start.model_name_or_path, argument="model_name_or_path")
+    size = None if start.tokenizer is None else bpe_size(start.tokenizer)
+    if start.tokenizer is not None and size is None:
+        return load_tokenizer(start.tokenizer, argument="tokenizer")
+    resume = partial(checkpoint_to_resume, args.resume_from_checkpoint, args.output_dir, digests=False)
+    if (checkpoint := on_first_process(args, resume)) is not None:
+        return load_tokenizer(checkpoint, argument="resume_from_checkpoint")
+    if size is None:
+        return build_byte_tokenizer()
+    tokenizer = on_first_process(args, partial(train_bpe, size, data_args))
+    tokens = f"{num_rows(tokenizer):,} tokens, of EOS and the mask one each"
+    print_on_first(args, f"tokenizer: a byte-level BPE of {tokens}, trained on the training data")
+    return tokenizer
+
+
+def train_bpe(size: int, data_args: DataArguments):
+    """A BPE of the training part of all sources."""
+    documents, _ = load_train_validation(replace(data_args, data_weights=None))
+    texts = (text or "" for batch in documents.iter(DOCUMENTS_PER_BATCH) for text in batch["text"])
+    return train_bpe_tokenizer((piece for text in texts for piece in split_long_text(text)), size)
 
 
 def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, length: int | None):
@@ -97,15 +132,29 @@ def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
     """Training and held-out text as blocks of ids; `verbose` prints their numbers."""
 
     def pack_part(name: str, documents):
+        share = check_text_is_kept(documents, tokenizer, name)
         packed, report = pack_documents(documents, tokenizer, data_args)
-        if report is not None and verbose:
-            print(
-                f"{name} data: {report.num_documents:,} documents, {report.num_tokens:,} tokens in "
-                f"{report.num_blocks:,} blocks of {data_args.block_size} ({report.num_dropped_tokens} tokens left over)"
-            )
+        if verbose:
+            print(f"{name} data: {describe_report(report, data_args.block_size)}; {describe_share(share)}")
         return packed
 
     return prepare_sources(data_args, load_train_validation, pack_part)
+
+
+def describe_report(report: PackingReport | None, block_size: int) -> str:
+    """Numbers of documents, tokens and blocks in words."""
+    if report is None:
+        return "a stream"
+    documents, tokens = counted(report.num_documents, "document"), counted(report.num_tokens, "token")
+    left_over = counted(report.num_dropped_tokens, "token")
+    return f"{documents}, {tokens} in {counted(report.num_blocks, 'block')} of {block_size} ({left_over} left over)"
+
+
+def describe_share(share: float) -> str:
+    """Share of the characters that the tokenizer keeps, in words."""
+    if share == 1:
+        return "the tokenizer keeps all characters"
+    return f"the tokenizer keeps {share:.1%} of the characters (in a sample), and rewrites the others"
 
 
 def pack_documents(documents, tokenizer, data_args: DataArguments):
@@ -178,4 +227,7 @@ class TextEvaluation:
             check_pair_data(data_args)
             pairs = load_validation(data_args, partial(load_pairs, arguments=pair_args), load_pair_table(pair_args))
             return encode_pairs(pairs, self.processor, data_args.block_size, pair_args, data_args.num_proc)[0]
-        return pack_documents(load_validation(data_args), self.processor, data_args)[0]
+        documents = load_validation(data_args)
+        if (share := check_text_is_kept(documents, self.processor, "validation")) < 1:
+            logger.warning("In the validation data, %s.", describe_share(share))
+        return pack_documents(documents, self.processor, data_args)[0]

@@ -35,7 +35,10 @@ class StartArguments:
         default="md4",
         choices=["md4", "genmd4", "ar"],
     )
-    tokenizer: str | None = option('"text8" (27 characters), "bytes", or a tokenizer\'s folder or Hub id.')
+    tokenizer: str | None = option(
+        '"bytes", which keeps every text and is the default; "bpe:N", N tokens trained on the data, such as bpe:2048; '
+        '"text8" (27 characters: rewrites capitals, digits and punctuation); or a tokenizer\'s folder or Hub id.'
+    )
     pad_vocab_to_multiple_of: int = option(
         "Round the rows of a new model of text up to a multiple, such as 64; those without a token are never drawn.",
         default=1,

@@ -45,7 +45,7 @@ class PackingReport:
 
     num_documents: int  # with at least one token
     num_tokens: int  # of the entire corpus, the dropped ones included
-    num_characters: int  # of the entire corpus as the tokenizer sees them, see `pack`
+    num_characters: int  # of the entire corpus, before any normaliser of the tokenizer
     num_bytes: int  # of these characters in UTF-8
     num_blocks: int
     num_dropped_tokens: int  # at the end of the corpus, too few for a block
@@ -113,8 +113,8 @@ def pack(
           separator belongs to the document that it ends;
         - `num_characters` (float64): characters of text that the block stands for. Every token of a document counts
           (characters of the document) / (tokens of the document); a separator counts 0, the line break 1.
-          Characters are those that the tokenizer sees, after its normaliser: in text8 one per token;
-        - `num_bytes` (float64): bytes in UTF-8 of the text before that, in the same way.
+          Characters are those of the text as it was loaded, before any normaliser of the tokenizer;
+        - `num_bytes` (float64): their bytes in UTF-8, in the same way.
         `report` is None for a stream, which logs it at the end of every pass.
 
     Raises:
@@ -189,7 +189,7 @@ def _tokenize_pieces(
     texts: list[str | None], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """Pieces of texts: the index of the text of each, its ids, and `(texts, 2)` characters and bytes of a token."""
-    pieces = [(document, piece) for document, text in enumerate(texts) for piece in _split_long_text(text or "")]
+    pieces = [(document, piece) for document, text in enumerate(texts) for piece in split_long_text(text or "")]
     owners = np.array([document for document, _ in pieces])
     texts = [piece for _, piece in pieces]
     after = ["" if step == 0 else None for step in np.diff(owners, prepend=-1)]  # later pieces continue a text
@@ -200,12 +200,12 @@ def _tokenize_pieces(
         ids.extend(np.array(piece_ids, dtype=np.int32) for piece_ids in encoded)
 
     num_tokens = np.bincount(owners, weights=[len(piece_ids) for piece_ids in ids])
-    _, num_bytes = zip(*map(sizes_of, texts), strict=True)
-    sizes = [np.bincount(owners, weights=counts) for counts in (_normalized_lengths(texts, tokenizer), num_bytes)]
-    return owners, ids, np.stack(sizes, axis=1) / np.maximum(num_tokens, 1)[:, None]
+    sizes = np.array([*map(sizes_of, texts)])
+    by_text = [np.bincount(owners, weights=counts) for counts in sizes.T]
+    return owners, ids, np.stack(by_text, axis=1) / np.maximum(num_tokens, 1)[:, None]
 
 
-def _split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[str]:
+def split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[str]:
     """Cuts a text into pieces that are tokenised one by one, so that memory does not grow with the document.
 
     Cuts fall before a space between two ASCII letters, once a piece has `max_characters`. Tokenizers split words
@@ -216,13 +216,6 @@ def _split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[
         pieces.append(text[start : end.start()])
         start = end.start()
     return [*pieces, text[start:]]
-
-
-def _normalized_lengths(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # slow tokenizers have none
-    if backend is not None and backend.normalizer is not None:
-        texts = [backend.normalizer.normalize_str(text) for text in texts]
-    return list(map(len, texts))
 
 
 def _generate_from_pieces(pieces: Dataset, **cutting: Any) -> Iterator[dict]:

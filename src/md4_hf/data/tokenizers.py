@@ -1,15 +1,16 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tokenizers: characters of text8, raw bytes, or any tokenizer of the Hub with a mask token added.
+"""Tokenizers: characters of text8, raw bytes, a BPE trained on documents, or any of the Hub with a mask token added.
 
-Both built-in tokenizers are plain `tokenizers` pipelines: what `save_pretrained` writes is opened by
+The built-in tokenizers are plain `tokenizers` pipelines: what `save_pretrained` writes is opened by
 `AutoTokenizer.from_pretrained` without this package.
 """
 
 import json
 import string
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..utils.errors import file_errors_as_value_errors
@@ -18,6 +19,8 @@ from ..utils.hub_access import from_hub
 
 MASK_TOKEN = "[MASK]"
 END_OF_TEXT_TOKEN = "<|endoftext|>"
+NUM_BYTES = 256
+MAX_TRAINING_CHARACTERS = 2**28  # of a BPE: counting their words takes a minute or two
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -50,6 +53,49 @@ def build_byte_tokenizer(model_max_length: int | None = None) -> PreTrainedToken
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return _wrap(tokenizer, model_max_length, eos_token=_special_token(END_OF_TEXT_TOKEN))
+
+
+def bpe_size(name: str) -> int | None:
+    """Number N of a tokenizer to be trained, "bpe:N"; None for other names.
+
+    Raises:
+        ValueError: N is no integer >= 256, the number of bytes.
+    """
+    kind, _, size = name.partition(":")
+    if kind != "bpe":
+        return None
+    if not (size.isdecimal() and int(size) >= NUM_BYTES):
+        raise ValueError(
+            f"`tokenizer` must be bpe:N with N >= {NUM_BYTES}, the bytes, such as bpe:2048, got {name!r}."
+        )
+    return int(size)
+
+
+def train_bpe_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE with `<|endoftext|>` (eos) and `[MASK]` behind its tokens; a function of the texts.
+
+    Every Unicode string is encoded without loss. Words are split as GPT-2 splits them.
+
+    Args:
+        texts: the texts, of which the first 2^28 characters are read.
+        size: tokens of the BPE, at least 256; fewer if the texts have no more pairs that occur twice.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, min_frequency=2, initial_alphabet=list(_byte_symbols()), show_progress=False
+    )
+    tokenizer.train_from_iterator(_first_characters(texts, MAX_TRAINING_CHARACTERS), trainer)
+    return _wrap(tokenizer, None, eos_token=_special_token(END_OF_TEXT_TOKEN))
+
+
+def _first_characters(texts: Iterable[str], count: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:count]
+        count -= len(text)
+        if count <= 0:
+            return
 
 
 def load_tokenizer(

@@ -75,3 +75,8 @@ def all_bits(metrics: Mapping[str, float], prefix: str = "") -> list[Figure]:
         for key, unit in units.items()
         if key in metrics
     ]
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun, "1 document" or "2,000 documents"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

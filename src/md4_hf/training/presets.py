@@ -16,6 +16,7 @@ class Preset:
     data: dict[str, Any]  # of `DataArguments`, and of `ImageDataArguments` for images
     tokenizer: str | None  # name or path for `load_tokenizer`; None for images
     batch_size: int  # sequences or images per optimizer step, over all devices
+    tokenizer_of_other_data: str | None = None  # in place of `tokenizer`, where that one is for `data` alone
     paper: str | None = None  # result in the paper for this configuration
 
     @property
@@ -100,6 +101,7 @@ _TINY = Preset(
     },
     data={"data": "pydoc", "block_size": 64},
     tokenizer="text8",
+    tokenizer_of_other_data="bytes",
     batch_size=32,
 )
 _TEXT8 = Preset(

@@ -53,7 +53,14 @@ def train(folder: Path, data: str, objective: str, seed: int, max_steps: int) ->
         if folder.exists():
             raise SystemExit(f"{folder} holds an unfinished run: remove it to start that run again.")
         options = {
-            **{"preset": "tiny", "tokenizer": "text8", "data": data, "objective": objective, "seed": seed, "max_steps": max_steps},
+            **{
+                "preset": "tiny",
+                "tokenizer": "text8",
+                "data": data,
+                "objective": objective,
+                "seed": seed,
+                "max_steps": max_steps,
+            },
             **{"output_dir": folder, "final_eval_draws": 16, "ema_decay": 0.99},
             **NETWORK,
             **TRAINING,

@@ -244,8 +244,13 @@ def test_every_nelbo_needs_its_size():
         checked_examples([1.0, 2.0], [3])
     with pytest.raises(ValueError, match=r"`predictions` must be a list of numbers, got shape \(1, 2\)"):
         checked_examples([[1.0, 2.0]], [3])
-    with pytest.raises(ValueError, match=r"`num_characters` must be whole and >= 0, got 2.5 at index 1"):
-        checked_examples([1.0, 2.0], [3, 4], num_characters=[1, 2.5])
+    with pytest.raises(ValueError, match=r"`num_characters` must be finite and >= 0, got -2.5 at index 1"):
+        checked_examples([1.0, 2.0], [3, 4], num_characters=[1, -2.5])
+
+
+def test_a_block_may_stand_for_a_part_of_a_character():
+    *_, sizes = checked_examples([1.0, 2.0], [3, 4], num_characters=[1, 2.5])
+    assert sizes["num_characters"].tolist() == [1.0, 2.5]
 
 
 # Token entropy --------------------------------------------------------------------------------------------------------

@@ -184,26 +184,30 @@ def checked_examples(
 
     Args:
         predictions: NELBO of each example in nats, finite and >= 0.
-        references, sizes: Numbers of tokens, and by name of characters and bytes, whole and >= 0, not all 0.
+        references: Numbers of tokens, whole and >= 0, not all 0.
+        sizes: Numbers of characters and bytes by name, finite and >= 0, not all 0. A block begins and ends within a
+            text, and may stand for a part of a character.
     """
     nelbo = _numbers("predictions", predictions)
     if len(nelbo) == 0:
         raise ValueError("`predictions` must hold the NELBO of at least one example, got none.")
     _check_all("predictions", nelbo, nelbo >= 0, "finite and >= 0 nats")
-    num_tokens = _counts("references", references, len(nelbo))
-    given = {name: _counts(name, x, len(nelbo)) for name, x in sizes.items() if x is not None}
+    num_tokens = _sizes("references", references, len(nelbo), are_whole=True)
+    given = {name: _sizes(name, x, len(nelbo)) for name, x in sizes.items() if x is not None}
     return nelbo, num_tokens, given
 
 
-def _counts(name: str, values: Iterable[float], num_examples: int) -> Tensor:
-    """Whole numbers, one for each example, as float64."""
-    counts = _numbers(name, values)
-    if len(counts) != num_examples:
-        raise ValueError(f"`{name}` must have one number for each of {num_examples} predictions, got {len(counts)}.")
-    _check_all(name, counts, (counts >= 0) & (counts == counts.round()), "whole and >= 0")
-    if counts.sum() == 0:
+def _sizes(name: str, values: Iterable[float], num_examples: int, are_whole: bool = False) -> Tensor:
+    """Sizes of the examples, not all 0, as float64."""
+    sizes = _numbers(name, values)
+    if len(sizes) != num_examples:
+        raise ValueError(f"`{name}` must have one number for each of {num_examples} predictions, got {len(sizes)}.")
+    if are_whole:
+        _check_all(name, sizes, (sizes >= 0) & (sizes == sizes.round()), "whole and >= 0")
+    _check_all(name, sizes, sizes >= 0, "finite and >= 0")
+    if sizes.sum() == 0:
         raise ValueError(f"`{name}` must not be 0 in all, got {num_examples} times 0.")
-    return counts
+    return sizes
 
 
 def _check_numbers(batch_size: int, max_length: int | None):

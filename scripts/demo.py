@@ -40,4 +40,7 @@ Next:
 
 
 if __name__ == "__main__":
-    demo(sys.argv[1:])
+    if {"-h", "--help"} & {*sys.argv}:
+        print(__doc__)
+    else:
+        demo(sys.argv[1:])

@@ -6,6 +6,7 @@ python scripts/write_model_cards.py
 The recipes come from `PRESETS`, the measured results from `model_cards/results.json`.
 """
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -130,4 +131,5 @@ def table(rows, header=("", "")) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write_pages()

@@ -550,7 +550,7 @@ def test_a_word_far_from_all_known_ones_is_answered_with_none(capsys):
         (["evaluate", "x", "--draws=0"], "md4 evaluate: --draws must be >= 1, got 0."),
         (["evaluate", "x", "--batch-size", "0"], "md4 evaluate: --batch-size must be >= 1, got 0."),
         (["sample", "./x", "--num_samples", "0"], "md4 sample: --num_samples must be >= 1, got 0."),
-        (["infill", "./x", "a", "--image", "y"], "md4 infill: Either TEXT or --image must be given"),
+        (["infill", ".", "a"], "md4 infill: MODEL must be"),
         (["export", "./x", "y"], "md4 export: MODEL must be"),
     ],
 )

@@ -7,9 +7,14 @@ import json
 
 import pytest
 import torch
-from accelerate import infer_auto_device_map, init_empty_weights, load_checkpoint_and_dispatch
+from accelerate import (
+    infer_auto_device_map,
+    init_empty_weights,
+    load_checkpoint_and_dispatch,
+    load_checkpoint_in_model,
+)
 from accelerate.utils import compute_module_sizes, find_tied_parameters
-from tiny import random_model, training_arguments
+from tiny import random_model, training_arguments, with_normal_weights
 from torch import nn
 from transformers import AutoConfig, AutoModel, Trainer, pipeline
 from transformers.pipelines.base import PipelineException
@@ -34,6 +39,17 @@ VARIANTS = {
     "tied": {"tie_word_embeddings": True},
     "outside embedding": {"embedding_size": 16},
 }
+GENMD4 = {"learn_masking_schedule": True, "masking_schedule": "poly"}
+IMAGES = {"image_size": 8, "num_channels": 1}
+KINDS = {
+    **VARIANTS,
+    "learned schedule": GENMD4,
+    "causal": {"is_causal": True},
+    "causal, tied": {"is_causal": True, "tie_word_embeddings": True},
+    "unet": {"backbone": "unet", **IMAGES},
+    "unet, learned schedule": {"backbone": "unet", **IMAGES, **GENMD4},
+    "uvit": {"backbone": "uvit", "channel_multipliers": [1, 2], "dit_num_hidden_layers": 1, **IMAGES},
+}
 every_variant = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
 both_classes = pytest.mark.parametrize("model_class", [MD4Model, MD4ForMaskedDiffusion])
 
@@ -41,6 +57,14 @@ both_classes = pytest.mark.parametrize("model_class", [MD4Model, MD4ForMaskedDif
 def make_model(model_class=MD4ForMaskedDiffusion, seed=0, **overrides):
     model = random_model(VOCAB, LENGTH, std=0.2, seed=seed, **overrides).eval()
     return model if model_class is MD4ForMaskedDiffusion else model.model
+
+
+def new_model(options):
+    """The class of a kind of model, and one of it with normal weights."""
+    sizes = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    model_class = MD4ForCausalLM if options.get("is_causal") else MD4ForMaskedDiffusion
+    config = MD4Config(**sizes, max_position_embeddings=LENGTH, **options)
+    return model_class, with_normal_weights(config, std=0.2, model_class=model_class).eval()
 
 
 def make_inputs(config, batch=3, length=7, seed=1):
@@ -177,6 +201,35 @@ def test_half_precision_is_kept_loaded_on_request_and_runs(dtype, overrides, tmp
         assert loaded.config.dtype == dtype
         assert_same_output(loaded, model, inputs, atol=0.0)
     assert MD4Model.from_pretrained(tmp_path / "half", dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_what_stays_in_float32_is_there_in_every_kind_of_model(options, dtype, tmp_path, caplog):
+    model_class, model = new_model(options)
+    names = [name for name, _ in model.named_parameters()]
+    kept = set(model._keep_in_fp32_modules_strict or ()) | set(model._keep_in_fp32_modules or ())
+    assert all(any(module in name.split(".") for name in names) for module in kept)
+    model.save_pretrained(tmp_path)
+    loaded, info = model_class.from_pretrained(tmp_path, dtype=dtype, output_loading_info=True)
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for name, parameter in loaded.named_parameters():
+        assert parameter.dtype == (torch.float32 if "token_schedule" in name else dtype), name
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_accelerate_finds_what_is_tied_and_loads_a_checkpoint_into_an_empty_model(options, tmp_path):
+    model_class, model = new_model(options)
+    model.save_pretrained(tmp_path)
+    with init_empty_weights():
+        empty = model_class(model.config)
+    tied = [["lm_head.weight", "model.embed_tokens.weight"]] if options.get("tie_word_embeddings") else []
+    assert find_tied_parameters(empty) == find_tied_parameters(model) == tied
+    load_checkpoint_in_model(empty, tmp_path, device_map={"": "cpu"})
+    empty.tie_weights()
+    for (name, expected), actual in zip(model.named_parameters(), empty.parameters(), strict=True):
+        assert torch.equal(actual, expected), name
 
 
 @every_variant
@@ -397,6 +450,48 @@ def test_both_classes_export_with_padding_and_classes(model_class, overrides):
     inputs = make_inputs(model.config)
     exported = torch.export.export(model, (), inputs).module()
     assert_same_output(exported, model, make_inputs(model.config, seed=2))
+
+
+DIMS = (torch.export.Dim("batch", max=64), torch.export.Dim("length", max=LENGTH - 1))
+EXPORTED = {name: options for name, options in KINDS.items() if "backbone" not in options}
+
+
+def export_case(name):
+    """A model, its inputs of one size, those of another, and which of their axes may have any size."""
+    model_class, model = new_model(EXPORTED[name])
+    small, large = make_inputs(model.config, batch=2, length=6), make_inputs(model.config, batch=3, length=9, seed=2)
+    if model_class is MD4ForCausalLM:
+        small, large = ({k: v for k, v in x.items() if k != "timesteps"} for x in (small, large))
+    axes = {k: dict(enumerate(DIMS[: v.dim()])) for k, v in small.items()}
+    return model, small, large, axes
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_every_text_model_exports_with_any_batch_and_length(name):
+    model, small, large, axes = export_case(name)
+    exported = torch.export.export(model, (), small, dynamic_shapes=axes).module()
+    for inputs in (small, large):
+        assert_same_output(exported, model, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own
+@pytest.mark.parametrize("name", ["class", "time-agnostic", "causal"])
+def test_a_text_model_runs_in_onnx_with_any_batch_and_length(name, tmp_path):
+    for module in ("onnx", "onnxscript"):
+        pytest.importorskip(module)
+    runtime = pytest.importorskip("onnxruntime")
+    model, small, large, axes = export_case(name)
+    program = torch.onnx.export(model, (), kwargs=small, dynamic_shapes=axes, dynamo=True, verbose=False)
+    program.save(tmp_path / "m.onnx")
+    session = runtime.InferenceSession(tmp_path / "m.onnx")
+    for inputs in (small, large):
+        (logits,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        with torch.no_grad():
+            expected = model(**inputs).logits
+        # The runtime's kernels round otherwise than torch's: to a few units in the last place of the largest logit.
+        atol = 1e-4 * expected[..., :MASK].abs().max().item()
+        torch.testing.assert_close(torch.tensor(logits), expected, atol=atol, rtol=0.0)
 
 
 # Pipelines of transformers --------------------------------------------------------------------------------------------

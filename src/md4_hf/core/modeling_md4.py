@@ -264,8 +264,6 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         "AutoModelForMaskedLM": "modeling_md4.MD4ForMaskedDiffusion",
     }
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    # Learned exponents stay in float32, whatever the precision of the weights.
-    _keep_in_fp32_modules_strict = ["token_schedule"]
     # The loss honours `num_items_in_batch`: `Trainer` must not divide it again by the accumulation steps.
     accepts_loss_kwargs = True
     suppresses_unused_ids = True  # in its logits: samplers need not
@@ -284,6 +282,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             self.token_schedule = TokenPolynomialSchedule(
                 config.vocab_size, config.schedule_power, config.schedule_eps
             )
+            # Learned exponents stay in float32, whatever the precision of the weights.
+            self._keep_in_fp32_modules_strict = ["token_schedule"]
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from md4_hf import build_byte_tokenizer, make_pipeline
 from md4_hf.cli import main
-from md4_hf.cli.train import move_files
+from md4_hf.utils.files import move_files
 
 
 LENGTH = 16

@@ -14,11 +14,10 @@ from ..data.tokenizers import load_tokenizer
 from ..hub.convert_md4 import convert_checkpoint
 from ..hub.loading import adapter_base, load_pipeline, make_pipeline
 from ..hub.shards import has_shards, load_shards
-from ..utils.files import whole_folder
+from ..utils.files import move_files, whole_folder
 from ..utils.hub_access import to_hub
 from ..utils.options import check_left_out
 from .options import ExportArguments
-from .train import move_files
 
 
 def export(options: ExportArguments, rest: argparse.Namespace):

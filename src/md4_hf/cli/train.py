@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -19,7 +18,7 @@ from ..objective.modality import modality_of, modality_of_metrics
 from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
 from ..training.trainer import MD4Trainer
-from ..utils.files import check_can_be_written, whole_folder
+from ..utils.files import check_can_be_written, move_files, whole_folder
 from ..utils.hub_access import to_hub
 from ..utils.processes import entered_by_first_process, on_first_process, print_on_first
 from ..utils.sharding import count_parameters
@@ -31,7 +30,6 @@ from .texts import prepare_text_training
 from .train_options import ModelArguments, RunArguments, StartArguments
 
 
-WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors")
 STAGING_FOLDER = ".model-in-progress"
 
 
@@ -185,19 +183,6 @@ def evaluate_finished_model(trainer: MD4Trainer, run: RunArguments) -> dict[str,
 def staged_in(folder: Path, args: MD4TrainingArguments) -> contextlib.AbstractContextManager[Path]:
     """Folder to fill on all processes, whose files are moved into another at the end if all went well."""
     return entered_by_first_process(args, whole_folder(folder, folder / STAGING_FOLDER, move_files))
-
-
-def move_files(source: Path, target: Path):
-    """Move the files of a folder into another, the weights last: where they are, all files are.
-
-    Weights of an earlier model that these do not replace go first: a loader would open them, or look for their parts.
-    """
-    brings_weights = any(path for pattern in WEIGHTS for path in source.glob(pattern))
-    for path in [path for pattern in WEIGHTS for path in target.glob(pattern) if brings_weights]:
-        if not (source / path.name).exists():
-            path.unlink()
-    for path in sorted(source.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-        os.replace(path, target / path.name)
 
 
 def share(trainer: MD4Trainer, folder: Path):

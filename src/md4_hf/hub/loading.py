@@ -78,7 +78,7 @@ def load_model(
 def _load_base(adapter: str, name: str, **kwargs):
     """The base of an adapter, which may be an adapter too; an error for one that is not there says what to do."""
     found = _find_folder(adapter, name)
-    rule = f"`base` (--base) must be given: the adapter {adapter} names its base model {name}, which"
+    rule = f"`base` must be given: the adapter {adapter} names its base model {name}, which"
     if found is None and looks_like_path(name):
         raise FileNotFoundError(f"{rule} is not there.")
     if found is not None and Path(found).resolve() == Path(adapter).resolve():

@@ -25,6 +25,7 @@ SUFFIXES = (
     ".zip",
     ".zst",
 )
+WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors")
 
 
 def looks_like_path(name: str) -> bool:
@@ -78,6 +79,19 @@ def whole_folder(
         (give_name or _rename_folder)(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def move_files(source: Path, target: Path):
+    """Move the files of a folder into another, the weights last: where they are, all files are.
+
+    Weights of an earlier model that these do not replace go first: a loader would open them, or look for their parts.
+    """
+    brings_weights = any(path for pattern in WEIGHTS for path in source.glob(pattern))
+    for path in [path for pattern in WEIGHTS for path in target.glob(pattern) if brings_weights]:
+        if not (source / path.name).exists():
+            path.unlink()
+    for path in sorted(source.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        os.replace(path, target / path.name)
 
 
 def remove_any(path: Path):

@@ -6,6 +6,9 @@ python scripts/reproduce_tables.py runs/my-model --tables zero-shot text8
 
 The published figures are in `published_results.json`, as their papers print them; a model's own come from the JSON that
 `md4 suite` writes, with the preparation and the split in the last column. Nothing is measured here.
+
+The papers' perplexities are per token of GPT-2, and those of a model with other tokens, such as bytes, not comparable:
+its row has in parentheses the bits per byte of the text, NELBO / bytes / ln 2.
 """
 
 from __future__ import annotations
@@ -76,21 +79,25 @@ def own_rows(table: Table, report: dict[str, Any]) -> list[list[str]]:
             way = tuple(recipe.get(name) for name in WAY)
             found.setdefault(way, {})[result["task"]] = result
     model = report["model"]
+    has_their_tokens = model.get("tokens") == "gpt2"
     return [
         [
             model["objective"],
             f"**{model['name']}**",
-            *(figure(results[task]) if task in results else "–" for task in table.columns),
+            *(figure(results[task], has_their_tokens) if task in results else "–" for task in table.columns),
             describe([results[task] for task in table.columns if task in results], report),
         ]
         for results in found.values()
     ]
 
 
-def figure(result: dict[str, Any]) -> str:
+def figure(result: dict[str, Any], has_their_tokens: bool = True) -> str:
     """A measured figure with its error, which one example alone does not have, in the digits of the papers."""
     if result["value"] is None:  # JSON has no word for infinite
         return "not finite"
+    if result["metric"] == "perplexity" and not has_their_tokens:
+        bits = result["metrics"].get("bits_per_byte")
+        return "other tokens" if bits is None else f"({'≤ ' if result['is_bound'] else ''}{bits:.3f} bits per byte)"
     digits = 2 if result["metric"] == "perplexity" else 3
     measured = Figure(result["metric"], result["value"], math.nan if result["stderr"] is None else result["stderr"])
     return f"{'≤ ' if result['is_bound'] else ''}{measured:.{digits}f}"
@@ -110,6 +117,8 @@ def describe(results: list[dict[str, Any]], report: dict[str, Any]) -> str:
         words += dict.fromkeys(
             f"detokenizer {name}" for task, name in names.items() if name != TASKS[task].detokenizer
         )
+    if report["model"].get("tokens") != "gpt2" and any(result["metric"] == "perplexity" for result in results):
+        words.append("not comparable: its tokens are not GPT-2's")
     estimate = report["estimate"]
     if estimate["estimator"] == "exact":
         return "; ".join([*words, "exact"])

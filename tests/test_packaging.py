@@ -170,3 +170,11 @@ def test_every_imported_library_is_declared(path):
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     needed = set(top_level_imports(path)) - set(sys.stdlib_module_names) - {"md4_hf"}
     assert {canonicalize_name(DISTRIBUTION.get(name, name)) for name in needed} <= declared
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("scripts/*.py")), ids=lambda path: path.name)
+def test_help_of_a_script_is_printed_and_changes_nothing(path):
+    before = {file: file.stat().st_mtime_ns for file in ROOT.glob("model_cards/*")}
+    printed = run_python(path, "--help")
+    assert "usage: " in printed or "python scripts/" in printed
+    assert before == {file: file.stat().st_mtime_ns for file in ROOT.glob("model_cards/*")}

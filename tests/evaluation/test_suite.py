@@ -398,8 +398,12 @@ def tables():
     return runpy.run_path(str(ROOT / "scripts" / "reproduce_tables.py"))
 
 
-def rows_of_model(tables, capsys, model, folder, *names):
-    """The rows of the model in the tables of these names, and all that is printed with them."""
+def rows_of_model(tables, capsys, model, folder, *names, tokens="gpt2"):
+    """The rows of the model in the tables of these names, as if it had these tokens, and all that is printed."""
+    for path in folder.glob("*.json"):
+        report = json.loads(path.read_text())
+        if isinstance(report, dict):
+            path.write_text(json.dumps({**report, "model": {**report["model"], "tokens": tokens}}))
     capsys.readouterr()
     tables["main"]([str(folder), "--tables", *names])
     printed = capsys.readouterr()
@@ -425,6 +429,15 @@ def test_a_model_that_was_measured_gets_a_row_in_the_papers_table(tables, model,
     assert "| small | MD4 | ≤ 48.43 | ≤ 34.94 | ≤ 102.26 | ≤ 35.90 | ≤ 68.10 | paper |" in printed.out
     assert "| small | GPT-2 | 45.04 |" in printed.out
     assert printed.err.count("no results") == 2 and "--preparation mdlm" in printed.err
+
+
+def test_a_perplexity_of_other_tokens_is_not_put_beside_the_papers(tables, model, files, tmp_path, capsys):
+    report = evaluate(model, files, tmp_path, "--draws", "2", "--tasks", "ptb")
+    assert report["model"]["tokens"] is None
+    (row,), _ = rows_of_model(tables, capsys, model, tmp_path, "zero-shot", tokens=None)
+    (result,) = report["results"]
+    assert f"| (≤ {result['metrics']['bits_per_byte']:.3f} bits per byte) |" in row
+    assert "not comparable: its tokens are not GPT-2's" in row and f"{result['value']:.2f}" not in row
 
 
 def test_every_way_in_which_a_suite_was_measured_has_a_row(tables, model, files, tmp_path, capsys):

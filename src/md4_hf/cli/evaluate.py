@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
-from ..evaluation.provenance import environment, weights_sha256
+from ..evaluation.provenance import environment, known_tokens, weights_sha256
 from ..evaluation.report import finite
 from ..evaluation.rounds import Stopping, evaluate_in_rounds
 from ..hub.loading import load_model
@@ -128,6 +128,7 @@ def describe_model(name: str, model, tokenizer, options: EstimateArguments) -> d
         "base": options.base,
         "weights": weights_sha256(model),
         "tokenizer": getattr(tokenizer, "name_or_path", None),
+        "tokens": None if tokenizer is None else known_tokens(tokenizer),
         "vocab_size": config.vocab_size,
         "objective": _objective(config),
         **{field: None if config.is_causal else getattr(config, field) for field in schedule},

@@ -41,3 +41,8 @@ def weights_sha256(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def known_tokens(tokenizer: Any) -> str | None:
+    """Name of published tokens that a tokenizer has, "gpt2", whatever its name and its special tokens; else None."""
+    return "gpt2" if tokenizer.encode("Hello world the", add_special_tokens=False) == [15496, 995, 262] else None

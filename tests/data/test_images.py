@@ -386,9 +386,12 @@ def test_the_commands_train_go_on_and_evaluate(folder, tmp_path, capsys):
     "options, message",
     [
         ([*TINY, "--data", "pydoc"], "--data must be"),
-        ([*TINY, "--tokenizer", "bytes"], "--tokenizer must be left out for a model of images, got 'bytes'"),
+        (
+            [*TINY, "--data", "digits", "--tokenizer", "bytes"],
+            "--tokenizer must be left out for a model of images, got 'bytes'",
+        ),
         ([*TINY, "--data", "digits"], "`images` must be 4 x 4 pixels"),
-        (["--resize"], "The options of images must be left out for a model of text"),
+        (["--data", "pydoc", "--resize"], "The options of images must be left out for a model of text"),
     ],
 )
 def test_the_command_names_what_does_not_fit(options, message, tmp_path, capsys):

@@ -2,13 +2,15 @@
 """MD4Config: values it fills in, values it refuses, and its way to disk and back."""
 
 import json
+from typing import get_args
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
 from md4_hf import MD4Config
-from md4_hf.core.configuration_md4 import default_intermediate_size
+from md4_hf.core.configuration_md4 import BACKBONES, default_intermediate_size
+from md4_hf.core.modeling_md4 import BODIES
 
 
 UNUSUAL = {
@@ -67,6 +69,10 @@ def test_a_configuration_comes_back_from_a_dictionary_and_from_disk(settings, tm
         assert type(loaded) is MD4Config
         # `_name_or_path` notes where it came from, or does not.
         assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
+
+
+def test_every_backbone_has_its_facts_and_its_body():
+    assert {*get_args(MD4Config.__annotations__["backbone"])} == {*BACKBONES} == {*BODIES}
 
 
 def test_unset_values_follow_the_official_rules():

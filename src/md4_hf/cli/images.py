@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..core.configuration_md4 import MD4Config
+from ..core.configuration_md4 import BACKBONES, MD4Config
 from ..core.image_processing_md4 import MD4ImageProcessor
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
@@ -33,7 +33,7 @@ def trains_images(name_or_path: str | None, model_args: ModelArguments) -> bool:
     """Whether the model to train, new or trained before, is one of images."""
     if name_or_path is not None:
         return load_config(name_or_path, argument="model_name_or_path").is_image
-    return model_args.backbone not in (None, "transformer")
+    return model_args.backbone is not None and BACKBONES[model_args.backbone].is_image
 
 
 def prepare_image_training(

@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Configuration of MD4 models."""
 
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
@@ -10,6 +11,19 @@ from transformers import PreTrainedConfig
 
 MAX_POWER = 1e6  # as in `schedules`, which `import md4_hf` must not load
 NUM_NORM_GROUPS = 32  # of the group norms of the image networks
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Facts about a kind of denoising network that its configuration depends on."""
+
+    is_image: bool = False  # for images rather than for text
+    takes_conditions: bool = True  # may be told time and class
+    has_rotary: bool = True  # MD4's own rotary embedding, whose pairs halve the width of a head
+
+
+BACKBONES = {"transformer": Backbone(), "unet": Backbone(is_image=True, has_rotary=False)}
+BACKBONES["uvit"] = BACKBONES["unet"]
 
 
 def default_intermediate_size(hidden_size: int) -> int:
@@ -214,7 +228,12 @@ class MD4Config(PreTrainedConfig):
     @property
     def is_image(self) -> bool:
         """Whether an example is an image of `(num_channels, height, width)` ids rather than text of `(length,)` ids."""
-        return self.backbone != "transformer"
+        return self.kind.is_image
+
+    @property
+    def kind(self) -> Backbone:
+        """Facts about the `backbone`."""
+        return BACKBONES[self.backbone]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -236,7 +255,7 @@ class MD4Config(PreTrainedConfig):
                 self._check(name, value >= 1, "be >= 1")
             elif kind == int | None and not name.endswith("_token_id"):
                 self._check(name, value is None or value >= 1, "be >= 1 or None")
-        if not self.is_image and self.hidden_size % (2 * self.num_attention_heads):
+        if self.kind.has_rotary and self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 "`hidden_size` must be a multiple of twice `num_attention_heads` (rotary pairs), got "
                 f"{self.hidden_size} and {self.num_attention_heads}."
@@ -304,8 +323,8 @@ class MD4Config(PreTrainedConfig):
             self._check("num_train_timesteps", steps is None, "be None in GenMD4")
 
     def validate_rope(self):
-        """Validate as transformers does, with a ValueError for missing entries too; images have no rotary embedding."""
-        if self.is_image:
+        """Validate a rotary embedding, if there is one, as transformers does; missing entries are a ValueError too."""
+        if not self.kind.has_rotary:
             return
         try:
             super().validate_rope()

@@ -7,10 +7,8 @@ Source: Shi et al., arXiv:2406.04329, and the official implementation's network,
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
@@ -20,8 +18,6 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_md4 import MD4Config
 from .input_checks import (
     can_check_values,
-    check_image,
-    check_left_out,
     check_num_items,
     check_options,
     check_per_example,
@@ -32,24 +28,14 @@ from .input_checks import (
 )
 from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, is_unused, md4_process, stratified_times
 from .modeling_md4_base import MD4PreTrainedModel
-from .modeling_md4_layers import (
-    ACTIVATIONS,
-    MD4Conditioning,
-    MD4Head,
-    MD4Layer,
-    MD4Modulation,
-    MD4RotaryEmbedding,
-    at_rows,
-    indices_of,
-    logits_of,
-    make_norm,
-    modulate,
-    nelbo_of_rows,
-    number_of_items,
-    of_examples,
-)
-from .modeling_md4_unet import MD4ImageHead, MD4UNet
+from .modeling_md4_body import BodyInputs, MD4Body, TransformerBody
+from .modeling_md4_layers import MD4Head, at_rows, indices_of, logits_of, nelbo_of_rows, number_of_items
+from .modeling_md4_unet import ImageBody
 from .schedules import MaskingSchedule, TokenPolynomialSchedule
+
+
+# The body of each `backbone` of a configuration.
+BODIES: dict[str, type[MD4Body]] = {"transformer": TransformerBody, "unet": ImageBody, "uvit": ImageBody}
 
 
 @dataclass
@@ -89,18 +75,9 @@ class MD4Model(MD4PreTrainedModel):
 
     def __init__(self, config: MD4Config):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size or config.hidden_size)
-        self.conditioning = MD4Conditioning(config) if config.is_conditional else None
+        self.body = BODIES[config.backbone]()
         self.gradient_checkpointing = False
-        if config.is_image:
-            self.unet = MD4UNet(config)
-        else:
-            self.embed_proj = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
-            self.embedding_dropout = nn.Dropout(0.0 if config.embedding_size else config.embedding_dropout)
-            self.rotary_emb = MD4RotaryEmbedding(config)
-            self.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
-            self.norm = make_norm(config)
-            self.modulation = MD4Modulation(config) if config.is_conditional else None
+        self.body.build(self, config)
         self.post_init()
 
     @merge_with_config_defaults
@@ -149,110 +126,13 @@ class MD4Model(MD4PreTrainedModel):
                 the CPU only: on an accelerator, each check would wait for the device.
         """
         tokens = given_tokens(input_ids, inputs_embeds)
-        shape = tokens.shape
         if class_labels is None and self.config.null_class is not None:
-            class_labels = torch.full(shape[:1], self.config.null_class, device=tokens.device)
-        if self.config.is_image:
-            check_left_out(attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds)
-            check_left_out(document_ids=document_ids, past_key_values=past_key_values)
-            self._check_states_of_images(kwargs)
-        self._check_inputs(tokens, timesteps, class_labels)
-        if self.config.is_image:
-            return self._denoise_image(input_ids, timesteps, class_labels)
-        num_past = 0
-        if past_key_values is not None:
-            self._check_cache(document_ids)
-            num_past = past_key_values.get_seq_length()
-        self._check_attention(shape, num_past, attention_mask, position_ids, document_ids)
-        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.embed_proj is not None:
-            hidden_states = self.embed_proj(hidden_states)
-        hidden_states = self.embedding_dropout(hidden_states)
-        if position_ids is None:
-            position_ids = torch.arange(num_past, num_past + shape[1], device=hidden_states.device)[None]
-            if document_ids is not None:
-                position_ids = positions_in_documents(document_ids)
-        make_mask = create_causal_mask if self.config.is_causal else create_bidirectional_mask
-        options = {"past_key_values": past_key_values}
-        if document_ids is not None:
-            options["and_mask_function"] = packed_sequence_mask_function(document_ids)
-        attention = {
-            "attention_mask": make_mask(self.config, hidden_states, attention_mask, **options),
-            "rotation": self.rotary_emb(hidden_states, position_ids),
-            "past_key_values": past_key_values,
-        }
-        modulations: tuple[Tensor | None, ...] = (None,) * (len(self.layers) + 1)
-        if self.conditioning is not None:
-            conditioning = self.conditioning(timesteps, class_labels, hidden_states.dtype)
-            modulations = self.modulation(ACTIVATIONS[self.config.mlp_type](conditioning))
-        for layer, modulation in zip(self.layers, modulations, strict=False):
-            last_rows = rows if layer is self.layers[-1] else None
-            hidden_states = layer(hidden_states, modulation, rows=last_rows, **attention, **kwargs)
-        hidden_states = self.norm(hidden_states)
-        if modulations[-1] is not None:
-            modulation = of_examples(modulations[-1], shape[1], rows).to(hidden_states.device)
-            hidden_states = modulate(hidden_states, *modulation.chunk(2, dim=-1))
-        return BaseModelOutput(last_hidden_state=hidden_states)
-
-    def _denoise_image(self, input_ids: Tensor, timesteps: Tensor | None, class_labels: Tensor | None):
-        # The features of a pixel are the joined embeddings of its channels, adjacent in memory (channels last).
-        pixels = self.embed_tokens(input_ids.permute(0, 2, 3, 1)).flatten(3).permute(0, 3, 1, 2)
-        is_conditional = self.conditioning is not None
-        conditioning = self.conditioning(timesteps, class_labels, pixels.dtype) if is_conditional else None
-        return BaseModelOutput(last_hidden_state=self.unet(pixels, conditioning))
-
-    def _check_inputs(self, tokens: Tensor, timesteps: Tensor | None, class_labels: Tensor | None):
-        config = self.config
-        if tokens.is_floating_point():
-            check_shape("inputs_embeds", tokens, (None, None, config.embedding_size or config.hidden_size))
-        else:
-            if config.is_image:
-                check_image(tokens, config)
-            elif tokens.dim() != 2:
-                raise ValueError(f"`input_ids` must have shape (batch, length), got {tuple(tokens.shape)}.")
-            check_range("input_ids", tokens, config.vocab_size - 1)
-        if config.time_conditioning:
-            check_per_example("timesteps", timesteps, tokens.shape[0], 1, "the model is time-conditioned")
-        if config.num_classes is not None:
-            last = config.null_class or config.num_classes - 1
-            check_per_example("class_labels", class_labels, tokens.shape[0], last, "the model is class-conditional")
-            check_tensor("class_labels", class_labels, "integers")
-
-    def _check_states_of_images(self, options: dict):
-        if self._is_asked_for("output_attentions", options):
-            raise ValueError("`output_attentions` must be False for a model of images, which keeps none, got True.")
-        layers = options.get("output_hidden_states", self.config.output_hidden_states)
-        if not (layers is None or isinstance(layers, bool)):
-            raise ValueError(f"`output_hidden_states` must be True or False for a model of images, got {layers!r}.")
-
-    def _check_attention(self, shape: torch.Size, num_past: int, attention_mask, position_ids, document_ids):
-        batch, length = shape[:2]
-        # A mask of four axes goes to the attention backend unchecked.
-        if attention_mask is not None and len(getattr(attention_mask, "shape", ())) != 4:
-            check_shape("attention_mask", attention_mask, (batch, num_past + length))
-        if position_ids is not None:
-            check_shape("position_ids", position_ids, (batch, length), (1, length))
-            check_tensor("position_ids", position_ids, "integers")
-        if document_ids is None:
-            return
-        check_shape("document_ids", document_ids, (batch, length))
-        check_tensor("document_ids", document_ids, "integers")
-        if attention_mask is not None and attention_mask.dim() != 2:
-            shape = attention_mask.shape
-            raise ValueError(f"`attention_mask` must be (batch, length) with `document_ids`, got {tuple(shape)}.")
-        backend = self.config._attn_implementation
-        if backend not in ("eager", "sdpa", "flex_attention"):
-            raise ValueError(
-                f"`document_ids` need eager, SDPA or flex attention, got attn_implementation={backend!r}."
-            )
-
-    def _check_cache(self, document_ids: Tensor | None):
-        if self.config.time_conditioning and not self.config.is_causal:  # which is always given t = 0
-            raise ValueError("`past_key_values` need a model without `time_conditioning`: keys change with the time.")
-        if document_ids is not None:
-            raise ValueError("Only one of `past_key_values` and `document_ids` may be given.")
-        if self.training and self.is_gradient_checkpointing:
-            raise ValueError("`past_key_values` must be None in training with gradient checkpointing.")
+            class_labels = torch.full(tokens.shape[:1], self.config.null_class, device=tokens.device)
+        inputs = BodyInputs(
+            tokens, timesteps, class_labels, attention_mask, position_ids, document_ids, past_key_values, rows
+        )
+        self.body.check_inputs(self, inputs, kwargs)
+        return self.body.run(self, inputs, **kwargs)
 
 
 class MD4ForMaskedDiffusion(MD4PreTrainedModel):
@@ -273,11 +153,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             raise ValueError("`config` must have `is_causal=False` for MD4ForMaskedDiffusion, got True.")
         super().__init__(config)
         self.model = MD4Model(config)
-        if config.is_image:
-            self.lm_head = MD4ImageHead(self.model.unet.out_channels, config.num_channels, config.vocab_size)
-        else:
-            self.lm_head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
-            self.lm_head.init_scale = 0.0
+        self.lm_head = self.model.body.new_head(self.model, config)
         if config.learn_masking_schedule:
             self.token_schedule = TokenPolynomialSchedule(
                 config.vocab_size, config.schedule_power, config.schedule_eps
@@ -450,17 +326,17 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
 
     def _run_network(self, rows: Tensor | None, device: torch.device, **inputs) -> BaseModelOutput:
         """Run the network, for these rows only where it can, and move its hidden states to the inputs' device."""
-        needs_all = self.config.is_image or self._is_asked_for("output_hidden_states", inputs)
-        outputs = self.model(rows=None if needs_all else rows, return_dict=True, **inputs)
+        selects_rows, keeps_states = self.model.body.selects_rows, self.is_asked_for("output_hidden_states", inputs)
+        outputs = self.model(rows=rows if selects_rows and not keeps_states else None, return_dict=True, **inputs)
         # A device map may have put the last layer elsewhere.
         outputs.last_hidden_state = outputs.last_hidden_state.to(device)
-        if needs_all and not self.config.is_image:
+        if selects_rows and keeps_states:
             outputs.last_hidden_state = at_rows(outputs.last_hidden_state, rows)
         return outputs
 
     def _rows_for_head(self, rows: Tensor | None) -> Tensor | None:
-        """Rows for the head to select: the head of images needs all pixels, the head of text is given its rows only."""
-        return rows if self.config.is_image else None
+        """Rows for the head to select, where it needs the hidden states of all positions; else it is given its own."""
+        return None if self.model.body.selects_rows else rows
 
     def _masked_nelbo(
         self, hidden_states: Tensor, rows: Tensor | None, is_masked: Tensor, x0: Tensor, t: Tensor
@@ -468,13 +344,13 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         """Diffusion part of the NELBO from the hidden states of masked tokens: its sum, and its value for each token.
 
         `rows` are the flat indices of the hidden states: all masked tokens, and possibly padding after them. Without
-        rows, and always for images, the hidden states are those of all tokens.
+        rows, and where the body does not select them, the hidden states are those of all tokens.
         """
         process = self.masking_process
         target, weight = x0.flatten(), process.weight(t).repeat_interleave(x0[0].numel())
         if rows is None:
             weight = torch.where(is_masked, weight, 0.0)
-            hidden_states = hidden_states if self.config.is_image else hidden_states.flatten(0, 1)
+            hidden_states = hidden_states.flatten(0, 1) if self.model.body.selects_rows else hidden_states
         else:
             is_masked_row = torch.arange(len(rows), device=rows.device) < is_masked.sum()
             target, weight = target[rows], torch.where(is_masked_row, weight[rows], 0.0)
@@ -537,13 +413,6 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             unused = self.config.unused_token_ids
             if unused and is_unused(self.config.vocab_size, unused, labels.device)[scored].any():
                 raise ValueError(f"`labels` must be ids of tokens, got ids in the ranges {unused} without a token.")
-
-
-def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """Position of each token in its run of equal numbers, from 0: `(batch, length)` -> `(batch, length)`."""
-    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    starts = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
 def fold_copies(x: Tensor | None, copies: int | None) -> Tensor | None:

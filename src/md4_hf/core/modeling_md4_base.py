@@ -121,7 +121,7 @@ class MD4PreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=module.embedding_dim**-0.5)
 
-    def _is_asked_for(self, name: str, options: dict) -> bool:
+    def is_asked_for(self, name: str, options: dict) -> bool:
         """Whether the states of an option such as `output_attentions` are asked for, in a call or in general."""
         return bool(options.get(name, getattr(self.config, name)))
 

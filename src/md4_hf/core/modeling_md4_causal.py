@@ -14,7 +14,7 @@ from .input_checks import check_num_items, check_shape
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import MaskedDiffusionOutput, MD4Model
 from .modeling_md4_base import MD4PreTrainedModel
-from .modeling_md4_layers import MD4Head, logits_of, nelbo_of_rows, number_of_items
+from .modeling_md4_layers import logits_of, nelbo_of_rows, number_of_items
 
 
 class MD4ForCausalLM(MD4PreTrainedModel):
@@ -35,8 +35,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
         super().__init__(config)
         self.loss_type = None  # `Trainer` would leave out the first token with the loss that the class name suggests
         self.model = MD4Model(config)
-        self.lm_head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
-        self.lm_head.init_scale = 0.0
+        self.lm_head = self.model.body.new_head(self.model, config)
         self.post_init()
 
     @can_return_tuple
@@ -85,7 +84,7 @@ class MD4ForCausalLM(MD4PreTrainedModel):
                 raise ValueError("`position_mask` cannot be used with `labels`: the loss scores every label.")
         output_logits = labels is None if output_logits is None else output_logits
         # The last token is read only to predict its successor, or for its own states.
-        asked = [self._is_asked_for(name, kwargs) for name in ("output_hidden_states", "output_attentions")]
+        asked = [self.is_asked_for(name, kwargs) for name in ("output_hidden_states", "output_attentions")]
         leaves_last = not any(asked) and (not output_logits or position_mask is not None)
         length = input_ids.shape[1] - leaves_last
         outputs = self.model(

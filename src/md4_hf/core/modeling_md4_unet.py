@@ -9,10 +9,14 @@ Peebles and Xie, arXiv:2212.09748 (DiT).
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_md4 import NUM_NORM_GROUPS, MD4Config
-from .modeling_md4_layers import MAX_PERIOD, make_norm, modulate, residual_block, zero_linear
+from .input_checks import check_image, check_left_out
+from .modeling_md4_body import BodyInputs, MD4Body, check_ids_and_conditions
+from .modeling_md4_layers import MAX_PERIOD, MD4Conditioning, make_norm, modulate, residual_block, zero_linear
 
 
 PATCH_SIZE = 2
@@ -252,3 +256,43 @@ class MD4ImageHead(nn.Conv2d):
         rows, pixels, channels = rows.to(logits.device), logits.shape[1] * logits.shape[2], self.num_channels
         example, channel, pixel = rows // (channels * pixels), rows // pixels % channels, rows % pixels
         return logits.flatten(0, 3).index_select(0, (example * pixels + pixel) * channels + channel)
+
+
+class ImageBody(MD4Body):
+    """Body of a model of images: `embed_tokens`, `conditioning` and the `unet` of the model."""
+
+    selects_rows = False
+
+    def build(self, model: PreTrainedModel, config: MD4Config):
+        """Make the embedding of values, the conditioning and the U-Net."""
+        model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        model.conditioning = MD4Conditioning(config) if config.is_conditional else None
+        model.unet = MD4UNet(config)
+
+    def new_head(self, model: PreTrainedModel, config: MD4Config) -> nn.Module:
+        """Make a convolution, which begins at zero: at uniform predictions."""
+        return MD4ImageHead(model.unet.out_channels, config.num_channels, config.vocab_size)
+
+    def check_inputs(self, model: PreTrainedModel, inputs: BodyInputs, options: dict):
+        """Raise a ValueError for inputs of text, wrong shapes and states that are not kept."""
+        names = ("attention_mask", "position_ids", "document_ids", "past_key_values")
+        is_embedded = inputs.tokens.is_floating_point()
+        check_left_out(
+            inputs_embeds=inputs.tokens if is_embedded else None, **{name: getattr(inputs, name) for name in names}
+        )
+        if model.is_asked_for("output_attentions", options):
+            raise ValueError("`output_attentions` must be False for a model of images, which keeps none, got True.")
+        layers = options.get("output_hidden_states", model.config.output_hidden_states)
+        if not (layers is None or isinstance(layers, bool)):
+            raise ValueError(f"`output_hidden_states` must be True or False for a model of images, got {layers!r}.")
+        check_image(inputs.tokens, model.config)
+        check_ids_and_conditions(model.config, inputs)
+
+    def run(self, model: PreTrainedModel, inputs: BodyInputs, **options) -> BaseModelOutput:
+        """Hidden states `(batch, channels of the last block, height, width)`."""
+        # The features of a pixel are the joined embeddings of its channels, adjacent in memory (channels last).
+        pixels = model.embed_tokens(inputs.tokens.permute(0, 2, 3, 1)).flatten(3).permute(0, 3, 1, 2)
+        conditioning = None
+        if model.conditioning is not None:
+            conditioning = model.conditioning(inputs.timesteps, inputs.class_labels, pixels.dtype)
+        return BaseModelOutput(last_hidden_state=model.unet(pixels, conditioning))

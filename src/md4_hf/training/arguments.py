@@ -92,6 +92,8 @@ class MD4TrainingArguments(ElboArguments, TrainingArguments):
             self.dataloader_persistent_workers = False  # a preset may set it for its own number of workers
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # pinned memory is for copies to an accelerator: torch warns
+        if self.dataloader_pin_memory:  # a copy that blocks would wait for all the work of the step before
+            self.accelerator_config.non_blocking = True
 
 
 def check_reporters(names: Iterable[str]):

@@ -16,6 +16,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from transformers.utils import logging
 
 from ..objective.figures import headline
+from ..utils.hardware import HostCopy
 
 
 logger = logging.get_logger(__name__)
@@ -45,7 +46,7 @@ class InterruptCallback(TrainerCallback):
 
     def __init__(self):
         self.interrupted = self._asked = False
-        self._agreement: torch.Tensor | None = None
+        self._agreement: HostCopy | None = None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -77,9 +78,10 @@ class InterruptCallback(TrainerCallback):
         """Save and stop if asked to."""
         if args.world_size > 1:
             if self._agreement is not None:  # of the last step: nothing waits for the accelerator
-                self.interrupted = bool(self._agreement)
-            self._agreement = torch.tensor(int(self._asked), device=args.device)
-            torch.distributed.all_reduce(self._agreement, op=torch.distributed.ReduceOp.MAX)
+                self.interrupted = bool(self._agreement.read())
+            asked = torch.full((), int(self._asked), device=args.device)
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            self._agreement = HostCopy(asked)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True

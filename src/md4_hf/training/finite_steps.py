@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging
 
+from ..utils.hardware import HostCopy
 from ..utils.sharding import trainable
 
 
@@ -39,12 +40,13 @@ class FiniteSteps:
 
     def begin(self):
         """Forget what an earlier training left."""
-        self._is_finite = torch.tensor(True)  # on this process, in the step so far
-        self._last: tuple[int, Tensor] | None = None
+        self._is_finite: Tensor | None = None  # on this process, in the step so far
+        self._last: tuple[int, HostCopy] | None = None
 
     def add_loss(self, loss: Tensor):
         """Take the loss of a micro-batch into account."""
-        self._is_finite = self._is_finite.to(loss.device) & loss.isfinite().all()
+        is_finite = loss.isfinite().all()
+        self._is_finite = is_finite if self._is_finite is None else self._is_finite & is_finite
 
     def judge(self, gradient_norm: Tensor | float | None):
         """Judge the step, between its last backward pass and the optimizer. Call it on all processes.
@@ -53,7 +55,7 @@ class FiniteSteps:
             FloatingPointError: On all of them, if the step before this one was not finite, and none is left out.
         """
         is_finite, step = self._is_finite, self.trainer.state.global_step + 1
-        self._is_finite = torch.tensor(True)
+        self._is_finite = None
         if isinstance(gradient_norm, DTensor):
             gradient_norm = gradient_norm.full_tensor()
         # The scaler of float16 leaves steps whose gradients overflow out by itself.
@@ -62,7 +64,7 @@ class FiniteSteps:
         is_finite = self._agreed(is_finite)
         if not self.skips:
             self._raise_if_last_was_not_finite()
-            self._last = (step, is_finite)
+            self._last = (step, HostCopy(is_finite))
         elif not is_finite:
             self.trainer.model_wrapped.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
             self.trainer.sums.leave_out_step()
@@ -93,8 +95,10 @@ class FiniteSteps:
         return agreed
 
     def _raise_if_last_was_not_finite(self):
-        step, is_finite = self._last or (0, True)
-        if not is_finite:
+        if self._last is None:
+            return
+        step, is_finite = self._last
+        if not is_finite.read():
             raise FloatingPointError(
                 f"the loss or gradient of step {step} is not finite: the training has stopped, and its checkpoints are "
                 f'from before. Lower `learning_rate`, or leave such steps out with `on_nonfinite="{SKIP}"`.'

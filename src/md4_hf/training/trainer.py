@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, send_to_device
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
@@ -282,6 +282,8 @@ class MD4Trainer(Trainer):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         if self.stream is not None:
             self.stream.take_positions(batches)
+            # accelerate moves those of other loaders; a copy that blocks would wait for all the work of the step before
+            batches = send_to_device(batches, device, non_blocking=self.args.dataloader_pin_memory)
         number_step_examples(batches, self.args.process_index, self.args.world_size)
         for batch in batches:
             batch["all_scored"] = batch.get("labels") is None and batch.get("attention_mask") is None

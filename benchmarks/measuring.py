@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 import md4_hf
@@ -54,10 +53,10 @@ def paired_ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
-def matmul_peak(dtype: torch.dtype) -> float:
+def matmul_peak(dtype: torch.dtype, device: torch.device = DEVICE) -> float:
     """Floating-point operations per second of a large matrix product, the best of several."""
-    size = 1024 if DEVICE.type == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(12))
 
 
@@ -85,18 +84,28 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def machine() -> str:
+def versions() -> dict[str, str | None]:
+    """Versions of what a measurement depends on; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "md4_hf": md4_hf.__version__}
+    for name in ("torch", "transformers", "diffusers", "accelerate", "triton", "liger-kernel", "flash-attn", "peft"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found | {"cuda": torch.version.cuda, "torch": torch.__version__}
+
+
+def machine(device: torch.device | str = DEVICE) -> str:
     """A line on hardware and versions."""
-    if DEVICE.type == "cuda":
-        hardware = torch.cuda.get_device_name()
+    if torch.device(device).type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
     else:
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         name = names[0].split(":")[1].strip() if names else platform.machine()
         hardware = f"{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
-    return (
-        f"{time.strftime('%Y-%m-%d')}, {hardware}; torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"diffusers {diffusers.__version__}, md4_hf {md4_hf.__version__}."
-    )
+    libraries = {name: versions()[name] for name in ("torch", "transformers", "diffusers", "md4_hf")}
+    listed = ", ".join(f"{name} {version}" for name, version in libraries.items())
+    return f"{time.strftime('%Y-%m-%d')}, {hardware}; {listed}."
 
 
 def log_axes(axis, ticks: list[int], log_y: bool = True):

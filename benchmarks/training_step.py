@@ -20,6 +20,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from flops import training_flops
 from measuring import (
     DEVICE,
     has_fast_bf16,
@@ -132,12 +133,8 @@ class Step:
 
     def model_flops(self) -> float:
         """Floating-point operations that the loss and its gradient need: all of the blocks, the head where masked."""
-        setting, config = self.setting, self.model.config
-        tokens = self.xt.numel()
-        per_token = 2 * (4 * setting.hidden_size**2 + 3 * setting.hidden_size * config.intermediate_size)
-        per_token += 4 * setting.length * setting.hidden_size  # attention
-        masked = int((self.xt == config.mask_token_id).sum())
-        return 3.0 * (setting.num_layers * tokens * per_token + 2 * masked * setting.hidden_size * setting.vocab_size)
+        masked = int((self.xt == self.model.config.mask_token_id).sum())
+        return training_flops(self.model.config, self.xt.numel(), self.setting.length, masked)
 
 
 def compare(setting: Setting, repeats: int, compiled: bool) -> dict[str, float]:

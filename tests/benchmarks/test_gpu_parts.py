@@ -171,7 +171,7 @@ def test_shares_of_a_profile_add_up(context):
     row = profiling.shares(context, "eager", None)
     shares = {name: value for name, value in row.values.items() if name.endswith("share")}
     assert sum(shares.values()) == pytest.approx(1.0)
-    assert {"attention share", "linear layers share", "loss operator share", "optimizer share"} <= set(shares)
+    assert {"linear layers share", "loss operator share", "optimizer share", "data and noise share"} <= set(shares)
     assert len((context.output / "kernels_eager.md").read_text().splitlines()) == 2 + profiling.TOP
 
 

@@ -1,4 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+import json
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -412,3 +413,12 @@ def test_padding_belongs_to_no_document():
     rows = [{"input_ids": [1, 2, 3], "document_ids": [0, 0, 1]}, {"input_ids": [1], "document_ids": [0]}]
     batch = PaddingCollator()(rows)
     assert batch["document_ids"].tolist() == [[0, 0, 1], [0, -1, -1]]
+
+
+def test_bars_say_what_is_done_and_no_part_is_called_a_split(tmp_path, capsys):
+    lines = [json.dumps({"text": f"some words of row {row}"}) for row in range(50)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    for _ in range(2):
+        pack(load_documents(str(tmp_path / "a.jsonl")), build_byte_tokenizer(), 16)
+        assert "split" not in capsys.readouterr().err
+        assert not datasets.are_progress_bars_disabled()

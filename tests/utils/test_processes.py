@@ -20,7 +20,7 @@ from md4_hf import MD4TrainingArguments
 from md4_hf.core.modeling_md4_layers import MD4Layer
 from md4_hf.training.checkpoints import MANIFEST, checkpoint_problem, commit
 from md4_hf.training.step_sampler import StepSampler
-from md4_hf.utils.processes import LOCK, RunLock, check_launch
+from md4_hf.utils.processes import LOCK, RunLock, check_launch, warn_of_one_process
 
 
 CONFIGS = HERE.parent / "scripts" / "configs"
@@ -186,3 +186,16 @@ def test_accelerate_reads_the_launch_files(path):
         stage = int(re.fullmatch(r"zero(\d)", path.stem).group(1))
         file = Path(content["deepspeed_config"]["deepspeed_config_file"])
         assert json.loads((HERE.parent / file).read_text())["zero_optimization"]["stage"] == stage
+
+
+@pytest.mark.parametrize(
+    ("launched", "devices", "warns"), [(True, 0, True), (True, 2, True), (True, 1, False), (False, 0, False)]
+)
+def test_one_process_of_a_launcher_is_told(launched, devices, warns, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: devices)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    args = MD4TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    warn_of_one_process(args)
+    assert ("started one process" in caplog.text) == warns

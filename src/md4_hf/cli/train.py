@@ -20,7 +20,7 @@ from ..training.checkpoints import checkpoint_to_resume
 from ..training.trainer import MD4Trainer
 from ..utils.files import check_can_be_written, move_files, whole_folder
 from ..utils.hub_access import to_hub
-from ..utils.processes import entered_by_first_process, on_first_process, print_on_first
+from ..utils.processes import entered_by_first_process, on_first_process, print_on_first, warn_of_one_process
 from ..utils.sharding import count_parameters
 from .images import prepare_image_training, trains_images
 from .material import Material
@@ -100,7 +100,9 @@ def run_training(
     modality = modality_of(model.config)
     examples = modality.describe_examples(model.config, data_args.block_size)
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    print_on_first(args, f"{size} on {args.device}; {batch_size} {examples} a step")
+    where = f"{args.world_size} x {args.device.type}" if args.world_size > 1 else args.device
+    print_on_first(args, f"{size} on {where}; {batch_size} {examples} a step")
+    warn_of_one_process(args)
     if args.should_save:
         record = RunRecord.of_start(rest, data_args, material, batch_size)
         trainer.add_callback(RecordCallback(record, rest.defaults))

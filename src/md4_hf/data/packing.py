@@ -24,6 +24,7 @@ from ..core.text_encoding import encode_texts
 from ..objective.figures import SIZE_COLUMNS
 from ..utils.integers import as_integer
 from .loading_errors import cache_errors
+from .progress import advance, progress_bar
 
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ def pack(
     report = counter.report(block_size)
     features = _block_features(block_size, document_ids)
     gen_kwargs = {"pieces": pieces, **cutting}
-    return Dataset.from_generator(_generate_from_pieces, features=features, gen_kwargs=gen_kwargs), report
+    with progress_bar("Packing", "blocks"):
+        return Dataset.from_generator(_generate_from_pieces, features=features, gen_kwargs=gen_kwargs), report
 
 
 def _block_features(block_size: int, document_ids: bool) -> Features:
@@ -223,7 +225,9 @@ def _generate_from_pieces(pieces: Dataset, **cutting: Any) -> Iterator[dict]:
     for batch in pieces.with_format("arrow").iter(DOCUMENTS_PER_BATCH):
         columns = batch["input_ids"], batch["sizes_per_token"], batch["starts_document"]
         for ids, sizes_per_token, starts_document in zip(*columns, strict=True):
-            yield from cutter.cut(ids.values.to_numpy(), sizes_per_token.as_py(), starts_document.as_py())
+            for block in cutter.cut(ids.values.to_numpy(), sizes_per_token.as_py(), starts_document.as_py()):
+                advance()
+                yield block
     yield from cutter.finish()
 
 

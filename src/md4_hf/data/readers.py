@@ -34,6 +34,7 @@ from datasets.utils.file_utils import xopen
 
 from .files import ARROW, CSV, JSON, JSON_LINES, PARQUET, TEXT, TSV, DataFiles, compression_of
 from .loading_errors import DataFileError
+from .progress import advance, progress_bar
 
 
 ROWS_PER_TABLE = 1000
@@ -303,6 +304,10 @@ class ColumnsBuilder(datasets.ArrowBasedBuilder):
             generators.append(SplitGenerator(name=split, gen_kwargs=gen_kwargs))
         return generators
 
+    def _prepare_split(self, *args, **kwargs):
+        with progress_bar("Reading", "rows"):
+            return super()._prepare_split(*args, **kwargs)
+
     def _generate_shards(self, files: list[str], names: list[str]) -> Iterator[str]:
         yield from names
 
@@ -314,6 +319,7 @@ class ColumnsBuilder(datasets.ArrowBasedBuilder):
                 tables = reader.tables(_decompressed(file, name), columns)
                 read_next = partial(next, tables, None)
                 for index, table in enumerate(iter(partial(_naming, name, read_next), None)):
+                    advance(table.num_rows)
                     yield Key(file_index, index), table
 
     def _check_columns(self, path: str, name: str):

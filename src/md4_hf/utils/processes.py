@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import sys
@@ -21,6 +22,8 @@ from transformers import Trainer, TrainingArguments
 
 from .hardware import choose_device
 
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
@@ -85,6 +88,16 @@ def check_launch(trainer: Trainer, expected_processes: int | None = None):
             )
     if args.world_size > 1 and args.device.type == "cuda" and torch.distributed.get_backend() == "gloo":
         raise ValueError('`ddp_backend` must be "nccl" on GPUs (gloo copies through the host), got "gloo".')
+
+
+def warn_of_one_process(args: TrainingArguments):
+    """Say so where `accelerate launch` started one process, although this machine has not just one accelerator."""
+    launched = "ACCELERATE_USE_CPU" in os.environ  # set for a single process only
+    if launched and args.world_size == 1 and torch.accelerator.device_count() != 1:
+        logger.warning(
+            "`accelerate launch` started one process. For more, give it --num_processes (on accelerators), or "
+            "--config_file scripts/configs/cpu_2proc.yaml."
+        )
 
 
 def check_agreement(args: TrainingArguments, facts: Mapping[str, Any]):

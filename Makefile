@@ -8,15 +8,17 @@ ARGS ?=
 PIP_ARGS ?=
 
 VENV := .venv
+OLDEST := .venv-oldest
 VENV_PYTHON := $(VENV)/bin/python
 MINIMUM := 3.10
 TOO_OLD := import sys; sys.exit(sys.version_info < tuple(map(int, "$(MINIMUM)".split("."))))
-PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+PIP_INSTALL = $(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c $(filter constraints%,$^)
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow bench style quality coverage clean distclean
+.PHONY: help demo test test-slow test-oldest bench style quality coverage clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,10 +27,13 @@ demo: $(VENV)/base.stamp  ## train a small model and sample from it (ARGS=...)
 	@$(VENV_PYTHON) scripts/demo.py $(ARGS)
 
 test: $(VENV)/test.stamp  ## the quick tests, a file per process at a time (ARGS=...)
-	@$(VENV_PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	@$(VENV_PYTHON) $(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/test.stamp  ## the tests that take minutes (ARGS=...)
 	@$(VENV_PYTHON) -m pytest -m slow $(ARGS)
+
+test-oldest: $(OLDEST)/test.stamp  ## the quick tests on the oldest versions of all libraries (ARGS=...)
+	@$(OLDEST)/bin/python $(PYTEST) $(ARGS)
 
 bench: $(VENV)/test.stamp  ## the benchmarks; results in benchmarks/results
 	@$(VENV_PYTHON) benchmarks/training_step.py --repeats 2 --growth --output benchmarks/results/training_step.md
@@ -52,20 +57,20 @@ clean:  ## remove build products and caches
 	rm -rf build dist htmlcov .hypothesis .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find src tests scripts benchmarks metrics -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-distclean: clean  ## also remove .venv
-	rm -rf $(VENV)
+distclean: clean  ## also remove .venv and .venv-oldest
+	rm -rf $(VENV) $(OLDEST)
 
 # A stamp is written last, so that an interrupted installation is taken up again. The larger sets contain the smaller.
 
-$(VENV)/created.stamp:
+$(VENV)/created.stamp $(OLDEST)/created.stamp:
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "error: no '$(PYTHON)' here. Install Python >= $(MINIMUM) or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
 	@"$(PYTHON)" -c '$(TOO_OLD)' || { \
 	  echo "error: md4_hf needs Python >= $(MINIMUM), and '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1)." \
 	  "Name a newer one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
-	@$(VENV_PYTHON) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV)
-	@$(VENV_PYTHON) -c '$(TOO_OLD)' || { \
-	  echo "error: $(VENV) holds $$($(VENV_PYTHON) -V 2>&1), md4_hf needs Python >= $(MINIMUM). Run: make distclean" >&2; exit 1; }
+	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(@D)
+	@$(@D)/bin/python -c '$(TOO_OLD)' || { \
+	  echo "error: $(@D) holds $$($(@D)/bin/python -V 2>&1), md4_hf needs Python >= $(MINIMUM). Run: make distclean" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/base.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
@@ -79,3 +84,7 @@ $(VENV)/test.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
 $(VENV)/dev.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $(VENV)/base.stamp $(VENV)/test.stamp $@
+
+$(OLDEST)/test.stamp: $(OLDEST)/created.stamp pyproject.toml constraints-oldest.txt
+	$(PIP_INSTALL) -e '.[test]'
+	@touch $@

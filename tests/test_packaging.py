@@ -13,6 +13,7 @@ import pytest
 from launching import run_python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 
 if sys.version_info >= (3, 11):
@@ -146,15 +147,27 @@ def test_cli_runs_from_the_wheel(place):
 # Versions -------------------------------------------------------------------------------------------------------------
 
 
+def pins(name, python):
+    return versions(requirement_lines(ROOT / name), "==", python)
+
+
 @pytest.mark.parametrize("python", PYTHONS)
-def test_lower_bounds_are_the_tested_versions(python):
-    pins = versions(requirement_lines(ROOT / "constraints.txt"), "==", python)
+def test_lower_bounds_are_the_oldest_versions(python):
     # The same distribution may be in several extras: one at a time, for `versions` to name what it objects to.
     bounds, groups = {}, [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     for line in (line for group in groups for line in group if not line.startswith(PROJECT["name"] + "[")):
         for name, version in versions([line], ">=", python).items():
             assert bounds.setdefault(name, version) == version, f"{name} has two lower bounds"
-    assert bounds == pins
+    expected = {**pins("constraints.txt", python), **pins("constraints-oldest.txt", python)}
+    assert Version(bounds.pop("torch")) <= Version(expected.pop("torch")), "no older build is at hand for the tests"
+    assert bounds == expected
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_newest_versions_are_no_older_than_the_oldest(python):
+    newest, oldest = pins("constraints.txt", python), pins("constraints-oldest.txt", python)
+    assert set(oldest) <= set(newest)
+    assert not [name for name, version in oldest.items() if Version(newest[name]) < Version(version)]
 
 
 def test_extras_of_extras_exist():

@@ -263,7 +263,7 @@ def test_a_device_map_does_not_split_what_adds_up_the_outputs_of_its_parts():
     first_devices = set()
     for memory in range(0, size, size // 50):
         sizes = {0: memory, "cpu": size}
-        device_map = infer_auto_device_map(model, sizes, no_split_module_classes=model._no_split_modules)
+        device_map = infer_auto_device_map(model, sizes, no_split_module_classes=[*model._no_split_modules])
         assert not [part for part in device_map if any(part.startswith(f"{name}.") for name in unsplit)]
         first_devices.add(device_map.get("model.conditioning"))
     assert first_devices >= {0, "cpu"}, "the border has passed over it"

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file, logging
-from transformers.utils.hub import resolve_revision
 
+from .compat import commit_of
 from .configuration_md4 import MD4Config
 from .input_checks import unused_ranges
 from .modeling_md4_layers import MD4Attention, MD4Layer
@@ -54,7 +54,8 @@ class MD4PreTrainedModel(PreTrainedModel):
         repo_id = hub.pop("repo_id", Path(save_directory).name)
         self.config.auto_map = dict(self._auto_map)
         super().save_pretrained(save_directory, is_main_process, **kwargs)
-        if not self.should_save_on_this_rank(is_main_process):
+        is_first_rank = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        if not (is_main_process and is_first_rank):
             return
         # An adapter is saved without configuration and code; a causal model opens only with this package.
         if self._auto_map and Path(save_directory, CONFIG_NAME).is_file():
@@ -74,9 +75,9 @@ class MD4PreTrainedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=False, **kwargs)
         # A commit in place of "main", for which transformers would ask a server to convert pickled weights.
         hub = {name: kwargs[name] for name in ("revision", "token", "local_files_only", "cache_dir") if name in kwargs}
-        revision = resolve_revision(pretrained_model_name_or_path, **hub)
+        revision = commit_of(pretrained_model_name_or_path, **hub)
         if revision is not None:
-            kwargs["revision"] = hub["revision"] = getattr(revision, "resolved", revision)
+            kwargs["revision"] = hub["revision"] = revision
         if pretrained_model_name_or_path is not None:
             subfolder, variant = kwargs.get("subfolder", ""), kwargs.get("variant")
             check_shards(str(pretrained_model_name_or_path), variant, subfolder=subfolder, **hub)
@@ -141,6 +142,8 @@ class MD4PreTrainedModel(PreTrainedModel):
             raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
         rows_before = self.config.vocab_size
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if (head := self.get_output_embeddings()) is not None:
+            head._is_hf_initialized = True  # a second `post_init` keeps it, as newer transformers see to themselves
         if self.config.learn_masking_schedule and hasattr(self, "token_schedule"):
             self.token_schedule.resize(self.config.vocab_size, self.config.schedule_power)
         cut_off, last = self.config.mask_token_id, self.config.vocab_size - 1

@@ -9,6 +9,7 @@ files that this one imports: hence the imports that seem superfluous.
 import diffusers
 import transformers
 
+from .compat import commit_of  # noqa: F401
 from .configuration_md4 import MD4Config  # noqa: F401
 from .image_processing_md4 import MD4ImageProcessor
 from .input_checks import check_tensor  # noqa: F401

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from torch import Tensor
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_unet import MD4ResnetBlock, MD4UNet
-from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from ..utils.errors import check_types, file_errors_as_value_errors
+
+
+if TYPE_CHECKING:
+    from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
 
 # Types of the official fields that are read here.
@@ -108,6 +111,8 @@ def _is_genmd4(official: Mapping[str, Any]) -> bool:
 
 def scheduler_from_official(official: Mapping[str, Any]) -> MaskedDiffusionScheduler:
     """The official sampler's settings: masking schedule, time grid, sampler and number of steps."""
+    from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
     check_types(official, TYPES)
     schedule, power = _parse_schedule(official.get("noise_schedule_type", "linear"))
     sampler = official.get("sampler", "ancestral")

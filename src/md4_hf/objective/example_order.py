@@ -7,9 +7,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
+
+from ..utils.libraries import is_instance
 
 
 NOISE_INDEX = "noise_index"  # the column of an example's place in the order of digests
@@ -69,7 +70,7 @@ def sampled_sha256(dataset: Any) -> str:
 
 def example_digests(dataset: Any, chosen: Sequence[int] | None = None) -> list[bytes]:
     """A digest of 16 bytes of each example, or of those chosen: its ids, labels, class, padding and documents."""
-    if isinstance(dataset, datasets.Dataset) and dataset.format["type"] in (None, "torch"):
+    if is_instance(dataset, "datasets.Dataset") and dataset.format["type"] in (None, "torch"):
         dataset = dataset.with_format("numpy")  # as lists, each id would be an object of Python
     digests = []
     chosen = range(len(dataset)) if chosen is None else chosen

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from ..core.masked_diffusion import IGNORE_INDEX
 from ..objective.figures import SIZE_COLUMNS
 from ..objective.noise import TRAIN_CLASS, TRAIN_FLIP, training_example_noise, training_mask_noise, training_times
 from ..objective.objectives import Objective, scored_labels
+from ..utils.libraries import is_instance
 from .arguments import MD4TrainingArguments
 
 
@@ -89,7 +89,7 @@ def number_step_examples(batches: list[dict[str, Any]], rank: int, world_size: i
 
 def as_tensors(dataset: Any) -> Any:
     """A data set with rows of tensors; rows of lists would cost an object of Python for each id."""
-    is_plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] is None
+    is_plain = is_instance(dataset, "datasets.Dataset") and dataset.format["type"] is None
     return dataset.with_format("torch") if is_plain else dataset
 
 

@@ -31,8 +31,7 @@ from .checkpoints import MANIFEST
 from .ema import EMA_FOLDER, average_folder
 from .loss_plot import plot_losses
 from .model_card import CardFacts, make_model_card
-from .streams import FILE_NAMES
-from .training_state import RUNNING_SUMS
+from .training_state import RUNNING_SUMS, STREAM_FILES
 
 
 TRAINING_ARGS_NAME = "training_args.bin"
@@ -41,7 +40,7 @@ SAMPLES_WIDTH, GAP = 512, 2  # pixels of the picture, at least about, and betwee
 PLOT_NAME = "loss.png"
 UPLOAD_FOLDER = ".upload-in-progress"
 # Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
-NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", RUNNING_SUMS, FILE_NAMES, MANIFEST, EMA_FOLDER)
+NOT_SHARED = ("*.pt", "*.pth", "*.bin", "trainer_state.json", RUNNING_SUMS, STREAM_FILES, MANIFEST, EMA_FOLDER)
 # `CardFacts` has other names for these arguments of `Trainer.create_model_card`.
 CARD_NAMES = {"model_name": "title", "finetuned_from": "base_model", "dataset": "datasets"}
 

@@ -22,10 +22,10 @@ from ..data.mixture import MixedStream, next_source
 from ..data.packing import DOCUMENTS_PER_BATCH, PackedStream, StreamPacker
 from ..utils.processes import gather
 from .callbacks import serve_on
+from .training_state import STREAM_FILES
 
 
 POSITION, ERROR = "stream_position", "stream_error"  # keys of a batch beside its tensors
-FILE_NAMES = "stream-rank-*.json"
 
 
 class EndlessStream(torch.utils.data.IterableDataset):
@@ -52,7 +52,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         self, stream: IterableDataset, rank: int, num_ranks: int, batch_size: int, collate: Callable[[list], dict]
     ):
         self.rank, self.num_ranks, self.batch_size, self.collate = rank, num_ranks, batch_size, collate
-        self.file_name = FILE_NAMES.replace("*", str(rank))
+        self.file_name = STREAM_FILES.replace("*", str(rank))
         self.fingerprint = _checked_fingerprint(stream, num_ranks)
         self.packer: StreamPacker | _NoPacker
         if isinstance(stream, PackedStream):

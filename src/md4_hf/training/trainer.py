@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate.utils import DynamoBackend, send_to_device
 from huggingface_hub import CommitInfo
@@ -33,6 +32,7 @@ from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_order
 from ..objective.figures import SIZE_COLUMNS
 from ..objective.objectives import Objective, scored_labels
 from ..utils.files import remove_any
+from ..utils.libraries import is_instance
 from ..utils.options import changed
 from ..utils.processes import RunLock, check_agreement, check_launch, on_first_process
 from ..utils.sharding import keep_float32
@@ -198,7 +198,7 @@ class MD4Trainer(Trainer):
         """As `Trainer.get_train_dataloader`; every process reads its own share of a stream, without end."""
         self.stream, args = None, self.args
         check_torch_stream(self.train_dataset, args)
-        if not isinstance(self.train_dataset, datasets.IterableDataset):
+        if not is_instance(self.train_dataset, "datasets.IterableDataset"):
             return super().get_train_dataloader()
         collate = self._get_collator_with_removed_columns(self._checked_collator(), description="training")
         kind = EndlessMixture if isinstance(self.train_dataset, MixedStream) else EndlessStream
@@ -211,7 +211,7 @@ class MD4Trainer(Trainer):
         if isinstance(self.data_collator, PaddingCollator):
             dataset = as_tensors(dataset)
         if not is_training and can_be_ordered(dataset):
-            if isinstance(dataset, datasets.Dataset):
+            if is_instance(dataset, "datasets.Dataset"):
                 dataset = self._remove_unused_columns(dataset, description=description)
             dataset = OrderedExamples(dataset)
         # An example that an evaluation left out would be missing in its figures.

@@ -18,9 +18,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 
-from .streams import FILE_NAMES
 
-
+STREAM_FILES = "stream-rank-*.json"  # positions of streams, one file for each process
 RUNNING_SUMS = "running_sums.json"
 NUMBER = int | float
 TRAINER_STATE = {
@@ -102,7 +101,7 @@ def check_state_files(checkpoint: Path):
         values["stateful_callbacks"]["TrainerControl"]
     read_state(checkpoint / "scheduler.pt", {"last_epoch": int}, SCHEDULER)
     read_running_sums(checkpoint)
-    for path in checkpoint.glob(FILE_NAMES):
+    for path in checkpoint.glob(STREAM_FILES):
         read_state(path, STREAM)
     if (checkpoint / "scaler.pt").is_file():
         read_state(checkpoint / "scaler.pt", {}, SCALER)

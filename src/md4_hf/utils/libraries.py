@@ -1,0 +1,16 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Optional libraries, which are imported only by what needs them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def is_instance(value: Any, class_name: str) -> bool:
+    """Whether a value is an instance of a class such as "datasets.Dataset", whose library is not imported for it.
+
+    Who has such a value has imported the library.
+    """
+    module, _, name = class_name.rpartition(".")
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))

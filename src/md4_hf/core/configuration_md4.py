@@ -24,6 +24,12 @@ class Backbone:
 
 BACKBONES = {"transformer": Backbone(), "unet": Backbone(is_image=True, has_rotary=False)}
 BACKBONES["uvit"] = BACKBONES["unet"]
+BACKBONES["auto"] = Backbone(takes_conditions=False, has_rotary=False)
+# Fields that are those of `backbone_config`, where it has them.
+FIELDS_OF_BACKBONE = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
+)
 
 
 def default_intermediate_size(hidden_size: int) -> int:
@@ -51,7 +57,14 @@ class MD4Config(PreTrainedConfig):
             given a tokenizer set this field.
         backbone (`str`, defaults to `"transformer"`):
             The denoising network: `"transformer"` for text, `"unet"` or `"uvit"` (a U-Net with a transformer in its
-            middle) for images, where each value of each channel is a token.
+            middle) for images, where each value of each channel is a token; `"auto"`, for text, a masked or causal
+            language model of transformers, see `MD4ForMaskedDiffusion.from_backbone`.
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the language model of `"auto"`, from which vocabulary and sizes are then taken (not the
+            length, which is at most its own); its `is_causal=False` lets a causal model attend both ways. Such a model
+            sees neither time nor class.
+        predicts_next (`bool`, defaults to `False`):
+            Whether, with `"auto"`, the hidden state of the token before predicts a token; of the first, its own.
         hidden_size (`int`, defaults to 768):
             Width of the transformer; a multiple of twice the number of heads (rotary pairs). For images, width of
             the first resolution and of the embedding of a value; a multiple of 32, the number of groups of the norms.
@@ -65,8 +78,9 @@ class MD4Config(PreTrainedConfig):
         mlp_type (`str`, defaults to `"swiglu"`):
             Gate of the feed-forward layer, and activation of the conditioning: `"glu"` (sigmoid), `"swiglu"` (SiLU) or
             `"geglu"` (tanh-approximated GELU).
-        time_conditioning (`bool`, defaults to `True`):
-            Whether the network sees the time. Without time and classes the blocks use RMSNorm and no modulation.
+        time_conditioning (`bool`, *optional*):
+            Whether the network sees the time; by default it does, except with `"auto"`. Without time and classes the
+            blocks use RMSNorm and no modulation.
         conditioning_size (`int`, *optional*):
             Width of the conditioning; defaults to `hidden_size // num_attention_heads`, for images to `hidden_size`.
         modulation (`str`, defaults to `"adaln_zero"`):
@@ -115,18 +129,21 @@ class MD4Config(PreTrainedConfig):
     """
 
     model_type = "md4"
+    sub_configs = {"backbone_config": PreTrainedConfig}
 
     vocab_size: int = 50258
     mask_token_id: int | None = None
     unused_token_ids: list[list[int]] | None = None
-    backbone: Literal["transformer", "unet", "uvit"] = "transformer"
+    backbone: Literal["transformer", "unet", "uvit", "auto"] = "transformer"
+    backbone_config: PreTrainedConfig | dict[str, Any] | None = None
+    predicts_next: bool = False
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int | None = None
     embedding_size: int | None = None
     mlp_type: Literal["glu", "swiglu", "geglu"] = "swiglu"
-    time_conditioning: bool = True
+    time_conditioning: bool | None = None
     conditioning_size: int | None = None
     modulation: Literal["adaln", "adaln_zero"] = "adaln_zero"
     is_causal: bool = False
@@ -161,6 +178,9 @@ class MD4Config(PreTrainedConfig):
         self.channel_multipliers = list(self.channel_multipliers)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
+        if self.time_conditioning is None:
+            self.time_conditioning = self.kind.takes_conditions
+        self._take_backbone()
         self._check_sizes()
         if self.is_image:
             self._check_image()
@@ -243,6 +263,25 @@ class MD4Config(PreTrainedConfig):
         height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
         return self.num_channels, height, width
 
+    def _take_backbone(self):
+        """Take the fields that are those of the backbone's configuration, which becomes an object."""
+        is_auto = self.backbone == "auto"
+        self._check("backbone_config", (self.backbone_config is not None) == is_auto, 'be given with "auto", only')
+        self._check("predicts_next", is_auto or not self.predicts_next, 'be False without `backbone="auto"`')
+        if not is_auto:
+            return
+        if isinstance(self.backbone_config, dict):
+            from transformers import AutoConfig  # slow to import
+
+            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+        own = self.backbone_config
+        for name in FIELDS_OF_BACKBONE:
+            value = getattr(own, name, None)
+            if value is not None:
+                setattr(self, name, value)
+        most = getattr(own, "max_position_embeddings", None) or self.max_position_embeddings
+        self.max_position_embeddings = min(self.max_position_embeddings, most)
+
     def _check(self, name: str, holds: bool, rule: str):
         if not holds:
             raise ValueError(f"`{name}` must {rule}, got {getattr(self, name)}.")
@@ -311,6 +350,9 @@ class MD4Config(PreTrainedConfig):
 
     def _check_objective(self):
         has_classes = self.num_classes is not None
+        if not self.kind.takes_conditions:
+            for name in ("time_conditioning", "num_classes", "is_causal"):
+                self._check(name, not getattr(self, name), f'be left out with `backbone="{self.backbone}"`')
         self._check("class_dropout", has_classes or self.class_dropout == 0, "be 0 without `num_classes`")
         steps = self.num_train_timesteps
         self._check("num_train_timesteps", (steps or 1) <= 2**24, "be at most 2**24, to be exact in float32")

@@ -5,6 +5,7 @@ Source: Shi et al., arXiv:2406.04329, and the official implementation's network,
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from .input_checks import (
     given_tokens,
 )
 from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, is_unused, md4_process, stratified_times
+from .modeling_md4_auto import AutoBody, adopt_backbone
 from .modeling_md4_base import MD4PreTrainedModel
 from .modeling_md4_body import BodyInputs, MD4Body, TransformerBody
 from .modeling_md4_layers import MD4Head, at_rows, indices_of, logits_of, nelbo_of_rows, number_of_items
@@ -35,7 +37,12 @@ from .schedules import MaskingSchedule, TokenPolynomialSchedule
 
 
 # The body of each `backbone` of a configuration.
-BODIES: dict[str, type[MD4Body]] = {"transformer": TransformerBody, "unet": ImageBody, "uvit": ImageBody}
+BODIES: dict[str, type[MD4Body]] = {
+    "transformer": TransformerBody,
+    "unet": ImageBody,
+    "uvit": ImageBody,
+    "auto": AutoBody,
+}
 
 
 @dataclass
@@ -80,8 +87,15 @@ class MD4Model(MD4PreTrainedModel):
         self.body.build(self, config)
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of the ids."""
+        return self.get_submodule(self.body.embedding_name(self))
+
+    def set_input_embeddings(self, value: nn.Module):
+        """Replace the embedding of the ids."""
+        self.set_submodule(self.body.embedding_name(self), value)
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -132,6 +146,14 @@ class MD4Model(MD4PreTrainedModel):
             tokens, timesteps, class_labels, attention_mask, position_ids, document_ids, past_key_values, rows
         )
         self.body.check_inputs(self, inputs, kwargs)
+        if self.body.records_states:
+            return self.body.run(self, inputs, **kwargs)
+        return self._run_recorded(inputs, return_dict=True, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def _run_recorded(self, inputs: BodyInputs, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+        """Run the body, and add the outputs of its blocks that are asked for."""
         return self.body.run(self, inputs, **kwargs)
 
 
@@ -154,6 +176,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         super().__init__(config)
         self.model = MD4Model(config)
         self.lm_head = self.model.body.new_head(self.model, config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{self.model.body.embedding_name(self.model)}.weight"}
         if config.learn_masking_schedule:
             self.token_schedule = TokenPolynomialSchedule(
                 config.vocab_size, config.schedule_power, config.schedule_eps
@@ -161,6 +184,49 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
             # Learned exponents stay in float32, whatever the precision of the weights.
             self._keep_in_fp32_modules_strict = ["token_schedule"]
         self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str,
+        tokenizer: Any = None,
+        *,
+        masking_schedule: str = "linear",
+        is_causal: bool = False,
+        predicts_next: bool = False,
+        dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **fields: Any,
+    ) -> "MD4ForMaskedDiffusion":
+        """
+        Make a masked diffusion model of a masked or a causal language model of transformers, with its weights.
+
+        Args:
+            name_or_path: Folder or Hub id of the language model, in safetensors format.
+            tokenizer: Its tokenizer, opened from the same place by default. If it has no mask token, the mask's id is
+                the one behind its last, which `ensure_mask_token` gives it. The row of a new mask token is the mean of
+                the others. Ids of the model without a token are never drawn.
+            masking_schedule: As in `MD4Config`.
+            is_causal: Whether a causal model goes on seeing only earlier tokens; False opens its attention.
+            predicts_next: Whether the hidden state of the token before predicts a token, as in a causal language model.
+            dtype: Precision of the weights; that of the files by default.
+            attn_implementation, revision, token: As in `from_pretrained`.
+            fields: Further fields of `MD4Config`.
+
+        Returns:
+            The model, in evaluation mode, with `backbone="auto"`.
+
+        Raises:
+            OSError: If there is no such model, or none in safetensors format.
+            ValueError: If it is no language model of attention layers with a linear head, cannot attend both ways, or
+                has fewer rows than the tokenizer has ids.
+        """
+        options = {"attn_implementation": attn_implementation, "revision": revision, "token": token, "dtype": dtype}
+        options = {"use_safetensors": True} | {name: x for name, x in options.items() if x is not None}
+        fields |= {"masking_schedule": masking_schedule, "predicts_next": predicts_next}
+        return adopt_backbone(cls, name_or_path, tokenizer, is_causal, options, fields)
 
     def get_output_embeddings(self) -> nn.Module:
         """The head: a linear layer of `vocab_size` rows; for images, a convolution of `vocab_size` rows per channel."""

@@ -144,6 +144,8 @@ class MD4PreTrainedModel(PreTrainedModel):
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         if (head := self.get_output_embeddings()) is not None:
             head._is_hf_initialized = True  # a second `post_init` keeps it, as newer transformers see to themselves
+        if self.config.backbone_config is not None:
+            self.config.backbone_config.vocab_size = self.config.vocab_size
         if self.config.learn_masking_schedule and hasattr(self, "token_schedule"):
             self.token_schedule.resize(self.config.vocab_size, self.config.schedule_power)
         cut_off, last = self.config.mask_token_id, self.config.vocab_size - 1

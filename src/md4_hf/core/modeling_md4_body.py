@@ -52,6 +52,7 @@ class MD4Body:
     """A kind of network between ids and head; each method is given the `MD4Model` whose modules it makes or runs."""
 
     selects_rows = True  # whether it gives the hidden states of `rows` only; if not, the head selects them
+    records_states = False  # whether its outputs have hidden states and attentions; if not, the blocks' are recorded
 
     def build(self, model: PreTrainedModel, config: MD4Config):
         """Make the modules of the model."""
@@ -60,6 +61,10 @@ class MD4Body:
     def new_head(self, model: PreTrainedModel, config: MD4Config) -> nn.Module:
         """Make the head for the hidden states of the model."""
         raise NotImplementedError(f"{type(self).__name__} must define `new_head`.")
+
+    def embedding_name(self, model: PreTrainedModel) -> str:
+        """Name of the module of the model that embeds the ids."""
+        return "embed_tokens"
 
     def check_inputs(self, model: PreTrainedModel, inputs: BodyInputs, options: dict):
         """Raise a ValueError for inputs that do not fit the model; `options` are the other arguments of the call."""
@@ -83,7 +88,7 @@ class TextBody(MD4Body):
         """Raise a ValueError for inputs that do not fit the model."""
         config, tokens = model.config, inputs.tokens
         if tokens.is_floating_point():
-            check_shape("inputs_embeds", tokens, (None, None, config.embedding_size or config.hidden_size))
+            check_shape("inputs_embeds", tokens, (None, None, model.get_input_embeddings().embedding_dim))
         elif tokens.dim() != 2:
             raise ValueError(f"`input_ids` must have shape (batch, length), got {tuple(tokens.shape)}.")
         check_ids_and_conditions(config, inputs)

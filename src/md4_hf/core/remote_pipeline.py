@@ -16,6 +16,7 @@ from .input_checks import check_tensor  # noqa: F401
 from .linear_nelbo import linear_nelbo  # noqa: F401
 from .masked_diffusion import corrupt  # noqa: F401
 from .modeling_md4 import MD4ForMaskedDiffusion
+from .modeling_md4_auto import AutoBody  # noqa: F401
 from .modeling_md4_base import MD4PreTrainedModel  # noqa: F401
 from .modeling_md4_body import MD4Body  # noqa: F401
 from .modeling_md4_layers import MD4Layer  # noqa: F401

@@ -1,0 +1,347 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Any language model of transformers as the network of an MD4 model: `backbone="auto"`.
+
+The body is the model class of transformers, a masked or a causal one, without its last linear layer, which becomes the
+head of the MD4 model; a transform before that layer, as BERT's, stays in the body. A causal model attends both ways
+with `is_causal=False` in its configuration. The next-token alignment, and the attention that is opened little by
+little, are those of DiffuLLaMA (Gong et al., arXiv:2410.17891) and Dream (Ye et al., arXiv:2508.15487).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import cached_file
+
+from .configuration_md4 import MD4Config
+from .input_checks import unused_ranges
+from .modeling_md4_body import BodyInputs, TextBody, positions_in_documents
+from .modeling_md4_layers import MD4Head, at_rows
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+PROBE_LENGTH = 4  # tokens of the passes that a new model is tried with
+PROBE_TOLERANCE = 1e-3  # of its logits, relative to the largest, in whatever precision the weights have
+
+
+def language_model_class(config) -> Any:
+    """Auto class that makes the language model of a configuration: for masked models, or for causal ones.
+
+    Raises:
+        ValueError: If transformers has no language model of this type, or one that is no stack of attention layers.
+    """
+    kind = config.model_type
+    names = {auto: mapping.get(kind) for auto, mapping in AUTO_CLASSES.items()}
+    if config.is_encoder_decoder or not any(names.values()):
+        raise ValueError(f"`backbone_config` must be of a masked or a causal language model, got {kind!r}.")
+    layers = {layer for layer in getattr(config, "layer_types", None) or () if not is_softmax_attention(layer)}
+    if getattr(config, "num_attention_heads", None) is None or layers:
+        found = f"{kind!r} with layers of {sorted(layers)}" if layers else repr(kind)
+        raise ValueError(f"`backbone_config` must be of a model whose layers all attend to all tokens, got {found}.")
+    named = [auto for auto, name in names.items() if name in (config.architectures or ())]
+    decoders = [AutoModelForCausalLM] if getattr(config, "is_decoder", False) else []
+    return next(auto for auto in (*named, *decoders, *names) if names[auto] is not None)
+
+
+AUTO_CLASSES: dict[Any, Any] = {
+    AutoModelForMaskedLM: MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+
+
+def is_softmax_attention(layer_type: str) -> bool:
+    """Whether a name in `layer_types` is that of attention proper, and of no recurrence."""
+    return layer_type.endswith("attention") and not layer_type.startswith("linear")
+
+
+def cut_head(language_model: PreTrainedModel) -> nn.Linear:
+    """Take the last linear layer out of a language model, whose logits are then the inputs of that layer.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    head = language_model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        kind = type(language_model).__name__
+        raise ValueError(f"`name_or_path` must be of a model with a linear head, got {kind} with {head}.")
+    path = next(name for name, module in language_model.named_modules() if module is head)
+    language_model.set_submodule(path, nn.Identity())
+    inside = f"{language_model.base_model_prefix}."
+    for tied, source in dict(language_model._tied_weights_keys or {}).items():
+        if tied.startswith(f"{path}.") and not source.startswith(inside):  # a second name of the bias
+            owner, _, name = source.rpartition(".")
+            language_model.get_submodule(owner).register_parameter(name, None)
+    language_model._tied_weights_keys = None
+    language_model.all_tied_weights_keys = {}
+    return head
+
+
+class AutoBody(TextBody):
+    """A language model of transformers without its head: `backbone` of the model."""
+
+    records_states = True
+
+    def build(self, model: PreTrainedModel, config: MD4Config):
+        """Make the language model of `backbone_config`, and note the shape of its head."""
+        auto = language_model_class(config.backbone_config)
+        language_model = auto.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        self.take(model, language_model, cut_head(language_model))
+
+    def take(self, model: PreTrainedModel, language_model: PreTrainedModel, head: nn.Linear):
+        """Make this language model, whose head was cut, the network of the model."""
+        model.config.backbone_config = language_model.config  # one object: attention is switched in both
+        model.backbone = language_model
+        model.head_shape = {
+            "in_features": head.in_features,
+            "out_features": head.out_features,
+            "bias": head.bias is not None,
+        }
+
+    def new_head(self, model: PreTrainedModel, config: MD4Config) -> nn.Module:
+        """Make a linear head of the shape of the language model's."""
+        return MD4Head(**model.head_shape)
+
+    def embedding_name(self, model: PreTrainedModel) -> str:
+        """Name of the module that embeds the ids."""
+        embeddings = model.backbone.get_input_embeddings()
+        return next(name for name, module in model.named_modules() if module is embeddings)
+
+    def check_inputs(self, model: PreTrainedModel, inputs: BodyInputs, options: dict):
+        """Raise a ValueError for inputs that do not fit the model, and for more tokens than it has positions."""
+        super().check_inputs(model, inputs, options)
+        num_positions, length = learned_positions(model), inputs.num_past + inputs.tokens.shape[1]
+        if num_positions is not None and length > num_positions:
+            raise ValueError(
+                f"`input_ids` must have at most {num_positions} tokens, the backbone's positions, got {length}."
+            )
+        mask = inputs.attention_mask
+        has_own_mask = inputs.document_ids is not None or (mask is not None and mask.dim() == 4)
+        if has_own_mask and has_windows(model.config.backbone_config):
+            name = "attention_mask" if inputs.document_ids is None else "document_ids"
+            raise ValueError(
+                f"`{name}` must not be a mask of pairs of tokens for a backbone with sliding windows: they would go "
+                "unheeded."
+            )
+
+    def check_cache(self, model: PreTrainedModel, document_ids: Tensor | None):
+        """Raise a ValueError where keys and values of earlier tokens cannot be used."""
+        super().check_cache(model, document_ids)
+        config = model.config
+        if config.predicts_next or language_model_class(config.backbone_config) is not AutoModelForCausalLM:
+            raise ValueError(
+                "`past_key_values` must be None for a backbone that keeps none, or that predicts the next token."
+            )
+
+    def run(self, model: PreTrainedModel, inputs: BodyInputs, **options) -> BaseModelOutput:
+        """Hidden states `(batch, length, width)` for the head, or those of the rows, from the language model."""
+        name = "inputs_embeds" if inputs.tokens.is_floating_point() else "input_ids"
+        arguments = {name: inputs.tokens, **self._attention(model, inputs)}
+        if inputs.past_key_values is not None:
+            arguments |= {"past_key_values": inputs.past_key_values, "use_cache": True}
+        elif language_model_class(model.config.backbone_config) is AutoModelForCausalLM:
+            arguments["use_cache"] = False
+        recorded = ("output_hidden_states", "output_attentions")
+        options = {name: getattr(model.config, name) for name in recorded} | options
+        outputs = model.backbone(**arguments, **options, return_dict=True)
+        states = outputs.logits  # of the identity in place of the head
+        if model.config.predicts_next:
+            states = states_before(states, inputs)
+        return BaseModelOutput(
+            last_hidden_state=at_rows(states, inputs.rows),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _attention(self, model: PreTrainedModel, inputs: BodyInputs) -> dict[str, Tensor | None]:
+        """Mask and positions for the language model."""
+        mask, position_ids = inputs.attention_mask, inputs.position_ids
+        if inputs.document_ids is not None:
+            mask = document_mask(inputs, keeps_causal(model.config.backbone_config))
+            if position_ids is None:
+                position_ids = positions_in_documents(inputs.document_ids)
+        if mask is not None and mask.dim() == 4:  # eager attention adds it
+            dtype = model.backbone.dtype
+            mask = additive(mask, dtype) if mask.dtype == torch.bool else mask.to(dtype)
+        arguments = {"attention_mask": mask}
+        if position_ids is not None:
+            arguments["position_ids"] = position_ids + first_position(model)
+        return arguments
+
+
+def additive(is_open: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where attention is open, finfo.min elsewhere."""
+    return torch.zeros(is_open.shape, dtype=dtype, device=is_open.device).masked_fill(~is_open, torch.finfo(dtype).min)
+
+
+def document_mask(inputs: BodyInputs, is_causal: bool) -> Tensor:
+    """Booleans `(batch, 1, length, length)`: whether a token attends to another, of its document and no padding."""
+    documents = inputs.document_ids
+    is_open = documents[:, :, None] == documents[:, None, :]
+    if inputs.attention_mask is not None:
+        is_open &= inputs.attention_mask[:, None, :] != 0
+    if is_causal:
+        is_open = is_open.tril()
+    itself = torch.eye(documents.shape[1], dtype=torch.bool, device=documents.device)
+    return (is_open | itself)[:, None]
+
+
+def states_before(states: Tensor, inputs: BodyInputs) -> Tensor:
+    """Move hidden states `(batch, length, width)` to the next position, whose token they predict.
+
+    The first token of a row and of a document, and one behind padding, have none before them and keep their own.
+    """
+    batch, length = states.shape[:2]
+    is_first = torch.zeros((batch, length), dtype=torch.bool, device=states.device)
+    is_first[:, 0] = True
+    if inputs.document_ids is not None:
+        is_first[:, 1:] |= inputs.document_ids[:, 1:] != inputs.document_ids[:, :-1]
+    if inputs.attention_mask is not None and inputs.attention_mask.dim() == 2:
+        is_first[:, 1:] |= inputs.attention_mask[:, :-1] == 0
+    return torch.where(is_first[..., None], states, states.roll(1, dims=1))
+
+
+def position_table(model: PreTrainedModel) -> nn.Embedding | None:
+    """Learned embedding of positions of the backbone, if it has one."""
+    tokens = model.backbone.get_input_embeddings()
+    rows = getattr(model.config.backbone_config, "max_position_embeddings", None)
+    tables = [m for m in model.backbone.modules() if isinstance(m, nn.Embedding) and m is not tokens]
+    return next((table for table in tables if table.num_embeddings == rows), None)
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """Number of the first position: those of RoBERTa begin behind the row of the padding."""
+    table = position_table(model)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """Number of tokens that a backbone with learned positions has room for, None for one without."""
+    table = position_table(model)
+    return None if table is None else table.num_embeddings - first_position(model)
+
+
+def has_windows(config) -> bool:
+    """Whether some layers of a backbone attend to a window only."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types:
+        return any(layer != "full_attention" for layer in layer_types)
+    return getattr(config, "sliding_window", None) is not None
+
+
+def keeps_causal(config) -> bool:
+    """Whether tokens of a backbone see only those before them."""
+    return language_model_class(config) is AutoModelForCausalLM and getattr(config, "is_causal", None) is not False
+
+
+# From a language model to an MD4 model --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def adopt_backbone(
+    model_class: type,
+    name_or_path: str,
+    tokenizer: Any,
+    is_causal: bool,
+    options: dict[str, Any],
+    fields: dict[str, Any],
+) -> PreTrainedModel:
+    """Make an MD4 model of a language model; arguments as in `MD4ForMaskedDiffusion.from_backbone`.
+
+    `options` are those of transformers' `from_pretrained`, `fields` those of the `MD4Config`.
+    """
+    hub = {name: options[name] for name in ("revision", "token") if options.get(name) is not None}
+    backbone_config = AutoConfig.from_pretrained(name_or_path, **hub)
+    auto = language_model_class(backbone_config)
+    if auto is AutoModelForMaskedLM and is_causal:
+        raise ValueError(f"`is_causal` must be False for a masked language model, got True for {name_or_path}.")
+    used_ids, mask_token_id, is_new = tokens_of(name_or_path, tokenizer, backbone_config.vocab_size, hub)
+    language_model = auto.from_pretrained(name_or_path, **options).eval()
+    expected = probe(language_model)
+    head = cut_head(language_model)
+    if not torch.allclose(head(probe(language_model)), expected, rtol=0, atol=PROBE_TOLERANCE * expected.abs().max()):
+        raise ValueError(
+            f"`name_or_path` must be of a model whose logits are linear in its last states, got {name_or_path}."
+        )
+    if auto is AutoModelForCausalLM:
+        language_model.config.is_causal = is_causal
+        if not is_causal:
+            check_sees_later_tokens(language_model, name_or_path)
+    if "attn_implementation" in options:
+        fields["attn_implementation"] = options["attn_implementation"]
+    config = MD4Config(backbone="auto", backbone_config=language_model.config, **fields)
+    with torch.device("meta"):
+        model = model_class(config)
+    model.model.body.take(model.model, language_model, head)
+    model.lm_head = MD4Head.with_parameters_of(head)
+    if config.learn_masking_schedule:
+        model.token_schedule = type(model.token_schedule)(
+            config.vocab_size, config.schedule_power, config.schedule_eps
+        )
+    most = learned_positions(model.model) or config.max_position_embeddings
+    config.max_position_embeddings = min(config.max_position_embeddings, most)
+    if mask_token_id >= config.vocab_size:
+        model.resize_token_embeddings(mask_token_id + 1, mean_resizing=False)
+    model.config.mask_token_id = mask_token_id
+    model.config.unused_token_ids = unused_ranges({*used_ids, mask_token_id}, model.config.vocab_size)
+    if is_new:
+        set_to_mean(model, mask_token_id, sorted({*used_ids} - {mask_token_id}))
+    model.tie_weights()
+    model.name_or_path = name_or_path
+    return model.eval()
+
+
+def tokens_of(name_or_path: str, tokenizer: Any, rows: int, hub: dict) -> tuple[set[int], int, bool]:
+    """Ids of a model's tokens, the id of the mask, and whether the mask is new to the model.
+
+    Raises:
+        ValueError: If the tokenizer has ids, other than a mask behind the last row, that the model has no row for.
+    """
+    own = AutoTokenizer.from_pretrained(name_or_path, **hub) if has_tokenizer(name_or_path, hub) else None
+    tokenizer = own if tokenizer is None else tokenizer
+    used = set(range(rows)) if tokenizer is None else {*tokenizer.get_vocab().values()}
+    mask = None if tokenizer is None else tokenizer.mask_token_id
+    mask = max(used) + 1 if mask is None else mask
+    source = tokenizer if own is None else own
+    is_new = source is None or source.mask_token_id != mask or mask >= rows
+    found = max(used - {mask})
+    if found >= rows or mask > rows:
+        found = max(found, tokenizer.mask_token_id or 0)
+        raise ValueError(f"`tokenizer` must have ids below the model's number of rows, {rows}, got up to {found}.")
+    return used, mask, is_new
+
+
+def has_tokenizer(name_or_path: str, hub: dict) -> bool:
+    """Whether there are files of a tokenizer beside a model; without them, transformers would make an empty one."""
+    options = {**hub, "_raise_exceptions_for_missing_entries": False}
+    return any(cached_file(name_or_path, name, **options) is not None for name in TOKENIZER_FILES)
+
+
+def set_to_mean(model: PreTrainedModel, row: int, others: list[int]):
+    """Set a row of the embedding and of the head to the mean of others."""
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for parameter in (module.weight, getattr(module, "bias", None)):
+            if parameter is not None:
+                parameter[row] = parameter[others].float().mean(dim=0).to(parameter.dtype)
+
+
+def probe(language_model: PreTrainedModel, last: int = PROBE_LENGTH) -> Tensor:
+    """Logits `(1, length, vocab)` of a few tokens, the last of which is given."""
+    ids = torch.tensor([[*range(1, PROBE_LENGTH), last]], device=language_model.device)
+    return language_model(input_ids=ids % language_model.config.vocab_size, return_dict=True).logits
+
+
+def check_sees_later_tokens(language_model: PreTrainedModel, name_or_path: str):
+    """Raise a ValueError if the first state of a model does not depend on the last token."""
+    first, second = (probe(language_model, last)[:, 0] for last in (PROBE_LENGTH, PROBE_LENGTH + 1))
+    if torch.equal(first, second):
+        kind = language_model.config.model_type
+        raise ValueError(
+            f"`is_causal` must be True for a backbone of type {kind!r}, whose tokens see only those before them, got "
+            f"False for {name_or_path}."
+        )

@@ -26,6 +26,7 @@ DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}
 SDPA = {"math": SDPBackend.MATH, "mem-efficient": SDPBackend.EFFICIENT_ATTENTION}
 SDPA |= {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 ATTENTION = ["eager", *(f"sdpa {name}" for name in SDPA), "flash_attention_2"]
+NO_KERNEL = ("No available kernel", "No viable backend", "execution plan")  # in torch's errors
 FLEX = "flex_attention"  # which is compiled for each kind of mask
 
 
@@ -120,7 +121,7 @@ def attention(
             if not (name == FLEX and context.device.type == "cpu"):  # no backward pass there
                 found |= outcome(model, inputs, DTYPES[precision])
         except RuntimeError as error:
-            if "No available kernel" in str(error) or "No viable backend" in str(error):
+            if any(message in str(error) for message in NO_KERNEL):
                 raise NotAvailable("torch has no such kernel for these inputs") from error
             raise
     return compared(found, {**reference, "logits": reference["logits"][real]}, TOLERANCES[precision])

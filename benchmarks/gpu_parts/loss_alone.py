@@ -60,7 +60,7 @@ def plain_logits(problem: Problem) -> Tensor:
 
 def torchs(problem: Problem) -> Tensor:
     """Operator of torch; a weight per row asks for the values of all rows."""
-    if not hasattr(F, "linear_cross_entropy"):
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         raise NotAvailable(f"torch {torch.__version__} has no linear_cross_entropy")
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2048)
     nats = F.linear_cross_entropy(

@@ -36,18 +36,19 @@ def preset_config(name: str, tiny: bool = False, **changes: Any) -> MD4Config:
 def random_model(config: MD4Config, device: torch.device | str, seed: int = 0) -> MD4ForMaskedDiffusion:
     """Model with normal weights everywhere: a fresh one's head and gates are zero."""
     torch.manual_seed(seed)
-    model = MD4ForMaskedDiffusion(config).to(device)
+    with torch.device(device):  # where it is initialised in no time
+        model = MD4ForMaskedDiffusion(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     return model
 
 
-def compiled(model: MD4ForMaskedDiffusion, way: str | None) -> torch.nn.Module:
+def compiled(model: MD4ForMaskedDiffusion, way: str | None, only_traced: bool = False) -> torch.nn.Module:
     """Compile a model as one graph, layer by layer (in place), or not at all.
 
-    On a processor, where that takes minutes, the graphs are made but run as they are.
+    With `only_traced`, and on a processor, where compiling takes minutes, the graphs are made but run as they are.
     """
-    options = {"backend": "aot_eager"} if model.device.type == "cpu" else {}
+    options = {"backend": "aot_eager"} if only_traced or model.device.type == "cpu" else {}
     if way == WHOLE:
         return torch.compile(model, fullgraph=True, **options)
     if way == LAYERS:

@@ -38,15 +38,16 @@ class Worker:
 
     def follow(self, report: Report, end: float, share: float):
         """Let the part run for this share of the time until `end`, and put its rows into the report."""
-        begin = time.time()
+        begin, state, error = time.time(), "stopped", "the run was stopped"
         report.begin(self.part)
         try:
             state, error = self._follow(report, end, share)
         except (EOFError, ConnectionError):
             self.process.join(5.0)
             state, error = "failed", f"its process ended with exit code {self.process.exitcode}"
-        self.end()
-        report.end(self.part, state, error, time.time() - begin)
+        finally:
+            self.end()
+            report.end(self.part, state, error, time.time() - begin)
 
     def _follow(self, report: Report, end: float, share: float) -> tuple[str, str | None]:
         """How the part ended, and its error."""

@@ -81,6 +81,20 @@ def test_a_second_call_keeps_the_parts_that_it_does_not_run(tmp_path, fake_parts
     assert set(json.loads(report.path.read_text())["parts"]) == {"fails", "dies"}
 
 
+def test_a_part_is_stopped_with_the_run(tmp_path, monkeypatch, fake_parts):
+    def stop_after_a_row(self, part, row):
+        add(self, part, row)
+        raise SystemExit("stopped")
+
+    add = Report.add
+    monkeypatch.setattr(Report, "add", stop_after_a_row)
+    report = Report(tmp_path / "gpu.json", {"machine": "a machine"})
+    with pytest.raises(SystemExit):
+        running.run_parts(fake_parts[2:3], Options("cpu", tmp_path), report, time.time() + 120.0)
+    found = json.loads(report.path.read_text())["parts"]["hangs"]
+    assert found["state"] == "stopped" and len(found["rows"]) == 1
+
+
 def test_no_part_begins_without_time(tmp_path, fake_parts):
     report = Report(tmp_path / "gpu.json", {"machine": "a machine"})
     running.run_parts(fake_parts[:1], Options("cpu", tmp_path), report, time.time())

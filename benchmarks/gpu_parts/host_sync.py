@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,9 +143,11 @@ class WatchCallback(TrainerCallback):
 def waits_of_the_trainer(context: Context) -> Row:
     """Waits per step of a whole `MD4Trainer`, between its logs."""
     options = {"max_steps": WARM_UP + STEPS + 1, "save_strategy": "no", "logging_steps": 1000}
-    trainer, watch = make_trainer(context, context.output / "waits", **options), Watch(context.device)
-    trainer.add_callback(WatchCallback(watch))
-    trainer.train()
+    watch = Watch(context.device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(context, Path(folder), **options)
+        trainer.add_callback(WatchCallback(watch))
+        trainer.train()
     figures = watch.figures(STEPS)
     return Row("", figures, figures["waits_per_step"] == 0, "none is expected between logs")
 

@@ -3,6 +3,8 @@
 
 import functools
 import time
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +124,45 @@ def test_steps_run_where_nothing_tells_of_waits(context):
             measure()
 
 
+@pytest.fixture
+def sync_debug_mode(context, monkeypatch):
+    """A device that seems to be CUDA's, and the mode that torch was told, as a list."""
+    modes = ["default"]
+    context.__dict__["device"] = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    return modes
+
+
+def wait(modes):
+    """Do as a call of CUDA that waits."""
+    if modes[-1] == "error":
+        raise RuntimeError("called a synchronizing CUDA operation")
+    if modes[-1] == "warn":
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at a.cpp:1.)", stacklevel=1)
+
+
+@pytest.mark.parametrize("num_waits", [0, 2])
+def test_waits_are_counted_by_line_and_are_an_error(context, sync_debug_mode, num_waits):
+    def step(**columns):
+        for _ in range(num_waits):
+            wait(sync_debug_mode)
+
+    row = host_sync.waits(context, lambda: step, never_waits=True)
+    assert row.ok is (num_waits == 0) and row.values["waits_per_step"] == num_waits
+    assert sync_debug_mode[-1] == "default" and "error" in sync_debug_mode
+    if num_waits:
+        assert "test_gpu_parts.py" in row.values["lines"] and "synchronizing" in row.note
+
+
+def test_waits_of_a_trainer_are_counted_between_its_first_and_last_steps(sync_debug_mode):
+    watch = host_sync.Watch(torch.device("cuda"))
+    callback = host_sync.WatchCallback(watch)
+    for step in range(host_sync.WARM_UP + host_sync.STEPS + 1):
+        callback.on_step_begin(None, SimpleNamespace(global_step=step), None)
+        wait(sync_debug_mode)
+    assert watch.figures(host_sync.STEPS)["waits_per_step"] == 1
+
+
 def test_a_compiled_step_has_one_graph_for_ragged_rows(context):
     row = host_sync.graphs(context, WHOLE, host_sync.ragged_rows)
     assert row.ok and row.values == {"graph_breaks": 0, "recompilations": 0, "graphs": 1}
@@ -216,9 +257,18 @@ def run_out_of_memory():
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
+def touch_memory_of_others():
+    raise RuntimeError("an illegal memory access was encountered")
+
+
 @pytest.mark.parametrize(
     "measure, ok, note",
-    [(fail, False, "no such kernel"), (run_out_of_memory, None, "out of memory"), (dict, None, None)],
+    [
+        (fail, False, "no such kernel"),
+        (touch_memory_of_others, False, "illegal"),
+        (run_out_of_memory, None, "out of memory"),
+        (dict, None, None),
+    ],
 )
 def test_a_failed_measurement_is_a_row_of_its_own(context, measure, ok, note):
     row = context.measured("case", measure)

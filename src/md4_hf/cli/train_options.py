@@ -86,7 +86,9 @@ class ModelArguments:
     embedding_dropout: float | None = option("Dropout after the embedding.")
     attention_dropout: float | None = option("Dropout of the attention probabilities.")
     residual_dropout: float | None = option("Dropout of the blocks' outputs.")
-    masking_schedule: str | None = option("Masking schedule.", choices=["linear", "cosine", "poly", "geometric"])
+    masking_schedule: str | None = option(
+        "Masking schedule.", choices=["linear", "cosine", "poly", "geometric", "loglinear"]
+    )
     schedule_power: float | None = option('Exponent of the "poly" schedule.')
     schedule_eps: float | None = option("Distance that the schedule keeps from 0 and 1.")
     learn_masking_schedule: bool | None = option("GenMD4: learn an exponent of the schedule for each token.")

@@ -119,14 +119,36 @@ class GeometricSchedule(MaskingSchedule):
         return -torch.exp(-beta_bar) * beta_bar * math.log(self.beta_max / self.beta_min)
 
 
-SCHEDULES = {cls.name: cls for cls in (LinearSchedule, CosineSchedule, PolynomialSchedule, GeometricSchedule)}
+@dataclass(frozen=True)
+class LogLinearSchedule(MaskingSchedule):
+    """Schedule of SEDD, MDLM and RADD: alpha_t = 1 - (1 - eps) t, exactly 1 at t=0 and `eps` at t=1.
+
+    The weight of the loss is 1 / t whatever `eps` is, and nothing is left to reconstruct at t=0. The name is of the
+    noise -log alpha_t = -log(1 - (1 - eps) t); theirs has eps=1e-3.
+    """
+
+    name: ClassVar[str] = "loglinear"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Probability that a token is unmasked at time `t`, see `MaskingSchedule.alpha`."""
+        return 1.0 - (1.0 - self.eps) * t
+
+    def alpha_prime(self, t: Tensor) -> Tensor:
+        """Time derivative of `alpha`: the constant -(1 - eps)."""
+        return torch.full_like(t, self.eps - 1.0)
+
+
+SCHEDULES = {
+    cls.name: cls
+    for cls in (LinearSchedule, CosineSchedule, PolynomialSchedule, GeometricSchedule, LogLinearSchedule)
+}
 
 
 def make_schedule(name: str, *, power: float = 1.0, eps: float = 1e-4) -> MaskingSchedule:
     """Create the masking schedule of a name.
 
     Args:
-        name: "linear", "cosine", "poly" or "geometric"; a ValueError for any other.
+        name: "linear", "cosine", "poly", "geometric" or "loglinear"; a ValueError for any other.
         power: Exponent of "poly", in (0, 1e6]; the other schedules do not use it.
         eps: See `MaskingSchedule`.
     """

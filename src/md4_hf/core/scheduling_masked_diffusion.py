@@ -144,7 +144,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         mask_token_id (`int`, *optional*): The mask id; the pipeline fills in the model's if it is `None`.
-        masking_schedule (`str`, defaults to `"linear"`): `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
+        masking_schedule (`str`, defaults to `"linear"`):
+            `"linear"`, `"cosine"`, `"poly"`, `"geometric"` or `"loglinear"`.
         schedule_power, schedule_eps (`float`, default to 1.0 and 1e-4): See `MD4Config`.
         timestep_grid (`str`, defaults to `"cosine"`):
             `"uniform"` or `"cosine"`; the paper uses cosine with the linear schedule, uniform with the cosine one.

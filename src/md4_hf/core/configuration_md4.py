@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Configuration of MD4 models."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -13,29 +14,42 @@ MAX_POWER = 1e6  # as in `schedules`, which `import md4_hf` must not load
 NUM_NORM_GROUPS = 32  # of the group norms of the image networks
 
 
+def default_intermediate_size(hidden_size: int) -> int:
+    """Feed-forward width of MD4: two thirds of four times `hidden_size`, rounded up to a multiple of 32."""
+    width = 2 * (4 * hidden_size) // 3
+    return -(-width // 32) * 32
+
+
 @dataclass(frozen=True)
 class Backbone:
     """Facts about a kind of denoising network that its configuration depends on."""
 
     is_image: bool = False  # for images rather than for text
-    takes_conditions: bool = True  # may be told time and class
     has_rotary: bool = True  # MD4's own rotary embedding, whose pairs halve the width of a head
+    left_out: tuple[str, ...] = ()  # fields that it has no use for
+    # Widths that are left unset, and the epsilon of the norms.
+    intermediate_size: Callable[[int], int] = default_intermediate_size  # of the hidden size
+    conditioning_size: Callable[["MD4Config"], int] = lambda config: config.head_dim
+    norm_eps: float = 1e-5
 
 
-BACKBONES = {"transformer": Backbone(), "unet": Backbone(is_image=True, has_rotary=False)}
-BACKBONES["uvit"] = BACKBONES["unet"]
-BACKBONES["auto"] = Backbone(takes_conditions=False, has_rotary=False)
+_IMAGES = Backbone(
+    is_image=True, has_rotary=False, conditioning_size=lambda config: config.hidden_size, norm_eps=1e-6
+)
+BACKBONES = {
+    "transformer": Backbone(),
+    "ddit": Backbone(
+        left_out=("num_classes",), intermediate_size=lambda width: 4 * width, conditioning_size=lambda config: 128
+    ),
+    "unet": _IMAGES,
+    "uvit": _IMAGES,
+    "auto": Backbone(left_out=("time_conditioning", "num_classes", "is_causal"), has_rotary=False),
+}
 # Fields that are those of `backbone_config`, where it has them.
 FIELDS_OF_BACKBONE = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
 )
-
-
-def default_intermediate_size(hidden_size: int) -> int:
-    """Feed-forward width of MD4: two thirds of four times `hidden_size`, rounded up to a multiple of 32."""
-    width = 2 * (4 * hidden_size) // 3
-    return -(-width // 32) * 32
 
 
 @strict
@@ -56,9 +70,11 @@ class MD4Config(PreTrainedConfig):
             them. Their logits are suppressed, as the mask's is: they are never drawn. Pipelines and trainers that are
             given a tokenizer set this field.
         backbone (`str`, defaults to `"transformer"`):
-            The denoising network: `"transformer"` for text, `"unet"` or `"uvit"` (a U-Net with a transformer in its
-            middle) for images, where each value of each channel is a token; `"auto"`, for text, a masked or causal
-            language model of transformers, see `MD4ForMaskedDiffusion.from_backbone`.
+            The denoising network: for text, `"transformer"`, or `"ddit"`, that of SEDD, MDLM and RADD, or `"auto"`, a
+            masked or causal language model of transformers, see `MD4ForMaskedDiffusion.from_backbone`; `"unet"` or
+            `"uvit"` (a U-Net with a transformer in its middle) for images, where each value of each channel is a token.
+            The DDiT has biased feed-forward layers with a tanh-approximated GELU in place of a gate, weights (and,
+            without conditioning, biases) of its LayerNorms, a bias of its head, and sees a time as -log alpha_t.
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Configuration of the language model of `"auto"`, from which vocabulary and sizes are then taken (not the
             length, which is at most its own); its `is_causal=False` lets a causal model attend both ways. Such a model
@@ -72,7 +88,8 @@ class MD4Config(PreTrainedConfig):
             Number of blocks; for images, at each resolution on the way down (on the way up there is one more).
         num_attention_heads (`int`, defaults to 12): Number of attention heads of the text transformer.
         intermediate_size (`int`, *optional*):
-            Width of the feed-forward layer; defaults to 2/3 * 4 * `hidden_size` rounded up to a multiple of 32.
+            Width of the feed-forward layer; defaults to 2/3 * 4 * `hidden_size` rounded up to a multiple of 32, for
+            `"ddit"` to 4 * `hidden_size`.
         embedding_size (`int`, *optional*):
             Width of the token embedding if it differs from `hidden_size`, to which a linear layer then maps it.
         mlp_type (`str`, defaults to `"swiglu"`):
@@ -82,7 +99,8 @@ class MD4Config(PreTrainedConfig):
             Whether the network sees the time; by default it does, except with `"auto"`. Without time and classes the
             blocks use RMSNorm and no modulation.
         conditioning_size (`int`, *optional*):
-            Width of the conditioning; defaults to `hidden_size // num_attention_heads`, for images to `hidden_size`.
+            Width of the conditioning; defaults to `hidden_size // num_attention_heads`, for images to `hidden_size`, for
+            `"ddit"` to 128.
         modulation (`str`, defaults to `"adaln_zero"`):
             How conditioning enters the blocks: `"adaln"`, or `"adaln_zero"` (from zero: each block starts as identity).
         is_causal (`bool`, defaults to `False`):
@@ -98,8 +116,8 @@ class MD4Config(PreTrainedConfig):
             Dropout after the embedding; not applied when `embedding_size` is set, as in the official code.
         attention_dropout (`float`, defaults to 0.0): Dropout of the attention probabilities.
         residual_dropout (`float`, defaults to 0.0):
-            Dropout of the outputs of attention and feed-forward, one draw per (example, channel) for all positions.
-            For images, dropout before the second convolution of a residual block, one draw per value.
+            Dropout of the outputs of attention and feed-forward, one draw per (example, channel) for all positions; for
+            `"ddit"`, one draw per value. For images, dropout before the second convolution of a residual block, one draw per value.
         max_position_embeddings (`int`, defaults to 1024): Sequence length that the model was trained on.
         image_size (`int` or `list[int]`, defaults to 32):
             Height and width of the images, or one number for both. With n resolutions, `"unet"` needs multiples of
@@ -113,7 +131,9 @@ class MD4Config(PreTrainedConfig):
         dit_num_attention_heads (`int`, defaults to 12): Number of attention heads of that transformer.
         rope_parameters (`dict`, *optional*):
             Rotary embedding, e.g. `{"rope_type": "default", "rope_theta": 10000.0}` (the default).
-        masking_schedule (`str`, defaults to `"linear"`): `"linear"`, `"cosine"`, `"poly"` or `"geometric"`.
+        masking_schedule (`str`, defaults to `"linear"`):
+            `"linear"`, `"cosine"`, `"poly"`, `"geometric"`, or `"loglinear"`, alpha_t = 1 - (1 - eps) t, of SEDD and
+            MDLM.
         schedule_power (`float`, defaults to 1.0): Exponent of the `"poly"` schedule, in (0, 1e6].
         schedule_eps (`float`, defaults to 1e-4): Distance that the schedule keeps from 0 and 1, in [0, 0.5).
         learn_masking_schedule (`bool`, defaults to `False`):
@@ -134,7 +154,7 @@ class MD4Config(PreTrainedConfig):
     vocab_size: int = 50258
     mask_token_id: int | None = None
     unused_token_ids: list[list[int]] | None = None
-    backbone: Literal["transformer", "unet", "uvit", "auto"] = "transformer"
+    backbone: Literal["transformer", "ddit", "unet", "uvit", "auto"] = "transformer"
     backbone_config: PreTrainedConfig | dict[str, Any] | None = None
     predicts_next: bool = False
     hidden_size: int = 768
@@ -162,7 +182,7 @@ class MD4Config(PreTrainedConfig):
     dit_num_hidden_layers: int = 20
     dit_num_attention_heads: int = 12
     rope_parameters: dict[str, Any] | None = None
-    masking_schedule: Literal["linear", "cosine", "poly", "geometric"] = "linear"
+    masking_schedule: Literal["linear", "cosine", "poly", "geometric", "loglinear"] = "linear"
     schedule_power: float | int = 1.0
     schedule_eps: float | int = 1e-4
     learn_masking_schedule: bool = False
@@ -179,7 +199,7 @@ class MD4Config(PreTrainedConfig):
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
         if self.time_conditioning is None:
-            self.time_conditioning = self.kind.takes_conditions
+            self.time_conditioning = "time_conditioning" not in self.kind.left_out
         self._take_backbone()
         self._check_sizes()
         if self.is_image:
@@ -187,11 +207,11 @@ class MD4Config(PreTrainedConfig):
         if self.mask_token_id is None:
             self.mask_token_id = self.vocab_size - 1
         if self.intermediate_size is None:
-            self.intermediate_size = default_intermediate_size(self.hidden_size)
+            self.intermediate_size = self.kind.intermediate_size(self.hidden_size)
         if self.conditioning_size is None:
-            self.conditioning_size = self.hidden_size if self.is_image else self.head_dim
+            self.conditioning_size = self.kind.conditioning_size(self)
         if self.norm_eps is None:
-            self.norm_eps = 1e-6 if self.is_image else 1e-5
+            self.norm_eps = self.kind.norm_eps
         self._check_values()
         # transformers would open this file in place of the weights, even if it is pickled.
         weights_file = kwargs.get("transformers_weights")
@@ -350,9 +370,8 @@ class MD4Config(PreTrainedConfig):
 
     def _check_objective(self):
         has_classes = self.num_classes is not None
-        if not self.kind.takes_conditions:
-            for name in ("time_conditioning", "num_classes", "is_causal"):
-                self._check(name, not getattr(self, name), f'be left out with `backbone="{self.backbone}"`')
+        for name in self.kind.left_out:
+            self._check(name, not getattr(self, name), f'be left out with `backbone="{self.backbone}"`')
         self._check("class_dropout", has_classes or self.class_dropout == 0, "be 0 without `num_classes`")
         steps = self.num_train_timesteps
         self._check("num_train_timesteps", (steps or 1) <= 2**24, "be at most 2**24, to be exact in float32")

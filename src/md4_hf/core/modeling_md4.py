@@ -31,6 +31,7 @@ from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, is_unused
 from .modeling_md4_auto import AutoBody, adopt_backbone
 from .modeling_md4_base import MD4PreTrainedModel
 from .modeling_md4_body import BodyInputs, MD4Body, TransformerBody
+from .modeling_md4_ddit import DDiTBody
 from .modeling_md4_layers import MD4Head, at_rows, indices_of, logits_of, nelbo_of_rows, number_of_items
 from .modeling_md4_unet import ImageBody
 from .schedules import MaskingSchedule, TokenPolynomialSchedule
@@ -39,6 +40,7 @@ from .schedules import MaskingSchedule, TokenPolynomialSchedule
 # The body of each `backbone` of a configuration.
 BODIES: dict[str, type[MD4Body]] = {
     "transformer": TransformerBody,
+    "ddit": DDiTBody,
     "unet": ImageBody,
     "uvit": ImageBody,
     "auto": AutoBody,

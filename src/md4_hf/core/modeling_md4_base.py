@@ -17,6 +17,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 from .compat import commit_of
 from .configuration_md4 import MD4Config
 from .input_checks import unused_ranges
+from .modeling_md4_ddit import MD4DDiTLayer
 from .modeling_md4_layers import MD4Attention, MD4Layer
 from .modeling_md4_unet import MD4DiT, MD4ResnetBlock, position_table
 from .schedules import TokenPolynomialSchedule, inverse_softplus
@@ -37,12 +38,12 @@ class MD4PreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # Modules that combine the outputs of their parts: a device map must keep each on one device.
-    _no_split_modules = ["MD4Layer", "MD4Conditioning", "MD4ResnetBlock", "MD4AttentionBlock", "MD4DiTLayer", "MD4DiT"]
+    _no_split_modules = ["MD4Layer", "MD4DDiTLayer", "MD4Conditioning", "MD4NoiseConditioning", "MD4ResnetBlock", "MD4AttentionBlock", "MD4DiTLayer", "MD4DiT"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": [MD4Layer, MD4ResnetBlock], "attentions": MD4Attention}
+    _can_record_outputs = {"hidden_states": [MD4Layer, MD4DDiTLayer, MD4ResnetBlock], "attentions": MD4Attention}
     # Class that opens a saved folder, for each Auto class. Written out, as FSDP2 renames the classes that it wraps.
     _auto_map: dict[str, str] = {}
 

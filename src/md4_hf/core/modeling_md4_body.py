@@ -78,9 +78,11 @@ class MD4Body:
 class TextBody(MD4Body):
     """What bodies of text have in common: a linear head, and the checks of `(batch, length)` ids and their masks."""
 
+    head_has_bias = False
+
     def new_head(self, model: PreTrainedModel, config: MD4Config) -> nn.Module:
         """Make a linear head that begins at zero: at uniform predictions."""
-        head = MD4Head(config.hidden_size, config.vocab_size, bias=False)
+        head = MD4Head(config.hidden_size, config.vocab_size, bias=self.head_has_bias)
         head.init_scale = 0.0
         return head
 
@@ -146,15 +148,23 @@ def check_ids_and_conditions(config: MD4Config, inputs: BodyInputs):
 class TransformerBody(TextBody):
     """MD4's own transformer: `embed_tokens`, `conditioning`, `layers`, `norm`, `modulation` of the model."""
 
+    layer_class: type[nn.Module] = MD4Layer
+    conditioning_class: type[nn.Module] = MD4Conditioning
+    make_norm = staticmethod(make_norm)
+
+    def activate(self, conditioning: Tensor, config: MD4Config) -> Tensor:
+        """Apply the activation between the conditioning and the modulation."""
+        return ACTIVATIONS[config.mlp_type](conditioning)
+
     def build(self, model: PreTrainedModel, config: MD4Config):
         """Make embedding, conditioning and blocks."""
         model.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size or config.hidden_size)
-        model.conditioning = MD4Conditioning(config) if config.is_conditional else None
+        model.conditioning = self.conditioning_class(config) if config.is_conditional else None
         model.embed_proj = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
         model.embedding_dropout = nn.Dropout(0.0 if config.embedding_size else config.embedding_dropout)
         model.rotary_emb = MD4RotaryEmbedding(config)
-        model.layers = nn.ModuleList([MD4Layer(config, index) for index in range(config.num_hidden_layers)])
-        model.norm = make_norm(config)
+        model.layers = nn.ModuleList([self.layer_class(config, index) for index in range(config.num_hidden_layers)])
+        model.norm = self.make_norm(config)
         model.modulation = MD4Modulation(config) if config.is_conditional else None
 
     def run(self, model: PreTrainedModel, inputs: BodyInputs, **options) -> BaseModelOutput:
@@ -165,7 +175,7 @@ class TransformerBody(TextBody):
         modulations: tuple[Tensor | None, ...] = (None,) * (len(model.layers) + 1)
         if model.conditioning is not None:
             conditioning = model.conditioning(inputs.timesteps, inputs.class_labels, hidden_states.dtype)
-            modulations = model.modulation(ACTIVATIONS[config.mlp_type](conditioning))
+            modulations = model.modulation(self.activate(conditioning, config))
         for layer, modulation in zip(model.layers, modulations, strict=False):
             last_rows = rows if layer is model.layers[-1] else None
             hidden_states = layer(hidden_states, modulation, rows=last_rows, **attention, **options)

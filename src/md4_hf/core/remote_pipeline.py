@@ -19,6 +19,7 @@ from .modeling_md4 import MD4ForMaskedDiffusion
 from .modeling_md4_auto import AutoBody  # noqa: F401
 from .modeling_md4_base import MD4PreTrainedModel  # noqa: F401
 from .modeling_md4_body import MD4Body  # noqa: F401
+from .modeling_md4_ddit import MD4DDiTLayer  # noqa: F401
 from .modeling_md4_layers import MD4Layer  # noqa: F401
 from .modeling_md4_unet import MD4UNet  # noqa: F401
 from .pipeline_inputs import TextInputs  # noqa: F401

@@ -61,7 +61,7 @@ NOT_RUN = {
     "pip": "installs packages",
     "accelerate launch": "starts several processes, as tests/training/test_distributed.py does",
     "torchrun": "starts several processes, as tests/training/test_distributed.py does",
-    "md4 convert": "needs an official checkpoint; tests/hub/test_convert_md4.py makes one",
+    "md4 convert": "needs a published checkpoint; tests/hub/test_convert_md4.py and test_convert_peers.py make some",
 }
 SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --bf16 false"
 SHORT = "--max_steps 2 --save_steps 1 --eval_strategy no --final_eval_draws 1 --card_samples 0"

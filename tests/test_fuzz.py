@@ -59,7 +59,7 @@ from md4_hf.data.packing import Separator
 from md4_hf.evaluation.recipes import PREPARATIONS, TASKS, make_recipe
 from md4_hf.evaluation.tasks import make_windows
 from md4_hf.hub.adapters import fingerprint, save_base_record
-from md4_hf.hub.convert_md4 import convert_checkpoint
+from md4_hf.hub.convert import convert
 
 
 EXAMPLES = int(os.environ.get("MD4_FUZZ_EXAMPLES", "0"))
@@ -653,7 +653,7 @@ def test_converter_files_work_or_name_what_is_wrong(tmp_path_factory, config, we
     (folder / "config.json").write_text(config, encoding="utf-8")
     (folder / "weights.safetensors").write_bytes(weights)
     names = ["checkpoint", "config", "official", "vocab_size", "Expecting"]
-    files = [folder / name for name in ("weights.safetensors", "config.json", "out")]
+    weights_file, config_file, out = (folder / name for name in ("weights.safetensors", "config.json", "out"))
     with unchanged(folder):
-        done = documented(convert_checkpoint, *files, names=names)
+        done = documented(convert, str(weights_file), out, config_file=config_file, family="official", names=names)
     assert done is None and not (folder / "out").exists()

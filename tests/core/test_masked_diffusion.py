@@ -27,8 +27,9 @@ from md4_hf.core.masked_diffusion import denoiser_probabilities, draw_categorica
 
 
 SCHEDULES = [("linear", 1.0), ("cosine", 1.0), ("poly", 0.5), ("poly", 2.0), ("poly", 3.0), ("geometric", 1.0)]
-IDS = [f"{name}{power:g}" if name == "poly" else name for name, power in SCHEDULES]
-every_schedule = pytest.mark.parametrize(("name", "power"), SCHEDULES, ids=IDS)
+EVERY = [*SCHEDULES, ("loglinear", 1.0)]  # which begins at 1 whatever eps is
+IDS = [f"{name}{power:g}" if name == "poly" else name for name, power in EVERY]
+every_schedule = pytest.mark.parametrize(("name", "power"), EVERY, ids=IDS)
 
 
 def quadrature(power: float, nodes: int = 200):
@@ -50,6 +51,14 @@ def expected_nelbo(world, logits_of, x0, schedule, times, weights, num_timesteps
         nelbo = token_nelbo(logits, x0.expand_as(xt), xt, weight, world.mask).sum(-1)
         total += w * (probability * nelbo).sum()
     return total
+
+
+def test_the_log_linear_schedule_ends_at_eps_and_weighs_by_the_inverse_time():
+    schedule, t = make_schedule("loglinear", eps=1e-3), torch.linspace(0.0, 1.0, 9, dtype=torch.float64)
+    assert schedule.alpha(t[[0, -1]]).tolist() == pytest.approx([1.0, 1e-3], abs=1e-15)
+    torch.testing.assert_close(nelbo_weight(schedule, t[1:]), 1.0 / t[1:])
+    torch.testing.assert_close(unmask_probability(schedule, t[1:], t[:-1]), 1.0 - t[:-1] / t[1:])
+    assert reconstruction_nelbo(schedule, 7, 100) == 0.0
 
 
 @every_schedule
@@ -107,7 +116,7 @@ def test_alpha_falls_from_one_minus_eps_to_eps(name, power, eps):
     schedule = make_schedule(name, power=power, eps=eps)
     alpha = schedule.alpha(torch.linspace(0, 1, 101, dtype=torch.float64))
     assert (alpha.diff() < 1e-12).all()
-    assert alpha[0].item() == pytest.approx(1 - eps, abs=2e-5)
+    assert alpha[0].item() == pytest.approx(1 if name == "loglinear" else 1 - eps, abs=2e-5)
     assert alpha[-1].item() == pytest.approx(eps, abs=1e-8)
 
 

@@ -38,6 +38,8 @@ VARIANTS = {
     "class": {"num_classes": 3, "modulation": "adaln"},
     "tied": {"tie_word_embeddings": True},
     "outside embedding": {"embedding_size": 16},
+    "ddit": {"backbone": "ddit"},
+    "ddit, time-agnostic, tied": {"backbone": "ddit", "time_conditioning": False, "tie_word_embeddings": True},
 }
 GENMD4 = {"learn_masking_schedule": True, "masking_schedule": "poly"}
 IMAGES = {"image_size": 8, "num_channels": 1}

@@ -14,7 +14,8 @@ from transformers import AutoModel
 
 from md4_hf import MaskedDiffusionScheduler, MD4ForMaskedDiffusion, config_from_official, convert_flax_params
 from md4_hf.cli import main
-from md4_hf.hub.convert_md4 import convert_checkpoint, scheduler_from_official
+from md4_hf.hub.convert import convert
+from md4_hf.hub.convert_md4 import scheduler_from_official
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -225,6 +226,11 @@ def test_wrong_shapes_that_add_up_are_refused(golden):
 
 
 # The command ----------------------------------------------------------------------------------------------------------
+
+
+def convert_checkpoint(checkpoint, config_file, output_dir):
+    """Convert an official checkpoint."""
+    assert convert(str(checkpoint), output_dir, config_file=config_file) == "official"
 
 
 def arguments(output_dir, **replaced):

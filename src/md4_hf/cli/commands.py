@@ -157,13 +157,16 @@ COMMANDS: dict[str, Command] = {
     ),
     "convert": Command(
         "export.convert",
-        "convert a checkpoint of the official JAX implementation",
-        "Convert a checkpoint of the official JAX implementation of MD4 to a folder for `from_pretrained`.",
+        "convert a published checkpoint: MDLM, SEDD, RADD, official MD4, ...",
+        "Convert a published checkpoint to one folder that every loader opens. Its family is recognised by its "
+        "configuration or by the names of its tensors. A checkpoint without a tokenizer is converted alone unless "
+        "--tokenizer names one.",
+        (options.ConvertArguments,),
         positional={
-            "checkpoint": "Orbax folder (needs orbax-checkpoint), or safetensors file of flat parameters whose names "
-            "are slash-joined Flax paths.",
-            "config": "JSON file with the fields of the official configuration.",
-            "output_dir": "Folder to write; empty or absent.",
+            "checkpoint": "Folder, file of weights or Hub id; of the official implementation, an Orbax folder (needs "
+            "orbax-checkpoint), or a safetensors file of flat parameters whose names are slash-joined Flax paths.",
+            "[config_file]": "JSON file with the fields of the checkpoint's configuration, if not its config.json.",
+            "[folder]": "Folder to write, if not as --output_dir.",
         },
     ),
     "harness": Command(

@@ -11,13 +11,13 @@ import torch
 
 from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
 from ..data.tokenizers import load_tokenizer
-from ..hub.convert_md4 import convert_checkpoint
+from ..hub.convert import convert as convert_checkpoint
 from ..hub.loading import adapter_base, load_pipeline, make_pipeline
 from ..hub.shards import has_shards, load_shards
 from ..utils.files import move_files, whole_folder
 from ..utils.hub_access import to_hub
 from ..utils.options import check_left_out
-from .options import ExportArguments
+from .options import ConvertArguments, ExportArguments
 
 
 def export(options: ExportArguments, rest: argparse.Namespace):
@@ -65,7 +65,18 @@ def move_into(staging: Path, folder: Path):
     move_files(staging, folder)
 
 
-def convert(rest: argparse.Namespace):
-    """Write the model and the scheduler of an official checkpoint to a new folder."""
-    convert_checkpoint(Path(rest.checkpoint), Path(rest.config), Path(rest.output_dir))
-    print(f"Wrote {rest.output_dir}")
+def convert(options: ConvertArguments, rest: argparse.Namespace):
+    """Write a published checkpoint of another group, or an official one, to a new folder."""
+    folders = [folder for folder in (options.output_dir, rest.folder) if folder is not None]
+    if len(folders) != 1:
+        raise ValueError(f"`output_dir` must be given, once, as an option or after the configuration, got {folders}.")
+    family = convert_checkpoint(
+        rest.checkpoint,
+        folders[0],
+        family=options.family,
+        config_file=rest.config_file,
+        tokenizer=options.tokenizer,
+        allow_pickle=options.allow_pickle,
+        revision=options.revision,
+    )
+    print(f"Wrote {folders[0]} ({family})")

@@ -1,5 +1,6 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Options of the commands that use a trained model: evaluate, suite, sample, infill, score, schedules and export."""
+"""Options of the commands that use a trained model: evaluate, suite, sample, infill, score, schedules and
+export; and of convert."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from ..utils.options import check_at_least, check_left_out, option
 SCORED_SAMPLES, SCORED_SEED = 64, 0  # of a model, unless others are asked for
 PRECISIONS = ("float32", "bfloat16", "float16")
 SMALL_IMAGE = 64  # pixels of the side of an image that is enlarged to be looked at
+FAMILY_NAMES = ("auto", "mdlm", "sedd", "radd", "bd3lm", "duo", "official")  # of `hub.convert`
 PREPARATION = "sedd"  # the paper's, as far as it says
 
 
@@ -231,6 +233,19 @@ class ScheduleArguments:
     def __post_init__(self):
         check_at_least(self, 0, "min_count")
         check_at_least(self, 1, "rows")
+
+
+@dataclass
+class ConvertArguments:
+    """The checkpoint and the folder to write."""
+
+    _argument_group_name = "conversion"
+
+    output_dir: str | None = option("Folder to write; empty or absent.")
+    family: str = option("Kind of the checkpoint; auto recognises it.", default="auto", choices=[*FAMILY_NAMES])
+    tokenizer: str | None = option("Tokenizer, if not the checkpoint's own: folder or Hub id.")
+    allow_pickle: bool = option("Open pickled weights too, for tensors alone.", default=False)
+    revision: str | None = option("Branch, tag or commit of a checkpoint on the Hub.")
 
 
 @dataclass

@@ -33,9 +33,7 @@ class Backbone:
     norm_eps: float = 1e-5
 
 
-_IMAGES = Backbone(
-    is_image=True, has_rotary=False, conditioning_size=lambda config: config.hidden_size, norm_eps=1e-6
-)
+_IMAGES = Backbone(is_image=True, has_rotary=False, conditioning_size=lambda config: config.hidden_size, norm_eps=1e-6)
 BACKBONES = {
     "transformer": Backbone(),
     "ddit": Backbone(
@@ -99,8 +97,8 @@ class MD4Config(PreTrainedConfig):
             Whether the network sees the time; by default it does, except with `"auto"`. Without time and classes the
             blocks use RMSNorm and no modulation.
         conditioning_size (`int`, *optional*):
-            Width of the conditioning; defaults to `hidden_size // num_attention_heads`, for images to `hidden_size`, for
-            `"ddit"` to 128.
+            Width of the conditioning; defaults to `hidden_size // num_attention_heads`, for images to `hidden_size`,
+            for `"ddit"` to 128.
         modulation (`str`, defaults to `"adaln_zero"`):
             How conditioning enters the blocks: `"adaln"`, or `"adaln_zero"` (from zero: each block starts as identity).
         is_causal (`bool`, defaults to `False`):
@@ -117,7 +115,8 @@ class MD4Config(PreTrainedConfig):
         attention_dropout (`float`, defaults to 0.0): Dropout of the attention probabilities.
         residual_dropout (`float`, defaults to 0.0):
             Dropout of the outputs of attention and feed-forward, one draw per (example, channel) for all positions; for
-            `"ddit"`, one draw per value. For images, dropout before the second convolution of a residual block, one draw per value.
+            `"ddit"`, one draw per value. For images, dropout before the second convolution of a residual block, also
+            one draw per value.
         max_position_embeddings (`int`, defaults to 1024): Sequence length that the model was trained on.
         image_size (`int` or `list[int]`, defaults to 32):
             Height and width of the images, or one number for both. With n resolutions, `"unet"` needs multiples of

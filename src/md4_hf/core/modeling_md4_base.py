@@ -38,7 +38,10 @@ class MD4PreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # Modules that combine the outputs of their parts: a device map must keep each on one device.
-    _no_split_modules = ["MD4Layer", "MD4DDiTLayer", "MD4Conditioning", "MD4NoiseConditioning", "MD4ResnetBlock", "MD4AttentionBlock", "MD4DiTLayer", "MD4DiT"]
+    _no_split_modules = [
+        *("MD4Layer", "MD4DDiTLayer", "MD4Conditioning", "MD4NoiseConditioning"),
+        *("MD4ResnetBlock", "MD4AttentionBlock", "MD4DiTLayer", "MD4DiT"),
+    ]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

@@ -5,6 +5,7 @@
 parameters are those that files have; the body itself holds nothing, but says how they are made and run.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -150,7 +151,7 @@ class TransformerBody(TextBody):
 
     layer_class: type[nn.Module] = MD4Layer
     conditioning_class: type[nn.Module] = MD4Conditioning
-    make_norm = staticmethod(make_norm)
+    make_norm: Callable[[MD4Config], nn.Module] = staticmethod(make_norm)
 
     def activate(self, conditioning: Tensor, config: MD4Config) -> Tensor:
         """Apply the activation between the conditioning and the modulation."""

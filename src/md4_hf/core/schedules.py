@@ -139,8 +139,7 @@ class LogLinearSchedule(MaskingSchedule):
 
 
 SCHEDULES = {
-    cls.name: cls
-    for cls in (LinearSchedule, CosineSchedule, PolynomialSchedule, GeometricSchedule, LogLinearSchedule)
+    cls.name: cls for cls in (LinearSchedule, CosineSchedule, PolynomialSchedule, GeometricSchedule, LogLinearSchedule)
 }
 
 

@@ -106,6 +106,7 @@ def load_tokenizer(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
     argument: str = "name_or_path",
+    mask_token_id: int | None = None,
 ) -> PreTrainedTokenizerBase:
     """Opens a tokenizer by name and makes sure that it has a mask token (see `ensure_mask_token`).
 
@@ -113,6 +114,7 @@ def load_tokenizer(
         name_or_path: "text8", "bytes", a folder, a file of `tokenizers`, or the id of a repository on the Hub.
         revision, token, cache_dir, trust_remote_code: as in `AutoTokenizer.from_pretrained`; of Hub ids only.
         argument: the name of `name_or_path` in errors.
+        mask_token_id: id of the mask in a model, see `ensure_mask_token`.
 
     Raises:
         ValueError: there is no tokenizer under this name, or its files are damaged.
@@ -129,7 +131,7 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'
         raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: {error}") from error
-    return ensure_mask_token(tokenizer)
+    return ensure_mask_token(tokenizer, mask_token_id)
 
 
 def _open_tokenizer(name_or_path: str, **options) -> PreTrainedTokenizerBase:
@@ -142,8 +144,14 @@ def _open_tokenizer(name_or_path: str, **options) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_file=str(path))
 
 
-def ensure_mask_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Adds `[MASK]` as the mask token, with a new last id, to a tokenizer that has none, in place; returns it."""
+def ensure_mask_token(tokenizer: PreTrainedTokenizerBase, token_id: int | None = None) -> PreTrainedTokenizerBase:
+    """Adds `[MASK]` as the mask token, with a new last id, to a tokenizer that has none, in place; returns it.
+
+    If the tokenizer has a token with the id `token_id`, that becomes the mask token.
+    """
+    known = None if token_id is None else {i: token for token, i in tokenizer.get_vocab().items()}.get(token_id)
+    if tokenizer.mask_token is None and known is not None:
+        tokenizer.add_special_tokens({"mask_token": known})
     if tokenizer.mask_token is None:
         _reserve_last_id(tokenizer, MASK_TOKEN)
         tokenizer.add_special_tokens({"mask_token": _special_token(MASK_TOKEN)})

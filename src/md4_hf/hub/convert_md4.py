@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Convert checkpoints of the official JAX implementation of MD4 to `save_pretrained` folders.
+"""Converter of checkpoints of the official JAX implementation of MD4.
 
     md4 convert CHECKPOINT CONFIG.json FOLDER
 
@@ -9,7 +9,6 @@ names are slash-joined Flax paths. `CONFIG.json` holds the fields of the officia
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_unet import MD4ResnetBlock, MD4UNet
 from ..utils.errors import check_types, file_errors_as_value_errors
+from .families import Family
 
 
 if TYPE_CHECKING:
@@ -396,15 +396,26 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def convert_checkpoint(checkpoint: Path, config_file: Path, output_dir: Path):
-    """Write the converted model and its scheduler to `output_dir`, which must be empty or absent."""
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"`output_dir` must be empty, got {output_dir}.")
-    with file_errors_as_value_errors("config", config_file):
-        official = json.loads(config_file.read_text(encoding="utf-8"))
-        official = official.get("config", official)
-    config = config_from_official(official)
-    model = MD4ForMaskedDiffusion(config)
-    model.load_state_dict(convert_flax_params(load_official_params(checkpoint), config))
-    model.save_pretrained(output_dir)
-    scheduler_from_official(official).save_pretrained(output_dir)
+class Official(Family):
+    """The official implementation of MD4, in JAX."""
+
+    name = "official"
+    title = "MD4 (official implementation)"
+
+    def recognises_config(self, source: Mapping[str, Any]) -> bool:
+        """Whether the fields are official ones."""
+        return {"feature_dim", "n_layers"} <= source.keys()
+
+    def configuration(self, source: Mapping[str, Any]) -> MD4Config:
+        """See `config_from_official`."""
+        return config_from_official(source)
+
+    def scheduler(self, source: Mapping[str, Any]) -> MaskedDiffusionScheduler:
+        """See `scheduler_from_official`."""
+        return scheduler_from_official(source)
+
+    def load(self, path: Path, config: MD4Config, allow_pickle: bool) -> MD4ForMaskedDiffusion:
+        """Model with the parameters of an Orbax folder, or of a safetensors file."""
+        model = MD4ForMaskedDiffusion(config)
+        model.load_state_dict(convert_flax_params(load_official_params(path), config))
+        return model.eval()

@@ -1,0 +1,156 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Convert published checkpoints of masked diffusion models, each to one flat folder of this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, logging
+
+from ..core.configuration_md4 import MD4Config
+from ..core.input_checks import match_tokenizer
+from ..data.tokenizers import load_tokenizer
+from ..utils.errors import did_you_mean, file_errors_as_value_errors
+from ..utils.files import check_can_be_written, looks_like_path, whole_folder
+from ..utils.hub_access import from_hub
+from .convert_ddit import BD3LM, MDLM, RADD, SEDD, Duo
+from .convert_md4 import Official
+from .converted_card import make_converted_card
+from .families import Family
+from .loading import make_pipeline
+from .weight_files import PICKLES, has_safetensors, open_weights, shown
+
+
+logger = logging.get_logger(__name__)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (MDLM(), SEDD(), RADD(), BD3LM(), Duo(), Official())}
+AUTO = "auto"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
+
+
+def convert(
+    checkpoint: str,
+    output_dir: str | Path,
+    *,
+    family: str = AUTO,
+    config_file: str | Path | None = None,
+    tokenizer: str | None = None,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Write a published checkpoint as one flat folder: model and code, scheduler, tokenizer, and a card.
+
+    Args:
+        checkpoint: Folder, file of weights or Hub id; of the official implementation an Orbax folder, or a safetensors
+            file of flat parameters.
+        output_dir: Folder to write; empty or absent.
+        family: A name of `FAMILIES`, or "auto" to recognise the family by its configuration or its keys.
+        config_file: JSON file of the configuration, in place of the checkpoint's `config.json`.
+        tokenizer: Tokenizer in place of the checkpoint's own, see `load_tokenizer`. Without any, the model is converted
+            alone, with a warning.
+        allow_pickle: Whether pickled weights may be opened, see `open_weights`.
+        revision, token: Revision and access token of the Hub.
+
+    Returns:
+        The name of the family.
+
+    Raises:
+        FileExistsError: If there is anything in `output_dir`.
+        FileNotFoundError: If there is no checkpoint, or a file of it is missing.
+        ConnectionError: If the Hub cannot be reached.
+        ValueError: If the family is not known, or has no equivalent here; if tensors are missing, too many or of other
+            shapes than the configuration says; if the tokenizer has more ids than the model, or another mask.
+    """
+    output_dir = Path(output_dir)
+    if family not in (AUTO, *FAMILIES):
+        known = [AUTO, *FAMILIES]
+        raise ValueError(f"`family` must be one of {known}, got {family!r}.{did_you_mean(family, known)}")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"`output_dir` must be empty, got {output_dir}.")
+    check_can_be_written("output_dir", output_dir, is_folder=True)
+    path = local_path(checkpoint, allow_pickle, revision, token)
+    source = read_configuration(path, config_file)
+    converter = recognise(path, source, allow_pickle) if family == AUTO else FAMILIES[family]
+    config = converter.configuration(source)
+    processor = open_tokenizer(tokenizer or own_tokenizer(path), config)
+    model = converter.load(path, config, allow_pickle)
+    if processor is None:
+        logger.warning(f"{checkpoint} has no tokenizer: its model is converted alone. --tokenizer NAME adds one.")
+    pipeline = make_pipeline(model, processor, converter.scheduler(source))
+    card = make_converted_card(pipeline, converter.title, checkpoint, folder_of(path), output_dir.name)
+    with whole_folder(output_dir) as staging:
+        pipeline.save_pretrained(staging, remote_code=True)
+        card.save(staging / "README.md")
+    return converter.name
+
+
+def local_path(checkpoint: str, allow_pickle: bool, revision: str | None, token: str | bool | None) -> Path:
+    """Folder or file of a checkpoint, whose files are downloaded if it is a Hub id; code never, pickles if allowed."""
+    if Path(checkpoint).exists():
+        return Path(checkpoint)
+    if looks_like_path(checkpoint) or "/" not in checkpoint:
+        raise FileNotFoundError(f"`checkpoint` must exist, got {checkpoint}.")
+    hub: dict[str, Any] = {"revision": revision, "token": token, "ignore_patterns": ["*/*"]}
+    with from_hub(checkpoint):
+        folder = Path(snapshot_download(checkpoint, allow_patterns=[*DOWNLOADED], **hub))
+        if allow_pickle and not has_safetensors(folder):
+            patterns = [*DOWNLOADED, *(f"*{suffix}" for suffix in PICKLES)]
+            folder = Path(snapshot_download(checkpoint, allow_patterns=patterns, **hub))
+    return folder
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a checkpoint, which may be a file in it."""
+    return path if path.is_dir() else path.parent
+
+
+def read_configuration(path: Path, config_file: str | Path | None) -> Mapping[str, Any]:
+    """Fields of the configuration file, by default `config.json` beside the weights; those of a record's `config`."""
+    file = Path(config_file) if config_file is not None else folder_of(path) / CONFIG_NAME
+    if not file.is_file():
+        raise FileNotFoundError(f"`config_file` must be a JSON file of the checkpoint's configuration, got {file}.")
+    with file_errors_as_value_errors("config_file", file):
+        source = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(source, dict) and isinstance(source.get("config"), dict):
+        source = source["config"]
+    if not isinstance(source, dict):
+        raise ValueError(f"`config_file` must hold the fields of a configuration, got {file}.")
+    return source
+
+
+def recognise(path: Path, source: Mapping[str, Any], allow_pickle: bool) -> Family:
+    """The family of a checkpoint, by its configuration, else by its keys; a ValueError if it is of none."""
+    by_config = [family for family in FAMILIES.values() if family.recognises_config(source)]
+    if by_config:
+        return by_config[0]
+    keys = open_weights(path, allow_pickle).shapes.keys()
+    by_keys = [family for family in FAMILIES.values() if family.recognises_keys(set(keys))]
+    if by_keys:
+        return by_keys[0]
+    known, model_type = [*FAMILIES], source.get("model_type")
+    raise ValueError(
+        f"`family` must be given for what is not recognised as one of {known}, got a checkpoint of model type "
+        f"{model_type!r} with the keys {shown(keys)}."
+    )
+
+
+def own_tokenizer(path: Path) -> str | None:
+    """The folder of a checkpoint if a tokenizer is in it."""
+    folder = folder_of(path)
+    return str(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def open_tokenizer(name_or_path: str | None, config: MD4Config) -> PreTrainedTokenizerBase | None:
+    """Tokenizer whose mask is the model's; ids of the model that have no token of it are recorded in `config`."""
+    if name_or_path is None or config.is_image:
+        return None
+    tokenizer = load_tokenizer(name_or_path, argument="tokenizer", mask_token_id=config.mask_token_id)
+    match_tokenizer(tokenizer, config)
+    return tokenizer

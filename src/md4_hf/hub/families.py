@@ -1,0 +1,72 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Interface of the converters of published checkpoints: one `Family` for each kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor
+
+from ..core.configuration_md4 import MD4Config
+from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from .weight_files import WeightFiles, open_weights
+
+
+class Family:
+    """Published models of one kind: how they are recognised, and what they are in terms of MD4."""
+
+    name = ""  # on the command line
+    title = ""  # in the card
+    model_types: tuple[str, ...] = ()  # of `config.json`, in lower case
+
+    def recognises_config(self, source: Mapping[str, Any]) -> bool:
+        """Whether these are the fields of the family's configuration."""
+        return str(source.get("model_type")).lower() in self.model_types
+
+    def recognises_keys(self, keys: set[str]) -> bool:
+        """Whether these are keys of the family's weights; asked where no family recognises the configuration."""
+        return False
+
+    def configuration(self, source: Mapping[str, Any]) -> MD4Config:
+        """Configuration of the converted model from that of the checkpoint; a ValueError if there is none."""
+        raise NotImplementedError(f"{type(self).__name__} must define `configuration`.")
+
+    def state(self, weights: WeightFiles, config: MD4Config) -> dict[str, Tensor]:
+        """State dict of `MD4ForMaskedDiffusion`; takes every tensor of the checkpoint, or skips it."""
+        raise NotImplementedError(f"{type(self).__name__} must define `state`.")
+
+    def scheduler(self, source: Mapping[str, Any]):
+        """Scheduler with the settings of the checkpoint's sampler; None for that of the masking schedule."""
+        return None
+
+    def load(self, path: Path, config: MD4Config, allow_pickle: bool) -> MD4ForMaskedDiffusion:
+        """Model with the weights of a folder or file, of which there is never more than one copy.
+
+        Raises:
+            ValueError: If tensors are missing, too many or of other shapes than the configuration says.
+        """
+        weights = open_weights(path, allow_pickle)
+        with init_empty_weights():
+            model = MD4ForMaskedDiffusion(config)
+        self._check(weights.without_data(), config, model)
+        model.load_state_dict(self.state(weights, config), assign=True)
+        return model.eval()
+
+    def _check(self, shapes: WeightFiles, config: MD4Config, model: torch.nn.Module):
+        """Raise a ValueError for tensors that do not fit, before any is read."""
+        state = self.state(shapes, config)
+        shapes.check_empty()
+        expected = {name: x.shape for name, x in model.state_dict().items()}
+        found = {name: x.shape for name, x in state.items()}
+        assert found == expected, f"{self.name}: {found.items() ^ expected.items()}"
+
+
+def required(source: Mapping[str, Any], name: str) -> Any:
+    """The value of a field of a checkpoint's configuration; a ValueError if it is missing."""
+    if source.get(name) is None:
+        raise ValueError(f"`{name}` must be in the config of the checkpoint, got only {sorted(source)}.")
+    return source[name]

@@ -248,7 +248,8 @@ def _set_defaults(parser: Parser, argv: list[str], dataclass_types: Sequence[typ
     Returns the options that preset and file give.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "preset", "model_name_or_path"):
+    trained = ("model_name_or_path", "backbone_name_or_path")
+    for name in ("config", "preset", *trained):
         early.add_argument(*spellings(name))
     early.add_argument("--data", nargs="+")
     given, _ = early.parse_known_args(argv)
@@ -265,7 +266,7 @@ def _set_defaults(parser: Parser, argv: list[str], dataclass_types: Sequence[typ
     preset = given.preset or options.get("preset")
     of_preset = {}
     if StartArguments in dataclass_types and preset:
-        has_model = given.model_name_or_path or options.get("model_name_or_path")
+        has_model = any(getattr(given, name) or options.get(name) for name in trained)
         data = given.data or options.get("data")
         of_preset = preset_defaults(preset, with_model=not has_model, data=data)
     parser.set_defaults(**of_preset)

@@ -7,6 +7,7 @@ import logging
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from ..hub.loading import load_config, load_model
 from ..objective.figures import counted
 from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
+from ..utils.errors import file_errors_as_value_errors
+from ..utils.hub_access import check_model_name, from_hub
 from ..utils.options import check_left_out
 from ..utils.processes import on_first_process, print_on_first
 from .images import check_no_images
@@ -66,7 +69,7 @@ def prepare_text_training(
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
     with args.main_process_first(desc="preparing the data"):
         train_blocks, heldout_blocks = prepare_blocks(data_args, tokenizer, verbose=args.process_index == 0)
-    facts = {**describe_text(data_args, tokenizer), "base_model": start.model_name_or_path}
+    facts = {**describe_text(data_args, tokenizer), "base_model": start.base_model}
     measure = partial(measure_baselines, train_blocks, heldout_blocks, tokenizer)
     return Material(model, tokenizer, train_blocks, heldout_blocks, facts, measure)
 
@@ -76,8 +79,9 @@ def training_tokenizer(start: StartArguments, data_args: DataArguments, args: MD
 
     A resumed run has the one of its checkpoint, unless another is named.
     """
-    if start.tokenizer is None and start.model_name_or_path is not None:
-        return load_tokenizer(start.model_name_or_path, argument="model_name_or_path")
+    if start.tokenizer is None and start.base_model is not None:
+        argument = "model_name_or_path" if start.model_name_or_path is not None else "backbone_name_or_path"
+        return load_tokenizer(start.base_model, argument=argument)
     size = None if start.tokenizer is None else bpe_size(start.tokenizer)
     if start.tokenizer is not None and size is None:
         return load_tokenizer(start.tokenizer, argument="tokenizer")
@@ -102,6 +106,8 @@ def train_bpe(size: int, data_args: DataArguments):
 def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, length: int | None):
     """A new model for the tokenizer and blocks of this length, or the trained one to continue, which has its own."""
     name_or_path, multiple = start.model_name_or_path, start.pad_vocab_to_multiple_of
+    if start.backbone_name_or_path is not None:
+        return model_of_backbone(start.backbone_name_or_path, start.keep_causal, model_args, tokenizer, length)
     if name_or_path is None:
         rows = math.ceil(num_rows(tokenizer) / multiple) * multiple
         sizes = {"vocab_size": rows, "max_position_embeddings": length or DataArguments.block_size}
@@ -118,6 +124,22 @@ def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, len
     return load_model(
         name_or_path, config=config, dtype=torch.float32, attn_implementation=model_args.attn_implementation
     )
+
+
+def model_of_backbone(
+    name_or_path: str, is_causal: bool, model_args: ModelArguments, tokenizer, length: int | None
+) -> MD4ForMaskedDiffusion:
+    """A new model for blocks of this length, with the network and weights of a language model of transformers."""
+    argument = "backbone_name_or_path"
+    fields = {"max_position_embeddings": length or DataArguments.block_size, **model_args.fields_with_backbone()}
+    if Path(name_or_path).exists():  # "gpt2" is the id of a repository
+        check_model_name(name_or_path, argument)
+    with from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
+        model = MD4ForMaskedDiffusion.from_backbone(
+            name_or_path, tokenizer, is_causal=is_causal, dtype=torch.float32, **fields
+        )
+    check_block_size(length or model.config.max_position_embeddings, model.config)
+    return model
 
 
 def check_block_size(block_size: int, config: MD4Config):

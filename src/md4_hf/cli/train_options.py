@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..training.elbo_arguments import ElboArguments
-from ..utils.options import check_at_least, option
+from ..utils.options import check_at_least, check_left_out, option
 
 
 if TYPE_CHECKING:
@@ -20,6 +20,11 @@ CHANGEABLE_FIELDS = (
     *("embedding_dropout", "attention_dropout", "residual_dropout"),
     *("masking_schedule", "schedule_power", "schedule_eps", "num_train_timesteps"),
 )
+# Fields of a new model whose network is a backbone's: those of the diffusion process, and of how the network is used.
+FIELDS_WITH_BACKBONE = (
+    *("masking_schedule", "schedule_power", "schedule_eps", "learn_masking_schedule", "schedule_first_time"),
+    *("num_train_timesteps", "predicts_next", "attn_implementation", "time_conditioning", "num_classes"),
+)
 SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule"}
 
 
@@ -30,6 +35,11 @@ class StartArguments:
     _argument_group_name = "start"
 
     model_name_or_path: str | None = option("Model to go on training (folder or Hub id), in place of a new one.")
+    backbone_name_or_path: str | None = option(
+        "Language model of transformers (folder or Hub id) that becomes the network of a new model, with its weights "
+        "and, unless another is named, its tokenizer."
+    )
+    keep_causal: bool = option("Leave the attention of a causal --backbone_name_or_path causal.", default=False)
     objective: str = option(
         '"md4"; "genmd4", which learns a masking schedule for each token; or "ar", an autoregressive baseline.',
         default="md4",
@@ -46,6 +56,16 @@ class StartArguments:
 
     def __post_init__(self):
         check_at_least(self, 1, "pad_vocab_to_multiple_of")
+        if self.backbone_name_or_path is None:
+            check_left_out(self, ["keep_causal"], "without --backbone_name_or_path")
+        else:
+            names = ("model_name_or_path", "pad_vocab_to_multiple_of")
+            check_left_out(self, names, "with --backbone_name_or_path")
+
+    @property
+    def base_model(self) -> str | None:
+        """The model that is trained further, or that a new one has its network of."""
+        return self.model_name_or_path or self.backbone_name_or_path
 
 
 @dataclass
@@ -93,6 +113,9 @@ class ModelArguments:
     schedule_eps: float | None = option("Distance that the schedule keeps from 0 and 1.")
     learn_masking_schedule: bool | None = option("GenMD4: learn an exponent of the schedule for each token.")
     schedule_first_time: float | None = option("GenMD4's first time t_1.")
+    predicts_next: bool | None = option(
+        "Predict each token from the state before it, as a causal --backbone_name_or_path does."
+    )
     is_causal: bool | None = option("Autoregressive baseline: each token sees only those before it.")
     num_train_timesteps: int | None = option("Steps of discrete-time training; continuous time if left out.")
     image_size: int | None = option("Height and width of the images.")
@@ -114,6 +137,14 @@ class ModelArguments:
     def given(self) -> dict[str, Any]:
         """Fields that have a value."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def fields_with_backbone(self) -> dict[str, Any]:
+        """Fields that have a value, for a new model whose network is a backbone's; a ValueError for the network's."""
+        if self.is_causal:
+            raise ValueError('`objective` must be "md4" or "genmd4" with `backbone_name_or_path`, got "ar".')
+        others = [field.name for field in dataclasses.fields(self) if field.name not in FIELDS_WITH_BACKBONE]
+        check_left_out(self, [name for name in others if name != "is_causal"], "with --backbone_name_or_path")
+        return {name: value for name, value in self.given().items() if name in FIELDS_WITH_BACKBONE}
 
     def change(self, config: MD4Config):
         """Change the configuration of a trained model, as far as its weights allow.

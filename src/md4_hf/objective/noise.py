@@ -22,7 +22,7 @@ from ..core.schedules import MaskingSchedule
 
 
 # One number per use, so that the same (seed, step, example) gives unrelated numbers for unrelated things.
-TRAIN_TIME, TRAIN_MASK, EVAL_TIME, EVAL_MASK, TRAIN_FLIP, TRAIN_CLASS, SAMPLE_SEED = range(7)
+TRAIN_TIME, TRAIN_MASK, EVAL_TIME, EVAL_MASK, TRAIN_FLIP, TRAIN_CLASS, SAMPLE_SEED, TRAIN_ATTENTION = range(8)
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -120,6 +120,17 @@ def training_mask_noise(seed: int, step: int, index: Tensor, shape: torch.Size) 
 def training_example_noise(seed: int, step: int, index: Tensor, use: int) -> Tensor:
     """Uniform numbers `(n,)` for a use: `TRAIN_FLIP`, images to mirror, or `TRAIN_CLASS`, classes to leave out."""
     return keyed_uniform(seed, use, step, index, device=index.device)
+
+
+def annealed_attention(seed: int, step: int, num_steps: int, length: int, device: torch.device) -> Tensor:
+    """Pairs of tokens of which the first attends to the second at a step of annealing, `(length, length)` booleans.
+
+    Earlier tokens are always seen, each later one with the probability step / num_steps (DiffuLLaMA, Gong et al.,
+    arXiv:2410.17891). All examples of a step share the pairs.
+    """
+    position = torch.arange(length, device=device)
+    noise = keyed_uniform(seed, TRAIN_ATTENTION, step, position[:, None], position, device=device)
+    return (noise < step / num_steps) | (position <= position[:, None])
 
 
 def evaluation_times(seed: int, index: Tensor, draw: int, num_draws: int) -> Tensor:

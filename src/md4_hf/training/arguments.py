@@ -17,6 +17,7 @@ from transformers.integrations.integration_utils import (
     is_wandb_available,
 )
 
+from ..core.modeling_md4_auto import has_windows
 from ..objective.estimators import check_estimator, nelbo_metrics
 from ..utils.options import option
 from .elbo_arguments import ElboArguments
@@ -27,12 +28,20 @@ from .finite_steps import SKIP, STOP
 SAME_ON_ALL_RANKS = (
     *("seed", "data_seed", "max_steps", "num_train_epochs", "learning_rate", "ema_decay", "num_copies", "output_dir"),
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("backbone_lr_multiplier", "attention_annealing_steps"),
     *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip", "on_nonfinite"),
 )
 LEAST_VALUES = {
     **{"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1},
     **{"gradient_accumulation_steps": 1, "eval_accumulation_steps": 1},
-    **{"eval_draws": 1, "num_copies": 2, "card_samples": 0, "image_samples": 0, "image_sample_steps": 1},
+    **{
+        "attention_annealing_steps": 0,
+        "eval_draws": 1,
+        "num_copies": 2,
+        "card_samples": 0,
+        "image_samples": 0,
+        "image_sample_steps": 1,
+    },
 }
 # Arguments of which the ELBO leaves no choice, nor a single process that names checkpoints and numbers whole batches.
 REQUIRED_VALUES = {
@@ -64,20 +73,18 @@ class MD4TrainingArguments(ElboArguments, TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        epochs, multiplier = self.num_train_epochs, self.schedule_lr_multiplier
+        epochs = self.num_train_epochs
         rules = [
             ("learning_rate", 0.0 <= self.learning_rate < math.inf, ">= 0 and finite"),
             ("on_nonfinite", self.on_nonfinite in (STOP, SKIP), f"{STOP!r} or {SKIP!r}"),
             ("max_steps", self.max_steps > 0 or self.max_steps < 0 < epochs, ">= 1, or `num_train_epochs` > 0"),
             ("ema_decay", 0.0 <= self.ema_decay < 1.0, "in [0, 1)"),
             ("label_smoothing_factor", self.label_smoothing_factor == 0.0, "0: a smoothed loss is no ELBO"),
-            ("schedule_lr_multiplier", multiplier > 0.0, "> 0"),
-            (
-                "schedule_lr_multiplier",
-                multiplier == 1.0 or not self.use_muon,
-                "1 with `use_muon`, which has one rate",
-            ),
         ]
+        for name in ("schedule_lr_multiplier", "backbone_lr_multiplier"):
+            multiplier = getattr(self, name)
+            has_one_rate = multiplier == 1.0 or not self.use_muon
+            rules += [(name, multiplier > 0.0, "> 0"), (name, has_one_rate, "1 with `use_muon`, which has one rate")]
         for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
             rules.append((name, value is None or value >= least, f">= {least}"))
@@ -120,8 +127,26 @@ def check_arguments(args: Any, config: Any, trainer_options: Mapping[str, Any]):
     for name, required in REQUIRED_VALUES.items():
         if getattr(args, name) != required:
             raise ValueError(f"`{name}` must be {required} for an MD4 model, got {not required}.")
+    check_backbone_arguments(args, config.backbone_config)
     if args.random_flip and not config.is_image:
         raise ValueError("`random_flip` must be False for a model of text, got True.")
+
+
+def check_backbone_arguments(args: MD4TrainingArguments, backbone_config: Any):
+    """Raise a ValueError for arguments that are for a backbone of transformers, where the model has no such one."""
+    if args.backbone_lr_multiplier != 1.0 and backbone_config is None:
+        raise ValueError(
+            f"`backbone_lr_multiplier` must be 1 for a model without `backbone_config`, got "
+            f"{args.backbone_lr_multiplier}."
+        )
+    if not args.attention_annealing_steps:
+        return
+    is_opened = getattr(backbone_config, "is_causal", None) is False
+    if not is_opened or has_windows(backbone_config) or backbone_config._attn_implementation not in ("eager", "sdpa"):
+        raise ValueError(
+            "`attention_annealing_steps` must be 0 unless a causal backbone without sliding windows attends both ways "
+            f"with eager attention or SDPA, got {args.attention_annealing_steps}."
+        )
 
 
 def check_best_metric(name: str | None, config: Any, eval_dataset: Any):

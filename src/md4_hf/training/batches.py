@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from ..core.input_checks import check_shape, check_tensor
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..objective.figures import SIZE_COLUMNS
-from ..objective.noise import TRAIN_CLASS, TRAIN_FLIP, training_example_noise, training_mask_noise, training_times
+from ..objective.noise import (
+    TRAIN_CLASS,
+    TRAIN_FLIP,
+    annealed_attention,
+    training_example_noise,
+    training_mask_noise,
+    training_times,
+)
 from ..objective.objectives import Objective, scored_labels
 from ..utils.libraries import is_instance
 from .arguments import MD4TrainingArguments
@@ -116,9 +123,27 @@ def noised_batch(batch: dict[str, Any], objective: Objective, args: MD4TrainingA
     if args.random_flip:
         inputs = flip_images(inputs, training_example_noise(*key, index, TRAIN_FLIP) < 0.5)
     inputs = objective.noised(inputs, timesteps, noise)
+    if step < args.attention_annealing_steps:
+        inputs["attention_mask"] = annealed_mask(inputs, args, step, ids.shape[-1])
     if not objective.is_autoregressive:
         inputs["max_masked"] = most_masked_tokens(ids, objective, args, total, all_scored)
     return inputs
+
+
+def annealed_mask(inputs: dict[str, Tensor], args: MD4TrainingArguments, step: int, length: int) -> Tensor:
+    """Attention mask `(batch, 1, length, length)` of a step of annealing, in which padding is seen by itself only."""
+    if inputs.get("document_ids") is not None:
+        raise ValueError(
+            "`attention_annealing_steps` must be 0 with documents that are kept apart (`document_mask`), got "
+            f"{args.attention_annealing_steps}."
+        )
+    labels, padding = inputs["labels"], inputs.get("attention_mask")
+    is_open = annealed_attention(args.seed, step, args.attention_annealing_steps, length, labels.device)
+    is_open = is_open.expand(len(labels), 1, -1, -1)
+    if padding is None:
+        return is_open
+    itself = torch.eye(length, dtype=torch.bool, device=labels.device)
+    return (is_open & (padding[:, None, None] != 0)) | itself
 
 
 def most_masked_tokens(

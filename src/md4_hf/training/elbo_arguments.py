@@ -23,6 +23,15 @@ class ElboArguments:
     schedule_lr_multiplier: float = option(
         "Learning rate of GenMD4's exponents, as a multiple of the network's.", default=1.0
     )
+    backbone_lr_multiplier: float = option(
+        "Learning rate of the layers of a backbone of transformers, as a multiple of that of its embedding and head.",
+        default=1.0,
+    )
+    attention_annealing_steps: int = option(
+        "Steps in which later tokens become visible to a backbone that was causal, each with a probability that rises "
+        "from 0 to 1; 0 shows all at once.",
+        default=0,
+    )
     eval_draws: int = option("Stratified draws of time and masks per example in an evaluation.", default=1)
     eval_seed: int = option("Seed of the evaluation noise.", default=0)
     eval_estimator: str = option(

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..core.modeling_md4_auto import keeps_causal
 from ..hub.adapters import is_adapted
 from ..objective.figures import Figure, figures_of
 from ..objective.modality import IMAGES, TEXT, Modality, modality_of
@@ -144,7 +145,12 @@ def _causal_text_rows(config) -> Rows:
 
 
 def _text_rows(config, second: tuple[str, str]) -> Rows:
-    network = f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.mlp_type}"
+    kind = config.mlp_type
+    if config.backbone_config is not None:
+        attention = "causal" if keeps_causal(config.backbone_config) else "bidirectional"
+        kind = f"{config.backbone_config.model_type} of transformers, {attention}"
+        kind += ", each predicting the next token" if config.predicts_next else ""
+    network = f"{config.num_hidden_layers} layers of width {config.hidden_size}, {kind}"
     return [("Network", network), second, ("Length", f"{config.max_position_embeddings} tokens")]
 
 

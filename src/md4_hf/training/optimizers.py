@@ -139,13 +139,27 @@ def is_exponent(name: str) -> bool:
     return EXPONENTS.search(name) is not None
 
 
-def give_exponents_rate(optimizer: Optimizer, model: nn.Module, rate: float):
-    """Move the exponents of a model, if it has any, into a group with this learning rate and without weight decay."""
-    exponents = [parameter for name, parameter in model.named_parameters() if is_exponent(name)]
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if not any(p is exponent for exponent in exponents)]
-    if exponents:
-        optimizer.add_param_group({"params": exponents, "lr": rate, "weight_decay": 0.0})
+def exponents_of(model: nn.Module) -> list[nn.Parameter]:
+    """GenMD4's exponents, if a model has any."""
+    return [parameter for name, parameter in model.named_parameters() if is_exponent(name)]
+
+
+def layers_of_backbone(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the backbone of transformers that a model may have, without the embedding of its tokens."""
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    named = model.named_parameters()
+    return [parameter for name, parameter in named if ".backbone." in name and parameter is not embedding]
+
+
+def give_rate(optimizer: Optimizer, parameters: list[nn.Parameter], rate: float):
+    """Give some parameters of an optimizer this learning rate: groups of their own, with the options they had."""
+    chosen = {id(parameter) for parameter in parameters}
+    for group in [*optimizer.param_groups]:
+        moved = [parameter for parameter in group["params"] if id(parameter) in chosen]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+        if moved:
+            options = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
+            optimizer.add_param_group({**options, "params": moved, "lr": rate})
 
 
 def shorter_warmup(warmup_steps: int, num_training_steps: int) -> int:

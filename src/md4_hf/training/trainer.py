@@ -46,8 +46,10 @@ from .ema import EmaCallback, stored_average
 from .finite_steps import FiniteSteps
 from .model_card import CardFacts
 from .optimizers import (
-    give_exponents_rate,
+    exponents_of,
+    give_rate,
     is_exponent,
+    layers_of_backbone,
     muon_with_adamw,
     options_outlast_loading,
     shorter_warmup,
@@ -244,7 +246,7 @@ class MD4Trainer(Trainer):
         self._uncounted_tokens = 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As `Trainer.create_optimizer`, or Muon and AdamW; GenMD4's exponents may have a rate of their own."""
+        """As `Trainer.create_optimizer`, or Muon and AdamW; exponents and backbone may have rates of their own."""
         args, trained = self.args, self.model if model is None else model
         if self.optimizer is None and args.use_muon:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -255,7 +257,9 @@ class MD4Trainer(Trainer):
             self.optimizer = muon_with_adamw(trained, args.learning_rate, betas, args.weight_decay)
         optimizer = super().create_optimizer(model)
         if args.schedule_lr_multiplier != 1.0:
-            give_exponents_rate(self.optimizer, trained, args.learning_rate * args.schedule_lr_multiplier)
+            give_rate(self.optimizer, exponents_of(trained), args.learning_rate * args.schedule_lr_multiplier)
+        if args.backbone_lr_multiplier != 1.0:
+            give_rate(self.optimizer, layers_of_backbone(trained), args.learning_rate * args.backbone_lr_multiplier)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):

@@ -63,10 +63,10 @@ NOT_RUN = {
     "torchrun": "starts several processes, as tests/training/test_distributed.py does",
     "md4 convert": "needs a published checkpoint; tests/hub/test_convert_md4.py and test_convert_peers.py make some",
 }
-SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --bf16 false"
+SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2"  # of a network that is no backbone
 SHORT = "--max_steps 2 --save_steps 1 --eval_strategy no --final_eval_draws 1 --card_samples 0"
 SHORTER = {
-    "train": f"{SMALL} {SHORT}",
+    "train": f"--bf16 false {SHORT}",
     "finetune": SHORT,
     "evaluate": "--draws 1",
     "suite": "--draws 1",
@@ -185,7 +185,8 @@ def run_command(command, args):
         subprocess.run(["bash", "-ec", command], check=True)
         return
     if "--help" not in words:
-        words += [*shlex.split(SHORTER.get(words[1], "")), *args]
+        small = SMALL if words[1] == "train" and "--backbone_name_or_path" not in words else ""
+        words += [*shlex.split(f"{small} {SHORTER.get(words[1], '')}"), *args]
     try:
         main(words[1:])
     except SystemExit as stop:

@@ -14,10 +14,11 @@ import torch
 from commands import failure, outcome
 from huggingface_hub import ModelCard
 from launching import run_python
-from safetensors.torch import load_file, save_file
+from peers import publish, state_of, words_tokenizer
+from safetensors.torch import load_file
 from tiny import quiet
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import AutoModel
 
 from md4_hf import (
     LoraArguments,
@@ -38,22 +39,6 @@ MDLM, MDLM_TIME, SEDD, RADD = "peers/mdlm_notime_h64", "peers/mdlm_time_h64", "p
 BD3LM = "peers/bd3lm_h64_block4"
 CASES = [MDLM, MDLM_TIME, SEDD, RADD]
 every_case = pytest.mark.parametrize("case", CASES)
-
-
-def state_of(tensors):
-    """State dict of a record as it is published, in float32."""
-    return {key.removeprefix("state_dict/"): x.float() for key, x in tensors.items() if key.startswith("state_dict/")}
-
-
-def publish(folder, state, config, name="model.safetensors"):
-    """Write a checkpoint as its authors do; its path, as text."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    if name.endswith(".safetensors"):
-        save_file(state, folder / name, metadata={"format": "pt"})
-    else:
-        torch.save(state, folder / name)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -266,14 +251,6 @@ def test_a_folder_opens_without_the_package(converted, tmp_path):
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
-
-
-def words_tokenizer(num_words):
-    """A tokenizer of words w0, w1, ... without a mask token."""
-    model = models.WordLevel({f"w{i}": i for i in range(num_words)}, unk_token="w0")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0")
 
 
 def test_the_command_writes_a_complete_folder_with_the_tokenizer_and_a_card(published, tmp_path, capsys):

@@ -15,7 +15,7 @@ from ..utils.options import check_at_least, check_left_out, option
 SCORED_SAMPLES, SCORED_SEED = 64, 0  # of a model, unless others are asked for
 PRECISIONS = ("float32", "bfloat16", "float16")
 SMALL_IMAGE = 64  # pixels of the side of an image that is enlarged to be looked at
-FAMILY_NAMES = ("auto", "mdlm", "sedd", "radd", "bd3lm", "duo", "official")  # of `hub.convert`
+FAMILY_NAMES = ("auto", "mdlm", "sedd", "radd", "bd3lm", "duo", "llada", "dream", "official")  # of `hub.convert`
 PREPARATION = "sedd"  # the paper's, as far as it says
 
 

@@ -19,6 +19,7 @@ from ..utils.errors import did_you_mean, file_errors_as_value_errors
 from ..utils.files import check_can_be_written, looks_like_path, whole_folder
 from ..utils.hub_access import from_hub
 from .convert_ddit import BD3LM, MDLM, RADD, SEDD, Duo
+from .convert_decoders import Dream, LLaDA
 from .convert_md4 import Official
 from .converted_card import make_converted_card
 from .families import Family
@@ -28,7 +29,8 @@ from .weight_files import PICKLES, has_safetensors, open_weights, shown
 
 logger = logging.get_logger(__name__)
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (MDLM(), SEDD(), RADD(), BD3LM(), Duo(), Official())}
+KINDS = (MDLM, SEDD, RADD, BD3LM, Duo, LLaDA, Dream, Official)
+FAMILIES: dict[str, Family] = {kind.name: kind() for kind in KINDS}
 AUTO = "auto"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
@@ -83,7 +85,7 @@ def convert(
     model = converter.load(path, config, allow_pickle)
     if processor is None:
         logger.warning(f"{checkpoint} has no tokenizer: its model is converted alone. --tokenizer NAME adds one.")
-    pipeline = make_pipeline(model, processor, converter.scheduler(source))
+    pipeline = make_pipeline(model, processor, converter.scheduler(source, config))
     card = make_converted_card(pipeline, converter.title, checkpoint, folder_of(path), output_dir.name)
     with whole_folder(output_dir) as staging:
         pipeline.save_pretrained(staging, remote_code=True)

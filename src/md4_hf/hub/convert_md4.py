@@ -410,7 +410,7 @@ class Official(Family):
         """See `config_from_official`."""
         return config_from_official(source)
 
-    def scheduler(self, source: Mapping[str, Any]) -> MaskedDiffusionScheduler:
+    def scheduler(self, source: Mapping[str, Any], config: MD4Config) -> MaskedDiffusionScheduler:
         """See `scheduler_from_official`."""
         return scheduler_from_official(source)
 

@@ -39,7 +39,7 @@ class Family:
         """State dict of `MD4ForMaskedDiffusion`; takes every tensor of the checkpoint, or skips it."""
         raise NotImplementedError(f"{type(self).__name__} must define `state`.")
 
-    def scheduler(self, source: Mapping[str, Any]):
+    def scheduler(self, source: Mapping[str, Any], config: MD4Config):
         """Scheduler with the settings of the checkpoint's sampler; None for that of the masking schedule."""
         return None
 
@@ -54,6 +54,7 @@ class Family:
             model = MD4ForMaskedDiffusion(config)
         self._check(weights.without_data(), config, model)
         model.load_state_dict(self.state(weights, config), assign=True)
+        model.tie_weights()
         return model.eval()
 
     def _check(self, shapes: WeightFiles, config: MD4Config, model: torch.nn.Module):

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from .checks_training import make_trainer
 from .part import Context, NotAvailable, Row
+from .sampling_speed import make_pipeline, whole_samples
 from .steps import LAYERS, WHOLE, TrainingStep, compiled, preset_config
 
 
@@ -35,6 +36,7 @@ def run(context: Context) -> Iterator[Row]:
     measure = functools.partial(waits, context, ragged, False, ragged_rows)
     yield context.measured("bare step on ragged rows, MD4", measure)
     yield context.measured("steps of MD4Trainer", functools.partial(waits_of_the_trainer, context))
+    yield context.measured("planned sampler", functools.partial(waits_of_the_sampler, context))
     for way in (LAYERS, WHOLE):
         for name, columns in (("all scored", no_columns), ("ragged rows", ragged_rows)):
             measure = functools.partial(graphs, context, way, columns)
@@ -150,6 +152,18 @@ def waits_of_the_trainer(context: Context) -> Row:
         trainer.train()
     figures = watch.figures(STEPS)
     return Row("", figures, figures["waits_per_step"] == 0, "none is expected between logs")
+
+
+def waits_of_the_sampler(context: Context) -> dict[str, Any]:
+    """Waits of the planned sampler for each call of its network, which itself waits once, to count positions."""
+    pipeline, watch = make_pipeline(context), Watch(context.device)
+    draw = functools.partial(whole_samples, pipeline, context.device, 2, 16)
+    draw()
+    watch.begin()
+    _, calls = draw()
+    watch.end()
+    figures = watch.figures(calls.calls)
+    return {"waits_per_call": figures.pop("waits_per_step"), **figures}
 
 
 def graphs(context: Context, way: str, columns: Callable) -> Row:

@@ -119,6 +119,7 @@ def test_steps_run_where_nothing_tells_of_waits(context):
     for measure in (
         functools.partial(host_sync.waits, context, make, True, host_sync.ragged_rows),
         functools.partial(host_sync.waits_of_the_trainer, context),
+        functools.partial(host_sync.waits_of_the_sampler, context),
     ):
         with pytest.raises(NotAvailable, match="the steps ran"):
             measure()

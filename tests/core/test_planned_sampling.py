@@ -201,3 +201,16 @@ def test_a_plan_is_refused_where_it_cannot_be_made():
     scheduler.set_token_schedule(model.token_schedule)
     with pytest.raises(ValueError, match="`plan_openings` needs one schedule for all tokens"):
         scheduler.plan_openings(torch.full((1, 2), 3))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3, "top_p": 0.9}, {"temperature": 0.0}])
+def test_a_planned_step_reads_nothing_from_the_device(options):
+    """On a device without values, whatever depends on one is an error; on a GPU it would wait for the network."""
+    scheduler = MaskedDiffusionScheduler(mask_token_id=9, num_inference_steps=4)
+    sample = torch.full((3, 5), 9)
+    plan = scheduler.plan_openings(sample, seeded())
+    for number, t in enumerate(scheduler.timesteps):
+        step = plan.at(number)
+        logits = torch.empty(int(step.candidates.sum()), 10, device="meta")
+        drawn = scheduler.step(logits, t, sample.to("meta"), plan=step, **options)
+        assert drawn.prev_sample.device.type == "meta" and drawn.prev_sample.shape == sample.shape

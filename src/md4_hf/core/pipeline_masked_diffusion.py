@@ -419,8 +419,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 pending = pending.index_put(
                     (rows,), pending[rows].masked_fill(step_plan.candidates, self._num_timesteps)
                 )
-                t, rows = times[steps], rows.to(sample.device)
-                logits = self._predict(sample, rows, t.to(sample.device), step_plan.candidates, inputs)
+                t, rows = times[steps], rows.to(sample.device, non_blocking=True)
+                there = t.to(sample.device, non_blocking=True)
+                logits = self._predict(sample, rows, there, step_plan.candidates, inputs)
                 output = self.scheduler.step(logits, t, sample[rows], plan=step_plan, **step_arguments)
                 sample[rows] = output.prev_sample
         return sample
@@ -452,7 +453,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         logits = self.model(
             input_ids=self._in_copies(self.scheduler.scale_model_input(sample[rows], t)),
             timesteps=self._in_copies(t),
-            position_mask=self._in_copies(candidates.to(sample.device)),
+            position_mask=self._in_copies(candidates.to(sample.device, non_blocking=True)),
             **inputs.of(copies),
         ).logits
         return self._token_filter(self._guided(logits), functools.partial(inputs.ids_at, sample, rows, candidates))

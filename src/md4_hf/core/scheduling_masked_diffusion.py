@@ -71,10 +71,6 @@ class StepPlan(BaseOutput):
     noise: torch.DoubleTensor
     left_over: torch.BoolTensor | None = None
 
-    def to(self, device: torch.device) -> StepPlan:
-        """Copy the plan to another device."""
-        return StepPlan(**{name: x.to(device) for name, x in self.items()})
-
 
 @dataclass
 class OpeningPlan(BaseOutput):
@@ -314,9 +310,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             logits, state = logits.cpu(), state.cpu()
         if plan is None:
             plan = StepPlan(state == mask_token_id, _uniform(state.shape, generator, state.device))
-        plan = plan.to(state.device)
-        masked = plan.candidates
+        masked = plan.candidates  # on the CPU, if the plan is: to select there waits for no kernel
         row = masked.nonzero()[:, 0]
+        index = self._step_index(timestep, state.shape[0]).to(masked.device)[row]
+        left_over = None if plan.left_over is None else plan.left_over[masked]
+        masked, index, noise = (_sent(x, state.device) for x in (masked, index, plan.noise[masked]))
         if logits.shape[:-1] != row.shape:
             if logits.shape[:-1] != masked.shape:
                 raise ValueError(
@@ -324,10 +322,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                     f"positions, got {tuple(logits.shape)}."
                 )
             logits = logits[masked]
-        index = self._step_index(timestep, state.shape[0]).to(state.device)[row]
-        left_over = None if plan.left_over is None else plan.left_over[masked]
+        left_over = None if left_over is None else _sent(left_over, state.device)
         options = (temperature, self.config.top_p if top_p is None else top_p, top_k)
-        tokens, probs = self._draw_in_parts(logits, index, plan.noise[masked], left_over, options)
+        tokens, probs = self._draw_in_parts(logits, index, noise, left_over, options)
 
         sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(masked, tokens.to(state.dtype))
         sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(masked, probs.float())
@@ -358,18 +355,23 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         Inputs are logits `(n, vocab)`, `index` `(n,)` of the step of each position, noise `(n, 2)`, `left_over` as in
         `StepPlan`, and `options`: temperature, top-p and top-k.
         """
-        if left_over is None:
-            probability = self.unmask_probabilities().to(index.device)[index]
-            opens, uniform = ancestral_sampler(probability, noise)
-            left_over = (index == self.num_inference_steps - 1) & ~opens
-        else:
-            opens, uniform = ~left_over, noise[:, 1]
+        if left_over is not None:  # planned: all of them open
+            return self._draw_opened(logits, noise[:, 1], left_over, options)
+        probability = self.unmask_probabilities().to(index.device)[index]
+        opens, uniform = ancestral_sampler(probability, noise)
+        left_over = (index == self.num_inference_steps - 1) & ~opens
         decided = opens | left_over
-        mu = self._token_probabilities(logits[decided], *options)
-        drawn = torch.where(left_over[decided], mu.argmax(dim=-1), draw_categorical(mu, uniform[decided]))
+        drawn, of_drawn = self._draw_opened(logits[decided], uniform[decided], left_over[decided], options)
         tokens = torch.full_like(index, self._mask_token_id()).masked_scatter(decided, drawn)
-        probs = torch.zeros_like(uniform).masked_scatter(decided, mu.gather(-1, drawn[:, None]).squeeze(-1))
-        return tokens, probs
+        return tokens, torch.zeros_like(uniform).masked_scatter(decided, of_drawn)
+
+    def _draw_opened(
+        self, logits: Tensor, uniform: Tensor, left_over: Tensor, options: tuple
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens of positions that open, by their uniform numbers or, where `left_over`, by arg max; see `_draw`."""
+        mu = self._token_probabilities(logits, *options)
+        drawn = torch.where(left_over, mu.argmax(dim=-1), draw_categorical(mu, uniform))
+        return drawn, mu.gather(-1, drawn[:, None]).squeeze(-1)
 
     def _draw_by_token(
         self, logits: Tensor, index: Tensor, noise: Tensor, _: None, options: tuple
@@ -461,6 +463,11 @@ def _uniform(shape: torch.Size, generator: Generators, device: torch.device) -> 
         return torch.cat([_uniform((1, *shape[1:]), row_generator, device) for row_generator in generator])
     source = generator.device if generator is not None else device
     return torch.rand((*shape, 2), generator=generator, device=source, dtype=torch.float64).to(device)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device, from the CPU without a wait for what it has been given to do."""
+    return x.to(device, non_blocking=x.device.type == "cpu")
 
 
 def _check_choice(name: str, value: str, choices):

@@ -43,7 +43,6 @@ GOOD = [
     ("train", "warmup_steps: .5", {"warmup_steps": 0.5}),
     ("train", "<<: {seed: 7, max_steps: 1}\nmax_steps: 3", {"seed": 7, "max_steps": 3}),
     ("evaluate", "target_stderr: .inf", {"target_stderr": float("inf")}),
-    ("train", "seed: 1\nseed: 2", {"seed": 2}),
 ]
 
 
@@ -92,6 +91,9 @@ BAD = [
     ("train", "seed: !!python/name:os.system x", "--config must be a YAML file"),
     ("train", "[1]: 2", "--config must be a YAML file"),
     ("train", "seed: 1\n---\nseed: 2", "--config must be a YAML file"),
+    ("train", "seed: 1\nmax_steps: 3\nseed: 2", "seed stands twice in one mapping"),
+    ("train", "lr_scheduler_kwargs: {min_lr: 1, min_lr: 2}", "min_lr stands twice in one mapping"),
+    ("train", "preset:\ttiny\n\tdata: x", "found character '\\t' that cannot start any token in"),
 ]
 
 

@@ -102,8 +102,15 @@ def test_prompts_come_from_a_file_of_lines_of_rows_or_the_standard_input(sample,
     assert all(text.startswith("of ") and text.endswith(" x") and len(text) == 7 for text in texts[4:])
     assert len(set(texts)) == 6
     assert sample("--prompt_file", "rows.jsonl", *options) == rows
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(prompts) + "\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff" + "\n".join(prompts) + "\n"))
     assert sample("--prompt", "-", *options) == rows
+
+
+def test_a_standard_input_in_another_encoding_is_named(model, monkeypatch, capsys):
+    stdin = io.TextIOWrapper(io.BytesIO("für".encode("latin-1")), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    errors = failure(capsys, ["sample", model, "--device", "cpu", "--prompt", "-"])
+    assert "--prompt must be utf-8 text in the standard input" in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,10 @@ def test_prompts_come_from_a_file_of_lines_of_rows_or_the_standard_input(sample,
         (["--prompt_file", "empty.txt"], "--prompt_file must have at least one prompt, got none in empty.txt"),
         (["--prompt_file", "latin.txt"], "--prompt_file must have well-formed files, got latin.txt"),
         (["--prompt_file", "torn.jsonl"], "--prompt_file must be JSON lines, got line 2 of torn.jsonl"),
-        (["--prompt_file", "other.jsonl"], "--prompt_file must have a text --prompt in each row, got none in row 1"),
+        (
+            ["--prompt_file", "other.jsonl"],
+            "--prompt_file must have a string under 'prompt' in each row, got none in row 1",
+        ),
         (["--prompt_file", "empty.txt", "--prompt", "a"], "Only one of --prompt and --prompt_file may be given"),
         (["--prompt", "-"], "--prompt must have at least one prompt, got none in the standard input"),
         (["--batch_size", "0"], "--batch_size must be >= 1, got 0"),

@@ -130,9 +130,11 @@ def test_both_formats_of_arrow_and_what_datasets_saves(writer, tmp_path):
         (".jsonl", '{"text": "a"}\n{"text": 3}\n', "must hold strings, got 'text' with int"),
         (".jsonl", b'{"text": "\xff"}\n', "UnicodeDecodeError"),
         (".json", '{"text": "a"', "line 1 must be JSON"),
+        (".json", '{\n  "text": "a"\n}', r"line 1 must be JSON, got '{': .* \(an object has one line\)"),
         (".parquet", "PAR1 nothing", "x.parquet"),
         (".arrow", "nothing", "x.arrow"),
-        (".csv", 'id,text\n1,"never closed', "x.csv"),
+        (".csv", 'id,text\n1,"never closed', "x.csv': line 2: unexpected end of data; a value with quotes"),
+        (".tsv", 'id\ttext\n1\ta\n2\t"Hello" she said\n', "x.tsv': line 3: .* expected after .*doubles those within"),
         (".csv", "text,id\na,1\nb,2,3\n", "x.csv': line 3 must have at most 2 values, got 3"),
         (".tsv", b"text\tid\n\xff\n", "x.tsv"),
         (".zip", "PK", "got the archive '.*x.zip': unpack it"),
@@ -140,6 +142,7 @@ def test_both_formats_of_arrow_and_what_datasets_saves(writer, tmp_path):
         (".jsonl.gz", "not compressed", "x.jsonl.gz"),
         (".txt.gz", "not compressed", "x.txt.gz"),
         (".jsonl.zst", "not compressed", "x.jsonl.zst"),
+        (".txt.zst", "not compressed", "x.txt.zst"),
     ],
 )
 def test_a_damaged_file_is_named(suffix, content, message, streaming, tmp_path):
@@ -225,6 +228,40 @@ def test_an_empty_file_among_others_is_skipped_and_reported(suffix, tmp_path, ca
     assert f"`data` has 1 empty file(s), which are skipped: {tmp_path}/a{suffix}" in caplog.text
     with pytest.raises(ValueError, match=rf"`data` must contain text, got the empty file '.*a{suffix}'"):
         load_documents(str(tmp_path / f"a{suffix}"))
+
+
+def test_a_file_in_no_split_is_skipped_and_reported(tmp_path, caplog):
+    rows = {f"{name}.jsonl": table_bytes(".jsonl", {"text": [name]}) for name in ("train", "extra", "test")}
+    write(tmp_path, **rows)
+    assert texts(tmp_path) == ["train"]
+    assert (
+        f"`data` has 1 file(s) in no split, beside files named for one, which are skipped: {tmp_path}/extra.jsonl"
+        in (caplog.text)
+    )
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_linked_folders_and_files_are_read_once_and_a_broken_link_is_missed(suffix, tmp_path):
+    content = {name: name if suffix == ".txt" else table_bytes(suffix, {"text": [name]}) for name in ("one", "two")}
+    folder = write(tmp_path / "corpus", **{f"a{suffix}": content["one"]})
+    elsewhere = write(tmp_path / "elsewhere", **{f"b{suffix}": content["two"]})
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "z").symlink_to(folder)
+    (elsewhere / "back").symlink_to(elsewhere)
+    assert texts(folder) == ["one", "two"]
+    (folder / f"gone{suffix}").symlink_to(tmp_path / "nothing")
+    with pytest.raises((OSError, ValueError), match=f"gone{suffix}"):
+        texts(folder)
+
+
+def test_data_that_are_neither_file_nor_folder_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for data in (str(tmp_path / "pipe"), os.devnull):
+        with pytest.raises(ValueError, match=r"`data` must be a file or a folder, got .* a pipe or a device"):
+            load_documents(data)
+    for data in ("", " ", ["a.txt", ""]):
+        with pytest.raises(ValueError, match="`data` must be a name"):
+            DataArguments(data=data)
 
 
 def test_images_may_have_any_name_and_a_table_beside_them(tmp_path):

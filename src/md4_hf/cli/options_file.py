@@ -25,6 +25,14 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict = {}
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping, in which no name stands twice: YAML would take the last value in silence."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name} stands twice in one mapping")
+        return super().construct_mapping(node, deep)
+
 
 for _name, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -44,7 +52,7 @@ def read_mapping(path: str | os.PathLike) -> tuple[dict[str, Any], dict[Any, yam
         node = loader.get_single_node()
         options = None if node is None else loader.construct_document(node)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"`config` must be a YAML file, got {str(path)!r}: {error}") from error
+        raise ValueError(f"`config` must be a YAML file, got {str(path)!r}: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict) or not isinstance(node, yaml.MappingNode):
         raise ValueError(f"`config` must be a mapping of names to values, got {type(options).__name__} in {path}.")
     return options, {key_node.value: value_node for key_node, value_node in node.value}

@@ -21,8 +21,16 @@ def read_prompts(options: PromptArguments) -> list[str] | None:
     if options.prompt_file is not None:
         return _prompts_of_file(Path(options.prompt_file))
     if options.prompt == STANDARD_INPUT:
-        return _prompts_of_lines("prompt", "the standard input", sys.stdin.read())
+        return _prompts_of_lines("prompt", "the standard input", _standard_input())
     return None if options.prompt is None else [options.prompt]
+
+
+def _standard_input() -> str:
+    """Text of the standard input, without a byte order mark."""
+    try:
+        return sys.stdin.read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`prompt` must be {sys.stdin.encoding} text in the standard input: {error}.") from error
 
 
 def _prompts_of_file(path: Path) -> list[str]:
@@ -35,7 +43,7 @@ def _prompts_of_file(path: Path) -> list[str]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("prompt"), str):
             raise ValueError(
-                f"`prompt_file` must have a text `prompt` in each row, got none in row {number} of {path}."
+                f"`prompt_file` must have a string under 'prompt' in each row, got none in row {number} of {path}."
             )
     return _not_empty("prompt_file", str(path), [row["prompt"] for row in rows])
 

@@ -98,7 +98,7 @@ def score_file(
         samples.ids = encode_texts(tokenizer, samples.texts)
     if samples.ids is None and judge is None:
         raise ValueError(
-            f"`judge` or `tokenizer` must be given for the samples of {source}, which have no `input_ids`."
+            f"`judge` or `tokenizer` must be given for the samples of {source}, which have no "ids"."
         )
     scores = score_texts(samples, load_references(options), tokenizer, judge, options, device)
     return scores, {"samples": source, "samples_recipe": samples.recipe} | judge_recipe(judge), len(samples)

@@ -56,7 +56,7 @@ class DataArguments:
         check_options(self, may_be_none=("block_size",))  # which commands replace by the length of the model
         if isinstance(self.data, list) and len(self.data) == 1:
             self.data = self.data[0]
-        if not self.sources or not all(isinstance(source, str) for source in self.sources):
+        if not self.sources or not all(isinstance(source, str) and source.strip() for source in self.sources):
             raise ValueError(f"`data` must be a name, or a list of names, got {self.data!r}.")
         self._check_weights()
         if self.validation_data is None:

@@ -106,6 +106,10 @@ def find_files(data: str, config: str | None, argument: str) -> DataFiles | None
         if any(suffix in ARCHIVES for suffix in path.name.lower().split(".")[-2:]):
             raise ValueError(f"`{argument}` must be a file of data, got the archive {str(path)!r}: unpack it.")
         files = DataFiles(format_of(path.name) or TEXT, {"train": (str(path),)})
+    elif not path.is_dir():
+        raise ValueError(
+            f"`{argument}` must be a file or a folder, got {data!r}, a pipe or a device: write it to a file."
+        )
     else:
         by_format = _by_format(path)
         if not by_format:
@@ -136,8 +140,23 @@ def describe_files(paths: Iterable[Path], folder: Path) -> str:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """Files at any depth, sorted by path, without hidden ones and leftovers of tools."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_leftover(path, folder)]
+    """Files at any depth, sorted by path, without hidden ones and leftovers of tools.
+
+    Links to folders are followed, each folder once; a link that leads nowhere counts as a file, to be missed by name.
+    """
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        folders.sort()
+        found += [Path(parent, name) for name in names]
+    return [
+        path
+        for path in sorted(found)
+        if not _is_leftover(path, folder) and (path.is_file() or (path.is_symlink() and not path.exists()))
+    ]
 
 
 def _is_leftover(path: Path, folder: Path) -> bool:
@@ -180,10 +199,20 @@ def _files_of_folder(folder: Path, by_format: dict[str, list[Path]], config: str
     ((kind, paths),) = by_format.items()
     if patterns is None and kind == TEXT:
         return DataFiles(kind, {"train": tuple(str(path) for path in paths)})
-    if patterns is None:
-        names = _relative_names(base, paths)
-        patterns = _get_data_files_patterns(lambda pattern: _matching([pattern], names))
-    return DataFiles(kind, _splits(patterns, base, paths))
+    if patterns is not None:
+        return DataFiles(kind, _splits(patterns, base, paths))
+    names = _relative_names(base, paths)
+    splits = _splits(_get_data_files_patterns(lambda pattern: _matching([pattern], names)), base, paths)
+    _report_left_out("file(s) in no split, beside files named for one", set(map(str, paths)), splits, argument)
+    return DataFiles(kind, splits)
+
+
+def _report_left_out(what: str, names: Iterable[str], splits: Mapping[str, Sequence[str]], argument: str):
+    """Warn of files that are in no split."""
+    left_out = sorted(set(names).difference(*splits.values()))
+    if left_out:
+        shown = ", ".join(left_out[:MAX_NAMES_IN_ERROR]) + (", ..." if len(left_out) > MAX_NAMES_IN_ERROR else "")
+        logger.warning("`%s` has %d %s, which are skipped: %s", argument, len(left_out), what, shown)
 
 
 def _splits(patterns: Mapping[str, Sequence[str]], base: Path, paths: Iterable[Path]) -> dict[str, tuple[str, ...]]:
@@ -230,6 +259,5 @@ def _without_empty_files(files: DataFiles, argument: str) -> DataFiles:
     splits = {split: names for split, names in splits.items() if names}
     if not splits:
         raise ValueError(f"`{argument}` must contain text, got the empty file {empty[0]!r}.")
-    shown = ", ".join(empty[:MAX_NAMES_IN_ERROR]) + (", ..." if len(empty) > MAX_NAMES_IN_ERROR else "")
-    logger.warning("`%s` has %d empty file(s), which are skipped: %s", argument, len(empty), shown)
+    _report_left_out("empty file(s)", empty, splits, argument)
     return DataFiles(files.format, splits)

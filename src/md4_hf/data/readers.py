@@ -55,7 +55,9 @@ def open_file(name: str) -> Iterator[BinaryIO]:
     with _open(name) as file:
         try:
             yield _decompressed(file, name)
-        except (EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException) as error:
+        except (EOFError, zlib.error, OSError, pa.ArrowException) as error:
+            if _is_of_system(error):
+                raise
             raise DataFileError(f"{name!r}: {error}") from error
 
 
@@ -137,7 +139,9 @@ class JsonReader:
         try:
             return json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataFileError(f"line {number} must be JSON, got {line.strip()!r:.80}: {error.msg}") from error
+            raise DataFileError(
+                f"line {number} must be JSON, got {line.strip()!r:.80}: {error.msg} (an object has one line)"
+            ) from error
 
 
 class CsvReader:
@@ -161,11 +165,15 @@ class CsvReader:
         csv.field_size_limit(2**31 - 1)  # documents are longer than the module's 131,072 characters
         rows = csv.reader(_as_text(file, newline=""), delimiter=self.separator, strict=True)
         width = None
-        for row in filter(None, rows):
-            width = width or len(row)
-            if len(row) > width:
-                raise DataFileError(f"line {rows.line_num} must have at most {width} values, got {len(row)}")
-            yield row
+        try:
+            for row in filter(None, rows):
+                width = width or len(row)
+                if len(row) > width:
+                    raise DataFileError(f"line {rows.line_num} must have at most {width} values, got {len(row)}")
+                yield row
+        except csv.Error as error:
+            rule = "a value with quotes begins and ends with one and doubles those within"
+            raise DataFileError(f"line {rows.line_num}: {error}; {rule}") from error
 
 
 class ParquetReader:
@@ -248,18 +256,22 @@ def columns_of_file(name: str, format: str) -> dict[str, str]:
 def _naming(name: str, read: Callable[[], Any]) -> Any:
     """Result of a function; what it raises for a file that is not well-formed names the file.
 
-    Libraries have errors of many kinds for these, pyarrow an OSError without a number among them.
+    Libraries have errors of many kinds for these.
     """
     try:
         return read()
     except DataFileError as error:
         raise DataFileError(f"{name!r}: {error}") from error.__cause__
-    except (OSError, MemoryError) as error:
-        if getattr(error, "errno", None) is not None or isinstance(error, MemoryError):
-            raise
-        raise DataFileError(f"{name!r}: {error}") from error
     except Exception as error:
-        raise DataFileError(f"{name!r}: {type(error).__name__}: {error}") from error
+        if _is_of_system(error):
+            raise
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        raise DataFileError(f"{name!r}: {kind}{error}") from error
+
+
+def _is_of_system(error: Exception) -> bool:
+    """Whether an error is the machine's, not the file's: pyarrow and gzip raise OSErrors without a number for those."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 # Data sets ------------------------------------------------------------------------------------------------------------

@@ -234,6 +234,11 @@ def test_an_export_is_repeated_into_its_own_output_only_when_asked_to(run, adapt
     (tmp_path / "other" / "notes.txt").write_text("mine")
     message = failure(capsys, ["export", str(run), str(tmp_path / "other"), "--overwrite"])
     assert "which is no earlier export" in message and len(list((tmp_path / "other").iterdir())) == 1
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    for source in (run, folder):  # a trained model is no export: nothing takes its place
+        message = failure(capsys, ["export", str(source), str(run), "--overwrite", "--dtype", "bfloat16"])
+        assert "the folder of a run" in message
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_an_export_that_cannot_be_pushed_says_that_the_folder_is_complete(run, tmp_path, capsys):

@@ -117,6 +117,13 @@ def test_a_step_that_is_left_out_is_not_in_the_mean_of_the_log(tmp_path, genmd4)
     assert trainer.state.log_history[0][name] == pytest.approx(sum(expected) / 5, rel=1e-5)
 
 
+def test_weights_that_give_no_finite_step_any_more_stop_the_run_that_leaves_steps_out(tmp_path):
+    trainer = make_trainer(tmp_path, on_nonfinite=SKIP, max_steps=20, learning_rate=1e25, save_strategy="no")
+    with pytest.raises(FloatingPointError, match="the last 5 steps up to step 6 were not finite.*before step 1"):
+        trainer.train()
+    assert trainer.state.global_step == 5 and trainer.sums.num_left_out == 4
+
+
 def test_a_run_that_leaves_steps_out_is_resumed_as_if_unbroken(tmp_path):
     runs = []
     for folder, checkpoint in (("a", None), ("b", None), ("b", tmp_path / "b" / "checkpoint-6")):

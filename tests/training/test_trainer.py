@@ -365,6 +365,32 @@ def test_a_best_evaluation_without_a_checkpoint_does_not_end_the_run(tmp_path):
     assert trainer.state.global_step == 5 and list(tmp_path.glob("checkpoint-*"))
 
 
+def tied_model(**sizes):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, **sizes}
+    return MD4ForMaskedDiffusion(
+        MD4Config(vocab_size=VOCAB + 1, max_position_embeddings=LENGTH, tie_word_embeddings=True, **sizes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 32}, r"\S+ is \(32,\); the model's is \(64,\)"),
+        ({"num_hidden_layers": 2}, r"layers.1.\S+ is not there; the model's is \("),
+    ],
+)
+def test_resuming_a_model_of_other_sizes_is_an_error_before_anything_is_moved(tmp_path, change, message):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, tied_model(), **options).train()
+    before = sorted(tmp_path.rglob("*"))
+    trainer = make_trainer(tmp_path, tied_model(**change), **options)
+    with pytest.raises(ValueError, match=f"`resume_from_checkpoint` must have weights of the sizes.*{message}"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert sorted(tmp_path.rglob("*")) == before
+    again = make_trainer(tmp_path, tied_model(), **options)
+    assert again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2")).global_step == 4
+
+
 def test_resuming_without_the_averaged_weights_is_an_error(tmp_path):
     trained(make_trainer(tmp_path, save_strategy="steps", save_steps=4))
     trainer = make_trainer(tmp_path, max_steps=6, ema_decay=0.9)

@@ -3,7 +3,7 @@
 
 import pytest
 
-from md4_hf.utils.files import staging_name, whole_file, whole_folder
+from md4_hf.utils.files import check_can_be_written, staging_name, whole_file, whole_folder
 
 
 def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
@@ -83,3 +83,10 @@ def test_what_puts_a_folder_in_its_place_may_be_given(tmp_path):
         staging.mkdir()
         (staging / "weights").touch()
     assert {path.name for path in tmp_path.iterdir()} == {"log", "weights"}
+
+
+def test_a_file_needs_its_folder_and_a_folder_is_made(tmp_path):
+    check_can_be_written("output_file", tmp_path / "x.json")
+    check_can_be_written("output_dir", tmp_path / "no" / "such", is_folder=True)
+    with pytest.raises(ValueError, match="`output_file` must lie in a folder that is there, got .*no/x.json"):
+        check_can_be_written("output_file", tmp_path / "no" / "x.json")

@@ -18,6 +18,7 @@ from ..utils.files import move_files, whole_folder
 from ..utils.hub_access import to_hub
 from ..utils.options import check_left_out
 from .options import ConvertArguments, ExportArguments
+from .run_record import FILE_NAME as RECORD_NAME
 
 
 def export(options: ExportArguments, rest: argparse.Namespace):
@@ -48,14 +49,16 @@ def export(options: ExportArguments, rest: argparse.Namespace):
 
 
 def check_folder(folder: Path, overwrite: bool):
-    """Refuse a folder that holds anything, but for an earlier export that is to be replaced."""
+    """Refuse a folder that holds anything, but for an earlier export that is to be replaced; a run's folder is none."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    is_export = (folder / MaskedDiffusionPipeline.config_name).is_file()
+    is_run = (folder / RECORD_NAME).exists() or any(folder.glob("checkpoint-*"))
+    is_export = (folder / MaskedDiffusionPipeline.config_name).is_file() and not is_run
     if is_export and overwrite:
         return
     rule = "empty or absent, or an earlier export with --overwrite"
     found = "an earlier export: add --overwrite to replace it" if is_export else "which is no earlier export"
+    found = "the folder of a run" if is_run else found
     raise ValueError(f"`folder` must be {rule}, got {folder}, {found}.")
 
 

@@ -75,8 +75,6 @@ def check_output(path: Path):
             raise ValueError(f"`output` must end in .jsonl, .txt or as a picture does, such as .png, got {path}.")
         picture_format(path)
     check_can_be_written("output", path)
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"`output` must lie in a folder that is there, got {path}.")
 
 
 def seed_of(options: SampleArguments) -> int:

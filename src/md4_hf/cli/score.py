@@ -97,9 +97,7 @@ def score_file(
     if samples.ids is None and tokenizer is not None:
         samples.ids = encode_texts(tokenizer, samples.texts)
     if samples.ids is None and judge is None:
-        raise ValueError(
-            f"`judge` or `tokenizer` must be given for the samples of {source}, which have no "ids"."
-        )
+        raise ValueError(f"`judge` or `tokenizer` must be given for the samples of {source}, which have no 'ids'.")
     scores = score_texts(samples, load_references(options), tokenizer, judge, options, device)
     return scores, {"samples": source, "samples_recipe": samples.recipe} | judge_recipe(judge), len(samples)
 

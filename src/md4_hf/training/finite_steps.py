@@ -17,10 +17,11 @@ from ..utils.sharding import trainable
 logger = logging.get_logger(__name__)
 
 STOP, SKIP = "stop", "skip"
+MAX_LEFT_OUT_IN_A_ROW = 5  # of other data each: then it is the weights that are at fault
 
 
 class FiniteSteps:
-    """Stops a training at a loss or gradient that is not finite, or leaves such steps out.
+    """Stops a training at a loss or gradient that is not finite, or leaves such steps out, a few in a row.
 
     All processes agree on each step. To stop, nothing waits for the accelerator: whether a step was finite is read one
     step later, and before anything is made of its weights, be it a checkpoint, an evaluation or the end.
@@ -41,6 +42,7 @@ class FiniteSteps:
     def begin(self):
         """Forget what an earlier training left."""
         self._is_finite: Tensor | None = None  # on this process, in the step so far
+        self._num_in_a_row = 0  # steps just left out
         self._last: tuple[int, HostCopy] | None = None
 
     def add_loss(self, loss: Tensor):
@@ -52,7 +54,8 @@ class FiniteSteps:
         """Judge the step, between its last backward pass and the optimizer. Call it on all processes.
 
         Raises:
-            FloatingPointError: On all of them, if the step before this one was not finite, and none is left out.
+            FloatingPointError: On all of them, if the step before this one was not finite, and none is left out; or
+                if too many in a row are.
         """
         is_finite, step = self._is_finite, self.trainer.state.global_step + 1
         self._is_finite = None
@@ -65,11 +68,23 @@ class FiniteSteps:
         if not self.skips:
             self._raise_if_last_was_not_finite()
             self._last = (step, HostCopy(is_finite))
-        elif not is_finite:
-            self.trainer.model_wrapped.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
-            self.trainer.sums.leave_out_step()
-            number = self.trainer.sums.num_left_out
-            logger.warning(f"Left out step {step}, whose loss or gradient is not finite ({number} so far).")
+        elif is_finite:
+            self._num_in_a_row = 0
+        else:
+            self._leave_out(step)
+
+    def _leave_out(self, step: int):
+        self._num_in_a_row += 1
+        if self._num_in_a_row == MAX_LEFT_OUT_IN_A_ROW:
+            raise FloatingPointError(
+                f"the last {self._num_in_a_row} steps up to step {step} were not finite, the weights are at fault: "
+                f"the training has stopped. Go on from a checkpoint before step {step - self._num_in_a_row}, with a "
+                "lower `learning_rate`."
+            )
+        self.trainer.model_wrapped.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
+        self.trainer.sums.leave_out_step()
+        number = self.trainer.sums.num_left_out
+        logger.warning(f"Left out step {step}, whose loss or gradient is not finite ({number} so far).")
 
     def check(self):
         """Refuse a step that was not finite, and weights that are not. Call it on all processes.

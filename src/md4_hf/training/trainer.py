@@ -58,7 +58,7 @@ from .repository import Repository
 from .running_sums import RunningSums
 from .step_sampler import SeededOrder, StepSampler
 from .streams import EndlessMixture, EndlessStream, check_torch_stream
-from .training_state import state_errors, step_reached
+from .training_state import check_weights_fit, state_errors, step_reached
 
 
 logger = logging.get_logger(__name__)
@@ -182,6 +182,8 @@ class MD4Trainer(Trainer):
         checkpoint = checkpoint_to_resume(asked, self.args.output_dir)
         if checkpoint is not None:
             check_training_state(checkpoint, kind_of_training(self), self.args.world_size)
+            if not self.is_deepspeed_enabled:  # whose weights may be elsewhere
+                check_weights_fit(Path(checkpoint), self.repository.model)
         set_aside(self.args.output_dir, 0 if checkpoint is None else step_reached(checkpoint))
         return checkpoint
 

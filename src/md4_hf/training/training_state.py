@@ -14,9 +14,12 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import type_validator
+from safetensors import safe_open
+from torch import nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 
 STREAM_FILES = "stream-rank-*.json"  # positions of streams, one file for each process
@@ -86,6 +89,33 @@ def read_running_sums(checkpoint: Path) -> dict[str, Any] | None:
         if not len(sums["loss"]) == len(sums["nelbo"]) > 0:
             raise ValueError("it must have a number for each process.")
     return sums
+
+
+def check_weights_fit(checkpoint: Path, model: nn.Module):
+    """Refuse a checkpoint whose whole weights are those of a model of other sizes.
+
+    Raises:
+        ValueError: Naming a weight and both shapes.
+    """
+    path = checkpoint / SAFE_WEIGHTS_NAME
+    if not path.is_file():  # of an adapter, or in shards
+        return
+    with state_errors(path), safe_open(path, "pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    weights = model.state_dict()
+    shared = {weights[name].data_ptr() for name in stored.keys() & weights.keys()}
+    own = {
+        name: tuple(weight.shape)
+        for name, weight in weights.items()
+        if name in stored or weight.data_ptr() not in shared  # a tied weight is stored once
+    }
+    for name in sorted(stored.keys() | own.keys()):
+        if stored.get(name) != own.get(name):
+            here, there = (shapes.get(name, "not there") for shapes in (own, stored))
+            raise ValueError(
+                "`resume_from_checkpoint` must have weights of the sizes of the model in training, got "
+                f"{checkpoint}, in which {name} is {there}; the model's is {here}."
+            )
 
 
 def check_state_files(checkpoint: Path):

@@ -35,8 +35,13 @@ def looks_like_path(name: str) -> bool:
 
 
 def check_can_be_written(name: str, path: str | os.PathLike, is_folder: bool = False):
-    """Raise a ValueError that names the argument if no file, or no folder, can be made or changed at its path."""
+    """Raise a ValueError that names the argument if no file, or no folder, can be made or changed at its path.
+
+    A file has to lie in a folder that is there, a folder need not.
+    """
     path, kind = Path(path).absolute(), "folder" if is_folder else "file"
+    if not is_folder and not path.parent.is_dir():
+        raise ValueError(f"`{name}` must lie in a folder that is there, got {path}.")
     existing = next(place for place in (path, *path.parents) if place.exists())
     wants_folder = is_folder or existing != path
     if not os.access(existing, os.W_OK) or existing.is_dir() != wants_folder:

@@ -153,3 +153,10 @@ def test_a_size_that_is_none_is_named(name):
     with pytest.raises(ValueError, match=f"`tokenizer` must be bpe:N with N >= 256, .* got '{name}'"):
         bpe_size(name)
     assert bpe_size("bpe:256") == 256 and bpe_size("bytes") is None
+
+
+@pytest.mark.parametrize("name", ["nosuch/tokenizer.json", "nosuch/tok.json", "./nosuch", "/no/such/folder"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(ValueError, match=f"got '{name}': no such file or folder") as error:
+        load_tokenizer(name)
+    assert "\n" not in str(error.value) and error.value.__cause__ is None

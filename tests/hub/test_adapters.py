@@ -132,8 +132,17 @@ def test_bad_arguments_are_named(base, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             LoraArguments(**kwargs)
-    with pytest.raises(ValueError, match="Target modules"):
-        add_adapter(load_model(str(base)), LoraArguments(target_modules="no_such_layer"))
+    for option, layers, message in (
+        ("target_modules", "no_such_layer", "got 'no_such_layer'"),
+        ("target_modules", "qkv_proj, o_prj", "got 'o_prj'. Did you mean 'o_proj'"),
+        ("target_modules", "all-linear,lm_head", "got 'all-linear'"),
+        ("modules_to_save", "lm_head,embed_token", "got 'embed_token'. Did you mean 'embed_tokens'"),
+        ("modules_to_save", "head", "got 'head'"),
+    ):
+        with pytest.raises(ValueError, match=f"`{option}` must be names of layers of the model, {message}"):
+            add_adapter(load_model(str(base)), LoraArguments(**{option: layers}))
+    spaced = add_adapter(load_model(str(base)), LoraArguments(target_modules="qkv_proj, o_proj"))
+    assert any("o_proj.lora_A" in name for name, _ in spaced.named_parameters())
     with pytest.raises(ValueError, match="`base` must be left out where `model` is no adapter"):
         load_model(str(base), base=str(base))
     with pytest.raises(FileNotFoundError, match="`model` must be a model's or adapter's folder"):
@@ -154,10 +163,10 @@ def dataset(count=32, **columns):
     return Dataset.from_dict({"input_ids": ids.tolist(), **columns})
 
 
-def make_trainer(base, folder, **kwargs):
+def make_trainer(base, folder, lora_r=4, **kwargs):
     torch.manual_seed(0)
     return MD4Trainer(
-        model=add_adapter(load_model(str(base)), LoraArguments(lora_r=4)),
+        model=add_adapter(load_model(str(base)), LoraArguments(lora_r=lora_r)),
         args=training_arguments(folder, **{"learning_rate": 1e-2, **kwargs}),
         train_dataset=dataset(),
         eval_dataset=dataset(8),
@@ -199,6 +208,14 @@ def test_resuming_an_adapter_gives_the_unbroken_run(base, tmp_path, ema_decay):
             assert_same(trained_parameters(unbroken), trained_parameters(resumed), atol=1e-7, rtol=1e-5)
     assert unbroken.evaluate()["eval_loss"] == pytest.approx(resumed.evaluate()["eval_loss"], rel=1e-6)
     assert resumed.state.num_input_tokens_seen == unbroken.state.num_input_tokens_seen
+
+
+def test_resuming_an_adapter_of_another_rank_is_one_line(base, tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(base, tmp_path, **options).train()
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must have weights of the sizes of") as error:
+        make_trainer(base, tmp_path, lora_r=2, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert "size mismatch for" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_averaged_adapter_is_what_is_evaluated_and_shared(base, tmp_path):

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..utils.errors import file_errors_as_value_errors
+from ..utils.files import looks_like_path
 from ..utils.hub_access import from_hub
 
 
@@ -123,13 +124,15 @@ def load_tokenizer(
         return build_text8_tokenizer()
     if name_or_path == "bytes":
         return build_byte_tokenizer()
+    rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'
+    if looks_like_path(name_or_path) and not Path(name_or_path).exists():
+        raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: no such file or folder.")
     try:
         with from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
             hub = {"revision": revision or "main", "token": token, "cache_dir": cache_dir}
             tokenizer = _open_tokenizer(name_or_path, trust_remote_code=trust_remote_code, **hub)
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
-        rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'
         raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: {error}") from error
     return ensure_mask_token(tokenizer, mask_token_id)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ..utils.errors import file_errors_as_value_errors
+from ..utils.errors import did_you_mean, file_errors_as_value_errors
 from ..utils.hub_access import from_hub
 from ..utils.sharding import parameter_names, whole_parameter
 from .lora_arguments import LoraArguments, import_peft
@@ -39,11 +39,26 @@ def add_adapter(model, arguments: LoraArguments):
             "`model` must be without an adapter, got one with: train that further (`load_model(..., "
             "merge_adapter=False, is_trainable=True)`), or put another on the merged model (`load_model(...)`)."
         )
+    _check_layers(model, arguments)
     if getattr(model, "is_quantized", False):
         model = peft.prepare_model_for_kbit_training(model)
     model = peft.get_peft_model(model, arguments.config())
     untie_adapted_weights(model)
     return model
+
+
+def _check_layers(model, arguments: LoraArguments):
+    """Refuse names of layers that the model has not, each by itself: peft passes over them beside others."""
+    paths = [f".{path}" for path, _ in model.named_modules()]
+    for option in ("target_modules", "modules_to_save"):
+        for layer in arguments.layers(option):
+            if layer == "all-linear" == arguments.target_modules.strip() and option == "target_modules":
+                continue
+            if not any(path.endswith(f".{layer}") for path in paths):
+                known = {path.rpartition(".")[2] for path in paths}
+                raise ValueError(
+                    f"`{option}` must be names of layers of the model, got {layer!r}.{did_you_mean(layer, known)}"
+                )
 
 
 def untie_adapted_weights(model):

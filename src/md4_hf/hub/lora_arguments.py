@@ -51,15 +51,19 @@ class LoraArguments:
         if not 0.0 <= self.lora_dropout < 1.0:
             raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
 
+    def layers(self, option: str) -> list[str]:
+        """Names of layers that `target_modules` or `modules_to_save` has."""
+        return [name.strip() for name in (getattr(self, option) or "").split(",") if name.strip()]
+
     def config(self):
         """The `peft.LoraConfig`; an ImportError without peft."""
-        names = self.target_modules.split(",")
+        names = self.layers("target_modules")
         return import_peft().LoraConfig(
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=self.target_modules if len(names) == 1 and names[0] == "all-linear" else names,
-            modules_to_save=self.modules_to_save.split(",") if self.modules_to_save else None,
+            target_modules="all-linear" if names == ["all-linear"] else names,
+            modules_to_save=self.layers("modules_to_save") or None,
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
         )

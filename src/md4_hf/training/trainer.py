@@ -58,7 +58,7 @@ from .repository import Repository
 from .running_sums import RunningSums
 from .step_sampler import SeededOrder, StepSampler
 from .streams import EndlessMixture, EndlessStream, check_torch_stream
-from .training_state import check_weights_fit, state_errors, step_reached
+from .training_state import check_weights_fit, state_errors, step_reached, weight_errors
 
 
 logger = logging.get_logger(__name__)
@@ -419,7 +419,8 @@ class MD4Trainer(Trainer):
         self.checkpoint_writer.write(Path(self._get_output_dir(trial)), save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
-        with changed(self, model=self.repository.model):  # a compiled one has other names
+        # A compiled model has other names.
+        with changed(self, model=self.repository.model), weight_errors(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):

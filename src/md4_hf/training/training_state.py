@@ -24,6 +24,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 STREAM_FILES = "stream-rank-*.json"  # positions of streams, one file for each process
 RUNNING_SUMS = "running_sums.json"
+SIZES_RULE = "`resume_from_checkpoint` must have weights of the sizes of the model in training"
 NUMBER = int | float
 TRAINER_STATE = {
     **{name: NUMBER if kind in (int, float) else kind for name, kind in get_type_hints(TrainerState).items()},
@@ -91,6 +92,18 @@ def read_running_sums(checkpoint: Path) -> dict[str, Any] | None:
     return sums
 
 
+@contextlib.contextmanager
+def weight_errors(checkpoint: str) -> Iterator[None]:
+    """Turn torch's error for weights of other sizes, in many lines, into a ValueError that has the first of them."""
+    try:
+        yield
+    except RuntimeError as error:
+        mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if not mismatches:
+            raise
+        raise ValueError(f"{SIZES_RULE}, got {checkpoint}: {mismatches[0]}") from error
+
+
 def check_weights_fit(checkpoint: Path, model: nn.Module):
     """Refuse a checkpoint whose whole weights are those of a model of other sizes.
 
@@ -112,10 +125,7 @@ def check_weights_fit(checkpoint: Path, model: nn.Module):
     for name in sorted(stored.keys() | own.keys()):
         if stored.get(name) != own.get(name):
             here, there = (shapes.get(name, "not there") for shapes in (own, stored))
-            raise ValueError(
-                "`resume_from_checkpoint` must have weights of the sizes of the model in training, got "
-                f"{checkpoint}, in which {name} is {there}; the model's is {here}."
-            )
+            raise ValueError(f"{SIZES_RULE}, got {checkpoint}, in which {name} is {there}; the model's is {here}.")
 
 
 def check_state_files(checkpoint: Path):

@@ -14,12 +14,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
+    BloomConfig,
     DynamicCache,
+    EsmConfig,
     Gemma2Config,
     GPT2Config,
     GPTNeoConfig,
+    JambaConfig,
     LlamaConfig,
     MambaConfig,
+    MistralConfig,
     ModernBertConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -63,7 +67,7 @@ def folders(tmp_path_factory):
 
 def save_language_model(config, folder, seed=0):
     torch.manual_seed(seed)
-    auto = AutoModelForMaskedLM if config.model_type in MASKED else AutoModelForCausalLM
+    auto = AutoModelForMaskedLM if config.model_type in (*MASKED, "esm") else AutoModelForCausalLM
     model = auto.from_config(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -212,10 +216,25 @@ def test_packed_documents_do_not_see_each_other(folders, name, predicts_next):
 
 def test_masks_of_pairs_are_refused_where_layers_have_windows(folders):
     model = MD4ForMaskedDiffusion.from_backbone(folders / "modernbert")
-    with pytest.raises(ValueError, match="`document_ids` must not .* sliding windows"):
+    with pytest.raises(ValueError, match="`document_ids` must not .* sliding windows of 2"):
         model(some_ids(), document_ids=torch.zeros(2, LENGTH, dtype=torch.long))
-    with pytest.raises(ValueError, match="`attention_mask` must not .* sliding windows"):
+    with pytest.raises(ValueError, match="`attention_mask` must not .* sliding windows of 2"):
         model(some_ids(), attention_mask=torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.bool))
+
+
+def test_masks_of_pairs_are_refused_by_models_that_read_masks_of_rows_only(tmp_path):
+    save_language_model(BloomConfig(vocab_size=ROWS, hidden_size=32, n_layer=1, n_head=4), tmp_path)
+    model = MD4ForMaskedDiffusion.from_backbone(tmp_path)
+    with pytest.raises(ValueError, match="`document_ids` must not .* without transformers' attention interface"):
+        model(some_ids(), document_ids=torch.zeros(2, LENGTH, dtype=torch.long))
+
+
+def test_a_window_that_is_longer_than_the_row_is_no_obstacle(tmp_path):
+    config = MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=64)
+    model = MD4ForMaskedDiffusion.from_backbone(save_language_model(config, tmp_path))
+    document_ids = torch.tensor([[0] * 4 + [1] * 8]).expand(2, -1)
+    alone = torch.cat([model(some_ids()[:, :4]).logits, model(some_ids()[:, 4:]).logits], dim=1)
+    assert_close(model(some_ids(), document_ids=document_ids).logits, alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
@@ -399,6 +418,14 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(folders):
             "`is_causal` must be True .* 'gpt_neo'",
         ),
         (Gemma2Config(**SIZES, head_dim=8, num_key_value_heads=1), {}, "logits are linear"),
+        (EsmConfig(**SIZES, pad_token_id=1, mask_token_id=3), {}, "logits are linear"),  # a bias behind the head
+        (
+            JambaConfig(
+                **SIZES, num_key_value_heads=2, attn_layer_offset=1, attn_layer_period=2, use_mamba_kernels=False
+            ),
+            {},
+            "layers of .*linear_attention",
+        ),
         (MASKED["bert"], {"is_causal": True}, "`is_causal` must be False for a masked language model"),
         (CAUSAL["llama"], {"time_conditioning": True}, '`time_conditioning` must be left out with `backbone="auto"`'),
         (CAUSAL["llama"], {"num_classes": 3}, '`num_classes` must be left out with `backbone="auto"`'),

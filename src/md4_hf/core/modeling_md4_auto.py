@@ -40,7 +40,7 @@ def language_model_class(config) -> Any:
     names = {auto: mapping.get(kind) for auto, mapping in AUTO_CLASSES.items()}
     if config.is_encoder_decoder or not any(names.values()):
         raise ValueError(f"`backbone_config` must be of a masked or a causal language model, got {kind!r}.")
-    layers = {layer for layer in getattr(config, "layer_types", None) or () if not is_softmax_attention(layer)}
+    layers = {layer for layer in layer_types(config) if not is_softmax_attention(layer)}
     if getattr(config, "num_attention_heads", None) is None or layers:
         found = f"{kind!r} with layers of {sorted(layers)}" if layers else repr(kind)
         raise ValueError(f"`backbone_config` must be of a model whose layers all attend to all tokens, got {found}.")
@@ -53,6 +53,12 @@ AUTO_CLASSES: dict[Any, Any] = {
     AutoModelForMaskedLM: MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     AutoModelForCausalLM: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
+
+
+def layer_types(config) -> list[str]:
+    """Kinds of a model's layers, where its configuration names them."""
+    names = ("layer_types", "layers_block_type")
+    return next((list(types) for name in names if (types := getattr(config, name, None))), [])
 
 
 def is_softmax_attention(layer_type: str) -> bool:
@@ -122,12 +128,10 @@ class AutoBody(TextBody):
             )
         mask = inputs.attention_mask
         has_own_mask = inputs.document_ids is not None or (mask is not None and mask.dim() == 4)
-        if has_own_mask and has_windows(model.config.backbone_config):
+        obstacle = obstacle_to_pair_masks(model.backbone, length) if has_own_mask else None
+        if obstacle is not None:
             name = "attention_mask" if inputs.document_ids is None else "document_ids"
-            raise ValueError(
-                f"`{name}` must not be a mask of pairs of tokens for a backbone with sliding windows: they would go "
-                "unheeded."
-            )
+            raise ValueError(f"`{name}` must not hide tokens from some others of a row for a backbone {obstacle}.")
 
     def check_cache(self, model: PreTrainedModel, document_ids: Tensor | None):
         """Raise a ValueError where keys and values of earlier tokens cannot be used."""
@@ -226,12 +230,19 @@ def learned_positions(model: PreTrainedModel) -> int | None:
     return None if table is None else table.num_embeddings - first_position(model)
 
 
-def has_windows(config) -> bool:
-    """Whether some layers of a backbone attend to a window only."""
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types:
-        return any(layer != "full_attention" for layer in layer_types)
-    return getattr(config, "sliding_window", None) is not None
+def obstacle_to_pair_masks(backbone: PreTrainedModel, length: int) -> str | None:
+    """Kind of backbone that a mask of pairs of tokens cannot be given to at this length; None where it can.
+
+    Such a mask would take the place of that of a sliding window, and old models read masks of rows only.
+    """
+    if not backbone._supports_attention_backend:
+        return "without transformers' attention interface"
+    config = backbone.config
+    window = getattr(config, "sliding_window", None) or getattr(config, "local_attention", None)
+    is_everywhere = {*layer_types(config)} <= {"full_attention"}
+    if window is not None and length > window // 2 and not (layer_types(config) and is_everywhere):
+        return f"with sliding windows of {window}"
+    return None
 
 
 def keeps_causal(config) -> bool:
@@ -264,10 +275,7 @@ def adopt_backbone(
     language_model = auto.from_pretrained(name_or_path, **options).eval()
     expected = probe(language_model)
     head = cut_head(language_model)
-    if not torch.allclose(head(probe(language_model)), expected, rtol=0, atol=PROBE_TOLERANCE * expected.abs().max()):
-        raise ValueError(
-            f"`name_or_path` must be of a model whose logits are linear in its last states, got {name_or_path}."
-        )
+    check_head(language_model, head, expected, name_or_path)
     if auto is AutoModelForCausalLM:
         language_model.config.is_causal = is_causal
         if not is_causal:
@@ -334,6 +342,18 @@ def probe(language_model: PreTrainedModel, last: int = PROBE_LENGTH) -> Tensor:
     """Logits `(1, length, vocab)` of a few tokens, the last of which is given."""
     ids = torch.tensor([[*range(1, PROBE_LENGTH), last]], device=language_model.device)
     return language_model(input_ids=ids % language_model.config.vocab_size, return_dict=True).logits
+
+
+def check_head(language_model: PreTrainedModel, head: nn.Linear, expected: Tensor, name_or_path: str):
+    """Raise a ValueError unless the head that was cut out of a model makes its logits of the probe from its states."""
+    try:
+        logits = head(probe(language_model))
+    except (AttributeError, RuntimeError, TypeError):  # the model goes on behind its head
+        logits = torch.zeros_like(expected)
+    if not torch.allclose(logits, expected, rtol=0, atol=PROBE_TOLERANCE * expected.abs().max()):
+        raise ValueError(
+            f"`name_or_path` must be of a model whose logits are linear in its last states, got {name_or_path}."
+        )
 
 
 def check_sees_later_tokens(language_model: PreTrainedModel, name_or_path: str):

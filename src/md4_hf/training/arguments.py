@@ -17,7 +17,7 @@ from transformers.integrations.integration_utils import (
     is_wandb_available,
 )
 
-from ..core.modeling_md4_auto import has_windows
+from ..core.modeling_md4_auto import obstacle_to_pair_masks
 from ..objective.estimators import check_estimator, nelbo_metrics
 from ..utils.options import option
 from .elbo_arguments import ElboArguments
@@ -127,26 +127,27 @@ def check_arguments(args: Any, config: Any, trainer_options: Mapping[str, Any]):
     for name, required in REQUIRED_VALUES.items():
         if getattr(args, name) != required:
             raise ValueError(f"`{name}` must be {required} for an MD4 model, got {not required}.")
-    check_backbone_arguments(args, config.backbone_config)
-    if args.random_flip and not config.is_image:
-        raise ValueError("`random_flip` must be False for a model of text, got True.")
-
-
-def check_backbone_arguments(args: MD4TrainingArguments, backbone_config: Any):
-    """Raise a ValueError for arguments that are for a backbone of transformers, where the model has no such one."""
-    if args.backbone_lr_multiplier != 1.0 and backbone_config is None:
+    if args.backbone_lr_multiplier != 1.0 and config.backbone_config is None:
         raise ValueError(
             f"`backbone_lr_multiplier` must be 1 for a model without `backbone_config`, got "
             f"{args.backbone_lr_multiplier}."
         )
-    if not args.attention_annealing_steps:
+    if args.random_flip and not config.is_image:
+        raise ValueError("`random_flip` must be False for a model of text, got True.")
+
+
+def check_annealing(num_steps: int, model: Any):
+    """Raise a ValueError for steps of annealing where the model has no attention that was causal and is opened."""
+    if not num_steps:
         return
-    is_opened = getattr(backbone_config, "is_causal", None) is False
-    if not is_opened or has_windows(backbone_config) or backbone_config._attn_implementation not in ("eager", "sdpa"):
-        raise ValueError(
-            "`attention_annealing_steps` must be 0 unless a causal backbone without sliding windows attends both ways "
-            f"with eager attention or SDPA, got {args.attention_annealing_steps}."
-        )
+    network = getattr(model, "model", model)
+    backbone, length = getattr(network, "backbone", None), model.config.max_position_embeddings
+    is_opened = backbone is not None and getattr(backbone.config, "is_causal", None) is False
+    obstacle = obstacle_to_pair_masks(backbone, length) if is_opened else "that was not causal, or stays so"
+    if obstacle is None and backbone.config._attn_implementation not in ("eager", "sdpa"):
+        obstacle = f"with {backbone.config._attn_implementation}"
+    if obstacle is not None:
+        raise ValueError(f"`attention_annealing_steps` must be 0 for a model {obstacle}, got {num_steps}.")
 
 
 def check_best_metric(name: str | None, config: Any, eval_dataset: Any):

@@ -36,7 +36,7 @@ from ..utils.libraries import is_instance
 from ..utils.options import changed
 from ..utils.processes import RunLock, check_agreement, check_launch, on_first_process
 from ..utils.sharding import keep_float32
-from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_arguments
+from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_annealing, check_arguments
 from .batches import CheckedCollator, as_tensors, input_names, noised_batch, number_step_examples
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
 from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
@@ -100,6 +100,7 @@ class MD4Trainer(Trainer):
         if is_adapted(model):
             untie_adapted_weights(model)
         check_arguments(args, model.config, kwargs)
+        check_annealing(args.attention_annealing_steps, model.get_base_model() if is_adapted(model) else model)
         check_processing_class(kwargs.get("processing_class"), model.config)
         if args.matmul_precision is not None:
             torch.set_float32_matmul_precision(args.matmul_precision)

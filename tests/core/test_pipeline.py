@@ -218,7 +218,21 @@ def test_what_a_denoisers_configuration_lacks_is_named(name, change):
         MaskedDiffusionPipeline(PlainDenoiser(**config), MaskedDiffusionScheduler())
 
 
+@pytest.mark.parametrize("wrap", [lambda logits: logits, lambda logits: (logits,), lambda logits: {"logits": logits}])
+def test_outputs_without_logits_are_named(wrap):
+    denoiser = PlainDenoiser(**CONTRACT)
+    forward = denoiser.forward
+    denoiser.forward = lambda **inputs: wrap(forward(**inputs).logits)
+    pipe = quiet(MaskedDiffusionPipeline(denoiser, MaskedDiffusionScheduler(num_inference_steps=4)))
+    with pytest.raises(
+        ValueError, match="`model` must return an output with a tensor `logits`, got (Tensor|tuple|dict)"
+    ):
+        pipe(length=4, output_type="ids")
+
+
 def test_a_denoiser_without_configuration_is_refused():
+    with pytest.raises(ValueError, match="`model` must be an MD4 model, got Linear: another denoiser goes into"):
+        make_pipeline(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="`model` must have `config.mask_token_id`, .*got Linear without"):
         MaskedDiffusionPipeline(torch.nn.Linear(2, 2), MaskedDiffusionScheduler())
 

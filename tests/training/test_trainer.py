@@ -427,7 +427,9 @@ def test_norms_and_biases_do_not_decay(tmp_path):
 
 def test_a_model_that_is_not_md4_is_refused(tmp_path):
     config = BertConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    for model, name in ((BertForMaskedLM(config), "BertForMaskedLM"), (None, "NoneType")):
+    plain = torch.nn.Linear(2, 2)
+    plain.config = tied_model().config
+    for model, name in ((BertForMaskedLM(config), "BertForMaskedLM"), (None, "NoneType"), (plain, "Linear")):
         with pytest.raises(ValueError, match=f"`model` must be an MD4 model .* got {name}"):
             MD4Trainer(model=model, args=training_arguments(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

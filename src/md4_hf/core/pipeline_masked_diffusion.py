@@ -450,12 +450,15 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _predict(self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: DenoiserInputs) -> Tensor:
         """Guided, filtered logits at the candidates `(rows, ...)` of these rows, at times `(rows,)`."""
         copies = torch.cat([rows, rows + len(sample)]) if self.do_classifier_free_guidance else rows
-        logits = self.model(
+        output = self.model(
             input_ids=self._in_copies(self.scheduler.scale_model_input(sample[rows], t)),
             timesteps=self._in_copies(t),
             position_mask=self._in_copies(candidates.to(sample.device, non_blocking=True)),
             **inputs.of(copies),
-        ).logits
+        )
+        logits = getattr(output, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"`model` must return an output with a tensor `logits`, got {type(output).__name__}.")
         return self._token_filter(self._guided(logits), functools.partial(inputs.ids_at, sample, rows, candidates))
 
     def _guided(self, logits: Tensor) -> Tensor:

@@ -161,7 +161,12 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
     from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
     from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
-    config = model.config
+    config = getattr(model, "config", None)
+    if not hasattr(config, "masking_schedule"):
+        raise ValueError(
+            f"`model` must be an MD4 model, got {type(model).__name__}: another denoiser goes into "
+            "`MaskedDiffusionPipeline(model, scheduler, tokenizer)`."
+        )
     scheduler = scheduler or MaskedDiffusionScheduler(
         mask_token_id=config.mask_token_id,
         masking_schedule=config.masking_schedule,

@@ -499,7 +499,8 @@ def check_model(model: Any, model_init: Any = None):
     """Raise a ValueError for a model that is not MD4's; a `PeftModel` or compiled model of one is."""
     if model_init is not None:
         raise ValueError("`model_init` must be None for an MD4 model: give the `model` itself.")
-    if getattr(getattr(model, "config", None), "model_type", None) != "md4":
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type != "md4" or not hasattr(model, "get_input_embeddings"):  # which a module with our config has not
         raise ValueError(
             "`model` must be an MD4 model (`MD4ForMaskedDiffusion`, `MD4ForCausalLM`) or an adapter on one, got "
             f"{type(model).__name__}."

@@ -59,7 +59,7 @@ from md4_hf.data.packing import Separator
 from md4_hf.evaluation.recipes import PREPARATIONS, TASKS, make_recipe
 from md4_hf.evaluation.tasks import make_windows
 from md4_hf.hub.adapters import fingerprint, save_base_record
-from md4_hf.hub.convert import convert
+from md4_hf.hub.convert import FAMILIES, convert
 
 
 EXAMPLES = int(os.environ.get("MD4_FUZZ_EXAMPLES", "0"))
@@ -642,6 +642,25 @@ OFFICIAL |= {"sampling_grid": "cosine", "model_type": "md4"}
 def test_official_configurations_work_or_name_what_is_wrong(values):
     config = documented(config_from_official, values, names=[*OFFICIAL, *CONFIG])
     assert config is None or config.vocab_size == values["vocab_size"] + 1
+
+
+RECORDS = [json.loads(path.read_text()) for path in sorted(Path(__file__).parent.glob("golden/peers/*.json"))]
+PEERS = {record["family"]: record["config"] for record in RECORDS}
+PEERS["bd3lm"] |= {"block_size": 24}
+# Numbers of layers above a thousand would be made into lists.
+SMALL_VALUES = st.none() | st.booleans() | st.integers(-2, 999) | FLOATS | st.text(max_size=4) | LISTS | st.just({})
+
+
+@pytest.mark.parametrize("name", PEERS)
+@fuzz(60, data=st.data())
+def test_configurations_of_peers_work_or_name_what_is_wrong(name, data):
+    source = PEERS[name]
+    values = data.draw(changed(source, SMALL_VALUES))
+    if isinstance(source.get("model"), dict) and isinstance(values["model"], dict):
+        values["model"] = data.draw(changed(source["model"], SMALL_VALUES))
+    names = [*source, *source.get("model", ()), "graph.type", "noise.type", *CONFIG]
+    config = documented(FAMILIES[name].configuration, values, names=names)
+    assert config is None or config.mask_token_id < config.vocab_size
 
 
 OFFICIAL_TEXT = st.just(json.dumps(OFFICIAL)) | ANYTHING.map(json.dumps) | st.text(max_size=9)

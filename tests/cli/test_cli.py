@@ -142,6 +142,16 @@ def test_training_goes_on_from_a_model(run, tmp_path, capsys):
     assert "--block_size must be at most the model's 32 tokens, got 64" in message
 
 
+@pytest.mark.parametrize("objective", ["md4", "ar"])
+def test_the_network_of_mdlm_is_trained_from_nothing(tmp_path, objective):
+    schedule = ["--masking_schedule", "loglinear", "--schedule_eps", "1e-3"] if objective == "md4" else []
+    options = ["--backbone", "ddit", "--objective", objective, "--output_dir", str(tmp_path / "run"), *schedule]
+    main(["train", *SMALL, *QUICK, "--total_batch_size", "8", *options])
+    model = load_model(str(tmp_path / "run"))
+    assert model.model.layers[0].mlp.up_proj.weight.shape == (128, 32) and model.lm_head.bias is not None
+    assert "DDiT" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
     """A real process is interrupted in the middle of a long training, and goes on."""
     folder = tmp_path / "run"

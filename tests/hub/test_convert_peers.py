@@ -271,6 +271,21 @@ def test_the_command_writes_a_complete_folder_with_the_tokenizer_and_a_card(publ
     assert "nats per token" in capsys.readouterr().out
 
 
+def test_a_converted_model_is_fine_tuned_and_evaluated_by_the_commands(published, tmp_path, capsys):
+    words_tokenizer(99).save_pretrained(tmp_path / "words")
+    model, text = str(tmp_path / "radd"), str(text_file(tmp_path))
+    main(["convert", published(RADD), "--output_dir", model, "--tokenizer", str(tmp_path / "words")])
+    options = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--bf16", "false", "--card_samples", "0"]
+    tuned = str(tmp_path / "tuned")
+    main(["finetune", model, "--data", text, "--output_dir", tuned, "--eval_strategy", "no", *options])
+    capsys.readouterr()
+    for name in (model, tuned):
+        main(["evaluate", name, "--validation_data", text, "--estimator", "any_order", "--draws", "2"])
+        assert "nats per token" in capsys.readouterr().out
+    main(["export", tuned, str(tmp_path / "exported")])
+    assert load_pipeline(str(tmp_path / "exported"), device="cpu").scheduler.config.masking_schedule == "loglinear"
+
+
 def text_file(folder):
     """A file of words that the tokenizer knows."""
     file = folder / "words.txt"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from ..core.configuration_md4 import BACKBONES
 from ..data.arguments import DataArguments, ImageDataArguments
 from ..objective.figures import Figure, figures_of
 from ..objective.modality import modality_of, modality_of_metrics
@@ -58,7 +59,7 @@ def choose_objective(objective: str, model_args: ModelArguments):
     """Set the fields of a new model that follow from the objective."""
     if objective == "ar":
         model_args.is_causal, model_args.learn_masking_schedule = True, False
-        if model_args.backbone not in (None, "transformer"):
+        if BACKBONES[model_args.backbone or "transformer"].is_image:
             raise ValueError(f'`objective` must be "md4" or "genmd4" for images, got "{objective}".')
     if objective != "genmd4":
         return

@@ -91,7 +91,8 @@ class ModelArguments:
     _argument_group_name = "new model (defaults: those of the preset, else of MD4Config)"
 
     backbone: str | None = option(
-        "The network: a transformer for text, the others for images.", choices=["transformer", "unet", "uvit"]
+        "The network: a transformer or ddit for text, the others for images.",
+        choices=["transformer", "ddit", "unet", "uvit"],
     )
     hidden_size: int | None = option("Width of the transformer, or of an image network.")
     num_hidden_layers: int | None = option("Number of blocks (image networks: at each resolution).")

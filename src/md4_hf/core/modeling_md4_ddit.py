@@ -40,13 +40,13 @@ class MD4NoiseConditioning(nn.Module):
 
     def __init__(self, config: MD4Config):
         super().__init__()
-        self.schedule = md4_process(config).schedule
+        self.config = config
         self.dense_in = nn.Linear(NUM_FEATURES, config.conditioning_size)
         self.dense_out = nn.Linear(config.conditioning_size, config.conditioning_size)
 
     def forward(self, timesteps: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Map `(batch,)` times in [0, 1] to `(batch, conditioning_size)` in `dtype`; there are no classes."""
-        alpha_t = self.schedule.alpha(timesteps.float())
+        alpha_t = md4_process(self.config).schedule.alpha(timesteps.float())
         sigma = -alpha_t.clamp(min=torch.finfo(alpha_t.dtype).tiny).log()  # finite where all is masked
         return self.dense_out(F.silu(self.dense_in(noise_features(sigma).to(dtype))))
 

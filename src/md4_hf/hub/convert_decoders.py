@@ -20,6 +20,14 @@ HEAD, EMBEDDING = "lm_head.weight", "model.backbone.model.embed_tokens.weight"
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 LINEAR = {"masking_schedule": "linear", "schedule_eps": 0.0}
 NORMS = ("input_layernorm", "post_attention_layernorm")
+# Types of the fields that are read, but for those that have to be integers.
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "n_kv_heads", "mlp_hidden_size", "embedding_size"), int | None),
+    **dict.fromkeys(("rope_theta", "rms_norm_eps"), float),
+    **dict.fromkeys(("weight_tying", "tie_word_embeddings"), bool),
+    "eos_token_id": int | list | None,
+    "mlp_ratio": int,
+}
 # Parameters of a layer of Qwen2.
 QWEN2_PARTS = (
     *(f"self_attn.{x}_proj.{part}" for x in "qkv" for part in ("weight", "bias")),
@@ -100,6 +108,12 @@ def check_values(source: Mapping[str, Any], expected: Mapping[str, Any]):
             raise ValueError(f"`{name}` must be {value!r} to be converted, got {source[name]!r}.")
 
 
+def check_heads(source: Mapping[str, Any], width: str, heads: str):
+    """Raise a ValueError unless the width in the field of this name is a multiple of the heads in the other."""
+    if required(source, heads) < 1 or required(source, width) % source[heads]:
+        raise ValueError(f"`{width}` must be a multiple of `{heads}`, got {source[width]} and {source[heads]}.")
+
+
 class LLaDA(DecoderFamily):
     """LLaDA (Nie et al., arXiv:2502.09992): the network of Llama."""
 
@@ -130,9 +144,10 @@ class LLaDA(DecoderFamily):
 
     def body(self, source: Mapping[str, Any]) -> LlamaConfig:
         """Configuration of the Llama; a ValueError for a network that is none."""
-        check_types(source, {**dict.fromkeys(self.integers, int), "rope_theta": float, "rms_norm_eps": float})
+        check_types(source, TYPES | dict.fromkeys(self.integers, int))
         check_values(source, self.as_llama)
-        width, heads = required(source, "d_model"), required(source, "n_heads")
+        check_heads(source, "d_model", "n_heads")
+        width, heads = source["d_model"], source["n_heads"]
         return LlamaConfig(
             vocab_size=source.get("embedding_size") or required(source, "vocab_size"),
             hidden_size=width,
@@ -163,8 +178,9 @@ class Dream(DecoderFamily):
 
     def body(self, source: Mapping[str, Any]) -> Qwen2Config:
         """Configuration of the Qwen2; a ValueError for missing fields and for options that it does not have here."""
-        check_types(source, {**dict.fromkeys(self.integers, int), "rope_theta": float, "rms_norm_eps": float})
+        check_types(source, TYPES | dict.fromkeys(self.integers, int))
         check_values(source, {"rope_scaling": None, "use_sliding_window": False, "hidden_act": "silu"})
+        check_heads(source, "hidden_size", "num_attention_heads")
         return Qwen2Config(
             **{name: required(source, name) for name in self.integers if name != "mask_token_id"},
             rms_norm_eps=source.get("rms_norm_eps", 1e-6),

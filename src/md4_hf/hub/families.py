@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
@@ -50,20 +49,15 @@ class Family:
             ValueError: If tensors are missing, too many or of other shapes than the configuration says.
         """
         weights = open_weights(path, allow_pickle)
+        shapes = weights.without_data()
+        found = {name: x.shape for name, x in self.state(shapes, config).items()}
+        shapes.check_empty()  # all fits, before a model is made and a tensor is read
         with init_empty_weights():
             model = MD4ForMaskedDiffusion(config)
-        self._check(weights.without_data(), config, model)
+        assert found == {name: x.shape for name, x in model.state_dict().items()}, self.name
         model.load_state_dict(self.state(weights, config), assign=True)
         model.tie_weights()
         return model.eval()
-
-    def _check(self, shapes: WeightFiles, config: MD4Config, model: torch.nn.Module):
-        """Raise a ValueError for tensors that do not fit, before any is read."""
-        state = self.state(shapes, config)
-        shapes.check_empty()
-        expected = {name: x.shape for name, x in model.state_dict().items()}
-        found = {name: x.shape for name, x in state.items()}
-        assert found == expected, f"{self.name}: {found.items() ^ expected.items()}"
 
 
 def required(source: Mapping[str, Any], name: str) -> Any:

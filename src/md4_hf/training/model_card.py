@@ -145,7 +145,7 @@ def _causal_text_rows(config) -> Rows:
 
 
 def _text_rows(config, second: tuple[str, str]) -> Rows:
-    kind = config.mlp_type
+    kind = "DDiT" if config.backbone == "ddit" else config.mlp_type
     if config.backbone_config is not None:
         attention = "causal" if keeps_causal(config.backbone_config) else "bidirectional"
         kind = f"{config.backbone_config.model_type} of transformers, {attention}"

@@ -9,12 +9,13 @@ import torch
 from datasets import Dataset
 from tiny import training_arguments
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig
 
 from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4Trainer, build_byte_tokenizer, load_model
 from md4_hf.cli import main
 from md4_hf.objective.noise import annealed_attention
 from md4_hf.training.batches import annealed_mask
+from md4_hf.training.optimizers import muon_with_adamw
 
 
 LENGTH = 16
@@ -102,6 +103,18 @@ def test_layers_of_the_backbone_have_a_rate_of_their_own_and_keep_their_decay(ba
     ):
         assert of[id(parameter)]["lr"] == pytest.approx(rate)
         assert of[id(parameter)]["weight_decay"] == decay
+
+
+@pytest.mark.parametrize("kind", [BertConfig, GPT2Config, LlamaConfig])
+def test_muon_has_the_matrices_of_the_blocks_whatever_list_they_are_in(kind):
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = MD4ForMaskedDiffusion(MD4Config(backbone="auto", backbone_config=kind(**sizes)))
+    muon, adamw = muon_with_adamw(model, 1e-3, (0.9, 0.99), 0.0).parts
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    matrices = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert len(matrices) == 2 * {BertConfig: 6, GPT2Config: 4, LlamaConfig: 7}[kind]
+    assert not any("embed" in name or "lm_head" in name or "wte" in name for name in matrices)
+    assert matrices | {names[id(p)] for group in adamw.param_groups for p in group["params"]} == {*names.values()}
 
 
 @pytest.mark.parametrize(

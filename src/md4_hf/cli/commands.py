@@ -70,7 +70,7 @@ COMMANDS: dict[str, Command] = {
         "or of the trained model, unless --block_size is given.",
         (StartArguments, RunArguments, ModelArguments, DataArguments, ImageDataArguments, ShownTrainingArguments),
         defaults={"block_size": None},  # 256 for a new model
-        stands_for={"name_or_path": "backbone_name_or_path"},
+        stands_for=dict.fromkeys(("name_or_path", "backbone_config"), "backbone_name_or_path"),
         needed=(("preset", "data", "config"), ("output_dir",)),
     ),
     "finetune": Command(

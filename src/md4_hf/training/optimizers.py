@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..utils.hardware import has_fast_bf16
 
 
+# MD4's own blocks are in `layers`; those of a backbone of transformers are in a list of whatever name.
+IN_BLOCK = re.compile(r"\blayers\.|\bbackbone\..*\.\d+\.")
 EXPONENTS = re.compile(r"\btoken_schedule\b.*\bfree_exponents$")
 
 
@@ -122,12 +124,12 @@ class MuonWithAdamW(Optimizer):
 
 
 def muon_with_adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> MuonWithAdamW:
-    """`MuonWithAdamW` for a transformer: the matrices of its `layers` go to Muon, all other parameters to AdamW.
+    """`MuonWithAdamW` for a transformer: the matrices of its blocks go to Muon, all other parameters to AdamW.
 
     A ValueError is raised if no such matrix trains, as in a U-Net.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    of_blocks = {name for name, parameter in trained.items() if parameter.ndim == 2 and "layers." in name}
+    of_blocks = {name for name, parameter in trained.items() if parameter.ndim == 2 and IN_BLOCK.search(name)}
     if not of_blocks:
         raise ValueError("`use_muon` must be False for a model without trained matrices in `layers`, got True.")
     matrices, remaining = ([p for n, p in trained.items() if (n in of_blocks) == muon] for muon in (True, False))

@@ -8,7 +8,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from md4_hf import PairArguments, build_byte_tokenizer, encode_pairs, ensure_mask_token, make_pipeline, pack
 from md4_hf.core.text_encoding import decode_continuation, depends_on_place, encode_texts
-from md4_hf.data import packing as packing_module
+from md4_hf.data import pieces as pieces_module
 from md4_hf.data.tokenizers import build_text8_tokenizer
 from md4_hf.evaluation.samples import checked_token_ids
 
@@ -217,8 +217,8 @@ def test_the_mask_as_a_word_of_the_vocabulary_is_not_in_clean_texts():
 def test_long_documents_have_no_spaces_at_their_cuts(tokenizer, monkeypatch):
     text = " ".join(CORPUS)
     (at_once,) = encode_texts(tokenizer, [text])
-    split_long_text = packing_module._split_long_text
-    monkeypatch.setattr(packing_module, "_split_long_text", lambda text: split_long_text(text, max_characters=20))
+    split_long_text = pieces_module.split_long_text
+    monkeypatch.setattr(pieces_module, "split_long_text", lambda text: split_long_text(text, max_characters=20))
     blocks, report = pack(Dataset.from_dict({"text": [text]}), tokenizer, 1)
     ids = [block[0] for block in blocks["input_ids"]][: len(at_once)]  # without what ends the document
     assert decode(tokenizer, ids) == decode(tokenizer, at_once)
@@ -264,6 +264,26 @@ def test_a_text_has_the_same_ids_everywhere(tokenizer):
     }
     assert {name: ids[: len(expected)] for name, ids in found.items()} == dict.fromkeys(found, expected)
     assert len(found["pairs"]) == len(expected)
+
+
+def test_ids_are_those_of_a_call_of_the_tokenizer(tokenizer):
+    texts = ["", *CORPUS[:2], " ".join(CORPUS[:2]), "Ünïcödé 日本 \U0001f600", f"a\n\n  b {MARKER}{MARKER}"]
+    if depends_on_place(tokenizer):
+        texts.pop()  # between markers, its segments are encoded one by one
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer.backend_tokenizer.enable_truncation(2)
+        tokenizer.backend_tokenizer.enable_padding(length=50)
+    assert encode_texts(tokenizer, texts) == expected
+
+
+def test_a_class_that_encodes_in_its_own_way_is_asked():
+    class Shouting(PreTrainedTokenizerFast):
+        def _encode_plus(self, text, *args, **kwargs):
+            return super()._encode_plus([one.upper() for one in text], *args, **kwargs)
+
+    tokenizer = Shouting(tokenizer_object=build_byte_tokenizer().backend_tokenizer, mask_token="[MASK]")
+    assert encode_texts(tokenizer, ["ab"]) == [[*b"AB"]]
 
 
 def test_which_kinds_depend_on_the_place():

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
 from md4_hf import PaddingCollator, pack
 from md4_hf.data import documents as data_module
-from md4_hf.data import packing as packing_module
+from md4_hf.data import pieces as pieces_module
 from md4_hf.data.arguments import DataArguments
 from md4_hf.data.documents import hold_out, load_documents, load_train_validation, pydoc_documents
 from md4_hf.data.tokenizers import build_byte_tokenizer, build_text8_tokenizer
@@ -179,15 +179,17 @@ def test_names_of_special_tokens_in_documents_are_these_tokens_but_that_of_the_m
 def test_long_documents_are_cut_into_pieces_without_a_trace(build_tokenizer, monkeypatch):
     texts = ["Some words, 12 Ünïts. " * 50, "nospace" * 50, "one two  three - four 5 six é seven\n" * 30]
     tokenizer = build_tokenizer()
-    monkeypatch.setattr(packing_module, "PIECES_PER_CALL", 3)
-    at_once = packing_module._tokenize({"text": texts}, tokenizer)
-    split_long_text = packing_module.split_long_text
-    monkeypatch.setattr(packing_module, "split_long_text", lambda text: split_long_text(text, max_characters=20))
-    pieces = packing_module._tokenize({"text": texts}, tokenizer)
-    assert len(at_once["input_ids"]) == 3 and len(pieces["input_ids"]) > 50
-    np.testing.assert_array_equal(np.concatenate(pieces["input_ids"]), np.concatenate(at_once["input_ids"]))
-    assert pieces["starts_document"].sum() == 3
-    assert set(map(tuple, pieces["sizes_per_token"])) == set(map(tuple, at_once["sizes_per_token"]))
+    monkeypatch.setattr(pieces_module, "CHARACTERS_PER_CALL", 60)
+    at_once = pieces_module.Pieces.of_texts(texts, tokenizer)
+    split_long_text = pieces_module.split_long_text
+    monkeypatch.setattr(pieces_module, "split_long_text", lambda text: split_long_text(text, max_characters=20))
+    pieces = pieces_module.Pieces.of_texts(texts, tokenizer)
+    assert len(at_once) == 3 and len(pieces) > 50
+    np.testing.assert_array_equal(pieces.input_ids, at_once.input_ids)
+    assert pieces.starts_document.sum() == 3
+    assert set(map(tuple, pieces.sizes_per_token)) == set(map(tuple, at_once.sizes_per_token))
+    of_table = pieces_module.Pieces.of_table(pieces.table())
+    assert all(np.array_equal(getattr(of_table, name), value) for name, value in vars(pieces).items())
     assert all("".join(split_long_text(text, max_characters=20)) == text for text in texts)
 
 

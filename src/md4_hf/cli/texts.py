@@ -20,8 +20,9 @@ from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..data.documents import load_train_validation, load_validation
 from ..data.fidelity import check_text_is_kept
 from ..data.mixture import prepare_sources
-from ..data.packing import DOCUMENTS_PER_BATCH, PackingReport, pack, split_long_text
+from ..data.packing import DOCUMENTS_PER_BATCH, PackingReport, pack
 from ..data.pairs import encode_pairs, load_pair_table, load_pairs
+from ..data.pieces import split_long_text
 from ..data.tokenizers import bpe_size, build_byte_tokenizer, load_tokenizer, num_rows, train_bpe_tokenizer
 from ..evaluation.baselines import ngram_bits_per_character
 from ..hub.loading import load_config, load_model

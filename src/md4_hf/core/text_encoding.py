@@ -12,16 +12,18 @@ The rule:
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 # Texts to stand before a continuation. With one of them no token reaches across: they are of different classes.
 LEADS = (".", "0", "a", "\n")
 PROBES = ("a", "Z")
 SPACES = r"\s*"
+METHODS_OF_A_CALL = ("__call__", "_call_one", "_encode_plus", "_batch_encode_plus")  # in transformers 5 and 4
 
 
 def encode_texts(
@@ -44,11 +46,11 @@ def encode_texts(
     """
     texts = list(texts)
     before: list[str | None] = [None] * len(texts) if after is None else list(after)
-    rows = _encode_segments(tokenizer, texts, before)
-    if reads_masks or tokenizer.mask_token is None:
+    rows, mask_token_id = _encode_segments(tokenizer, texts, before), tokenizer.mask_token_id
+    if reads_masks or mask_token_id is None:
         return rows
     for number, row in enumerate(rows):
-        if tokenizer.mask_token_id in row:
+        if mask_token_id in row:
             rows[number] = _spell_out(tokenizer, texts[number], before[number])
     return rows
 
@@ -65,10 +67,12 @@ def decode_continuation(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], 
 
 def depends_on_place(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a word has other ids at the beginning of a text than behind a sign, as with a space put before a text."""
-    alone = _plain(tokenizer, PROBES)
-    for lead in LEADS:
-        found = _behind(tokenizer, [lead] * len(PROBES), PROBES)
-        if any(ids not in (None, at_the_beginning) for ids, at_the_beginning in zip(found, alone, strict=True)):
+    joined = [lead + probe for lead in LEADS for probe in PROBES]
+    rows = iter(_plain(tokenizer, [*PROBES, *LEADS, *joined]))  # one call, as it is made for each batch of texts
+    alone = list(itertools.islice(rows, len(PROBES)))
+    lead_ids = list(itertools.islice(rows, len(LEADS)))
+    for given, at_the_beginning in itertools.product(lead_ids, alone):
+        if _without_lead(tokenizer, given, next(rows)) not in (None, at_the_beginning):
             return True
     return False
 
@@ -119,11 +123,14 @@ def _behind(tokenizer: PreTrainedTokenizerBase, leads: Sequence[str], texts: Seq
     """Ids of texts behind their leads; None where a lead has no token, an unknown one, or others with the text."""
     alone = dict(zip(lead_texts := sorted(set(leads)), _plain(tokenizer, lead_texts), strict=True))
     joined = _plain(tokenizer, [lead + text for lead, text in zip(leads, texts, strict=True)])
-    lead_ids = [alone[lead] for lead in leads]
-    return [
-        ids[len(given) :] if given and given[-1] != tokenizer.unk_token_id and ids[: len(given)] == given else None
-        for given, ids in zip(lead_ids, joined, strict=True)
-    ]
+    return [_without_lead(tokenizer, alone[lead], ids) for lead, ids in zip(leads, joined, strict=True)]
+
+
+def _without_lead(tokenizer: PreTrainedTokenizerBase, lead: list[int], ids: list[int]) -> list[int] | None:
+    """Ids behind those of a lead; None if it has no token, an unknown one, or others here."""
+    if not lead or lead[-1] == tokenizer.unk_token_id or ids[: len(lead)] != lead:
+        return None
+    return ids[len(lead) :]
 
 
 def _spell_out(tokenizer: PreTrainedTokenizerBase, text: str, before: str | None) -> list[int]:
@@ -155,6 +162,13 @@ def _plain(
     """Ids of texts as the tokenizer gives them, without a warning that they are longer than the model."""
     if not texts:
         return []
+    if not split_special_tokens and _calls_backend_alone(tokenizer):
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        # No offsets are computed, and no `Encoding` is turned into lists that are not asked for: twice as fast.
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     return tokenizer(
         list(texts),
         add_special_tokens=False,
@@ -162,3 +176,11 @@ def _plain(
         return_attention_mask=False,
         verbose=False,
     )["input_ids"]
+
+
+def _calls_backend_alone(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a call of the tokenizer does no more than ask `tokenizers`: no class changes what is asked."""
+    kind = PreTrainedTokenizerFast
+    return isinstance(tokenizer, kind) and all(
+        getattr(type(tokenizer), name, None) is getattr(kind, name, None) for name in METHODS_OF_A_CALL
+    )

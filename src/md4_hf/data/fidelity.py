@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from .packing import tokenize_texts
+from .pieces import tokenize_texts
 
 
 NUM_WINDOWS = 64

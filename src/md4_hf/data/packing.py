@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.distributed import split_dataset_by_node
 from transformers import PreTrainedTokenizerBase
@@ -24,20 +23,16 @@ from ..core.text_encoding import encode_texts
 from ..objective.figures import SIZE_COLUMNS
 from ..utils.integers import as_integer
 from .loading_errors import cache_errors
+from .pieces import PIECE_FEATURES, Pieces, sizes_of
 from .progress import advance, progress_bar
 
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS_PER_BATCH = 64
-PIECES_PER_CALL = 64
-PIECE_CHARACTERS = 2**14  # 64 pieces are 1M characters, for which a tokenizer call takes about 100 MB
-PIECE_END = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
-
+DOCUMENTS_PER_BATCH = 64  # of a stream
+MAX_DOCUMENTS_PER_BATCH, BYTES_PER_BATCH = 1000, 2**20  # of a data set, whose documents may be lines or books
+PIECES_PER_READ, TOKENS_PER_CUT = 1000, 2**16
 WAITING = {"input_ids": np.int32, "sizes": np.float64, "documents": np.int64}  # of tokens, in a `BlockCutter`
-PIECE_FEATURES = Features(
-    input_ids=List(Value("int32")), sizes_per_token=List(Value("float64"), length=2), starts_document=Value("bool")
-)
 
 
 @dataclass(frozen=True)
@@ -97,8 +92,8 @@ def pack(
     are these tokens, and that of the mask is spelled out.
     Documents without tokens are skipped together with their separator.
 
-    A `Dataset` is prepared on disk, in the cache of `datasets`, and found there by the next call; memory holds 64
-    documents at a time (of a `Dataset` that was built in memory, also all tokens). An `IterableDataset` gives an
+    A `Dataset` is prepared on disk, in the cache of `datasets`, and found there by the next call; memory holds 1 MB
+    of documents at a time (of a `Dataset` that was built in memory, also all tokens). An `IterableDataset` gives an
     `IterableDataset` of the same blocks in the same order, a `PackedStream`.
 
     Args:
@@ -126,23 +121,18 @@ def pack(
     cutting = {"separator": separator, "block_size": block_size, "document_ids": document_ids}
     if isinstance(documents, IterableDataset):
         return PackedStream(documents, {"tokenizer": tokenizer, **cutting}), None
-    pieces = documents.map(
+    pieces = documents.with_format("arrow").map(
         _tokenize,
         batched=True,
-        batch_size=DOCUMENTS_PER_BATCH,
+        batch_size=_documents_per_batch(documents),
         fn_kwargs={"tokenizer": tokenizer},
-        remove_columns=documents.column_names,
         features=PIECE_FEATURES,
         num_proc=num_proc,
         desc="Tokenising",
     )
     counter = _Counter(separator)
-    for batch in pieces.with_format("arrow").iter(1000):
-        counter.add(
-            pc.list_value_length(batch["input_ids"]).to_numpy(),
-            pc.list_flatten(batch["sizes_per_token"]).to_numpy().reshape(-1, 2),
-            batch["starts_document"].to_numpy(),
-        )
+    for table in pieces.iter(PIECES_PER_READ):
+        counter.add(Pieces.of_table(table))
     report = counter.report(block_size)
     features = _block_features(block_size, document_ids)
     gen_kwargs = {"pieces": pieces, **cutting}
@@ -156,30 +146,14 @@ def _block_features(block_size: int, document_ids: bool) -> Features:
     return Features({**features, **{name: Value("float64") for name in SIZE_COLUMNS}})
 
 
-def _tokenize(batch: dict[str, list[str | None]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Turns documents into pieces, the rows of `PIECE_FEATURES`: most documents are one, long ones several."""
-    owners, ids, sizes_per_token = _tokenize_pieces(batch["text"], tokenizer)
-    has_tokens = [len(piece_ids) > 0 for piece_ids in ids]
-    owners = owners[has_tokens]
-    return {
-        "input_ids": list(itertools.compress(ids, has_tokens)),
-        "sizes_per_token": sizes_per_token[owners].tolist(),
-        "starts_document": np.diff(owners, prepend=-1) > 0,
-    }
+def _documents_per_batch(documents: Dataset) -> int:
+    """Number of documents to tokenise at a time, by the mean of their bytes."""
+    bytes_per_document = documents.data.nbytes / max(documents.data.num_rows, 1)
+    return int(np.clip(BYTES_PER_BATCH / max(bytes_per_document, 1), 1, MAX_DOCUMENTS_PER_BATCH))
 
 
-def tokenize_texts(
-    texts: list[str | None], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids (int32) of each text, as `pack` makes them, and the characters and bytes that each of them stands for."""
-    owners, ids, sizes_per_token = _tokenize_pieces(texts, tokenizer)
-    for document, pieces in itertools.groupby(zip(owners, ids, strict=True), key=lambda pair: pair[0]):
-        yield np.concatenate([piece_ids for _, piece_ids in pieces]), sizes_per_token[document]
-
-
-def sizes_of(text: str) -> tuple[int, int]:
-    """Characters and UTF-8 bytes of a text."""
-    return len(text), len(text.encode("utf-8", "surrogatepass"))
+def _tokenize(documents: pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
+    return Pieces.of_texts(documents["text"].to_pylist(), tokenizer).table()
 
 
 def size_columns(sizes: np.ndarray) -> dict[str, float]:
@@ -187,47 +161,12 @@ def size_columns(sizes: np.ndarray) -> dict[str, float]:
     return dict(zip(SIZE_COLUMNS, sizes.sum(axis=0), strict=True))
 
 
-def _tokenize_pieces(
-    texts: list[str | None], tokenizer: PreTrainedTokenizerBase
-) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """Pieces of texts: the index of the text of each, its ids, and `(texts, 2)` characters and bytes of a token."""
-    pieces = [(document, piece) for document, text in enumerate(texts) for piece in split_long_text(text or "")]
-    owners = np.array([document for document, _ in pieces])
-    texts = [piece for _, piece in pieces]
-    after = ["" if step == 0 else None for step in np.diff(owners, prepend=-1)]  # later pieces continue a text
-    ids: list[np.ndarray] = []
-    for start in range(0, len(texts), PIECES_PER_CALL):
-        call = slice(start, start + PIECES_PER_CALL)
-        encoded = encode_texts(tokenizer, texts[call], after=after[call])
-        ids.extend(np.array(piece_ids, dtype=np.int32) for piece_ids in encoded)
-
-    num_tokens = np.bincount(owners, weights=[len(piece_ids) for piece_ids in ids])
-    sizes = np.array([*map(sizes_of, texts)])
-    by_text = [np.bincount(owners, weights=counts) for counts in sizes.T]
-    return owners, ids, np.stack(by_text, axis=1) / np.maximum(num_tokens, 1)[:, None]
-
-
-def split_long_text(text: str, max_characters: int = PIECE_CHARACTERS) -> list[str]:
-    """Cuts a text into pieces that are tokenised one by one, so that memory does not grow with the document.
-
-    Cuts fall before a space between two ASCII letters, once a piece has `max_characters`. Tokenizers split words
-    there anyway, so the tokens are those of the whole text. A text without such places is not cut.
-    """
-    pieces, start = [], 0
-    while len(text) - start > max_characters and (end := PIECE_END.search(text, start + max_characters)):
-        pieces.append(text[start : end.start()])
-        start = end.start()
-    return [*pieces, text[start:]]
-
-
 def _generate_from_pieces(pieces: Dataset, **cutting: Any) -> Iterator[dict]:
     cutter = BlockCutter(**cutting)
-    for batch in pieces.with_format("arrow").iter(DOCUMENTS_PER_BATCH):
-        columns = batch["input_ids"], batch["sizes_per_token"], batch["starts_document"]
-        for ids, sizes_per_token, starts_document in zip(*columns, strict=True):
-            for block in cutter.cut(ids.values.to_numpy(), sizes_per_token.as_py(), starts_document.as_py()):
-                advance()
-                yield block
+    for table in pieces.iter(PIECES_PER_READ):
+        for block in cutter.cut(Pieces.of_table(table)):
+            advance()
+            yield block
     yield from cutter.finish()
 
 
@@ -249,20 +188,45 @@ class BlockCutter:
         self.separator, self.block_size, self.document_ids = separator, block_size, document_ids
         self.load_state_dict({"input_ids": [], "sizes": [], "documents": [], "document": -1})
 
-    def cut(self, piece_ids: np.ndarray, sizes_per_token: Sequence[float], starts_document: bool) -> Iterator[dict]:
-        """Yield the blocks that become full with this piece."""
-        if starts_document:
-            if self.document >= 0:
-                self._append(self.separator.input_ids, self.separator.sizes_per_token)
-            self.document += 1
-        self._append(piece_ids, sizes_per_token)
-        yield from self._full_blocks()
+    def cut(self, pieces: Pieces) -> Iterator[dict]:
+        """Yield the blocks that become full with these pieces."""
+        for part in pieces.parts(TOKENS_PER_CUT):
+            self._append_pieces(part)
+            yield from self._full_blocks()
+
+    def _append_pieces(self, pieces: Pieces):
+        """Append the pieces, with a separator before each new document."""
+        documents = self.document + np.cumsum(pieces.starts_document)
+        ends = pieces.starts_document & (documents > 0)
+        ids, sizes = self._separators(int(ends.sum()))
+        places = np.repeat((np.cumsum(pieces.num_tokens) - pieces.num_tokens)[ends], len(self.separator.input_ids))
+        added = (
+            (pieces.input_ids, ids),
+            (np.repeat(pieces.sizes_per_token, pieces.num_tokens, axis=0), sizes),
+            (np.repeat(documents, pieces.num_tokens), np.repeat(documents[ends] - 1, len(self.separator.input_ids))),
+        )
+        self._append(*(np.insert(tokens, places, separators, axis=0) for tokens, separators in added))
+        self.document += int(pieces.starts_document.sum())
 
     def finish(self) -> Iterator[dict]:
         """End the last document, and yield the block that becomes full with that; once, after all pieces."""
         if self.separator.ends_documents and self.document >= 0:
-            self._append(self.separator.input_ids, self.separator.sizes_per_token)
+            ids, sizes = self._separators(1)
+            self._append(ids, sizes, np.full(len(ids), self.document))
         yield from self._full_blocks()
+
+    def ends_with_block(self) -> bool:
+        """Whether the end of the last document fills a block."""
+        num_separators = int(self.separator.ends_documents and self.document >= 0)
+        return len(self.waiting[0]) + num_separators * len(self.separator.input_ids) >= self.block_size
+
+    def _separators(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and sizes of so many separators."""
+        ids = np.tile(np.array(self.separator.input_ids, np.int32), count)
+        return ids, np.tile(self.separator.sizes_per_token, (len(ids), 1))
+
+    def _append(self, *added: np.ndarray):
+        self.waiting = [np.concatenate(pair) for pair in zip(self.waiting, added, strict=True)]
 
     def _full_blocks(self) -> Iterator[dict]:
         end = len(self.waiting[0]) - len(self.waiting[0]) % self.block_size
@@ -271,11 +235,6 @@ class BlockCutter:
             per_document = {"document_ids": (documents - documents[0]).astype(np.int32)} if self.document_ids else {}
             yield {"input_ids": ids, **per_document, **size_columns(sizes)}
         self.waiting = [x[end:] for x in self.waiting]
-
-    def _append(self, ids: np.ndarray | tuple[int, ...], sizes_per_token: Sequence[float]):
-        sizes = np.tile(sizes_per_token, (len(ids), 1))
-        added = (np.asarray(ids, np.int32), sizes, np.full(len(ids), self.document))
-        self.waiting = [np.concatenate(pair) for pair in zip(self.waiting, added, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """The tokens that wait for a full block, for JSON."""
@@ -300,12 +259,9 @@ class StreamPacker(BlockCutter):
 
     def examples(self, documents: dict[str, list]) -> Iterator[dict]:
         """Yield the blocks that become full with a batch of documents."""
-        rows = _tokenize(documents, self.tokenizer)
-        ids, sizes, starts = rows["input_ids"], rows["sizes_per_token"], rows["starts_document"]
-        num_tokens = np.array([len(piece_ids) for piece_ids in ids], dtype=int)
-        self.counter.add(num_tokens, np.reshape(sizes, (-1, 2)), starts)
-        for piece in zip(ids, sizes, starts, strict=True):
-            yield from self.cut(*piece)
+        pieces = Pieces.of_texts(documents["text"], self.tokenizer)
+        self.counter.add(pieces)
+        yield from self.cut(pieces)
 
 
 class PackedStream(IterableDataset):
@@ -347,10 +303,10 @@ class _Counter:
         self.separator = separator
         self.num_documents, self.num_tokens, self.sizes = 0, 0, np.zeros(2)
 
-    def add(self, num_tokens: np.ndarray, sizes_per_token: np.ndarray, starts_document: np.ndarray) -> None:
-        self.num_documents += int(starts_document.sum())
-        self.num_tokens += int(num_tokens.sum())
-        self.sizes += num_tokens @ sizes_per_token
+    def add(self, pieces: Pieces) -> None:
+        self.num_documents += int(pieces.starts_document.sum())
+        self.num_tokens += len(pieces.input_ids)
+        self.sizes += pieces.num_tokens @ pieces.sizes_per_token
 
     def report(self, block_size: int) -> PackingReport:
         """Report of the sums so far, for blocks of `block_size` tokens; an error if they do not fill one."""

@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerBase
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..data.documents import load_documents
 from ..data.files import is_text
-from ..data.packing import DOCUMENTS_PER_BATCH, Separator, size_columns, tokenize_texts
+from ..data.packing import DOCUMENTS_PER_BATCH, Separator, size_columns
+from ..data.pieces import tokenize_texts
 from ..objective.figures import SIZE_COLUMNS
 from .detokenizers import detokenize
 from .recipes import FILE, TEXT8_TEST, Recipe

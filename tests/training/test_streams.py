@@ -362,6 +362,16 @@ def test_a_stream_of_nothing_is_refused(stream, workers, tmp_path):
         make_trainer(tmp_path, stream, dataloader_num_workers=workers).train()
 
 
+@pytest.mark.parametrize("block_size, is_read", [(4, True), (5, False)])
+def test_a_share_that_fills_its_first_block_with_its_last_eos_is_read(block_size, is_read):
+    documents = Dataset.from_dict({"text": ["abc"]}).to_iterable_dataset()
+    batch = next(iter(endless(packed(documents, block_size=block_size), batch_size=2)))
+    if is_read:
+        assert batch["input_ids"].tolist() == [[*b"abc", EOS]] * 2
+    else:
+        assert "must have an example for each of the 1 process(es)" in batch[ERROR]
+
+
 def test_an_empty_share_of_a_rare_part_is_an_error_in_the_first_batch():
     stream = mix([row_stream([5, 4]), row_stream([3, 0])], weights=[30, 1])
     first = [next(iter(EndlessMixture(stream, rank, 2, 4, PaddingCollator()))) for rank in range(2)]

@@ -97,7 +97,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
                         position = {"reads": reads, "source": source, "packer": packer, "taken": number}
                         yield example, {"epoch": epoch, **position}
                 reads, source, taken = reads + 1, self.source.state_dict(), 0
-            if not found:
+            if not found and not self.packer.ends_with_block():
                 raise _NothingToReadError(
                     f"`train_dataset` must have an example for each of the {self.num_ranks} process(es) in a pass, got "
                     f"none for process {self.rank}: take fewer processes, more or smaller shards, or a map-style data "
@@ -241,6 +241,10 @@ class _NoPacker:
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+    def ends_with_block(self) -> bool:
+        """False: the end of the rows is no part of an example."""
+        return False
 
     def load_state_dict(self, state: dict[str, Any]):
         """Do nothing: no part of an example is ever left over."""

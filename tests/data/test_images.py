@@ -146,6 +146,26 @@ def test_images_are_the_same_kept_or_read_when_asked_for_or_streamed(monkeypatch
     assert "class_labels" not in examples(num_classes=None)[0]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("damage", ["truncated", "no picture", "decompression bomb"])
+def test_a_damaged_picture_is_named(damage, streaming, tmp_path, monkeypatch, capfd):
+    path = tmp_path / "b damaged.png"
+    for name in ("a.png", path.name):
+        PIL.Image.fromarray(np.random.default_rng(0).integers(256, size=(8, 8, 3)).astype(np.uint8)).save(
+            tmp_path / name
+        )
+    if damage == "decompression bomb":
+        PIL.Image.new("RGB", (40, 40)).save(path)
+        monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 200)
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"no picture")
+    loaded = images.load_image_table(str(tmp_path), streaming=streaming)
+    with pytest.raises(ValueError, match="`images` must be well-formed pictures, got '.*b damaged.png', which cannot"):
+        list(encode_images(loaded, MD4ImageProcessor(8, 3)))
+    assert "split" not in capfd.readouterr().err  # no bar of `datasets`
+
+
 def test_images_of_other_sizes_and_modes_are_fitted_only_if_asked(tmp_path):
     images = Dataset.from_dict({"img": [PIL.Image.new("RGB", (9, 6), "white")]}, features=Features(img=Image()))
     with pytest.raises(ValueError, match=r"mode L \(or set `do_convert`\), got RGB"):

@@ -7,6 +7,7 @@ examples = encode_images(train, MD4ImageProcessor.for_config(model.config))
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -153,6 +154,9 @@ def encode_images(
         columns.append(_label_column(features, args.label_column, num_classes))
     options = {**processor.to_dict(), "do_resize": args.resize, "do_convert": args.convert}
     processor = MD4ImageProcessor.from_dict(options)
+    kind = features[columns[0]]
+    if isinstance(kind, datasets.Image):  # which are opened here, where an error can name the file
+        images = images.cast_column(columns[0], dataclasses.replace(kind, decode=False))
     encode = functools.partial(_encode, processor=processor, columns=columns, num_classes=num_classes)
     if isinstance(images, IterableDataset):
         return images.map(encode, batched=True, batch_size=IMAGES_PER_BATCH, remove_columns=list(features))
@@ -166,7 +170,7 @@ def _encode(
     rows: dict[str, list], processor: MD4ImageProcessor, columns: list[str], num_classes: int | None
 ) -> dict[str, np.ndarray]:
     image_column, *label_columns = columns
-    ids = processor(rows[image_column], return_tensors="np")["input_ids"].astype(np.uint8)
+    ids = processor([*map(_open, rows[image_column])], return_tensors="np")["input_ids"].astype(np.uint8)
     if num_classes is None:
         return {"input_ids": ids}
     (label_column,) = label_columns
@@ -175,6 +179,19 @@ def _encode(
         rule, found = f"hold the model's classes, 0 to {num_classes - 1}", sorted(set(labels.tolist()))
         raise ValueError(f"`label_column` must {rule}, got {label_column!r} with {found}.")
     return {"input_ids": ids, "class_labels": labels.astype(np.int64)}
+
+
+def _open(image: Any) -> Any:
+    """A picture of a stored image; a ValueError that names one that is damaged, or too large to be meant."""
+    if not (isinstance(image, dict) and {"bytes", "path"} <= image.keys()):
+        return image
+    try:
+        return datasets.Image().decode_example(image)
+    except Exception as error:  # Pillow has its own for each format
+        name = "one without a name" if image["path"] is None else repr(image["path"])
+        raise ValueError(
+            f"`images` must be well-formed pictures, got {name}, which cannot be read: {error}"
+        ) from error
 
 
 def _image_column(features, name: str | None) -> str:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from commands import failure
 from datasets import Dataset
-from launching import HERE, environment, run_python, start
+from launching import HERE, TORCHRUN, environment, run_python, start, succeed
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
@@ -648,3 +648,14 @@ def test_a_trained_tokenizer_is_saved_with_the_run_and_resumed(own_text, capsys)
     main([*command, "own.txt", "russian.txt", "--max_steps", "4", "--resume_from_checkpoint", "latest"])
     assert Path("run/tokenizer.json").read_text(encoding="utf-8") == first
     main(["sample", "run", "--num_inference_steps", "2"])
+
+
+@pytest.mark.slow
+def test_a_tokenizer_is_trained_once_for_two_processes(own_text):
+    command = ["train", *FEW, "--max_steps", "2", "--tokenizer", "bpe:280", "--data", "own.txt", "--output_dir"]
+    output = succeed([*TORCHRUN, "-m", "md4_hf", *command, "two"], OMP_NUM_THREADS="1")
+    assert output.count("tokenizer: a byte-level BPE of 282 tokens") == 1
+    main([*command, "one"])
+    of_two, of_one = (Path(run, "tokenizer.json").read_text(encoding="utf-8") for run in ("two", "one"))
+    assert of_two == of_one
+    main(["evaluate", "two", "--draws", "1"])

@@ -12,7 +12,9 @@ from datasets import Dataset
 from md4_hf import build_byte_tokenizer, load_train_validation, pack
 from md4_hf.cli import main
 from md4_hf.cli.arguments import parse_arguments
+from md4_hf.data import documents as data_module
 from md4_hf.data.arguments import DataArguments
+from md4_hf.data.documents import load_sources
 from md4_hf.data.mixture import mix, mixed_indices, next_source, prepare_sources
 
 
@@ -73,13 +75,13 @@ def test_weights_are_shares_of_the_blocks(files):
         parts[name] = pack(documents, build_byte_tokenizer(), args.block_size)[0]
         return parts[name]
 
-    train, heldout = prepare_sources(args, load_train_validation, prepare)
+    train, heldout = prepare_sources(args, load_sources, prepare)
     names = [f"training ({files[0]})", f"training ({files[1]})", "held-out"]
     assert [*parts] == names and heldout is parts["held-out"]
     blocks_of_b = {tuple(ids) for ids in parts[names[1]]["input_ids"]}
     of_b = [tuple(ids) in blocks_of_b for ids in train["input_ids"]]
     assert abs(sum(of_b) - len(train) * 2 / 3) < 1
-    again = prepare_sources(args, load_train_validation, prepare)[0]
+    again = prepare_sources(args, load_sources, prepare)[0]
     assert again["input_ids"][:] == train["input_ids"][:]
 
 
@@ -92,11 +94,25 @@ def test_validation_data_have_the_column_of_the_tables_though_a_source_is_text(w
 
     def heldout(validation_data, **options):
         data = {"data": sources, "data_weights": weights, "text_column": "body", "validation_data": validation_data}
-        return prepare_sources(DataArguments(**data, **options), load_train_validation, lambda _, part: part)[1]
+        return prepare_sources(DataArguments(**data, **options), load_sources, lambda _, part: part)[1]
 
     assert heldout(str(tmp_path / "c.jsonl"))["text"][:] == ["row of c"]
     assert heldout(str(tmp_path / "d.jsonl"), validation_text_column="other")["text"][:] == ["row of d"]
     assert heldout(files[1])["text"][:] == ["all of b is one document. " * 8]
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2]])
+def test_validation_data_of_several_sources_are_loaded_once(weights, files, monkeypatch):
+    loaded, load_documents = [], data_module.load_documents
+
+    def load_and_count(data, **options):
+        loaded.append(data)
+        return load_documents(data, **options)
+
+    monkeypatch.setattr(data_module, "load_documents", load_and_count)
+    args = DataArguments(data=files, data_weights=weights, text_column="body", validation_data="pydoc")
+    _, heldout = prepare_sources(args, load_sources, lambda _, part: part)
+    assert loaded == [*files, "pydoc"] and heldout["text"][:] == data_module.pydoc_documents()
 
 
 @pytest.mark.parametrize(

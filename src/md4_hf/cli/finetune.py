@@ -13,7 +13,7 @@ from ..core.masked_diffusion import IGNORE_INDEX
 from ..data.arguments import DataArguments, PairArguments
 from ..data.fidelity import check_text_is_kept
 from ..data.mixture import prepare_sources
-from ..data.pairs import encode_pairs, load_pairs
+from ..data.pairs import encode_pairs, load_pair_sources
 from ..hub.adapters import add_adapter, is_adapted
 from ..hub.loading import adapter_base, load_model
 from ..hub.lora_arguments import OPTIONS_OF_NEW_ADAPTERS, LoraArguments
@@ -118,7 +118,7 @@ def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokeniz
             )
         return encoded
 
-    return prepare_sources(data_args, partial(load_pairs, arguments=pair_args), encode)
+    return prepare_sources(data_args, partial(load_pair_sources, arguments=pair_args), encode)
 
 
 def first_prompt(example: dict, tokenizer) -> str:

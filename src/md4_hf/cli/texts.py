@@ -17,7 +17,7 @@ from ..core.input_checks import match_tokenizer
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
-from ..data.documents import load_train_validation, load_validation
+from ..data.documents import load_sources, load_train_validation, load_validation
 from ..data.fidelity import check_text_is_kept
 from ..data.mixture import prepare_sources
 from ..data.packing import DOCUMENTS_PER_BATCH, PackingReport, pack
@@ -161,7 +161,7 @@ def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
             print(f"{name} data: {describe_report(report, data_args.block_size)}; {describe_share(share)}")
         return packed
 
-    return prepare_sources(data_args, load_train_validation, pack_part)
+    return prepare_sources(data_args, load_sources, pack_part)
 
 
 def describe_report(report: PackingReport | None, block_size: int) -> str:

@@ -17,34 +17,31 @@ import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from .arguments import DataArguments
-from .documents import sources_of
+from .documents import join
 
 
 def prepare_sources(
     args: DataArguments,
-    load: Callable[[DataArguments], tuple[Dataset | IterableDataset, Dataset | IterableDataset]],
+    load: Callable[[DataArguments], tuple[list[Dataset | IterableDataset], Dataset | IterableDataset]],
     prepare: Callable[[str, Dataset | IterableDataset], Any],
 ) -> tuple[Any, Any]:
     """Training and held-out examples of the data: of several sources joined, or of each and then mixed.
 
     Args:
         args: the sources, and their shares.
-        load: function that loads both parts.
+        load: function such as `load_sources`, that loads the training part of each source, and what is held out.
         prepare: function that makes examples of a part, whose name it gets too.
 
     Returns:
         `(training, held_out)`.
     """
+    parts, heldout = load(args)
     if args.data_weights is None:
-        train, heldout = load(args)
-        return prepare("training", train), prepare("held-out", heldout)
-    parts = [load(source) for source in sources_of(args)]
-    train = mix(
-        [prepare(f"training ({name})", train) for name, (train, _) in zip(args.sources, parts, strict=True)],
-        args.data_weights,
-    )
-    heldout = [heldout for _, heldout in parts][: 1 if args.validation_data is not None else None]
-    return train, prepare("held-out", heldout[0] if len(heldout) == 1 else concatenate_datasets(heldout))
+        train = prepare("training", join(parts))
+    else:
+        named = zip(args.sources, parts, strict=True)
+        train = mix([prepare(f"training ({name})", part) for name, part in named], args.data_weights)
+    return train, prepare("held-out", heldout)
 
 
 def mix(sources: Sequence[Dataset | IterableDataset], weights: Sequence[float]) -> Dataset | IterableDataset:

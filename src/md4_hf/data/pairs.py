@@ -15,7 +15,7 @@ from ..core.masked_diffusion import IGNORE_INDEX
 from ..core.text_encoding import encode_texts
 from ..utils.integers import as_integer
 from .arguments import DataArguments, PairArguments
-from .documents import check_text_column, load_table, load_train_validation, num_heldout
+from .documents import check_text_column, join, load_sources, load_table, num_heldout
 from .loading_errors import cache_errors
 
 
@@ -93,9 +93,15 @@ def load_pairs(data: DataArguments, arguments: PairArguments | None = None) -> t
     Only the columns of `arguments` are read, by default all. Raises as `load_train_validation`; and a ValueError for
     `streaming`.
     """
+    train, heldout = load_pair_sources(data, arguments)
+    return join(train), heldout
+
+
+def load_pair_sources(data: DataArguments, arguments: PairArguments | None = None) -> tuple[list[Dataset], Dataset]:
+    """Loads the training pairs of each source, and the held-out pairs of all; as `load_pairs`."""
     if data.streaming:
         raise ValueError("`streaming` must be False with prompts and responses, got True.")
-    return load_train_validation(data, load=load_pair_table(arguments), divide=_hold_out_rows)
+    return load_sources(data, load=load_pair_table(arguments), divide=_hold_out_rows)
 
 
 def load_pair_table(arguments: PairArguments | None) -> Callable[..., Dataset | IterableDataset]:

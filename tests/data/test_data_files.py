@@ -494,3 +494,12 @@ def test_a_full_cache_is_not_a_malformed_file(suffix, tmp_path):
     )
     assert "the cache of `datasets` cannot be written" in run.stderr.splitlines()[-1]
     assert "well-formed" not in run.stderr
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.txt", "x.parquet", "someone/something"])
+def test_a_slice_of_a_stream_is_an_error_before_a_file_is_read_or_the_hub_is_asked(name, tmp_path):
+    path = tmp_path / name
+    if path.suffix:
+        path.write_bytes(b"\xff damaged")  # which would be an error of its own
+    with pytest.raises(ValueError, match=r"^`data_split` must be a whole split with `streaming`, got 'train\[:10%\]'"):
+        load_documents(str(path) if path.suffix else name, split="train[:10%]", streaming=True)

@@ -52,6 +52,7 @@ from .files import (
     option_name,
 )
 from .loading_errors import data_errors, find_cause
+from .progress import without_bars
 from .readers import STRING, columns_of_file, files_of_builder, load_columns, open_file
 
 
@@ -129,6 +130,7 @@ def load_documents(
     _check_no_revision(revision, data, argument)
     if data == PYDOC:
         return _pydoc(config, split, streaming, argument)
+    _check_whole_split(split, streaming, argument)
     files = find_files(data, config, argument)
     for names in files.splits.values():
         for name in names:
@@ -156,6 +158,7 @@ def load_table(
     Raises:
         FileNotFoundError, ValueError: as `load_documents`; and for text.
     """
+    _check_whole_split(split, streaming, argument)
     with file_errors_as_value_errors(argument, data), data_errors(argument):
         path = Path(data).expanduser()
         if not path.exists():
@@ -184,16 +187,21 @@ def _load_files(
 ) -> Dataset | IterableDataset:
     """Loads local files: columns of strings, or all columns, to which `datasets` gives types."""
     first = _first_file(files, split, argument)
-    if streaming and "[" in split:
-        raise ValueError(f"`{option_name(argument, 'split')}` must be a whole split with `streaming`, got {split!r}.")
     if columns is None:
         module, options = MODULES[files.format]
         escaped = {part: [glob.escape(name) for name in found] for part, found in files.splits.items()}
-        return load_dataset(module, data_files=escaped, split=split, streaming=streaming, **options)
+        with without_bars():  # "Generating train split", of a list of files
+            return load_dataset(module, data_files=escaped, split=split, streaming=streaming, **options)
     with data_errors(argument):
         if files.format != TEXT:
             _check_columns(columns, columns_of_file(first, files.format))
         return load_columns(files, list(dict.fromkeys(columns.values())), split, streaming)
+
+
+def _check_whole_split(split: str, streaming: bool, argument: str):
+    """Refuse a part of a stream, whose length is not known, before anything is read or looked up."""
+    if streaming and "[" in split:
+        raise ValueError(f"`{option_name(argument, 'split')}` must be a whole split with `streaming`, got {split!r}.")
 
 
 def _first_file(files: DataFiles, split: str, argument: str) -> str:
@@ -305,11 +313,26 @@ def load_train_validation(
         ValueError: validation and training would read the same split, a stream has no validation data of its own,
             `validation_fraction` is not between 0 and 1, or a corpus to be divided has no text.
     """
+    train, heldout = load_sources(args, load, divide)
+    return join(train), heldout
+
+
+def load_sources(
+    args: DataArguments,
+    load: Callable[..., Dataset | IterableDataset] | None = None,
+    divide: Callable[[Dataset, float], tuple[Dataset, Dataset]] | None = None,
+) -> tuple[list[Dataset | IterableDataset], Dataset | IterableDataset]:
+    """Loads the training documents of each source, and the validation documents of all; as `load_train_validation`."""
     parts = [_load_source(source, load, divide) for source in sources_of(args)]
     train, heldout = (list(side) for side in zip(*parts, strict=True))
     if args.validation_data is not None:
         heldout = [load_validation(_with_validation_column(args), load_one=load)]
-    return tuple(side[0] if len(side) == 1 else concatenate_datasets(side) for side in (train, heldout))
+    return train, join(heldout)
+
+
+def join(parts: list[Dataset | IterableDataset]) -> Dataset | IterableDataset:
+    """Data sets one after the other."""
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
 def _with_validation_column(args: DataArguments) -> DataArguments:

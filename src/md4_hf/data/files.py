@@ -179,32 +179,45 @@ def _by_format(folder: Path) -> dict[str, list[Path]]:
 
 
 def _files_of_folder(folder: Path, by_format: dict[str, list[Path]], config: str | None, argument: str) -> DataFiles:
+    """Files of a folder, or those of a configuration in its README.md, by split."""
     options = _configuration(folder, config, argument)
-    patterns, base = None, folder
     paths = [path for found in by_format.values() for path in found]
+    base, patterns = folder, None
     if options.get("data_files") is not None:
         patterns = sanitize_patterns(options["data_files"])
         chosen = {Path(name) for names in _splits(patterns, folder, paths).values() for name in names}
     else:
         base = Path(os.path.abspath(folder / (options.get("data_dir") or "")))
         chosen = {path for path in paths if path.is_relative_to(base)}
-    by_format = {kind: [path for path in found if path in chosen] for kind, found in by_format.items()}
-    by_format = {kind: found for kind, found in by_format.items() if found}
-    if len(by_format) != 1:
-        found = describe_files((path for paths in by_format.values() for path in paths), folder)
+    kind, paths = _one_format(by_format, chosen, folder, argument)
+    if patterns is None and kind == TEXT:
+        return DataFiles(kind, {"train": tuple(str(path) for path in paths)})
+    return DataFiles(
+        kind, _splits_of_names(base, paths, argument) if patterns is None else _splits(patterns, base, paths)
+    )
+
+
+def _one_format(
+    by_format: dict[str, list[Path]], chosen: set[Path], folder: Path, argument: str
+) -> tuple[str, list[Path]]:
+    """The format of the chosen files, and these in their order; a ValueError unless it is one."""
+    kept = {kind: [path for path in found if path in chosen] for kind, found in by_format.items()}
+    kinds = [kind for kind, found in kept.items() if found]
+    if len(kinds) != 1:
+        found = describe_files((path for paths in kept.values() for path in paths), folder)
         raise ValueError(
             f"`{argument}` must be a folder with data of one format, got {str(folder)!r} with {found}: name the files "
             "themselves, or move the others out."
         )
-    ((kind, paths),) = by_format.items()
-    if patterns is None and kind == TEXT:
-        return DataFiles(kind, {"train": tuple(str(path) for path in paths)})
-    if patterns is not None:
-        return DataFiles(kind, _splits(patterns, base, paths))
+    return kinds[0], kept[kinds[0]]
+
+
+def _splits_of_names(base: Path, paths: Sequence[Path], argument: str) -> dict[str, tuple[str, ...]]:
+    """Files by the split that their names suggest, by the rules of the Hub; files in none are reported."""
     names = _relative_names(base, paths)
     splits = _splits(_get_data_files_patterns(lambda pattern: _matching([pattern], names)), base, paths)
-    _report_left_out("file(s) in no split, beside files named for one", set(map(str, paths)), splits, argument)
-    return DataFiles(kind, splits)
+    _report_left_out("file(s) in no split, beside files named for one", map(str, paths), splits, argument)
+    return splits
 
 
 def _report_left_out(what: str, names: Iterable[str], splits: Mapping[str, Sequence[str]], argument: str):

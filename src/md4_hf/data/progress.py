@@ -20,14 +20,26 @@ def progress_bar(label: str, unit: str) -> Iterator[None]:
     if are_progress_bars_disabled():
         yield
         return
-    disable_progress_bars()
     bar = tqdm(desc=label, unit=f" {unit}", delay=0.1)  # what is in the cache takes no time
     token = _BAR.set(bar)
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         _BAR.reset(token)
         bar.close()
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Show no bar of `datasets` within the context."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
         enable_progress_bars()
 
 

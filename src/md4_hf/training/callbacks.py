@@ -107,6 +107,12 @@ class BitsProgressCallback(ProgressCallback):
         super().__init__(max_str_len)
         self._shown: dict[str, str] = {}
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Open the bar, with a label."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("Training")
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
         """Update the text behind the bar; without a terminal, write a line per log."""
         if not sys.stderr.isatty():
@@ -123,3 +129,5 @@ class BitsProgressCallback(ProgressCallback):
         """Show a bar for evaluations outside training only: those within it are short."""
         if self.training_bar is None:
             super().on_prediction_step(args, state, control, **kwargs)
+            if self.prediction_bar is not None:
+                self.prediction_bar.set_description("Evaluating")

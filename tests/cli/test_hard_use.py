@@ -12,7 +12,7 @@ from tiny import random_image_model, random_model
 from transformers import AutoModel
 
 from md4_hf import build_byte_tokenizer, make_pipeline
-from md4_hf.cli import main
+from md4_hf.cli import COMMANDS, main
 from md4_hf.utils.files import move_files
 
 
@@ -216,3 +216,10 @@ def test_a_finished_model_replaces_an_earlier_one_in_other_files(tmp_path, befor
     move_files(tmp_path / "staging", tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {*after, "config.json", "notes.txt"}
     assert {(tmp_path / "run" / name).read_text() for name in [*after, "config.json"]} == {"staging"}
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "suite"])
+def test_options_of_an_image_processor_are_named_as_those_of_the_command(command):
+    message = "`images` must have the mode L (or set `do_convert`), 8 x 8 pixels (or set `do_resize`), got RGB."
+    expected = message.replace("`do_convert`", "--convert").replace("`do_resize`", "--resize")
+    assert COMMANDS[command].as_typed(message, []) == expected

@@ -59,6 +59,7 @@ class Command:
     def as_typed(self, message: str, argv: Sequence[str]) -> str:
         """An error message of the command with its options as they were typed."""
         names = {name: name for cls in self.options for name in get_type_hints(cls)}
+        names |= {f"do_{name}": name for name in ("convert", "resize") if name in names}  # of image processors
         return as_typed(message, {**names, **self.stands_for}, self.positional, argv)
 
 

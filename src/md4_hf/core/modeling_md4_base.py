@@ -146,8 +146,8 @@ class MD4PreTrainedModel(PreTrainedModel):
             raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
         rows_before = self.config.vocab_size
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        if (head := self.get_output_embeddings()) is not None:
-            head._is_hf_initialized = True  # a second `post_init` keeps it, as newer transformers see to themselves
+        if (head := self.get_output_embeddings()) is not None:  # as transformers from 5.17 on see to themselves
+            head._is_hf_initialized, head.out_features = True, embeddings.num_embeddings
         if self.config.backbone_config is not None:
             self.config.backbone_config.vocab_size = self.config.vocab_size
         if self.config.learn_masking_schedule and hasattr(self, "token_schedule"):

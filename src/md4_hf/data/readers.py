@@ -26,6 +26,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, SplitGenerator, Value
+from datasets.builder import Key
 from datasets.packaged_modules.arrow.arrow import Arrow
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
@@ -40,7 +41,6 @@ ROWS_PER_TABLE = 1000
 CHARACTERS_PER_TABLE = 2**23
 ROWS_TO_LOOK_AT = 1000  # for the columns of a file whose format has no schema
 STRING = "string"
-KEY = getattr(datasets.builder, "Key", lambda *numbers: numbers)  # datasets 4.4 takes any value as a key
 
 
 def _open(path: str) -> BinaryIO:
@@ -323,7 +323,7 @@ class ColumnsBuilder(datasets.ArrowBasedBuilder):
     def _generate_shards(self, files: list[str], names: list[str]) -> Iterator[str]:
         yield from names
 
-    def _generate_tables(self, files: list[str], names: list[str]) -> Iterator[tuple[Any, pa.Table]]:
+    def _generate_tables(self, files: list[str], names: list[str]) -> Iterator[tuple[Key, pa.Table]]:
         reader, columns = READERS[self.config.format], self.config.columns
         for file_index, (path, name) in enumerate(zip(files, names, strict=True)):
             self._check_columns(path, name)
@@ -332,7 +332,7 @@ class ColumnsBuilder(datasets.ArrowBasedBuilder):
                 read_next = partial(next, tables, None)
                 for index, table in enumerate(iter(partial(_naming, name, read_next), None)):
                     advance(table.num_rows)
-                    yield KEY(file_index, index), table
+                    yield Key(file_index, index), table
 
     def _check_columns(self, path: str, name: str):
         """Raise a DataFileError where a file lacks a column: its rows would all be empty."""

@@ -138,6 +138,12 @@ def test_a_closed_pipe_is_quiet(unbuffered, closes_errors):
     assert process.returncode == 141 and not process.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_stream_that_the_caller_has_closed_is_no_error(closed):
+    command = f'"{sys.executable}" -m md4_hf --version {closed}'
+    assert subprocess.run(["sh", "-c", command], env=environment()).returncode == 0
+
+
 def test_a_broken_connection_is_an_error(capsys, monkeypatch):
     def fail(*args):
         raise BrokenPipeError(32, "Broken pipe of a connection")

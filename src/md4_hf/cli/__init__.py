@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None):
     What the console's encoding cannot show is replaced. Ctrl-C is one line and exit status 130; a reader that closes
     the pipe of the output (`md4 ... | head -1`) ends the process without a word.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as with `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -1,6 +1,9 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """LLaDA and Dream checkpoints in their published form: logits, loss, special ids, and what is refused."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from peers import publish, state_of, words_tokenizer
@@ -88,6 +91,26 @@ def test_special_ids_and_tokenizer_come_along(golden, converted, case):
     assert pipeline.tokenizer.mask_token_id == record["mask_token_id"]
     assert (pipeline.scheduler.config.timestep_grid, pipeline.scheduler.config.schedule_eps) == ("uniform", 0.0)
     assert len(pipeline(num_samples=2, length=8, num_inference_steps=4).texts) == 2
+
+
+def test_dreams_own_tokenizer_is_opened_without_its_code(golden, tmp_path):
+    """The published files name a class of code beside them, which is that of Qwen2."""
+    tensors, record = golden(DREAM)
+    folder = Path(publish(tmp_path / "peer", state_of(tensors), record["config"]))
+    symbols = [chr(i) for i in (*range(33, 127), *range(0xA1, 0xA1 + 11), *range(0xAE, 0xAE + 7))]
+    (folder / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    fields = {"tokenizer_class": "DreamTokenizer", "mask_token": "<|mask|>", "chat_template": "{{ messages }}"}
+    fields["auto_map"] = {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}
+    mask = {"content": "<|mask|>", "special": True, "normalized": False}
+    mask |= dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+    fields["added_tokens_decoder"] = {"112": mask}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    (folder / "tokenization_dream.py").write_text("raise SystemExit('ran')")
+    convert(str(folder), tmp_path / "out")
+    tokenizer = load_pipeline(str(tmp_path / "out"), device="cpu").tokenizer
+    assert tokenizer.mask_token_id == 112 and tokenizer.chat_template == "{{ messages }}"
+    assert tokenizer.decode(tokenizer("abc").input_ids) == "abc"
 
 
 @every_case

@@ -108,6 +108,7 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     argument: str = "name_or_path",
     mask_token_id: int | None = None,
+    tokenizer_type: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Opens a tokenizer by name and makes sure that it has a mask token (see `ensure_mask_token`).
 
@@ -116,6 +117,7 @@ def load_tokenizer(
         revision, token, cache_dir, trust_remote_code: as in `AutoTokenizer.from_pretrained`; of Hub ids only.
         argument: the name of `name_or_path` in errors.
         mask_token_id: id of the mask in a model, see `ensure_mask_token`.
+        tokenizer_type: kind of the tokenizer in transformers, such as "qwen2", in place of one that the files name.
 
     Raises:
         ValueError: there is no tokenizer under this name, or its files are damaged.
@@ -130,7 +132,8 @@ def load_tokenizer(
     try:
         with from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
             hub = {"revision": revision or "main", "token": token, "cache_dir": cache_dir}
-            tokenizer = _open_tokenizer(name_or_path, trust_remote_code=trust_remote_code, **hub)
+            options = {"trust_remote_code": trust_remote_code, "tokenizer_type": tokenizer_type}
+            tokenizer = _open_tokenizer(name_or_path, **options, **hub)
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
         raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: {error}") from error

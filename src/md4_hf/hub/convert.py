@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, logging
 
 from ..core.configuration_md4 import MD4Config
@@ -32,7 +33,7 @@ logger = logging.get_logger(__name__)
 KINDS = (MDLM, SEDD, RADD, BD3LM, Duo, LLaDA, Dream, Official)
 FAMILIES: dict[str, Family] = {kind.name: kind() for kind in KINDS}
 AUTO = "auto"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG_FILE, "vocab.json", "vocab.txt", "tokenizer.model")
 DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
 
 
@@ -81,7 +82,9 @@ def convert(
     source = read_configuration(path, config_file)
     converter = recognise(path, source, allow_pickle) if family == AUTO else FAMILIES[family]
     config = converter.configuration(source)
-    processor = open_tokenizer(tokenizer or own_tokenizer(path), config)
+    is_code = tokenizer is None and names_code(folder_of(path))
+    kind = converter.tokenizer_type if is_code else None
+    processor = open_tokenizer(tokenizer or own_tokenizer(path), config, kind)
     model = converter.load(path, config, allow_pickle)
     if processor is None:
         logger.warning(f"{checkpoint} has no tokenizer: its model is converted alone. --tokenizer NAME adds one.")
@@ -149,10 +152,23 @@ def own_tokenizer(path: Path) -> str | None:
     return str(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
-def open_tokenizer(name_or_path: str | None, config: MD4Config) -> PreTrainedTokenizerBase | None:
+def names_code(folder: Path) -> bool:
+    """Whether the tokenizer of a folder is said to be code of its authors."""
+    file = folder / TOKENIZER_CONFIG_FILE
+    if not file.is_file():
+        return False
+    with file_errors_as_value_errors("checkpoint", file):
+        return "AutoTokenizer" in json.loads(file.read_text(encoding="utf-8")).get("auto_map", {})
+
+
+def open_tokenizer(
+    name_or_path: str | None, config: MD4Config, tokenizer_type: str | None = None
+) -> PreTrainedTokenizerBase | None:
     """Tokenizer whose mask is the model's; ids of the model that have no token of it are recorded in `config`."""
     if name_or_path is None or config.is_image:
         return None
-    tokenizer = load_tokenizer(name_or_path, argument="tokenizer", mask_token_id=config.mask_token_id)
+    tokenizer = load_tokenizer(
+        name_or_path, argument="tokenizer", mask_token_id=config.mask_token_id, tokenizer_type=tokenizer_type
+    )
     match_tokenizer(tokenizer, config)
     return tokenizer

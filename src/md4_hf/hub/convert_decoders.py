@@ -171,6 +171,7 @@ class Dream(DecoderFamily):
     title = "Dream"
     model_types = ("dream",)
     predicts_next = True
+    tokenizer_type = "qwen2"
     embedding, norm, head, layer = "model.embed_tokens.weight", "model.norm.weight", HEAD, "model.layers.{}"
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     integers = (*sizes, "num_key_value_heads", "max_position_embeddings", "mask_token_id")

@@ -21,6 +21,7 @@ class Family:
     name = ""  # on the command line
     title = ""  # in the card
     model_types: tuple[str, ...] = ()  # of `config.json`, in lower case
+    tokenizer_type: str | None = None  # of transformers, where the checkpoint's own is code of its authors
 
     def recognises_config(self, source: Mapping[str, Any]) -> bool:
         """Whether these are the fields of the family's configuration."""

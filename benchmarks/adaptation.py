@@ -141,12 +141,12 @@ def report(args: argparse.Namespace) -> str:
         "",
         machine(),
         "",
-        f"Held-out bits per byte of {Path(args.data).name}, in blocks of {LENGTH}, by the bound (one draw for each block; "
-        f"± is one standard error over {len(args.seeds)} seeds).",
-        f"A Llama of {num_parameters:,} parameters, trained for {args.base_steps} steps on the next byte (training loss "
-        f"{base_bits:.3f} bits), then {args.max_steps} steps",
-        f"of {BATCH} blocks on MD4's bound, at a rate of {RATE:g}. The last arm opens its attention over the first 30% of "
-        "them.",
+        f"Held-out bits per byte of {Path(args.data).name}, in blocks of {LENGTH}, by the bound "
+        f"(one draw for each block; ± is one standard error over {len(args.seeds)} seeds).",
+        f"A Llama of {num_parameters:,} parameters, trained for {args.base_steps} steps on the next byte "
+        f"(training loss {base_bits:.3f} bits), then {args.max_steps} steps",
+        f"of {BATCH} blocks on MD4's bound, at a rate of {RATE:g}. The last arm opens its attention over the "
+        "first 30% of them.",
         "",
         "| steps | " + " | ".join(ARMS) + " |",
         "| --- " * (1 + len(ARMS)) + "|",

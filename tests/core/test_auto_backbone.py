@@ -445,6 +445,8 @@ def test_fields_of_the_configuration_that_contradict_each_other_are_refused():
         MD4Config(backbone="auto")
     with pytest.raises(ValueError, match='`backbone_config` must be given with "auto"'):
         MD4Config(backbone_config=CAUSAL["llama"])
+    with pytest.raises(ValueError, match="`backbone_config` must have a `model_type`, got None"):
+        MD4Config(backbone="auto", backbone_config={"hidden_size": 3})
     with pytest.raises(ValueError, match="`predicts_next` must be False"):
         MD4Config(predicts_next=True)
 

@@ -292,6 +292,9 @@ class MD4Config(PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             from transformers import AutoConfig  # slow to import
 
+            kind = self.backbone_config.get("model_type")
+            if not isinstance(kind, str):
+                raise ValueError(f"`backbone_config` must have a `model_type`, got {kind!r}.")
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         own = self.backbone_config
         for name in FIELDS_OF_BACKBONE:

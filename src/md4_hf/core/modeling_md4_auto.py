@@ -78,7 +78,7 @@ def cut_head(language_model: PreTrainedModel) -> nn.Linear:
         raise ValueError(f"`name_or_path` must be of a model with a linear head, got {kind} with {head}.")
     path = next(name for name, module in language_model.named_modules() if module is head)
     language_model.set_submodule(path, nn.Identity())
-    # The owner was initialised when it was made. transformers before 5.17 would do it again, and ask for the head.
+    # The owner was initialised when it was made. transformers 5.9 would do it again, and ask for the head.
     language_model.get_submodule(path.rpartition(".")[0])._is_hf_initialized = True
     inside = f"{language_model.base_model_prefix}."
     for tied, source in dict(language_model._tied_weights_keys or {}).items():

@@ -146,7 +146,7 @@ class MD4PreTrainedModel(PreTrainedModel):
             raise ValueError(f"`new_num_tokens` must be left out for a model of images, got {new_num_tokens}.")
         rows_before = self.config.vocab_size
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        if (head := self.get_output_embeddings()) is not None:  # as transformers from 5.17 on see to themselves
+        if (head := self.get_output_embeddings()) is not None:  # left out by transformers 5.4
             head._is_hf_initialized, head.out_features = True, embeddings.num_embeddings
         if self.config.backbone_config is not None:
             self.config.backbone_config.vocab_size = self.config.vocab_size

@@ -412,6 +412,10 @@ def test_the_version_is_that_of_the_package(capsys):
         ("train", "--channel_multipliers VALUE ..."),
         ("finetune", "saved; 0 turns it off. (default: 0.0)"),
         ("evaluate", "Seed of the evaluation noise. (default: 0)"),
+        ("evaluate", "as --data_weights says. (default: those of the run, by options.yaml in the model's folder)"),
+        ("schedules", "as --data_weights says. (default: those of the run, by options.yaml in the model's folder)"),
+        ("finetune", "as --data_weights says. --data_weights VALUE"),
+        ("train", "as --data_weights says. (default: the preset's, else pydoc)"),
         ("export", "--no_remote_code Switches --remote_code off."),
     ],
 )

@@ -68,6 +68,7 @@ def parse_arguments(
     description: str,
     positional: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    shown_defaults: Mapping[str, Any] | None = None,
     needed: Sequence[Sequence[str]] = (),
 ) -> tuple:
     """Fill dataclasses from the command line.
@@ -80,6 +81,7 @@ def parse_arguments(
         argv, prog, description: Arguments, name and purpose of the command.
         positional: Names and help of positional arguments; those in brackets may be left out.
         defaults: Defaults in place of the dataclasses' own.
+        shown_defaults: Words that help shows in place of defaults which no preset or file gives.
         needed: Options that have to be given, each as the names of which one will do; a short help ends the process
             where they are not.
 
@@ -100,6 +102,8 @@ def parse_arguments(
     parser.set_defaults(**(defaults or {}))
     own_defaults = {action.dest: action.default for action in parser._actions if action.option_strings}
     given = _set_defaults(parser, argv, filled, is_strict=not is_short) if filled else {}
+    if is_short:
+        parser.set_defaults(**{name: text for name, text in (shown_defaults or {}).items() if name not in given})
     if asks_for_help:
         parser.print_help()
         parser.exit()

@@ -21,6 +21,7 @@ from .wording import as_typed
 
 
 MODEL = {"model": "Folder or Hub id of a model or adapter."}
+DATA_OF_RUN = {"data": "those of the run, by options.yaml in the model's folder"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Command:
     options: tuple[type, ...] = ()  # dataclasses
     positional: Mapping[str, str] = field(default_factory=dict)  # names and help; those in brackets may be left out
     defaults: Mapping[str, Any] = field(default_factory=dict)  # in place of the dataclasses' own
+    shown_defaults: Mapping[str, Any] = field(default_factory=dict)  # in help, of options that follow from others
     stands_for: Mapping[str, str] = field(default_factory=dict)  # options by the argument of Python that errors name
     needed: tuple[tuple[str, ...], ...] = ()  # options that have to be given: of each tuple, one
     passes_on: bool = False  # whether all arguments but `--help` go to another program unread
@@ -48,6 +50,7 @@ class Command:
                 description=self.description,
                 positional=self.positional,
                 defaults=self.defaults,
+                shown_defaults=self.shown_defaults,
                 needed=self.needed,
             )
         if "model" in self.positional:  # before torch is imported
@@ -71,6 +74,7 @@ COMMANDS: dict[str, Command] = {
         "or of the trained model, unless --block_size is given.",
         (StartArguments, RunArguments, ModelArguments, DataArguments, ImageDataArguments, ShownTrainingArguments),
         defaults={"block_size": None},  # 256 for a new model
+        shown_defaults={"data": "the preset's, else pydoc"},
         stands_for=dict.fromkeys(("name_or_path", "backbone_config"), "backbone_name_or_path"),
         needed=(("preset", "data", "config"), ("output_dir",)),
     ),
@@ -89,6 +93,7 @@ COMMANDS: dict[str, Command] = {
             "logging_steps": 10,
             "block_size": None,
         },
+        shown_defaults={"data": None},
         needed=(("data", "config"), ("output_dir",)),
     ),
     "evaluate": Command(
@@ -100,6 +105,7 @@ COMMANDS: dict[str, Command] = {
         (options.EvaluateArguments, PairArguments, DataArguments, ImageDataArguments),
         MODEL,
         defaults={"block_size": None},
+        shown_defaults=DATA_OF_RUN,
         stands_for={"num_train_timesteps": "num_timesteps"},
     ),
     "suite": Command(
@@ -148,6 +154,7 @@ COMMANDS: dict[str, Command] = {
         "late and generated early. Counts are those of the training part of --data.",
         (options.ScheduleArguments, DataArguments),
         {"model": "Folder or Hub id of a GenMD4 model."},
+        shown_defaults=DATA_OF_RUN,
     ),
     "export": Command(
         "export.export",

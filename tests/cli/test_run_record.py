@@ -3,12 +3,16 @@
 
 import json
 import re
+import sys
 
 import pytest
 import yaml
 from commands import failure
+from tqdm.auto import tqdm
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from md4_hf.cli import main
+from md4_hf.cli.run_record import RecordCallback, RunRecord
 from md4_hf.objective.example_order import sampled_sha256
 
 
@@ -99,6 +103,15 @@ def test_schedules_counts_the_tokens_of_the_run(place, capsys):
     assert "counts of the training part of" in printed and "my.txt, as in" in printed
     letters = set("".join(TEXTS["my.txt"]))
     assert len(letters) == int(re.search(r"(\d+) tokens, exponents", printed).group(1)), "and no other"
+
+
+def test_the_step_of_a_resumed_run_stands_above_the_bar_and_not_behind_it(tmp_path, capsys):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, resume_from_checkpoint="latest")
+    record = RunRecord({}, {"command": "md4 train"})
+    with tqdm(total=8, file=sys.stdout):
+        state = TrainerState(global_step=6, max_steps=8)
+        RecordCallback(record, {}).on_train_begin(args, state, TrainerControl())
+    assert "resuming at step 6 of 8" in re.split("[\r\n]", capsys.readouterr().out)
 
 
 def test_a_resumed_run_names_the_step_and_what_differs(place, tmp_path, capsys):

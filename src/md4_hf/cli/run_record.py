@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import __version__
@@ -143,11 +144,11 @@ class RecordCallback(TrainerCallback):
         if not args.should_save:
             return
         if state.global_step > 0:
-            print(f"resuming at step {state.global_step} of {state.max_steps}", flush=True)
+            tqdm.write(f"resuming at step {state.global_step} of {state.max_steps}")  # above the bar, which is there
             asked = args.resume_from_checkpoint
             before = RunRecord.of_model(args.output_dir if asked in ("latest", "auto") else str(asked))
             for line in self.record.differences(before, self.defaults) if before is not None else ():
-                print(f"differs from the run so far: {line}", flush=True)
+                tqdm.write(f"differs from the run so far: {line}")
         self.record.write(args.output_dir)
 
 

@@ -55,6 +55,12 @@ def rows_of(path):
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
+def test_bars_are_labelled(sample, capsys):
+    sample("--num_samples", 3, "--batch_size", 2)
+    shown = capsys.readouterr().err
+    assert "Sampling:" in shown and "Steps:" in shown
+
+
 def test_a_row_says_what_it_is_and_is_drawn_again_from_its_seed(sample, model):
     rows = sample("--num_samples", 5, "--seed", 7, "--temperature", 0.8)
     assert [row["index"] for row in rows] == [*range(5)] and rows[0]["seed"] == 7

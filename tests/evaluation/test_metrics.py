@@ -414,9 +414,9 @@ def test_the_nats_of_a_model_of_low_precision_are_computed_in_high_precision(tok
 
 def test_progress_is_shown_on_request_only(model, tokenizer, capfd):
     generative_perplexity(TEXTS, model, tokenizer)
-    assert "generative perplexity" not in capfd.readouterr().err
+    assert "Generative perplexity" not in capfd.readouterr().err
     generative_perplexity(TEXTS, model, tokenizer, progress=True)
-    assert "generative perplexity" in capfd.readouterr().err
+    assert "Generative perplexity" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,11 @@ def draw(sampling: Sampling, sink: Sink, batch_size: int, processes: Processes |
     is_first = processes.process_index == 0
     num_kept, total = on_first_process(processes, lambda: sink.num_rows), sampling.total
     per_round = batch_size * processes.world_size
-    sampling.pipeline.set_progress_bar_config(leave=False, disable=quiet or not is_first)
+    sampling.pipeline.set_progress_bar_config(desc="Steps", leave=False, disable=quiet or not is_first)
     is_shown = is_first and not quiet and total - num_kept > per_round
     try:
         with tqdm(
-            total=total, initial=min(num_kept, total), desc="Sampling", unit="sample", disable=not is_shown
+            total=total, initial=min(num_kept, total), desc="Sampling", unit=" samples", disable=not is_shown
         ) as bar:
             for start in range(num_kept, total, per_round):
                 first = start + processes.process_index * batch_size

@@ -267,7 +267,8 @@ def notes(scores: dict[str, dict[str, Any]]) -> list[str]:
     """Notes below the table: tokens of the statistics, samples left out, unequal numbers."""
     found = []
     if (tokens := scores["samples"].get("tokens")) is not None:
-        found = [f"entropy, n-grams and duplicates without a judge's name are of the {tokens['are']}"]
+        owner = "samples' " if tokens["are"] == OWN_TOKENS else ""
+        found = [f"entropy, n-grams and duplicates are of the {owner}{tokens['are']}, where no others are named"]
     for column, measures in scores.items():
         judge = measures.get("judge", {})
         if judge.get("num_truncated"):

@@ -251,7 +251,7 @@ def _nats_of_rows(rows: list[list[int]], model: PreTrainedModel, batch_size: int
     was_training = model.training
     model.eval()
     try:
-        for start in tqdm(range(0, len(rows), batch_size), desc="generative perplexity", disable=not progress):
+        for start in tqdm(range(0, len(rows), batch_size), desc="Generative perplexity", disable=not progress):
             batch = order[start : start + batch_size]
             nats[batch] = _nats_of_batch([torch.tensor(rows[index]) for index in batch], model)
     finally:

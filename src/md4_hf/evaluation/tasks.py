@@ -27,6 +27,7 @@ from ..data.documents import load_documents
 from ..data.files import is_text
 from ..data.packing import DOCUMENTS_PER_BATCH, Separator, size_columns
 from ..data.pieces import tokenize_texts
+from ..data.progress import advance, progress_bar
 from ..objective.figures import SIZE_COLUMNS
 from .detokenizers import detokenize
 from .recipes import FILE, TEXT8_TEST, Recipe
@@ -47,8 +48,8 @@ def load_rows(recipe: Recipe) -> Dataset:
     if Path(recipe.data).expanduser().is_file() and is_text(recipe.data):
         rows = load_documents(recipe.data)  # which checks the file
         if recipe.split == TEXT8_TEST:
-            return rows.map(lambda row: {"text": row["text"][-TEXT8_TEST_CHARACTERS:]})
-        rows = rows.map(_lines, batched=True, fn_kwargs={"as_in": recipe.detokenizer})
+            return rows.map(lambda row: {"text": row["text"][-TEXT8_TEST_CHARACTERS:]}, desc="Test split")
+        rows = rows.map(_lines, batched=True, fn_kwargs={"as_in": recipe.detokenizer}, desc="Lines")
     else:
         rows = load_documents(
             recipe.data,
@@ -101,7 +102,8 @@ def make_windows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, recipe: Reci
     options = {"rows": rows, "tokenizer": tokenizer, "end": end, "frame": frame, "recipe": asdict(recipe)}
     if next(_generate_windows(**options), None) is None:  # for which the error of `datasets` is unclear
         raise ValueError(f"`data` must fill a block of {recipe.context} tokens, got {recipe.data!r} with too few.")
-    return Dataset.from_generator(_generate_windows, features=WINDOW_FEATURES, gen_kwargs=options)
+    with progress_bar("Packing", "blocks"):
+        return Dataset.from_generator(_generate_windows, features=WINDOW_FEATURES, gen_kwargs=options)
 
 
 def _generate_windows(
@@ -115,6 +117,7 @@ def _generate_windows(
             labels = ids.copy()
             if num_seen:  # the frame before them has been scored too
                 labels[: len(frame) + num_seen] = IGNORE_INDEX
+            advance()
             yield {"input_ids": ids, "labels": labels, **size_columns(sizes[num_seen:])}
 
 

@@ -59,7 +59,7 @@ def test_a_tokenizer_that_loses_most_of_the_text_is_refused(streaming):
         r"must keep most of the text, got one that keeps 0\.\d% of the characters of the training data .* bytes or"
     )
     with pytest.raises(ValueError, match=message):
-        check_text_is_kept(documents, build_text8_tokenizer(), "training")
+        check_text_is_kept(documents, build_text8_tokenizer(), "training data")
     assert check_text_is_kept(documents, build_byte_tokenizer()) == 1
 
 

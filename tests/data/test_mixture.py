@@ -76,8 +76,8 @@ def test_weights_are_shares_of_the_blocks(files):
         return parts[name]
 
     train, heldout = prepare_sources(args, load_sources, prepare)
-    names = [f"training ({files[0]})", f"training ({files[1]})", "held-out"]
-    assert [*parts] == names and heldout is parts["held-out"]
+    names = [f"training data ({files[0]})", f"training data ({files[1]})", "held-out data"]
+    assert [*parts] == names and heldout is parts["held-out data"]
     blocks_of_b = {tuple(ids) for ids in parts[names[1]]["input_ids"]}
     of_b = [tuple(ids) in blocks_of_b for ids in train["input_ids"]]
     assert abs(sum(of_b) - len(train) * 2 / 3) < 1

@@ -113,7 +113,7 @@ def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokeniz
         if verbose:
             left_out = f"{report.num_too_long} too long, {report.num_empty} with an empty response left out"
             print(
-                f"{name} data: {report.num_kept:,} of {counted(report.num_pairs, 'pair')} ({left_out}), "
+                f"{name}: {report.num_kept:,} of {counted(report.num_pairs, 'pair')} ({left_out}), "
                 f"{counted(report.num_scored_tokens, 'scored token')}; {texts.describe_share(share)}"
             )
         return encoded

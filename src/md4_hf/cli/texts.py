@@ -158,7 +158,7 @@ def prepare_blocks(data_args: DataArguments, tokenizer, verbose: bool):
         share = check_text_is_kept(documents, tokenizer, name)
         packed, report = pack_documents(documents, tokenizer, data_args)
         if verbose:
-            print(f"{name} data: {describe_report(report, data_args.block_size)}; {describe_share(share)}")
+            print(f"{name}: {describe_report(report, data_args.block_size)}; {describe_share(share)}")
         return packed
 
     return prepare_sources(data_args, load_sources, pack_part)
@@ -251,6 +251,6 @@ class TextEvaluation:
             pairs = load_validation(data_args, partial(load_pairs, arguments=pair_args), load_pair_table(pair_args))
             return encode_pairs(pairs, self.processor, data_args.block_size, pair_args, data_args.num_proc)[0]
         documents = load_validation(data_args)
-        if (share := check_text_is_kept(documents, self.processor, "validation")) < 1:
+        if (share := check_text_is_kept(documents, self.processor, "validation data")) < 1:
             logger.warning("In the validation data, %s.", describe_share(share))
         return pack_documents(documents, self.processor, data_args)[0]

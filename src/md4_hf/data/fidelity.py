@@ -24,7 +24,7 @@ MIN_SHARE_KEPT = 0.5
 def check_text_is_kept(
     documents: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
-    name: str = "",
+    name: str = "data",
     columns: Sequence[str] = ("text",),
 ) -> float:
     """Measures the share of the characters that a tokenizer keeps, see `share_kept`, in a sample of documents.
@@ -32,7 +32,7 @@ def check_text_is_kept(
     Args:
         documents: data set; of a stream the first documents are read.
         tokenizer: tokenizer with any normaliser.
-        name: name of the data for the error, such as "training".
+        name: name of the data for the error, such as "training data".
         columns: columns with texts.
 
     Returns:
@@ -45,7 +45,7 @@ def check_text_is_kept(
     if share < MIN_SHARE_KEPT:
         raise ValueError(
             f"The tokenizer must keep most of the text, got one that keeps {share:.1%} of the characters of the "
-            f"{name + ' ' if name else ''}data (in a sample) and rewrites or drops the others. Train with "
+            f"{name} (in a sample) and rewrites or drops the others. Train with "
             "--tokenizer bytes or --tokenizer bpe:2048, which keep every text, or with a tokenizer of this language."
         )
     return share

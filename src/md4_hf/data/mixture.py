@@ -37,11 +37,11 @@ def prepare_sources(
     """
     parts, heldout = load(args)
     if args.data_weights is None:
-        train = prepare("training", join(parts))
+        train = prepare("training data", join(parts))
     else:
         named = zip(args.sources, parts, strict=True)
-        train = mix([prepare(f"training ({name})", part) for name, part in named], args.data_weights)
-    return train, prepare("held-out", heldout)
+        train = mix([prepare(f"training data ({name})", part) for name, part in named], args.data_weights)
+    return train, prepare("held-out data", heldout)
 
 
 def mix(sources: Sequence[Dataset | IterableDataset], weights: Sequence[float]) -> Dataset | IterableDataset:

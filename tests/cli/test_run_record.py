@@ -4,6 +4,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,8 +12,10 @@ from commands import failure
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from md4_hf import DataArguments, build_byte_tokenizer
 from md4_hf.cli import main
 from md4_hf.cli.run_record import RecordCallback, RunRecord
+from md4_hf.cli.texts import describe_text
 from md4_hf.objective.example_order import sampled_sha256
 
 
@@ -103,6 +106,16 @@ def test_schedules_counts_the_tokens_of_the_run(place, capsys):
     assert "counts of the training part of" in printed and "my.txt, as in" in printed
     letters = set("".join(TEXTS["my.txt"]))
     assert len(letters) == int(re.search(r"(\d+) tokens, exponents", printed).group(1)), "and no other"
+
+
+def test_a_card_names_data_without_paths_and_what_is_evaluated(place):
+    data = DataArguments(data=str(place / "my.txt"), validation_data=str(place / "other.txt"), block_size=32)
+    tokenizer = build_byte_tokenizer()
+    facts = describe_text(data, tokenizer)
+    assert facts["data"] == "my.txt, blocks of 32 tokens" and facts["datasets"] == []
+    assert facts["validation_data"] == "other.txt, blocks of 32 tokens"
+    pairs = describe_text(replace(data, validation_data=None), tokenizer, prompt="a ")
+    assert pairs["data"] == "my.txt, prompts and responses of at most 32 tokens" and pairs["validation_data"] is None
 
 
 def test_the_step_of_a_resumed_run_stands_above_the_bar_and_not_behind_it(tmp_path, capsys):

@@ -545,6 +545,10 @@ def test_the_model_card_tells_the_run(tmp_path):
     assert "library_name: transformers" in card
     for row in ("Optimizer steps | 4", "Sequences per step | 8", "Optimizer | adamw_torch_fused"):
         assert f"| {row} |" in card
+    assert "name: eight sequences, held-out part" in card and "the held-out part of the data named above." in card
+    trainer.create_model_card(data="eight sequences", validation_data="others", datasets=["user/eight"])
+    card = (tmp_path / "README.md").read_text()
+    assert "name: others" in card and "type: custom" in card and "estimated on\nothers." in card
 
 
 @pytest.mark.parametrize("use_muon", [False, True])

@@ -28,8 +28,14 @@ def describe_data(data_args: DataArguments, kind: str) -> dict:
     is_local = {
         source: source in ("pydoc", "digits") or Path(source).expanduser().exists() for source in data_args.sources
     }
-    names = [Path(source).name if local else source for source, local in is_local.items()]  # no path of this machine
+    validation = data_args.validation_data
     return {
-        "data": f"{' and '.join(names)}, {kind}",
+        "data": f"{' and '.join(map(name_without_path, data_args.sources))}, {kind}",
+        "validation_data": None if validation is None else f"{name_without_path(validation)}, {kind}",
         "datasets": [source for source, local in is_local.items() if not local],
     }
+
+
+def name_without_path(source: str) -> str:
+    """Name of data for a card, which is to hold no path of this machine."""
+    return Path(source).name if Path(source).expanduser().exists() else source

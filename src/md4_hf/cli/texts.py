@@ -195,8 +195,9 @@ def check_pair_data(data_args: DataArguments):
 
 
 def describe_text(data_args: DataArguments, tokenizer, prompt: str | None = None) -> dict:
-    """Facts of the model card about text."""
-    facts = describe_data(data_args, f"blocks of {data_args.block_size} tokens")
+    """Facts of the model card about text; of prompts and responses if there is a prompt for samples."""
+    kind = "blocks of" if prompt is None else "prompts and responses of at most"
+    facts = describe_data(data_args, f"{kind} {data_args.block_size} tokens")
     return {**facts, "sample_prompt": prompt, "widget": [f"{prompt or 'the '}{tokenizer.mask_token * 4}"]}
 
 

@@ -81,10 +81,10 @@ ids = tokenizer("some text", return_tensors="pt").input_ids
 print(model(ids, labels=ids).loss)  # -log p in nats per token
 ```"""
 
-_BOUND = """The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on the held-out
-part of the data named above."""
+_BOUND = """The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on
+{heldout}."""
 _NO_LICENSE = "No licence has been chosen for these weights: ask their owner before you use them."
-_EXACT = "The likelihood is exact, that of the held-out part of the data named above."
+_EXACT = "The likelihood is exact, that of {heldout}."
 _SUMMARY_MASKED = "A masked diffusion model ([MD4]({paper})) trained with `md4_hf`{origin}."
 _SUMMARY_CAUSAL = (
     "An autoregressive transformer with the network of [MD4]({paper}), trained with `md4_hf`{origin}: the baseline for "
@@ -118,6 +118,7 @@ class CardFacts:
 
     title: str = "MD4 masked diffusion model"  # replaced by the name of the repository or folder
     data: str = "not recorded"  # the training data, in words
+    validation_data: str | None = None  # data of their own that are evaluated, in words; else a part of `data`
     datasets: list[str] = field(default_factory=list)  # ids of data sets on the Hub
     language: list[str] = field(default_factory=list)  # of the data, as two-letter codes
     license: str | None = None  # identifier of the licence of the weights, such as "apache-2.0"
@@ -235,7 +236,7 @@ def make_model_card(model, args, state, facts: CardFacts | None = None) -> Model
         summary=kind.summary.format(paper=PAPER, base=facts.base_model, origin=origin),
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(kind, model, args, state, facts)),
         likelihood=_likelihood(kind, figures, metrics, facts.baselines),
-        limits=kind.limits,
+        limits=kind.limits.format(heldout=facts.validation_data or "the held-out part of the data named above"),
         plot=f"![Training and held-out loss]({facts.plot})\n\n" if facts.plot else "",
         use=kind.use.format(location=facts.location, base=facts.base_model, label=label),
         samples=_samples(facts.samples, facts.sample_grid),
@@ -269,8 +270,8 @@ def _evaluation_results(kind: _Kind, facts: CardFacts, figures: Mapping[str, Fig
         EvalResult(
             task_type=kind.modality.task,
             task_name=f"{kind.modality.field} modelling by {kind.method}",
-            dataset_type=facts.datasets[0] if facts.datasets else "custom",
-            dataset_name=f"{facts.data}, held-out part",
+            dataset_type=facts.datasets[0] if facts.datasets and not facts.validation_data else "custom",
+            dataset_name=facts.validation_data or f"{facts.data}, held-out part",
             metric_type=kind.nats_type if key == "loss" else key,
             metric_name=figure.name if key == "loss" else f"{figure.name.capitalize()}{bound}",
             metric_value=figure.rounded,

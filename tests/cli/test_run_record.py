@@ -15,6 +15,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from md4_hf import DataArguments, build_byte_tokenizer
 from md4_hf.cli import main
 from md4_hf.cli.run_record import RecordCallback, RunRecord
+from md4_hf.cli.schedules import name_of
 from md4_hf.cli.texts import describe_text
 from md4_hf.objective.example_order import sampled_sha256
 
@@ -116,6 +117,13 @@ def test_a_card_names_data_without_paths_and_what_is_evaluated(place):
     assert facts["validation_data"] == "other.txt, blocks of 32 tokens"
     pairs = describe_text(replace(data, validation_data=None), tokenizer, prompt="a ")
     assert pairs["data"] == "my.txt, prompts and responses of at most 32 tokens" and pairs["validation_data"] is None
+
+
+def test_bytes_that_are_part_of_a_character_have_names_of_their_own():
+    tokenizer = build_byte_tokenizer()
+    ids = tokenizer("é", add_special_tokens=False).input_ids
+    assert len({name_of(token, tokenizer) for token in ids}) == 2
+    assert name_of(tokenizer("a", add_special_tokens=False).input_ids[0], tokenizer) == "'a'"
 
 
 def test_the_step_of_a_resumed_run_stands_above_the_bar_and_not_behind_it(tmp_path, capsys):

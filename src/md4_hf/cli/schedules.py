@@ -62,8 +62,9 @@ def print_table(order: np.ndarray, exponents: Tensor, counts: np.ndarray, tokeni
 
 
 def name_of(token: int, tokenizer) -> str:
-    """A token as it can be read in a table."""
-    return repr(tokenizer.decode([int(token)]))
+    """A token as it can be read in a table; part of a character, which decodes to none, as the vocabulary has it."""
+    text = tokenizer.decode([int(token)])
+    return repr(tokenizer.convert_ids_to_tokens(int(token)) if "\ufffd" in text else text)
 
 
 def draw(folder: Path, suffix: str, order: np.ndarray, exponents: Tensor, tokenizer):

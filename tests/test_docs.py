@@ -289,7 +289,8 @@ def test_most_fences_run_and_the_others_have_a_reason():
     skipped = {page: [fence for fence in found if fence.skip is not None] for page, found in runnable.items()}
     assert all(len(fence.skip.split()) >= 2 for found in skipped.values() for fence in found)
     assert sum(map(len, skipped.values())) < 0.25 * sum(map(len, runnable.values()))
-    for page in set(runnable) - {"docs/launch.md"}:  # which has nothing but launches
+    # These have nothing but launches, and checkpoints on the Hub.
+    for page in set(runnable) - {"docs/launch.md", "docs/checkpoints.md"}:
         assert len(skipped[page]) <= 0.5 * len(runnable[page]), page
 
 

@@ -90,7 +90,9 @@ def _linear_nelbo(
                 d_hidden[part] = scale[:, None] * (logits @ head)
             if d_weight.numel():
                 _add_product(d_weight, logits, hidden, scale)
-    return values.sum(), values[:num_rows], d_hidden[:num_rows], *outputs[3:]
+    if num_rows < len(values):  # no views: FSDP2 warns of a head that returns one
+        values, d_hidden = values[:num_rows].clone(), d_hidden[:num_rows].clone()
+    return values.sum(), values, d_hidden, *outputs[3:]
 
 
 def _pad_rows(hidden_states: Tensor, target: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,8 +132,8 @@ def load_tokenizer(
     try:
         with from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
             hub = {"revision": revision or "main", "token": token, "cache_dir": cache_dir}
-            options = {"trust_remote_code": trust_remote_code, "tokenizer_type": tokenizer_type}
-            tokenizer = _open_tokenizer(name_or_path, **options, **hub)
+            hub["tokenizer_type"] = tokenizer_type
+            tokenizer = _open_tokenizer(name_or_path, trust_remote_code=trust_remote_code, **hub)
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
         raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: {error}") from error

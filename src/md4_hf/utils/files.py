@@ -39,11 +39,11 @@ def check_can_be_written(name: str, path: str | os.PathLike, is_folder: bool = F
 
     A file has to lie in a folder that is there, a folder need not.
     """
-    path, kind = Path(path).absolute(), "folder" if is_folder else "file"
-    if not is_folder and not path.parent.is_dir():
+    place, kind = Path(path).absolute(), "folder" if is_folder else "file"
+    if not is_folder and not place.parent.is_dir():
         raise ValueError(f"`{name}` must lie in a folder that is there, got {path}.")
-    existing = next(place for place in (path, *path.parents) if place.exists())
-    wants_folder = is_folder or existing != path
+    existing = next(parent for parent in (place, *place.parents) if parent.exists())
+    wants_folder = is_folder or existing != place
     if not os.access(existing, os.W_OK) or existing.is_dir() != wants_folder:
         raise ValueError(f"`{name}` must be a {kind} that can be written, got {path}: {existing} cannot.")
 

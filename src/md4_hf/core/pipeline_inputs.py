@@ -82,8 +82,7 @@ class TextInputs:
         input_ids = request.input_ids
         if request.prompt is not None:
             prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
-            longest = max(self.config.max_position_embeddings, request.length or 0)
-            input_ids = [self._encode(text, longest) for text in prompts]
+            input_ids = self._encode(prompts, max(self.config.max_position_embeddings, request.length or 0))
         if input_ids is None:
             input_ids = [[]] * request.num_unprompted
         rows = id_rows(input_ids)
@@ -91,17 +90,22 @@ class TextInputs:
             raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
         return [self._extend(row, request.length, request.block_length is None) for row in rows]
 
-    def _encode(self, text: str, longest: int) -> list[int]:
+    def _encode(self, prompts: list[str], longest: int) -> list[list[int]]:
+        texts = [self._checked_text(text, longest) for text in prompts]
+        rows = encode_texts(self.processor, texts, reads_masks=True)
+        for text, ids in zip(texts, rows, strict=True):
+            decoded = self.processor.decode(ids, skip_special_tokens=False)
+            if decoded != text:
+                warn_once(f"The tokenizer cannot represent the prompt exactly. The pipeline uses {decoded!r} instead.")
+        return rows
+
+    def _checked_text(self, text: str, longest: int) -> str:
+        """Text of a prompt, with a mask token for each of its gaps."""
         if not isinstance(text, str):
             raise ValueError(f"`prompt` must be a string or a list of strings, got {type(text).__name__}.")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(f"`prompt` must be Unicode text without lone surrogates, got {text!r}.")
-        text = expand_gaps(text, self.processor.mask_token, longest)
-        (ids,) = encode_texts(self.processor, [text], reads_masks=True)
-        decoded = self.processor.decode(ids, skip_special_tokens=False)
-        if decoded != text:
-            warn_once(f"The tokenizer cannot represent the prompt exactly. The pipeline uses {decoded!r} instead.")
-        return ids
+        return expand_gaps(text, self.processor.mask_token, longest)
 
     def _extend(self, row: Tensor, length: int | None, is_bounded: bool) -> Tensor:
         mask_token_id, longest = self.config.mask_token_id, self.config.max_position_embeddings

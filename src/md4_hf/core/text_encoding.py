@@ -91,9 +91,7 @@ def _encode_segments(
         for place, segment in enumerate(names.split(text) if names else [text]):
             ids: list[int] = []
             row.append(ids)
-            if place % 2:
-                ids += _plain(tokenizer, [segment])[0]
-            elif segment and place == 0 and previous is None:
+            if segment and (place % 2 or (place == 0 and previous is None)):  # names stand at odd places
                 begins.append((ids, segment))
             elif segment:
                 lead = (previous or "") if place == 0 else ""

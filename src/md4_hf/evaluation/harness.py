@@ -222,7 +222,10 @@ class MD4LM(LM):
             whether the most probable token at each of its positions, with all of them masked (t = 1), is its own; of a
             causal model, the most probable one after the tokens before it.
         """
-        sequences = [self._scored_continuation(request) for request in requests]
+        texts = [context + continuation for context, continuation in (request.args for request in requests)]
+        rows = encode_texts(self.tokenizer, texts)
+        contexts = encode_texts(self.tokenizer, [request.args[0].rstrip() for request in requests])
+        sequences = [self._scored_continuation(*given) for given in zip(requests, rows, contexts, strict=True)]
 
         def cache(position: int, score: tuple[float, bool]):
             self.cache_hook.add_partial("loglikelihood", requests[position].args, score)
@@ -237,8 +240,8 @@ class MD4LM(LM):
         for a context, each token counts once, and this is how `md4 evaluate` scores text.
         """
         blocks, owners = [], []
-        for position, request in enumerate(requests):
-            ids = self._encode(request.args[0])
+        rows = encode_texts(self.tokenizer, [request.args[0] for request in requests])
+        for position, (request, ids) in enumerate(zip(requests, rows, strict=True)):
             for start in range(0, len(ids), self.max_length):
                 block = ids[start : start + self.max_length]
                 blocks.append(ScoredSequence(block, 0, noise_index(request, start // self.max_length)))
@@ -271,8 +274,9 @@ class MD4LM(LM):
             raise ValueError(f"`max_gen_toks` must be in [1, {most}], to leave room for the prompt, got {longest}.")
         repeats: Counter = Counter()
         prompts, generators = [], []
-        for request, option in zip(requests, options, strict=True):
-            prompts.append(self._encode(request.args[0])[option.max_gen_toks - self.max_length :])
+        rows = encode_texts(self.tokenizer, [request.args[0] for request in requests])
+        for request, option, ids in zip(requests, options, rows, strict=True):
+            prompts.append(ids[option.max_gen_toks - self.max_length :])
             seed = noise_index(request, "generation", self.seed, repeats[id(request)])
             repeats[id(request)] += 1
             generators.append(torch.Generator().manual_seed(seed))
@@ -335,16 +339,12 @@ class MD4LM(LM):
         state = PartialState(cpu=self._device.type == "cpu", timeout=timedelta(weeks=52))
         self._rank, self._world_size, self._device = state.process_index, state.num_processes, state.device
 
-    def _encode(self, text: str) -> list[int]:
-        """Ids of a text as those of training."""
-        return encode_texts(self.tokenizer, [text])[0]
-
-    def _scored_continuation(self, request: Instance) -> ScoredSequence:
+    def _scored_continuation(self, request: Instance, ids: list[int], context_ids: list[int]) -> ScoredSequence:
+        """Sequence of a request, from the ids of its text and of its context alone."""
         context, continuation = request.args
-        ids = self._encode(context + continuation)
         if not (continuation and ids):
             raise ValueError(f"`continuation` must have tokens, got {continuation!r} after {context!r}.")
-        num_given = min(len_of_common_beginning(ids, self._encode(context.rstrip())), len(ids) - 1)
+        num_given = min(len_of_common_beginning(ids, context_ids), len(ids) - 1)
         if (size := len(ids) - num_given) > self.max_length:
             rule = f"at most {self.max_length} tokens, the model's length"
             raise ValueError(f"`continuation` must have {rule}, got {size}: {continuation!r}.")

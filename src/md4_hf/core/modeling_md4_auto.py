@@ -110,6 +110,7 @@ class AutoBody(TextBody):
             "out_features": head.out_features,
             "bias": head.bias is not None,
         }
+        model.first_position, model.num_positions = learned_positions(language_model)
 
     def new_head(self, model: PreTrainedModel, config: MD4Config) -> nn.Module:
         """Make a linear head of the shape of the language model's."""
@@ -123,10 +124,10 @@ class AutoBody(TextBody):
     def check_inputs(self, model: PreTrainedModel, inputs: BodyInputs, options: dict):
         """Raise a ValueError for inputs that do not fit the model, and for more tokens than it has positions."""
         super().check_inputs(model, inputs, options)
-        num_positions, length = learned_positions(model), inputs.num_past + inputs.tokens.shape[1]
-        if num_positions is not None and length > num_positions:
+        length = inputs.num_past + inputs.tokens.shape[1]
+        if model.num_positions is not None and length > model.num_positions:
             raise ValueError(
-                f"`input_ids` must have at most {num_positions} tokens, the backbone's positions, got {length}."
+                f"`input_ids` must have at most {model.num_positions} tokens, the backbone's positions, got {length}."
             )
         mask = inputs.attention_mask
         has_own_mask = inputs.document_ids is not None or (mask is not None and mask.dim() == 4)
@@ -176,7 +177,7 @@ class AutoBody(TextBody):
             mask = additive(mask, dtype) if mask.dtype == torch.bool else mask.to(dtype)
         arguments = {"attention_mask": mask}
         if position_ids is not None:
-            arguments["position_ids"] = position_ids + first_position(model)
+            arguments["position_ids"] = position_ids + model.first_position
         return arguments
 
 
@@ -189,12 +190,15 @@ def document_mask(inputs: BodyInputs, is_causal: bool) -> Tensor:
     """Booleans `(batch, 1, length, length)`: whether a token attends to another, of its document and no padding."""
     documents = inputs.document_ids
     is_open = documents[:, :, None] == documents[:, None, :]
-    if inputs.attention_mask is not None:
-        is_open &= inputs.attention_mask[:, None, :] != 0
-    if is_causal:
-        is_open = is_open.tril()
-    itself = torch.eye(documents.shape[1], dtype=torch.bool, device=documents.device)
-    return (is_open | itself)[:, None]
+    return without_padding(is_open.tril() if is_causal else is_open, inputs.attention_mask)
+
+
+def without_padding(is_open: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Mask `(batch, 1, length, length)` of pairs `(batch, length, length)`, in which padding is seen by itself only."""
+    if attention_mask is not None:
+        itself = torch.eye(is_open.shape[-1], dtype=torch.bool, device=is_open.device)
+        is_open = (is_open & (attention_mask[:, None, :] != 0)) | itself
+    return is_open[:, None]
 
 
 def states_before(states: Tensor, inputs: BodyInputs) -> Tensor:
@@ -212,24 +216,19 @@ def states_before(states: Tensor, inputs: BodyInputs) -> Tensor:
     return torch.where(is_first[..., None], states, states.roll(1, dims=1))
 
 
-def position_table(model: PreTrainedModel) -> nn.Embedding | None:
-    """Learned embedding of positions of the backbone, if it has one."""
-    tokens = model.backbone.get_input_embeddings()
-    rows = getattr(model.config.backbone_config, "max_position_embeddings", None)
-    tables = [m for m in model.backbone.modules() if isinstance(m, nn.Embedding) and m is not tokens]
-    return next((table for table in tables if table.num_embeddings == rows), None)
+def learned_positions(language_model: PreTrainedModel) -> tuple[int, int | None]:
+    """Number of the first position, and how many tokens there is room for: None without learned positions.
 
-
-def first_position(model: PreTrainedModel) -> int:
-    """Number of the first position: those of RoBERTa begin behind the row of the padding."""
-    table = position_table(model)
-    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
-
-
-def learned_positions(model: PreTrainedModel) -> int | None:
-    """Number of tokens that a backbone with learned positions has room for, None for one without."""
-    table = position_table(model)
-    return None if table is None else table.num_embeddings - first_position(model)
+    The positions of RoBERTa begin behind the row of the padding.
+    """
+    tokens = language_model.get_input_embeddings()
+    rows = getattr(language_model.config, "max_position_embeddings", None)
+    tables = [m for m in language_model.modules() if isinstance(m, nn.Embedding) and m is not tokens]
+    table = next((table for table in tables if table.num_embeddings == rows), None)
+    if table is None:
+        return 0, None
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    return first, table.num_embeddings - first
 
 
 def obstacle_to_pair_masks(backbone: PreTrainedModel, length: int) -> str | None:
@@ -293,7 +292,7 @@ def adopt_backbone(
         model.token_schedule = type(model.token_schedule)(
             config.vocab_size, config.schedule_power, config.schedule_eps
         )
-    most = learned_positions(model.model) or config.max_position_embeddings
+    most = model.model.num_positions or config.max_position_embeddings
     config.max_position_embeddings = min(config.max_position_embeddings, most)
     if mask_token_id >= config.vocab_size:
         model.resize_token_embeddings(mask_token_id + 1, mean_resizing=False)

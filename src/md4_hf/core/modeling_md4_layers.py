@@ -170,10 +170,12 @@ def eager_attention_forward(
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), probabilities
 
 
-def bf16_attention_on_a_cpu(query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float) -> Tensor:
-    """Attention by plain products, with a softmax whose sums are in float32; `(batch, length, heads, head_dim)`."""
+def bf16_attention_on_a_cpu(
+    module: nn.Module, query, key, value, attention_mask, scaling: float, dropout: float = 0.0, **kwargs
+) -> tuple[Tensor, None]:
+    """Plain attention without a mask, with a softmax whose sums are in float32; the signature is transformers'."""
     probabilities = F.softmax(torch.matmul(query * scaling, key.transpose(2, 3)), dim=-1)
-    return torch.matmul(F.dropout(probabilities, dropout), value).transpose(1, 2)
+    return torch.matmul(F.dropout(probabilities, dropout), value).transpose(1, 2), None
 
 
 def for_flex_attention_on_a_cpu(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,11 +219,10 @@ class MD4Attention(nn.Module):
         implementation = self.config._attn_implementation
         if implementation == "flex_attention" and query.device.type == "cpu":
             query, key, value = for_flex_attention_on_a_cpu(query, key, value)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        if implementation == "sdpa" and attention_mask is None and self._is_short_on_a_cpu(query, key):
-            output = bf16_attention_on_a_cpu(query, key, value, dropout, self.scaling)
-            return self.o_proj(at_rows(output.reshape(batch, length, -1), rows)), None
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if implementation == "sdpa" and attention_mask is None and self._is_short_on_a_cpu(query, key):
+            attention = bf16_attention_on_a_cpu
+        dropout = self.config.attention_dropout if self.training else 0.0
         output, probabilities = attention(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from .masked_diffusion import is_unused
+from .pipeline_inputs import integers
 
 
 LogitsProcessing: TypeAlias = Callable[[Tensor, Tensor], Tensor] | Iterable[Callable[[Tensor, Tensor], Tensor]]
@@ -74,17 +75,16 @@ def _checked_ids(suppress_tokens: list[int] | None, never_drawn: Tensor) -> Tens
     """The given ids as an int64 tensor; a ValueError unless they lie in the vocabulary and leave a token to draw."""
     rule = f"`suppress_tokens` must be a list of ids in [0, {len(never_drawn)})"
     try:
-        ids = torch.as_tensor([] if suppress_tokens is None else suppress_tokens)
-    except (TypeError, ValueError, RuntimeError) as error:
+        ids = integers("suppress_tokens", [] if suppress_tokens is None else suppress_tokens).cpu()
+    except ValueError as error:
         raise ValueError(f"{rule}, got {suppress_tokens!r}.") from error
     if not ids.numel():
         return torch.empty(0, dtype=torch.long)
-    is_integer = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-    if ids.dim() != 1 or not is_integer or not 0 <= ids.min() <= ids.max() < len(never_drawn):
+    if ids.dim() != 1 or not 0 <= ids.min() <= ids.max() < len(never_drawn):
         raise ValueError(f"{rule}, got {suppress_tokens!r}.")
-    if never_drawn.index_fill(0, ids.long().cpu(), True).all():
+    if never_drawn.index_fill(0, ids, True).all():
         raise ValueError(f"`suppress_tokens` must leave a token to draw, got all {(~never_drawn).sum()} of them.")
-    return ids.long().cpu()
+    return ids
 
 
 def _as_one(logits_processor: LogitsProcessing | None) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.input_checks import check_shape, check_tensor
 from ..core.masked_diffusion import IGNORE_INDEX
+from ..core.modeling_md4_auto import without_padding
 from ..objective.figures import SIZE_COLUMNS
 from ..objective.noise import (
     TRAIN_CLASS,
@@ -139,11 +140,7 @@ def annealed_mask(inputs: dict[str, Tensor], args: MD4TrainingArguments, step: i
         )
     labels, padding = inputs["labels"], inputs.get("attention_mask")
     is_open = annealed_attention(args.seed, step, args.attention_annealing_steps, length, labels.device)
-    is_open = is_open.expand(len(labels), 1, -1, -1)
-    if padding is None:
-        return is_open
-    itself = torch.eye(length, dtype=torch.bool, device=labels.device)
-    return (is_open & (padding[:, None, None] != 0)) | itself
+    return without_padding(is_open.expand(len(labels), -1, -1), padding)
 
 
 def most_masked_tokens(

@@ -14,7 +14,7 @@ from ..data.tokenizers import load_tokenizer
 from ..hub.convert import convert as convert_checkpoint
 from ..hub.loading import adapter_base, load_pipeline, make_pipeline
 from ..hub.shards import has_shards, load_shards
-from ..utils.files import move_files, whole_folder
+from ..utils.files import is_empty_or_absent, move_files, whole_folder
 from ..utils.hub_access import to_hub
 from ..utils.options import check_left_out
 from .options import ConvertArguments, ExportArguments
@@ -50,7 +50,7 @@ def export(options: ExportArguments, rest: argparse.Namespace):
 
 def check_folder(folder: Path, overwrite: bool):
     """Refuse a folder that holds anything, but for an earlier export that is to be replaced; a run's folder is none."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if is_empty_or_absent(folder):
         return
     is_run = (folder / RECORD_NAME).exists() or any(folder.glob("checkpoint-*"))
     is_export = (folder / MaskedDiffusionPipeline.config_name).is_file() and not is_run

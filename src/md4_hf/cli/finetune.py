@@ -76,7 +76,9 @@ def with_untrained_tokens(
     model, lora: LoraArguments, examples, tokenizer, args: MD4TrainingArguments
 ) -> LoraArguments:
     """Options of an adapter that trains the head too where the data have tokens that the base was never trained on."""
-    untrained = untrained_ids(model, scored_ids(examples, tokenizer))
+    untrained = untrained_ids(model, range(model.config.vocab_size))
+    if untrained:  # else the data need not be read
+        untrained = sorted({*untrained} & scored_ids(examples, tokenizer))
     if not untrained:
         return lora
     lora = train_head_too(model, lora)
@@ -85,7 +87,7 @@ def with_untrained_tokens(
     print_on_first(
         args,
         f"the base was never trained on {names}, which the data have: "
-        f"{' and '.join((lora.modules_to_save or '').split(','))} train in full and are saved with the adapter",
+        f"{' and '.join(lora.layers('modules_to_save'))} train in full and are saved with the adapter",
     )
     return lora
 

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..core.pipeline_inputs import GAP
 from ..hub.loading import load_pipeline
+from ..objective.figures import counted
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import check_can_be_written
 from ..utils.image_grid import picture_format, save_image_grid
@@ -139,8 +140,8 @@ def draw_and_write(sampling: Sampling, options: SampleArguments, processes: Proc
     sink = SampleFile(path, sampling.recipe(), sampling.total, write)
     draw(sampling, sink, options.batch_size, processes, options.quiet)
     if processes.process_index == 0 and not options.quiet:
-        kind = "image" if sampling.pipeline.image_shape else "sample"
-        print(f"{sampling.total:,} {kind}s are in {path}" if sampling.total > 1 else f"1 {kind} is in {path}")
+        samples = counted(sampling.total, "image" if sampling.pipeline.image_shape else "sample")
+        print(f"{samples} {'is' if sampling.total == 1 else 'are'} in {path}")
 
 
 def write_picture(pipeline, options: SampleArguments, rows: Iterable[Row], path: Path):

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from ..core.configuration_md4 import BACKBONES
 from ..data.arguments import DataArguments, ImageDataArguments
-from ..objective.figures import Figure, figures_of
+from ..objective.figures import Figure, counted, figures_of
 from ..objective.modality import modality_of, modality_of_metrics
 from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
@@ -207,7 +207,7 @@ def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     figures = figures_of(metrics, "eval_", is_bound=num_draws > 0)
     modality = modality_of_metrics(figures)
     tokens = f"{metrics['eval_num_tokens']:,} tokens {modality.tokens.format(length=data_args.block_size)}"
-    draws = f", {num_draws} draw{'s' if num_draws > 1 else ''} per {modality.example}" if num_draws else ""
+    draws = f", {counted(num_draws, 'draw')} per {modality.example}" if num_draws else ""
     rounds = f", {metrics['eval_num_rounds']} rounds" if metrics.get("eval_num_rounds", 1) > 1 else ""
     print(f"{name_of_validation_data(data_args)}: {tokens}{draws}{rounds}")
     for figure in figures.values():

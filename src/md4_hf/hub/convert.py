@@ -17,7 +17,7 @@ from ..core.configuration_md4 import MD4Config
 from ..core.input_checks import match_tokenizer
 from ..data.tokenizers import load_tokenizer
 from ..utils.errors import did_you_mean, file_errors_as_value_errors
-from ..utils.files import check_can_be_written, looks_like_path, whole_folder
+from ..utils.files import check_can_be_written, is_empty_or_absent, looks_like_path, whole_folder
 from ..utils.hub_access import from_hub
 from .convert_ddit import BD3LM, MDLM, RADD, SEDD, Duo
 from .convert_decoders import Dream, LLaDA
@@ -75,7 +75,7 @@ def convert(
     if family not in (AUTO, *FAMILIES):
         known = [AUTO, *FAMILIES]
         raise ValueError(f"`family` must be one of {known}, got {family!r}.{did_you_mean(family, known)}")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if not is_empty_or_absent(output_dir):
         raise FileExistsError(f"`output_dir` must be empty, got {output_dir}.")
     check_can_be_written("output_dir", output_dir, is_folder=True)
     path = local_path(checkpoint, allow_pickle, revision, token)

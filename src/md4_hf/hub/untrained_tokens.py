@@ -51,6 +51,6 @@ def train_head_too(model: nn.Module, lora: LoraArguments) -> LoraArguments:
     """Options of an adapter with which head and embedding train in full, and are saved with it."""
     layers = (model.get_output_embeddings(), model.get_input_embeddings())
     names = [name for layer in layers for name, module in model.named_modules() if module is layer]
-    asked = lora.modules_to_save.split(",") if lora.modules_to_save else []
+    asked = lora.layers("modules_to_save")
     added = [name for name in names if not any(name == other or name.endswith(f".{other}") for other in asked)]
     return replace(lora, modules_to_save=",".join([*asked, *added]))

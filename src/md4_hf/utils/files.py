@@ -60,6 +60,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         staging.unlink(missing_ok=True)
 
 
+def is_empty_or_absent(folder: Path) -> bool:
+    """Whether a folder may be written at this path without anything being there before."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 @contextlib.contextmanager
 def whole_folder(
     folder: str | os.PathLike,

@@ -43,6 +43,26 @@ def logits_of(model, length: int) -> torch.Tensor:
     return model.eval()(ids, timesteps=torch.tensor([0.3, 0.8])).logits
 
 
+def losses_of_steps(model, make_batch, learning_rate: float, steps: int = 3) -> list[float]:
+    """Losses before each of some steps of gradient descent, on the batches that a function makes."""
+    optimizer = torch.optim.SGD([x for x in model.parameters() if x.requires_grad], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        loss = model(**make_batch()).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def same_texts(num_tokens: int, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """The same clean ids at each call, after which the model draws the same noise too."""
+    torch.manual_seed(0)
+    x0 = torch.randint(num_tokens, (batch, length))
+    return {"input_ids": x0, "labels": x0}
+
+
 def training_arguments(folder, **kwargs) -> MD4TrainingArguments:
     """Four steps of eight examples on the CPU, without reports, checkpoints and average, unless told otherwise."""
     defaults = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peers import publish, state_of, words_tokenizer
-from tiny import quiet
+from tiny import losses_of_steps, quiet, same_texts
 from transformers import AutoModel
 
 from md4_hf import LoraArguments, MD4ForMaskedDiffusion, add_adapter, load_pipeline
@@ -116,16 +116,7 @@ def test_dreams_own_tokenizer_is_opened_without_its_code(golden, tmp_path):
 @every_case
 def test_a_converted_model_trains_an_adapter(converted, case):
     model = add_adapter(MD4ForMaskedDiffusion.from_pretrained(converted(case)).train(), LoraArguments(lora_r=2))
-    optimizer = torch.optim.SGD([x for x in model.parameters() if x.requires_grad], lr=0.1)
-    losses = []
-    for _ in range(3):
-        torch.manual_seed(0)
-        x0 = torch.randint(100, (4, 12))
-        loss = model(input_ids=x0, labels=x0).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_steps(model, lambda: same_texts(100, 4, 12), learning_rate=0.1)
     assert losses[-1] < losses[0]
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from launching import run_python
 from peers import publish, state_of, words_tokenizer
 from safetensors.torch import load_file
-from tiny import quiet
+from tiny import losses_of_steps, quiet, same_texts
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
@@ -208,16 +208,7 @@ def test_a_converted_model_is_a_pipeline_trains_and_takes_an_adapter(converted, 
     assert pipeline.scheduler.config.masking_schedule == "loglinear"
     assert (pipeline.scheduler.config.schedule_eps, pipeline.scheduler.config.timestep_grid) == (1e-3, "uniform")
     model = add_adapter(pipeline.model.train(), LoraArguments(lora_r=2))
-    optimizer = torch.optim.SGD([x for x in model.parameters() if x.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(3):
-        torch.manual_seed(0)
-        x0 = torch.randint(99, (4, 16))
-        loss = model(input_ids=x0, labels=x0).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of_steps(model, lambda: same_texts(99, 4, 16), learning_rate=1e-2)
     assert losses[-1] < losses[0]
 
 

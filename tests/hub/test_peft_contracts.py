@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tiny import with_normal_weights
+from tiny import losses_of_steps, with_normal_weights
 
 from md4_hf import MD4Config, MD4ForCausalLM, MD4ForMaskedDiffusion
 
@@ -47,15 +47,8 @@ def logits(model):
 
 def train(model, steps=3):
     """Some steps on one batch; the losses before each."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    losses, batch = [], make_batch(model)
-    for _ in range(steps):
-        loss = model.train()(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    batch = make_batch(model)
+    return losses_of_steps(model.train(), lambda: batch, learning_rate=1e-3, steps=steps)
 
 
 def assert_same(actual, expected):

@@ -207,7 +207,7 @@ def print_metrics(metrics: dict[str, float], data_args: DataArguments):
     figures = figures_of(metrics, "eval_", is_bound=num_draws > 0)
     modality = modality_of_metrics(figures)
     tokens = f"{metrics['eval_num_tokens']:,} tokens {modality.tokens.format(length=data_args.block_size)}"
-    draws = f", {counted(num_draws, 'draw')} per {modality.example}" if num_draws else ""
+    draws = f", {counted(int(num_draws), 'draw')} per {modality.example}" if num_draws else ""
     rounds = f", {metrics['eval_num_rounds']} rounds" if metrics.get("eval_num_rounds", 1) > 1 else ""
     print(f"{name_of_validation_data(data_args)}: {tokens}{draws}{rounds}")
     for figure in figures.values():

@@ -17,7 +17,6 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 from .compat import commit_of
 from .configuration_md4 import MD4Config
 from .input_checks import unused_ranges
-from .modeling_md4_ddit import MD4DDiTLayer
 from .modeling_md4_layers import MD4Attention, MD4Layer
 from .modeling_md4_unet import MD4DiT, MD4ResnetBlock, position_table
 from .schedules import TokenPolynomialSchedule, inverse_softplus
@@ -46,7 +45,7 @@ class MD4PreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": [MD4Layer, MD4DDiTLayer, MD4ResnetBlock], "attentions": MD4Attention}
+    _can_record_outputs = {"hidden_states": [MD4Layer, MD4ResnetBlock], "attentions": MD4Attention}
     # Class that opens a saved folder, for each Auto class. Written out, as FSDP2 renames the classes that it wraps.
     _auto_map: dict[str, str] = {}
 

@@ -11,12 +11,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_md4 import MD4Config
 from .masked_diffusion import md4_process
 from .modeling_md4_body import TransformerBody
-from .modeling_md4_layers import MAX_PERIOD, MD4Attention, residual_block
+from .modeling_md4_layers import MAX_PERIOD, MD4Layer
 
 
 NUM_FEATURES = 256  # of the noise level, whatever the widths of the network are
@@ -66,29 +65,15 @@ class MD4DDiTMLP(nn.Module):
         return self.down_proj(F.gelu(self.up_proj(hidden_states), approximate="tanh"))
 
 
-class MD4DDiTLayer(GradientCheckpointingLayer):
-    """DDiT block, modulated by the noise level if the model sees the time: see `residual_block`."""
+class MD4DDiTLayer(MD4Layer):
+    """DDiT block: MD4's with other norms and feed-forward, and dropout of single values."""
 
-    def __init__(self, config: MD4Config, layer_idx: int):
-        super().__init__()
-        self.attention_norm = make_ddit_norm(config)
-        self.attention = MD4Attention(config, layer_idx)
-        self.mlp_norm = make_ddit_norm(config)
-        self.mlp = MD4DDiTMLP(config)
-        self.residual_dropout = nn.Dropout(config.residual_dropout)
+    make_norm = staticmethod(make_ddit_norm)
+    mlp_class = MD4DDiTMLP
+    dropout_class = nn.Dropout
 
-    def forward(
-        self, hidden_states: Tensor, modulation: Tensor | None, rows: Tensor | None = None, **kwargs
-    ) -> Tensor:
-        """Map `(batch, length, hidden)` to the same shape, or `(rows, hidden)`; see `MD4Layer.forward`."""
-
-        def attend(x: Tensor) -> Tensor:
-            return self.residual_dropout(self.attention(x, rows=rows, **kwargs)[0])
-
-        def feed(x: Tensor) -> Tensor:
-            return self.residual_dropout(self.mlp(x))
-
-        return residual_block(self, hidden_states, modulation, attend, feed, rows)
+    def _drop(self, x: Tensor, shape: torch.Size, rows: Tensor | None) -> Tensor:
+        return self.residual_dropout(x)
 
 
 class DDiTBody(TransformerBody):

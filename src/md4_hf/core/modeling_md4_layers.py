@@ -253,14 +253,18 @@ class MD4MLP(nn.Module):
 class MD4Layer(GradientCheckpointingLayer):
     """Transformer block, modulated by a conditioning vector if the model has one: see `residual_block`."""
 
+    make_norm: Callable[[MD4Config], nn.Module] = staticmethod(make_norm)
+    mlp_class: type[nn.Module] = MD4MLP
+    # One draw per (example, channel), shared by all positions: Dropout1d over (batch, channels, length).
+    dropout_class: type[nn.Module] = nn.Dropout1d
+
     def __init__(self, config: MD4Config, layer_idx: int):
         super().__init__()
-        self.attention_norm = make_norm(config)
+        self.attention_norm = self.make_norm(config)
         self.attention = MD4Attention(config, layer_idx)
-        self.mlp_norm = make_norm(config)
-        self.mlp = MD4MLP(config)
-        # One draw per (example, channel), shared by all positions: Dropout1d over (batch, channels, length).
-        self.residual_dropout = nn.Dropout1d(config.residual_dropout)
+        self.mlp_norm = self.make_norm(config)
+        self.mlp = self.mlp_class(config)
+        self.residual_dropout = self.dropout_class(config.residual_dropout)
 
     def forward(
         self, hidden_states: Tensor, modulation: Tensor | None, rows: Tensor | None = None, **kwargs

@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from md4_hf import DataArguments, build_byte_tokenizer
 from md4_hf.cli import main
-from md4_hf.cli.run_record import RecordCallback, RunRecord
+from md4_hf.cli.run_record import RecordCallback, RunRecord, _plain
 from md4_hf.cli.schedules import name_of
 from md4_hf.cli.texts import describe_text
 from md4_hf.objective.example_order import sampled_sha256
@@ -56,6 +56,13 @@ def test_the_record_has_the_options_and_the_data_by_name_and_digest(place):
     assert facts["training_data"]["name"] == "my.txt" and len(facts["training_data"]["sha256"]) == 64
     assert facts["batch_size"] == 8 and "md4 train" in facts["command"]
     assert facts["held_out_data"]["sha256"] != facts["training_data"]["sha256"]
+
+
+@pytest.mark.parametrize("option", ["model_name_or_path", "backbone_name_or_path", "tokenizer"])
+def test_paths_of_this_machine_are_absolute_in_a_record(option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    assert _plain(option, "base") == str(tmp_path / "base") and _plain(option, "user/base") == "user/base"
 
 
 def test_the_record_is_a_file_of_options_that_repeats_the_run(place, tmp_path):

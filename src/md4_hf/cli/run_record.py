@@ -28,7 +28,8 @@ from .wording import HUB_TOKEN
 FILE_NAME = "options.yaml"
 # Options of a single start of the run, those that the others stand for, and secrets.
 NOT_RECORDED = ("output_dir", "resume_from_checkpoint", "prepare_only", "config", "preset", "help_all")
-PATHS = ("data", "validation_data", "model_name_or_path", "tokenizer")  # options that may be paths of this machine
+# Options that may be paths of this machine.
+PATHS = ("data", "validation_data", "model_name_or_path", "backbone_name_or_path", "tokenizer")
 BUILT_IN = (PYDOC, DIGITS, "text8", "bytes")
 DATA = ("training_data", "held_out_data")
 

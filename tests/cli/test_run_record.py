@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from md4_hf import DataArguments, build_byte_tokenizer
 from md4_hf.cli import main
-from md4_hf.cli.run_record import RecordCallback, RunRecord, _plain
+from md4_hf.cli.run_record import RecordCallback, RunRecord, recorded_value
 from md4_hf.cli.schedules import name_of
 from md4_hf.cli.texts import describe_text
 from md4_hf.objective.example_order import sampled_sha256
@@ -62,7 +62,9 @@ def test_the_record_has_the_options_and_the_data_by_name_and_digest(place):
 def test_paths_of_this_machine_are_absolute_in_a_record(option, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
-    assert _plain(option, "base") == str(tmp_path / "base") and _plain(option, "user/base") == "user/base"
+    assert (
+        recorded_value(option, "base") == str(tmp_path / "base") and recorded_value(option, "user/base") == "user/base"
+    )
 
 
 def test_the_record_is_a_file_of_options_that_repeats_the_run(place, tmp_path):

@@ -52,7 +52,7 @@ class RunRecord:
     @classmethod
     def of_start(cls, rest: argparse.Namespace, data_args: DataArguments, material: Any, batch_size: int) -> RunRecord:
         """Record of a run that begins, with the digests of its data."""
-        kept = {name: _plain(name, value) for name, value in sorted(rest.given.items()) if _is_recorded(name)}
+        kept = {name: recorded_value(name, value) for name, value in sorted(rest.given.items()) if _is_recorded(name)}
         model = {"model": rest.model} if getattr(rest, "model", None) is not None else {}
         facts = {"command": HUB_TOKEN.sub("hf_***", rest.command_line), "md4_hf": __version__, **model}
         validation = data_args.validation_data or data_args.data
@@ -88,7 +88,7 @@ class RunRecord:
     def differences(self, before: RunRecord, defaults: Mapping[str, Any]) -> Iterator[str]:
         """Options and data that differ from an earlier record's, one line each."""
         for name in sorted(self.options.keys() | before.options.keys()):
-            now, then = (_plain(name, x.options.get(name, defaults.get(name))) for x in (self, before))
+            now, then = (recorded_value(name, x.options.get(name, defaults.get(name))) for x in (self, before))
             if now != then and _is_recorded(name):
                 yield f"`{name}` is {now!r}, was {then!r}"
         if self.facts["batch_size"] != before.facts.get("batch_size"):
@@ -157,12 +157,12 @@ def _is_recorded(name: str) -> bool:
     return name not in NOT_RECORDED and not name.endswith("token")
 
 
-def _plain(name: str, value: Any) -> Any:
+def recorded_value(name: str, value: Any) -> Any:
     """Value of an option for YAML; a local path is absolute."""
     if name in PATHS and isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, (list, tuple)):
-        return [_plain(name, entry) for entry in value]
+        return [recorded_value(name, entry) for entry in value]
     if isinstance(value, Enum):
         return value.value
     if name in PATHS and isinstance(value, str) and value not in BUILT_IN and Path(value).expanduser().exists():

@@ -11,7 +11,6 @@ from ..objective.modality import modality_of
 from ..utils.errors import file_errors_as_value_errors
 
 
-TAGS = ["md4", "md4_hf", "masked-diffusion", "discrete-diffusion"]
 _TEMPLATE = """---
 {metadata}
 ---
@@ -38,11 +37,9 @@ _USE = """from md4_hf import load_pipeline
 
 pipe = load_pipeline("PATH_OR_HUB_ID")
 """
+_SAVE_IMAGE = 'pipe(num_samples=1).images[0].save("sample.png")'
 _PRINT = "print(pipe(num_samples=1).texts[0])"
-_USE_ALONE = """from md4_hf import MaskedDiffusionPipeline
-
-pipe = MaskedDiffusionPipeline.from_pretrained("PATH_OR_HUB_ID")  # there is no tokenizer: ids
-print(pipe(num_samples=1).sequences)"""
+_PRINT_IDS = 'print(pipe(num_samples=1, output_type="ids").sequences)  # there is no tokenizer'
 
 
 def make_converted_card(pipeline, title: str, source: str, folder: Path, name: str) -> ModelCard:
@@ -57,14 +54,12 @@ def make_converted_card(pipeline, title: str, source: str, folder: Path, name: s
     """
     config, license = pipeline.model.config, source_license(folder)
     found = "The checkpoint's card names no licence: ask its authors before you use the weights."
-    is_id = not Path(source).exists()
-    use = _USE_ALONE
-    if config.is_image or pipeline.tokenizer is not None:
-        use = _USE + ('pipe(num_samples=1).images[0].save("sample.png")' if config.is_image else _PRINT)
+    is_id, modality = not Path(source).exists(), modality_of(config)
+    text_use = _PRINT_IDS if pipeline.tokenizer is None else _PRINT
     metadata = ModelCardData(
         library_name="transformers",
-        tags=TAGS,
-        pipeline_tag=modality_of(config).pipeline_tag(config.time_conditioning),
+        tags=[*modality.tags],
+        pipeline_tag=modality.pipeline_tag(config.time_conditioning),
         license=license or "unknown",
         base_model=source if is_id else None,  # ids of the Hub only
     )
@@ -74,7 +69,7 @@ def make_converted_card(pipeline, title: str, source: str, folder: Path, name: s
             name=name,
             title=title,
             source=source if is_id else Path(source).name,
-            use=use,
+            use=_USE + (_SAVE_IMAGE if config.is_image else text_use),
             license=f"The checkpoint is under the licence `{license}`, by its card." if license else found,
         )
     )

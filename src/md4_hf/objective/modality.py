@@ -7,6 +7,9 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 
+TAGS = ("md4", "md4_hf", "masked-diffusion", "discrete-diffusion")  # of every masked diffusion model on the Hub
+
+
 @dataclass(frozen=True)
 class Modality:
     """A kind of data, and the words for it."""
@@ -20,6 +23,7 @@ class Modality:
     task: str  # the Hub's name for generating examples
     timeless_task: str  # the Hub's name for a model that does not see the time
     field: str  # of modelling, at the beginning of a sentence
+    tags: tuple[str, ...]  # of a masked diffusion model on the Hub
 
     @property
     def bits(self) -> str:
@@ -45,6 +49,7 @@ TEXT = Modality(
     task="text-generation",
     timeless_task="fill-mask",  # a model that does not see the time is a masked language model to transformers
     field="Language",
+    tags=(*TAGS, "diffusion-language-model"),
 )
 IMAGES = Modality(
     name="images",
@@ -56,6 +61,7 @@ IMAGES = Modality(
     task="unconditional-image-generation",
     timeless_task="unconditional-image-generation",
     field="Image",
+    tags=(*TAGS, "image-generation"),
 )
 
 

@@ -19,9 +19,7 @@ from ..utils.sharding import count_parameters
 
 
 PAPER = "https://arxiv.org/abs/2406.04329"
-TAGS = ["md4", "md4_hf", "masked-diffusion", "discrete-diffusion", "diffusion-language-model"]
-IMAGE_TAGS = [*TAGS[:-1], "image-generation"]
-CAUSAL_TAGS = ["md4", "md4_hf", "autoregressive"]
+CAUSAL_TAGS = ("md4", "md4_hf", "autoregressive")
 
 _TEMPLATE = """---
 {metadata}
@@ -184,7 +182,7 @@ class _Kind:
     """The texts of a card that differ between masked diffusion of text, that of images, and the causal baseline."""
 
     modality: Modality
-    tags: list[str]
+    tags: tuple[str, ...]
     use: str
     network_rows: Callable[[Any], Rows]
     safety: str = " Nothing was done to make its text\ntrue or safe."
@@ -199,8 +197,8 @@ _USE_MODEL = _use_pipeline("print(pipe(num_samples=1).texts[0])", "AutoModelForM
 _DRAW_IMAGE = 'pipe({label}num_samples=1).images[0].save("sample.png")'
 _USE_IMAGE_MODEL = _use_pipeline(_DRAW_IMAGE, "AutoModel", "AutoImageProcessor", "image_processor")
 _MASKED = {
-    TEXT: _Kind(TEXT, TAGS, _USE_MODEL, _masked_text_rows),
-    IMAGES: _Kind(IMAGES, IMAGE_TAGS, _USE_IMAGE_MODEL, _image_rows, safety=""),
+    TEXT: _Kind(TEXT, TEXT.tags, _USE_MODEL, _masked_text_rows),
+    IMAGES: _Kind(IMAGES, IMAGES.tags, _USE_IMAGE_MODEL, _image_rows, safety=""),
 }
 _CAUSAL_TEXT = _Kind(
     TEXT,
@@ -219,7 +217,7 @@ def _kind_of(model) -> _Kind:
     kind = _CAUSAL_TEXT if model.config.is_causal else _MASKED[modality_of(model.config)]
     if not is_adapted(model):
         return kind
-    return replace(kind, tags=[*kind.tags, "lora"], use=_USE_ADAPTER, summary=_SUMMARY_ADAPTER)
+    return replace(kind, tags=(*kind.tags, "lora"), use=_USE_ADAPTER, summary=_SUMMARY_ADAPTER)
 
 
 def make_model_card(model, args, state, facts: CardFacts | None = None) -> ModelCard:

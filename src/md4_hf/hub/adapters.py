@@ -42,7 +42,7 @@ def add_adapter(model, arguments: LoraArguments):
     _check_layers(model, arguments)
     if getattr(model, "is_quantized", False):
         model = peft.prepare_model_for_kbit_training(model)
-    model = peft.get_peft_model(model, arguments.config())
+    model = peft.get_peft_model(model, arguments.config(model))
     untie_adapted_weights(model)
     return model
 

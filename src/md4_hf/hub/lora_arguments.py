@@ -55,8 +55,10 @@ class LoraArguments:
         """Names of layers that `target_modules` or `modules_to_save` has."""
         return [name.strip() for name in (getattr(self, option) or "").split(",") if name.strip()]
 
-    def config(self):
-        """The `peft.LoraConfig`; an ImportError without peft."""
+    def config(self, model):
+        """The `peft.LoraConfig` of an adapter for a model; an ImportError without peft."""
+        from transformers.pytorch_utils import Conv1D
+
         names = self.layers("target_modules")
         return import_peft().LoraConfig(
             r=self.lora_r,
@@ -66,6 +68,7 @@ class LoraArguments:
             modules_to_save=self.layers("modules_to_save") or None,
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # as GPT-2's weights are
         )
 
     def loading_arguments(self) -> dict[str, Any]:

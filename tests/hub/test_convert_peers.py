@@ -6,6 +6,7 @@ The records in `golden/peers` are of the authors' own programs; the checkpoints 
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -288,7 +289,21 @@ def test_a_checkpoint_without_a_tokenizer_is_converted_alone_with_a_warning(publ
     assert outcome(["convert", published(RADD), "--output_dir", str(tmp_path / "out")])[0] == 0
     assert "has no tokenizer" in caplog.text and "--tokenizer" in caplog.text
     assert not (tmp_path / "out" / "tokenizer.json").exists()
-    assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "unknown"
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "unknown" and 'output_type="ids").sequences' in card.text
+
+
+def test_a_model_without_a_tokenizer_is_sampled_as_ids(converted, tmp_path, capsys):
+    folder, options = str(converted(RADD)), ["--num_samples", "2", "--length", "6", "--num_inference_steps", "3"]
+    pipeline = quiet(load_pipeline(folder, device="cpu"))
+    assert pipeline.tokenizer is None and pipeline.scheduler.config.masking_schedule == "loglinear"
+    output = pipeline(input_ids=[[3, 99, 4, 99]], num_inference_steps=2, output_type="ids")
+    assert output.texts is None and output.sequences[0, [0, 2]].tolist() == [3, 4] and (output.sequences < 99).all()
+    main(["sample", folder, *options, "--quiet"])
+    assert re.fullmatch(r"(--- \d -+\n\d+( \d+){5}\n){2}", capsys.readouterr().out)
+    main(["score", folder, *options, "--output_file", str(tmp_path / "scores.json")])
+    assert json.loads((tmp_path / "scores.json").read_text())["samples"]["tokens"]["num_sequences"] == 2
+    assert "must have a tokenizer to fill a text" in failure(capsys, ["infill", folder, "w1 <mask:2>"])
 
 
 def test_a_padded_vocabulary_has_ids_that_are_never_drawn(published, tmp_path):

@@ -85,7 +85,7 @@ class Sampling:
             **self.shared,
             **given,
             num_samples=1 if given else len(indices),
-            output_type="text" if self.pipeline.image_shape is None else "ids",
+            output_type="ids" if self.pipeline.tokenizer is None else "text",
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         )
         rows = []

@@ -107,8 +107,10 @@ def infill_text(
     if image.mask is not None:
         raise ValueError(f"`mask` needs an `image`, got {image.mask} without.")
     pipeline = open_pipeline(rest.model, options, processes)
-    if pipeline.tokenizer is None:
+    if pipeline.image_shape is not None:
         raise ValueError("`image` and `mask` must be given for a model of images, got a text.")
+    if pipeline.tokenizer is None:
+        raise ValueError(f"`model` must have a tokenizer to fill a text, got {rest.model} without.")
     mask_token = pipeline.tokenizer.mask_token
     if not GAP.search(rest.text) and mask_token not in rest.text:
         raise ValueError(f'`text` must have a gap such as <mask:12> or {mask_token}, got "{rest.text}".')

@@ -65,7 +65,7 @@ class Console(Memory):
     def add(self, rows: list[Row]):
         """Print the texts of rows, above the progress bar if there is one."""
         with tqdm.external_write_mode():
-            print_texts([row["text"] for row in rows], first=rows[0]["index"] + 1)
+            print_texts([printed(row) for row in rows], first=rows[0]["index"] + 1)
         super().add(rows)
 
 
@@ -151,7 +151,12 @@ def write_json_lines(rows: Iterable[Row], path: Path):
 def write_texts(rows: Iterable[Row], path: Path):
     """Write the texts of rows as `md4 sample` prints them."""
     with whole_file(path) as staging, staging.open("w", encoding="utf-8", newline="\n") as stream:
-        print_texts((row["text"] for row in rows), stream=stream)
+        print_texts((printed(row) for row in rows), stream=stream)
+
+
+def printed(row: Row) -> str:
+    """The text of a row; its ids, where the model has no tokenizer."""
+    return row["text"] if "text" in row else " ".join(map(str, row["ids"]))
 
 
 def print_texts(texts: Iterable[str], first: int = 1, stream=None):

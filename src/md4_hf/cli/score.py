@@ -35,7 +35,7 @@ from .draw import Sampling, draw
 from .images import check_no_images
 from .judge import Judge, commit, judge_recipe, load_judge, perplexity
 from .options import SCORED_SAMPLES, SCORED_SEED, SamplerArguments, ScoreArguments
-from .sample_files import Memory, Row, SampleFile, check_recipe, read_rows, write_json_lines
+from .sample_files import Memory, Row, SampleFile, check_recipe, printed, read_rows, write_json_lines
 from .text_samples import TextSamples, is_samples_file, read_samples
 
 
@@ -162,10 +162,12 @@ def score_drawn_texts(
     check_no_images(image_args)
     judge = load_judge(options)  # before samples are drawn for nothing
     documents = load_references(options)
+    if pipeline.tokenizer is None:
+        check_left_out(options, ["judge", "references"], "for a model without a tokenizer")
     if judge is not None and not options.retokenise:
         check_same_tokens(encode_texts(pipeline.tokenizer, [PROBE]), judge.tokenizer, pipeline.tokenizer)
     rows = draw()
-    samples = TextSamples([row["text"] for row in rows], [row["ids"] for row in rows])
+    samples = TextSamples([printed(row) for row in rows], [row["ids"] for row in rows])
     scores = score_texts(samples, documents, pipeline.tokenizer, judge, options, pipeline.device)
     return scores, judge_recipe(judge), len(samples)
 

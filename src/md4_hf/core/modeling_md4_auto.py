@@ -25,7 +25,10 @@ from .modeling_md4_body import BodyInputs, TextBody, positions_in_documents
 from .modeling_md4_layers import MD4Head, at_rows
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.json", "vocab.txt"),
+)
 PROBE_LENGTH = 4  # tokens of the passes that a new model is tried with
 PROBE_TOLERANCE = 1e-3  # of its logits, relative to the largest, in whatever precision the weights have
 
@@ -325,8 +328,11 @@ def tokens_of(name_or_path: str, tokenizer: Any, rows: int, hub: dict) -> tuple[
     return used, mask, is_new
 
 
-def has_tokenizer(name_or_path: str, hub: dict) -> bool:
-    """Whether there are files of a tokenizer beside a model; without them, transformers would make an empty one."""
+def has_tokenizer(name_or_path: str, hub: dict[str, Any]) -> bool:
+    """Whether there are files of a tokenizer beside a model; without them, transformers would make an empty one.
+
+    `hub` are arguments of `cached_file`, such as the revision.
+    """
     options = {**hub, "_raise_exceptions_for_missing_entries": False}
     return any(cached_file(name_or_path, name, **options) is not None for name in TOKENIZER_FILES)
 

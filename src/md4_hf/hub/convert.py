@@ -15,6 +15,7 @@ from transformers.utils import CONFIG_NAME, logging
 
 from ..core.configuration_md4 import MD4Config
 from ..core.input_checks import match_tokenizer
+from ..core.modeling_md4_auto import has_tokenizer
 from ..data.tokenizers import load_tokenizer
 from ..utils.errors import did_you_mean, file_errors_as_value_errors
 from ..utils.files import check_can_be_written, is_empty_or_absent, looks_like_path, whole_folder
@@ -33,7 +34,6 @@ logger = logging.get_logger(__name__)
 KINDS = (MDLM, SEDD, RADD, BD3LM, Duo, LLaDA, Dream, Official)
 FAMILIES: dict[str, Family] = {kind.name: kind() for kind in KINDS}
 AUTO = "auto"
-TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG_FILE, "vocab.json", "vocab.txt", "tokenizer.model")
 DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
 
 
@@ -148,8 +148,8 @@ def recognise(path: Path, source: Mapping[str, Any], allow_pickle: bool) -> Fami
 
 def own_tokenizer(path: Path) -> str | None:
     """The folder of a checkpoint if a tokenizer is in it."""
-    folder = folder_of(path)
-    return str(folder) if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
+    folder = str(folder_of(path))
+    return folder if has_tokenizer(folder, {}) else None
 
 
 def names_code(folder: Path) -> bool:

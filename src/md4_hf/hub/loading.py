@@ -14,6 +14,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from ..core.modeling_md4_auto import has_tokenizer
 from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.tokenizers import load_tokenizer
 from ..utils.errors import file_errors_as_value_errors
@@ -193,6 +194,8 @@ def load_pipeline(
 ):
     """Open the pipeline of a folder or Hub id that holds a pipeline, a model or an adapter.
 
+    A model of text without files of a tokenizer gets a pipeline for ids.
+
     Args:
         name_or_path, base, revision, token: As in `load_model`.
         dtype: Precision of the weights; that of the files by default.
@@ -212,7 +215,9 @@ def load_pipeline(
         file_name = "preprocessor_config.json"
         image_processor = _load_if_there(MD4ImageProcessor, "image_processor", file_name, name_or_path, hub)
     else:
-        tokenizer = load_tokenizer(name_or_path, **hub)
+        with from_hub(name_or_path):
+            has_own = has_tokenizer(name_or_path, hub)
+        tokenizer = load_tokenizer(name_or_path, **hub) if has_own else None
     return make_pipeline(model, tokenizer, scheduler, image_processor).to(device)
 
 

@@ -13,7 +13,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         ValueError: If there is no such device.
     """
     if device is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         chosen = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # one for each kind of device

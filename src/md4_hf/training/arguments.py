@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     is_tensorboard_available,
@@ -22,6 +21,7 @@ from ..objective.estimators import check_estimator, nelbo_metrics
 from ..utils.options import option
 from .elbo_arguments import ElboArguments
 from .finite_steps import SKIP, STOP
+from .renamed_arguments import RenamedArguments
 
 
 # Arguments that all processes must have been started with alike.
@@ -57,8 +57,8 @@ TRACKING = {
 }
 
 
-@dataclass(repr=False)  # `TrainingArguments` has one that hides the token of the Hub
-class MD4TrainingArguments(ElboArguments, TrainingArguments):
+@dataclass(repr=False)
+class MD4TrainingArguments(ElboArguments, RenamedArguments):
     """
     `transformers.TrainingArguments` with the arguments that masked diffusion adds.
 

@@ -13,7 +13,8 @@ from test_planned_sampling import CallRecorder
 from test_scheduling import LEAST_P, p_value
 from tiny import quiet, random_image_model, random_model, row_generators, seeded
 from toy import ToyWorld
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from md4_hf import (
     MaskedDiffusionPipeline,
@@ -421,7 +422,7 @@ def check(folder):
     return pipe
 check({str(folder)!r}).save_pretrained("again")
 check("again")
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 assert AutoImageProcessor.from_pretrained("again", trust_remote_code=True).num_levels == {LEVELS}
 print("done")
 """

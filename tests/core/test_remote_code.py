@@ -234,8 +234,9 @@ for auto_class, settings, expected in {cases}:
 @pytest.mark.parametrize("imports", [("md4_hf", "transformers"), ("transformers", "md4_hf")])
 def test_image_processors_are_known_whatever_is_imported_first(imports, tmp_path):
     MD4ImageProcessor(4, 1, 17).save_pretrained(tmp_path)
-    code = f"import {imports[0]}, {imports[1]}; transformers.AutoImageProcessor; import md4_hf; "
-    code += f"print(type(transformers.AutoImageProcessor.from_pretrained({str(tmp_path)!r})).__module__)"
+    loader = "transformers.models.auto.image_processing_auto"  # `transformers` 5.17 has it with torchvision only
+    code = f"import {imports[0]}, {imports[1]}; from {loader} import AutoImageProcessor; import md4_hf; "
+    code += f"print(type(AutoImageProcessor.from_pretrained({str(tmp_path)!r})).__module__)"
     assert run_python("-c", code).strip() == "md4_hf.core.image_processing_md4"
 
 

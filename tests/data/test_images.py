@@ -21,7 +21,8 @@ from tiny import (
     unbroken_and_resumed,
     weights,
 )
-from transformers import AutoImageProcessor, AutoModel, TrainerCallback
+from transformers import AutoModel, TrainerCallback
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from md4_hf import (
     PRESETS,

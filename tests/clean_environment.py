@@ -20,7 +20,10 @@ PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {
     "modeling_md4_causal.py",
     "pipeline_causal.py",
 }
-OF_PIPELINES = ("pipeline_", "remote_pipeline", "scheduling_", "image_processing_", "text_encoding", "token_filter")
+OF_PIPELINES = (
+    *("pipeline_", "remote_pipeline", "scheduling_", "image_processing_", "text_encoding", "token_filter"),
+    *("opening_orders", "remasking", "reverse_steps", "sampling_runs"),
+)
 MODEL_CODE = {name for name in PIPELINE_CODE if not name.startswith(OF_PIPELINES)}
 
 

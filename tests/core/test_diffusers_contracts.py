@@ -83,7 +83,8 @@ def test_a_tuple_holds_what_the_scheduler_output_holds(settings):
         for return_dict in (True, False)
     )
     assert isinstance(as_tuple, tuple)
-    assert list(output) == ["prev_sample", "sampled_tokens", "sampled_probs", "pred_logits"]
+    names = ["prev_sample", "sampled_tokens", "sampled_probs", "pred_logits", "committed_mask", "remasked"]
+    assert list(output) == names
     for name, value in zip(output, as_tuple, strict=True):
         assert torch.equal(output[name], value)
 

@@ -7,8 +7,8 @@ from test_scheduling import DRAWS, LEAST_P, make, p_value
 from tiny import quiet, random_model, seeded
 from toy import ToyWorld
 
-import md4_hf.core.scheduling_masked_diffusion as scheduling
-from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler
+import md4_hf.core.reverse_steps as reverse_steps
+from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, make_schedule
 
 
 def make_pipeline(vocab=3, length=3, scheduler_arguments=None, **kwargs):
@@ -62,7 +62,7 @@ def test_the_pipeline_has_the_distribution_of_its_models_enumerated_chain(time_c
 @pytest.mark.parametrize("final_decode", ["sample", "argmax"])
 def test_a_position_opens_at_a_step_with_the_probability_of_the_chain(final_decode):
     scheduler = MaskedDiffusionScheduler(mask_token_id=9, final_decode=final_decode, num_inference_steps=5)
-    scheduler.schedule = scheduling.make_schedule("linear", eps=0.05)
+    scheduler.schedule = make_schedule("linear", eps=0.05)
     plan = scheduler.plan_openings(torch.full((100, 1000), 9), seeded(0))
     r = scheduler.unmask_probabilities()
     expected = r * torch.cat([torch.ones(1, dtype=r.dtype), (1 - r).cumprod(0)[:-1]])
@@ -76,7 +76,7 @@ def test_a_position_opens_at_a_step_with_the_probability_of_the_chain(final_deco
 
 def test_left_over_positions_get_the_most_probable_token():
     scheduler = MaskedDiffusionScheduler(mask_token_id=4, final_decode="argmax", num_inference_steps=3)
-    scheduler.schedule = scheduling.make_schedule("linear", eps=0.4)
+    scheduler.schedule = make_schedule("linear", eps=0.4)
     sample = torch.full((1, 400), 4)
     plan, logits = scheduler.plan_openings(sample, seeded(0)), torch.randn(1, 400, 5, generator=seeded(1))
     for step, t in enumerate(scheduler.timesteps):
@@ -87,7 +87,7 @@ def test_left_over_positions_get_the_most_probable_token():
 
 def test_a_last_step_planned_when_its_turn_has_come_leaves_no_mask():
     scheduler = MaskedDiffusionScheduler(mask_token_id=4, final_decode="argmax", num_inference_steps=1)
-    scheduler.schedule = scheduling.make_schedule("linear", eps=0.4)
+    scheduler.schedule = make_schedule("linear", eps=0.4)
     sample = torch.tensor([[4, 1] * 100])
     plan, logits = scheduler.plan_step(1.0, sample, seeded(0)), torch.randn(1, 200, 5, generator=seeded(1))
     assert torch.equal(plan.candidates, sample == 4)
@@ -178,15 +178,15 @@ def test_drawing_in_parts_draws_the_same(monkeypatch):
     sample, logits = torch.full((3, 7), 30), torch.randn(3, 7, 31, generator=seeded(0))
     at_once = scheduler.step(logits, scheduler.timesteps[-1], sample, generator=seeded(1))
     largest = 0
-    token_probabilities = scheduler._token_probabilities
+    token_probabilities = reverse_steps.token_probabilities
 
     def watch(logits, *arguments):
         nonlocal largest
         largest = max(largest, logits.numel())
         return token_probabilities(logits, *arguments)
 
-    monkeypatch.setattr(scheduler, "_token_probabilities", watch)
-    monkeypatch.setattr(scheduling, "PROBABILITIES_AT_A_TIME", 64)
+    monkeypatch.setattr(reverse_steps, "token_probabilities", watch)
+    monkeypatch.setattr(reverse_steps, "PROBABILITIES_AT_A_TIME", 64)
     in_parts = scheduler.step(logits, scheduler.timesteps[-1], sample, generator=seeded(1))
     assert torch.equal(in_parts.prev_sample, at_once.prev_sample)
     assert torch.equal(in_parts.sampled_probs, at_once.sampled_probs)

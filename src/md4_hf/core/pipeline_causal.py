@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from .masked_diffusion import draw_categorical
 from .pipeline_inputs import DenoiserInputs
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline
-from .scheduling_masked_diffusion import token_probabilities
+from .reverse_steps import token_probabilities
 
 
 class CausalPipeline(MaskedDiffusionPipeline):

@@ -215,8 +215,11 @@ class DenoiserInputs:
         return {name: None if x is None else x[rows] for name, x in inputs.items()}
 
     def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
-        """Ids of the row of each selected position `(rows, ...)`, in order: `(selected, tokens)`."""
-        return sample[rows].flatten(1)[selected.flatten(1).nonzero()[:, 0].to(sample.device)]
+        """Ids of the row of each selected position, in order, `(selected, tokens)`.
+
+        `sample` and `selected` are the ids and booleans `(n, ...)` of the `rows` `(n,)`.
+        """
+        return sample.flatten(1)[selected.flatten(1).nonzero()[:, 0].to(sample.device)]
 
 
 class BlockInputs(DenoiserInputs):
@@ -242,7 +245,7 @@ class BlockInputs(DenoiserInputs):
 
     def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
         """Ids of the row of each selected position of the block, with those before the block."""
-        return super().ids_at(torch.cat([self.decided, sample], dim=1), rows, selected)
+        return super().ids_at(torch.cat([self.decided[rows], sample], dim=1), rows, selected)
 
     def take_in(self, sample: Tensor, start: int, end: int):
         """Add the keys and values of decided columns, and drop those that leave the window."""

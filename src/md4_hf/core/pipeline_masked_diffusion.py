@@ -38,6 +38,8 @@ from .pipeline_inputs import (
     reseed_all,
     row_generators,
 )
+from .sampling_runs import Look, start_run
+from .scheduling_masked_diffusion import MaskedDiffusionSchedulerOutput
 from .token_filter import LogitsProcessing, TokenFilter
 
 
@@ -368,63 +370,33 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def _denoise(
         self, sample: Tensor, inputs: DenoiserInputs, generators: list, step_arguments: dict, callback, tensor_names
     ) -> Tensor:
-        """Fill the masks of ids `(rows, ...)`; `step_arguments` go to the scheduler."""
-        if callback is None and self.scheduler.token_schedule is None:
-            return self._denoise_by_openings(sample, inputs, generators, step_arguments)
-        plan, logits = None, None
-        with self.progress_bar(total=self._num_timesteps) as progress:
-            for step, t in enumerate(self.scheduler.timesteps):
+        """Fill the masks of ids `(rows, ...)`; `step_arguments` go to the scheduler.
+
+        Without a callback each row goes at once to its own next step. A callback sees the steps one by one: all rows
+        wait until the grid has come to their step.
+        """
+        run = start_run(self.scheduler, sample, generators)
+        logits = None
+        with self.progress_bar(total=run.num_steps) as progress:
+            for step in range(run.num_steps) if callback is not None else [run.num_steps - 1]:
+                taken = None
+                while not self._interrupt and (look := run.look(until=step)) is not None:
+                    taken, logits = look, self._predict(look, inputs, len(sample))
+                    run.take(look, self._step(look, logits, step_arguments))
+                    progress.update(run.step - progress.n)
                 if self._interrupt:
                     break
-                draw = None
-                if (sample == self.mask_token_id).any():
-                    if self.scheduler.token_schedule is not None:
-                        step_plan = self.scheduler.plan_step(t, sample, reseed_all(generators))
-                    else:
-                        plan = self._follow(plan, sample, step, generators)
-                        step_plan = plan.at(step)
-                    rows = step_plan.candidates.flatten(1).any(dim=1).nonzero().squeeze(1)
-                    if len(rows):
-                        logits = self._predict(sample, rows, t.expand(len(rows)), step_plan.candidates[rows], inputs)
-                        given = {"timestep": t, "sample": sample, "plan": step_plan}
-                        draw = functools.partial(self.scheduler.step, **given, **step_arguments)
-                        sample = draw(logits).prev_sample
                 if callback is not None:
-                    tensors, drawn = {"sample": sample, "logits": logits}, sample.clone()
+                    tensors, drawn = {"sample": run.sample, "logits": logits}, run.sample.clone()
+                    t = self.scheduler.timesteps[step]
                     returned = callback(self, step, t, {name: tensors[name] for name in tensor_names}) or {}
-                    logits, sample = returned.get("logits", logits), returned.get("sample", sample)
-                    if draw is not None and "logits" in returned and torch.equal(sample, drawn):
-                        sample = draw(self._token_filter.suppress(logits)).prev_sample
-                progress.update()
-        return sample
-
-    def _denoise_by_openings(
-        self, sample: Tensor, inputs: DenoiserInputs, generators: list, step_arguments: dict
-    ) -> Tensor:
-        """Fill the masks from opening to opening: each row goes at once to the next step that opens something in it.
-
-        The denoiser thus runs as often as the busiest row has such steps, on rows that may be at different times.
-        """
-        plan = self.scheduler.plan_openings(sample, reseed_all(generators))
-        pending, sample, times = plan.steps, sample.clone(), self.scheduler.timesteps.cpu()
-        with self.progress_bar(total=self._num_timesteps) as progress:
-            while not self._interrupt:
-                steps = pending.flatten(1).amin(dim=1)
-                progress.update(steps.min().item() - progress.n)
-                rows = (steps < self._num_timesteps).nonzero().squeeze(1)
-                if not len(rows):
-                    break
-                steps = steps[rows]
-                step_plan = plan.at(steps, rows)
-                pending = pending.index_put(
-                    (rows,), pending[rows].masked_fill(step_plan.candidates, self._num_timesteps)
-                )
-                t, rows = times[steps], rows.to(sample.device, non_blocking=True)
-                there = t.to(sample.device, non_blocking=True)
-                logits = self._predict(sample, rows, there, step_plan.candidates, inputs)
-                output = self.scheduler.step(logits, t, sample[rows], plan=step_plan, **step_arguments)
-                sample[rows] = output.prev_sample
-        return sample
+                    logits, changed = returned.get("logits", logits), returned.get("sample", run.sample)
+                    if not torch.equal(changed, drawn):
+                        run.replace(changed, step)
+                    elif taken is not None and "logits" in returned:
+                        run.take(taken, self._step(taken, self._token_filter.suppress(logits), step_arguments))
+                progress.update(step + 1 - progress.n)
+        return run.sample
 
     def _denoise_blocks(
         self, sample: Tensor, attention_mask, class_labels, generators: list, step_arguments: dict, block_length: int
@@ -447,19 +419,27 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             start = end
         return sample
 
-    def _predict(self, sample: Tensor, rows: Tensor, t: Tensor, candidates: Tensor, inputs: DenoiserInputs) -> Tensor:
-        """Guided, filtered logits at the candidates `(rows, ...)` of these rows, at times `(rows,)`."""
-        copies = torch.cat([rows, rows + len(sample)]) if self.do_classifier_free_guidance else rows
+    def _step(self, look: Look, logits: Tensor, step_arguments: dict) -> MaskedDiffusionSchedulerOutput:
+        """Step of the rows that a run has looked at."""
+        return self.scheduler.step(logits, look.timesteps, look.sample, plan=look.plan, **step_arguments)
+
+    def _predict(self, look: Look, inputs: DenoiserInputs, num_rows: int) -> Tensor:
+        """Guided, filtered logits at the candidates of the rows that a run looks at."""
+        device = look.sample.device
+        rows, t, candidates = (x.to(device, non_blocking=True) for x in (look.rows, look.times, look.plan.candidates))
+        sample = look.sample.masked_fill(candidates, self.mask_token_id)
+        copies = torch.cat([rows, rows + num_rows]) if self.do_classifier_free_guidance else rows
         output = self.model(
-            input_ids=self._in_copies(self.scheduler.scale_model_input(sample[rows], t)),
+            input_ids=self._in_copies(self.scheduler.scale_model_input(sample, t)),
             timesteps=self._in_copies(t),
-            position_mask=self._in_copies(candidates.to(sample.device, non_blocking=True)),
+            position_mask=self._in_copies(candidates),
             **inputs.of(copies),
         )
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise ValueError(f"`model` must return an output with a tensor `logits`, got {type(output).__name__}.")
-        return self._token_filter(self._guided(logits), functools.partial(inputs.ids_at, sample, rows, candidates))
+        ids = functools.partial(inputs.ids_at, sample, rows, look.plan.candidates)
+        return self._token_filter(self._guided(logits), ids)
 
     def _guided(self, logits: Tensor) -> Tensor:
         """Logits of the rows from those of the copies with and without their class."""
@@ -481,20 +461,6 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         no_class = torch.full_like(class_labels, self._null_class())
         labels = [no_class] if self._guidance_scale == 0.0 else [class_labels, no_class]
         return attention_mask, torch.cat(labels)
-
-    def _follow(self, plan, sample: Tensor, step: int, generators: list[torch.Generator]):
-        """Update the opening plan for this step: a callback may have filled positions, or masked them again."""
-        if plan is None:
-            return self.scheduler.plan_openings(sample, reseed_all(generators), first_step=step)
-        masked = (sample == self.mask_token_id).cpu()
-        plan.steps = plan.steps.where(masked, self._num_timesteps)
-        is_late = masked & ((plan.steps < step) | (plan.steps == self._num_timesteps))
-        if is_late.any():
-            later = self.scheduler.plan_openings(sample, reseed_all(generators), first_step=step)
-            plan.steps = torch.where(is_late, later.steps, plan.steps)
-            plan.noise = torch.where(is_late[..., None], later.noise, plan.noise)
-            plan.left_over = torch.where(is_late, later.left_over, plan.left_over)
-        return plan
 
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""

@@ -22,8 +22,12 @@ from .modeling_md4_body import MD4Body  # noqa: F401
 from .modeling_md4_ddit import MD4DDiTLayer  # noqa: F401
 from .modeling_md4_layers import MD4Layer  # noqa: F401
 from .modeling_md4_unet import MD4UNet  # noqa: F401
+from .opening_orders import OpeningOrder  # noqa: F401
 from .pipeline_inputs import TextInputs  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
+from .remasking import Remasking  # noqa: F401
+from .reverse_steps import StepPlan  # noqa: F401
+from .sampling_runs import start_run  # noqa: F401
 from .schedules import MaskingSchedule  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .text_encoding import encode_texts  # noqa: F401

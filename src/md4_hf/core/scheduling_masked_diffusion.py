@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -17,23 +17,14 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from .input_checks import check_range, check_shape, check_tensor
-from .masked_diffusion import (
-    check_top_k,
-    check_top_p,
-    corrupt,
-    denoiser_probabilities,
-    draw_categorical,
-    top_k_logits,
-    top_p_logits,
-    unmask_probability,
-)
+from .masked_diffusion import check_top_k, check_top_p, corrupt
+from .opening_orders import QUOTAS, make_order, opening_quota
+from .remasking import GibbsCorrector, StepRates, make_corrector, make_remasking
+from .reverse_steps import OrderedPlan, RowMemory, StepPlan, ThinnedPlan, TokenDraw, ancestral_sampler, sent
 from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast, make_schedule
 
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
-# Number of float64 probabilities that exist at a time while tokens are drawn.
-PROBABILITIES_AT_A_TIME = 2**22
-MIN_TEMPERATURE = 1e-100  # below, where quotients overflow, the most probable token is taken
 MAX_INFERENCE_STEPS = 2**20  # the times of more steps would coincide in float32
 
 
@@ -47,29 +38,16 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
         sampled_tokens (`torch.LongTensor` of shape `(batch, ...)`): Tokens decided in this step, else the mask id.
         sampled_probs (`torch.FloatTensor` of shape `(batch, ...)`): The decided tokens' probabilities, else 0.
         pred_logits (`torch.FloatTensor`): The denoiser's output, as given.
+        committed_mask (`torch.BoolTensor` of shape `(batch, ...)`): Positions decided in this step.
+        remasked (`torch.BoolTensor` of shape `(batch, ...)`): Decided tokens that this step has masked again.
     """
 
     prev_sample: torch.LongTensor
     sampled_tokens: torch.LongTensor
     sampled_probs: torch.FloatTensor
     pred_logits: torch.FloatTensor
-
-
-@dataclass
-class StepPlan(BaseOutput):
-    """
-    Noise of a reverse step, drawn before the denoiser runs, and the positions where the denoiser is needed.
-
-    Args:
-        candidates (`torch.BoolTensor` of shape `(batch, ...)`): Positions that may open, where the denoiser is needed.
-        noise (`torch.DoubleTensor` of shape `(batch, ..., 2)`): The uniform numbers that the step will use.
-        left_over (`torch.BoolTensor` of shape `(batch, ...)`, *optional*):
-            Candidates decoded by arg max, while all others open; `None` if the step has yet to decide which open.
-    """
-
-    candidates: torch.BoolTensor
-    noise: torch.DoubleTensor
-    left_over: torch.BoolTensor | None = None
+    committed_mask: torch.BoolTensor
+    remasked: torch.BoolTensor
 
 
 @dataclass
@@ -111,15 +89,6 @@ def cosine_grid(num_inference_steps: int) -> Tensor:
 
 
 GRIDS: dict[str, Callable[[int], Tensor]] = {"uniform": uniform_grid, "cosine": cosine_grid}
-
-
-def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF draw from the table [r mu, 1 - r]: a position opens if u < r, and u / r then draws its token.
-
-    From r `(n,)` and uniform noise `(n, 2)`, float64: booleans `(n,)`, and the numbers u / r, meaningful where open.
-    """
-    u = noise[:, 0]
-    return u < probability, u / probability.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
@@ -168,20 +137,63 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         top_p: float | None = None,
         final_decode: str = "sample",
         num_inference_steps: int = 256,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        order: str = "random",
+        order_temperature: float = 0.0,
+        quota: str = "ceil",
+        threshold: float = 0.9,
+        factor: float = 1.0,
+        entropy_bound: float = 0.1,
+        kl_bound: float = 0.01,
+        remasking: str | None = None,
+        eta: float | None = None,
+        loop_start: float = 0.55,
+        loop_end: float = 0.05,
+        loop_alpha: float = 0.9,
+        corrector: str = "forward_backward",
+        corrector_steps: int = 0,
+        corrector_eta: float = 0.1,
+        corrector_size: int = 1,
     ):
         if mask_token_id is not None and not (isinstance(mask_token_id, Integral) and mask_token_id >= 0):
             raise ValueError(f"`mask_token_id` must be an id >= 0 or None, got {mask_token_id!r}.")
-        if top_p is not None:
-            check_top_p(top_p)
+        self.check_sampling_arguments(temperature, top_p, top_k)
         _check_choice("timestep_grid", timestep_grid, GRIDS)
         _check_choice("sampler", sampler, ("ancestral", "mean"))
         _check_choice("final_decode", final_decode, ("sample", "argmax"))
+        _check_choice("quota", quota, QUOTAS)
+        if not (isinstance(corrector_steps, Integral) and corrector_steps >= 0):
+            raise ValueError(f"`corrector_steps` must be an integer >= 0, got {corrector_steps!r}.")
+        orders = {"threshold": threshold, "factor": factor, "entropy_bound": entropy_bound, "kl_bound": kl_bound}
+        self.order_policy = make_order(order, temperature=order_temperature, **orders)
+        loop = {"loop_start": loop_start, "loop_end": loop_end, "loop_alpha": loop_alpha}
+        self.remasking = make_remasking(remasking, eta=eta, **loop)
+        self.corrector = make_corrector(corrector, corrector_eta, corrector_size)
+        if remasking is not None and self.order_policy is not None:
+            raise ValueError(f'`remasking` must be None with `order="{order}"`: it has an order of its own, "random".')
         self.schedule: MaskingSchedule = make_schedule(masking_schedule, power=schedule_power, eps=schedule_eps)
         self.token_schedule: TokenPolynomialSchedule | None = None
         self.set_timesteps(num_inference_steps)
 
+    def with_options(self, **options: Any) -> MaskedDiffusionScheduler:
+        """Scheduler with entries of the configuration replaced by those given that are not None; itself if none is."""
+        options = {name: value for name, value in options.items() if value is not None}
+        if not options:
+            return self
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        scheduler = type(self)(**{**config, **options})
+        scheduler.schedule = self.schedule
+        scheduler.set_token_schedule(self.token_schedule)
+        return scheduler
+
     def set_token_schedule(self, token_schedule: TokenPolynomialSchedule | None):
         """Sample with the learned schedules of a GenMD4 model; None restores the schedule of the configuration."""
+        if token_schedule is not None and self.order_policy is not None:
+            raise ValueError(
+                f'`order` must be "random" with the schedules of GenMD4, in which each token has its own time, got '
+                f"{self.config.order!r}."
+            )
         self.token_schedule = token_schedule
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
@@ -193,6 +205,23 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = num_inference_steps
         self._grid = GRIDS[self.config.timestep_grid](num_inference_steps)
         self.timesteps = self._grid[:-1].float().to(device)
+        self._memory: RowMemory | None = None  # of a loop over `step` without plans
+
+    @property
+    def denoiser_times(self) -> Tensor:
+        """Times `(num_inference_steps,)` float32 that the denoiser is told, on the CPU; `timesteps` but for loops."""
+        return self.remasking.times(self.schedule, self._grid).float()
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether all steps of a run can be drawn before the denoiser runs at all, by `plan_openings`."""
+        is_plain = self.order_policy is None and self.config.corrector_steps == 0
+        return is_plain and self.token_schedule is None and not self._remasks
+
+    @property
+    def _remasks(self) -> bool:
+        """Whether a decided token may be masked again by a reverse step."""
+        return self.config.remasking is not None and self.remasking.eta > 0.0
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """Return the sample itself, as masked diffusion does not scale its inputs."""
@@ -215,10 +244,14 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
         The last one is 1 with `final_decode="sample"`; with "argmax", positions that it leaves masked are decoded.
         """
-        probability = unmask_probability(self.schedule, self._grid[:-1], self._grid[1:])
+        return self._rates().opens
+
+    def _rates(self) -> StepRates:
+        """Probabilities of each step, with one schedule for all tokens."""
+        rates = self.remasking.rates(self.schedule, self._grid)
         if self.config.final_decode == "sample":
-            probability[-1] = 1.0
-        return probability
+            rates.opens[-1] = 1.0
+        return rates
 
     @torch.no_grad()
     def plan_openings(
@@ -231,6 +264,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """
         if self.token_schedule is not None:
             raise ValueError("`plan_openings` needs one schedule for all tokens: with GenMD4's use `plan_step`.")
+        if not self.is_planned:
+            raise ValueError('`plan_openings` needs `order="random"` without remasking or corrector: use `plan_step`.')
         if not 0 <= first_step < self.num_inference_steps:
             raise ValueError(f"`first_step` must be in [0, {self.num_inference_steps}), got {first_step}.")
         state = sample.cpu()  # generators usually are there, and no kernel has to be waited for
@@ -243,25 +278,134 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return OpeningPlan(steps.where(masked, self.num_inference_steps), noise, left_over)
 
     @torch.no_grad()
-    def plan_step(self, timestep: float | Tensor, sample: torch.LongTensor, generator: Generators = None) -> StepPlan:
-        """Draw the noise of a step, and thus the positions where the denoiser is needed. Arguments as in `step`."""
-        state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
-        noise = _uniform(state.shape, generator, state.device)
-        index = self._step_index(timestep, state.shape[0]).to(state.device)
-        if self.token_schedule is None:
-            largest = self.unmask_probabilities().to(index.device)[index]
-        else:
-            largest = self._token_unmask_probabilities(index).amax(dim=-1)
-        is_last = left_broadcast(index == self.num_inference_steps - 1, state.dim())
-        may_open = (noise[..., 0] < left_broadcast(largest, state.dim())) | is_last
-        return StepPlan(candidates=(state == self._mask_token_id()) & may_open, noise=noise)
+    def plan_step(
+        self,
+        timestep: float | Tensor,
+        sample: torch.LongTensor,
+        generator: Generators = None,
+        memory: RowMemory | None = None,
+    ) -> StepPlan:
+        """Draw the noise of a step, and thus the positions where the denoiser is needed.
 
-    def _token_unmask_probabilities(self, index: Tensor) -> Tensor:
-        """Probabilities r_j of GenMD4 for steps `(n,)`: `(n, vocab)` float64, 0 for the mask."""
-        steps, inverse = index.unique(return_inverse=True)
-        grid = self._grid.to(index.device)
-        r = self.token_schedule.unmask_probabilities(grid[steps], grid[steps + 1])
-        return r.index_fill(-1, torch.tensor([self._mask_token_id()], device=r.device), 0.0)[inverse]
+        Arguments as in `step`, and the memory of the rows, by default that of the loop that calls `step`.
+        """
+        state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
+        index = self._step_index(timestep, state.shape[0])
+        memory = self._own_memory(state, index) if memory is None else memory
+        return self._plan(state, index.to(state.device), _uniform(state.shape, generator, state.device), memory)
+
+    @torch.no_grad()
+    def plan_correction(
+        self,
+        timestep: float | Tensor,
+        sample: torch.LongTensor,
+        generator: Generators = None,
+        memory: RowMemory | None = None,
+    ) -> StepPlan:
+        """Draw the noise of a corrector step, at the time that the step from `timestep` has reached; see `plan_step`.
+
+        The denoiser has to see the mask at the candidates of the plan, which `sample` may not have.
+        """
+        state = sample.cpu() if sample.device.type == "mps" else sample
+        index = self._step_index(timestep, state.shape[0])
+        memory = self._own_memory(state, index) if memory is None else memory
+        noise, index = _uniform(state.shape, generator, state.device), index.to(state.device)
+        if isinstance(self.corrector, GibbsCorrector):
+            may_change = memory.fillable & (state != self._mask_token_id())
+            flat = (x.flatten(1) for x in (may_change, memory.confidence, noise[..., 0]))
+            return StepPlan(self.corrector.chosen(*flat).view_as(state), noise, memory=memory)
+        s = self._grid.to(index.device)[index + 1]
+        if self.token_schedule is None:
+            rates = self.corrector.rates(self.remasking.alpha(self.schedule, self._grid).to(s.device)[index + 1], s)
+        else:
+            rates = self.corrector.rates(self.token_schedule.alpha(s).double(), s[:, None])
+        return self._plan_by_rates(state, rates, torch.zeros_like(index, dtype=torch.bool), noise, memory)
+
+    def _plan(self, state: Tensor, index: Tensor, noise: Tensor, memory: RowMemory | None) -> StepPlan:
+        """Plan of a reverse step for ids `(batch, ...)`, at the steps `(batch,)`."""
+        is_last = index == self.num_inference_steps - 1
+        if self.order_policy is not None:
+            return self._plan_by_order(state, index, is_last, noise, memory)
+        if self.token_schedule is None:
+            rates = self._rates()
+            rates = StepRates(rates.opens.to(index.device)[index], rates.remasks.to(index.device)[index])
+        else:
+            grid = self._grid.to(index.device)
+            steps, inverse = index.unique(return_inverse=True)
+            of_steps = self.remasking.token_rates(self.token_schedule, grid[steps], grid[steps + 1])
+            rates = StepRates(of_steps.opens[inverse], of_steps.remasks[inverse])
+        return self._plan_by_rates(state, rates, is_last, noise, memory)
+
+    def _plan_by_rates(
+        self, state: Tensor, rates: StepRates, is_last: Tensor, noise: Tensor, memory: RowMemory | None
+    ) -> StepPlan:
+        """Plan of a step with these probabilities of each row, `(batch,)` or `(batch, vocab)`."""
+        masked = state == self._mask_token_id()
+        last = left_broadcast(is_last, state.dim())
+        given = {"memory": memory, "remasked": self._remasked(state, masked, rates, noise, memory)}
+        if rates.opens.dim() == 1:
+            opens, uniform = ancestral_sampler(left_broadcast(rates.opens, state.dim()), noise)
+            noise = torch.stack([noise[..., 0], uniform], dim=-1)
+            return StepPlan(masked & (opens | last), noise, left_over=last & ~opens, **given)
+        opens = rates.opens.index_fill(-1, torch.tensor([self._mask_token_id()], device=state.device), 0.0)
+        may_open = noise[..., 0] < left_broadcast(opens.amax(dim=-1), state.dim())
+        return ThinnedPlan(masked & (may_open | last), noise, opens=opens, is_last=is_last, **given)
+
+    def _remasked(
+        self, state: Tensor, masked: Tensor, rates: StepRates, noise: Tensor, memory: RowMemory | None
+    ) -> Tensor | None:
+        """Decided tokens of no prompt that the step masks again; None if it cannot."""
+        if memory is None or not self._keeps_memory:
+            return None
+        may_change = memory.fillable & ~masked
+        if rates.remasks.dim() == 2:
+            sigma = rates.remasks.gather(-1, state.flatten(1)).view_as(noise[..., 0])
+        else:
+            sigma = left_broadcast(rates.remasks, state.dim())
+        if self.remasking.by_confidence:
+            scores = (-memory.confidence).masked_fill(~may_change, -torch.inf).flatten(1)
+            sigma = sigma * scores.softmax(dim=-1).nan_to_num().view_as(noise[..., 0])
+        return may_change & (noise[..., 0] < sigma)
+
+    def _plan_by_order(
+        self, state: Tensor, index: Tensor, is_last: Tensor, noise: Tensor, memory: RowMemory | None
+    ) -> OrderedPlan:
+        masked = state == self._mask_token_id()
+        count = masked.flatten(1).sum(dim=-1)
+        opens = self._rates().opens.to(index.device)[index]
+        quota = opening_quota(self.config.quota, count, opens, noise[..., 0].flatten(1))
+        if self.order_policy.is_adaptive:
+            quota = quota.clamp(min=1)
+        quota = torch.where(is_last, count, quota)
+        candidates = masked & left_broadcast(quota > 0, state.dim())
+        return OrderedPlan(candidates, noise, memory=memory, order=self.order_policy, quota=quota)
+
+    def caught_up(self, step: Tensor, num_masked: Tensor, num_fillable: Tensor) -> Tensor:
+        """Next steps `(rows,)` of rows for an adaptive order: the latest by which no fewer masks are expected."""
+        masked_share = (1.0 - self.schedule.alpha(self._grid[:-1])) / (1.0 - self.schedule.alpha(self._grid[:1]))
+        expected = num_fillable[:, None] * masked_share  # decreasing in the step
+        latest = (expected >= num_masked[:, None] - 1e-6).sum(dim=-1) - 1
+        return torch.maximum(step, latest)
+
+    @property
+    def changes_decided_tokens(self) -> bool:
+        """Whether a token may be replaced after it has been decided, by remasking or a corrector."""
+        return self._remasks or self.config.corrector_steps > 0
+
+    @property
+    def _keeps_memory(self) -> bool:
+        """Whether steps depend on those before them."""
+        keeps = self.order_policy is not None and self.order_policy.keeps_predictions
+        return self.changes_decided_tokens or keeps
+
+    def _own_memory(self, state: Tensor, index: Tensor) -> RowMemory | None:
+        """Memory of a loop over `step`, new at the first step, of whose sample the tokens are the prompt."""
+        if not self._keeps_memory:
+            return None
+        memory = self._memory
+        if memory is None or memory.fillable.shape != state.shape or (index == 0).all():
+            self._memory = RowMemory.of_start(state == self._mask_token_id())
+        return self._memory
 
     @torch.no_grad()
     def step(
@@ -270,11 +414,12 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         timestep: float | Tensor,
         sample: torch.LongTensor,
         *,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
         generator: Generators = None,
         plan: StepPlan | None = None,
+        forced_tokens: torch.LongTensor | None = None,
         return_dict: bool = True,
     ) -> MaskedDiffusionSchedulerOutput | tuple:
         """
@@ -285,17 +430,22 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 positions only (with a `plan`, of its candidates), in row-major order. The mask's own logit is ignored.
             timestep: A time of `timesteps`, or one per row `(batch,)`.
             sample: `(batch, ...)` ids of x_t. It is not modified.
-            temperature: Divides the logits; 0 takes the most probable token. >= 0.
+            temperature: Divides the logits; 0 takes the most probable token. >= 0, `config.temperature` by default.
             top_p: Nucleus in (0, 1]; `config.top_p` by default.
-            top_k: Keep the k >= 1 most probable tokens.
+            top_k: Keep the k >= 1 most probable tokens; `config.top_k` by default.
             generator: One generator, or one per row (the draws of a row then do not depend on other rows).
             plan: Plan of `plan_step` for this time and sample, or of `plan_openings` for this step (`OpeningPlan.at`);
                 its noise is used instead of a new draw.
+            forced_tokens: `(batch, ...)` ids that are put where the step decides, in place of draws; `sampled_probs`
+                are then their probabilities.
             return_dict: Whether to return a `MaskedDiffusionSchedulerOutput` or a tuple of its fields.
 
         Raises:
             ValueError: For a time off the grid, wrong shapes, values out of range and, on the CPU, logits not finite.
         """
+        config = self.config
+        temperature = config.temperature if temperature is None else temperature
+        top_p, top_k = (config.top_p if top_p is None else top_p), (config.top_k if top_k is None else top_k)
         self.check_sampling_arguments(temperature, top_p, top_k)
         check_tensor("sample", sample, "integers")
         check_tensor("model_output", model_output, "floating-point numbers")
@@ -308,85 +458,30 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         logits, state = model_output, sample
         if device.type == "mps":  # has no float64: draw on the CPU
             logits, state = logits.cpu(), state.cpu()
+        masked = None if plan is not None else state == mask_token_id
         if plan is None:
-            plan = StepPlan(state == mask_token_id, _uniform(state.shape, generator, state.device))
-        masked = plan.candidates  # on the CPU, if the plan is: to select there waits for no kernel
-        row = masked.nonzero()[:, 0]
-        index = self._step_index(timestep, state.shape[0]).to(masked.device)[row]
-        left_over = None if plan.left_over is None else plan.left_over[masked]
-        masked, index, noise = (_sent(x, state.device) for x in (masked, index, plan.noise[masked]))
-        if logits.shape[:-1] != row.shape:
-            if logits.shape[:-1] != masked.shape:
-                raise ValueError(
-                    f"`model_output` must have shape {(*masked.shape, 'vocab')}, or ({len(row)}, vocab) for the masked "
-                    f"positions, got {tuple(logits.shape)}."
-                )
-            logits = logits[masked]
-        left_over = None if left_over is None else _sent(left_over, state.device)
-        options = (temperature, self.config.top_p if top_p is None else top_p, top_k)
-        tokens, probs = self._draw_in_parts(logits, index, noise, left_over, options)
+            plan = self.plan_step(timestep, state, generator)
+        logits = _at_candidates(logits, plan.candidates, masked)
+        candidates = sent(plan.candidates, state.device)
+        forced = None if forced_tokens is None else forced_tokens.to(state.device)[candidates]
+        drawn = plan.draw(logits, TokenDraw(mask_token_id, temperature, top_p, top_k, forced))
 
-        sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(masked, tokens.to(state.dtype))
-        sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(masked, probs.float())
-        prev_sample = torch.where(masked, sampled_tokens, state)
+        sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(candidates, drawn.tokens.to(state.dtype))
+        sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(candidates, drawn.probs.float())
+        prev_sample, committed = torch.where(candidates, sampled_tokens, state), sampled_tokens != mask_token_id
+        remasked = torch.zeros_like(committed)
+        if plan.remasked is not None:
+            remasked = sent(plan.remasked, state.device)
+            prev_sample = prev_sample.masked_fill(remasked, mask_token_id)
+        if plan.memory is not None and plan.memory is self._memory:
+            self._memory = plan.remembered(committed, sampled_probs)
         output = MaskedDiffusionSchedulerOutput(
-            *(x.to(device) for x in (prev_sample, sampled_tokens, sampled_probs)), pred_logits=model_output
+            *(x.to(device) for x in (prev_sample, sampled_tokens, sampled_probs)),
+            pred_logits=model_output,
+            committed_mask=committed.to(device),
+            remasked=remasked.to(device),
         )
         return output if return_dict else output.to_tuple()
-
-    def _draw_in_parts(
-        self, logits: Tensor, index: Tensor, noise: Tensor, left_over: Tensor | None, options: tuple
-    ) -> tuple[Tensor, Tensor]:
-        """Draw in parts, so that float64 distributions of all positions never exist together."""
-        size = max(PROBABILITIES_AT_A_TIME // logits.shape[-1], 1)
-        draw = self._draw if self.token_schedule is None else self._draw_by_token
-        tokens, probs = torch.empty_like(index), noise.new_empty(index.shape)
-        for start in range(0, len(index), size):
-            part = slice(start, start + size)
-            part_left_over = None if left_over is None else left_over[part]
-            tokens[part], probs[part] = draw(logits[part], index[part], noise[part], part_left_over, options)
-        return tokens, probs
-
-    def _draw(
-        self, logits: Tensor, index: Tensor, noise: Tensor, left_over: Tensor | None, options: tuple
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens of n masked positions (the mask where they stay masked), and the tokens' probabilities, `(n,)`.
-
-        Inputs are logits `(n, vocab)`, `index` `(n,)` of the step of each position, noise `(n, 2)`, `left_over` as in
-        `StepPlan`, and `options`: temperature, top-p and top-k.
-        """
-        if left_over is not None:  # planned: all of them open
-            return self._draw_opened(logits, noise[:, 1], left_over, options)
-        probability = self.unmask_probabilities().to(index.device)[index]
-        opens, uniform = ancestral_sampler(probability, noise)
-        left_over = (index == self.num_inference_steps - 1) & ~opens
-        decided = opens | left_over
-        drawn, of_drawn = self._draw_opened(logits[decided], uniform[decided], left_over[decided], options)
-        tokens = torch.full_like(index, self._mask_token_id()).masked_scatter(decided, drawn)
-        return tokens, torch.zeros_like(uniform).masked_scatter(decided, of_drawn)
-
-    def _draw_opened(
-        self, logits: Tensor, uniform: Tensor, left_over: Tensor, options: tuple
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens of positions that open, by their uniform numbers or, where `left_over`, by arg max; see `_draw`."""
-        mu = self._token_probabilities(logits, *options)
-        drawn = torch.where(left_over, mu.argmax(dim=-1), draw_categorical(mu, uniform))
-        return drawn, mu.gather(-1, drawn[:, None]).squeeze(-1)
-
-    def _draw_by_token(
-        self, logits: Tensor, index: Tensor, noise: Tensor, _: None, options: tuple
-    ) -> tuple[Tensor, Tensor]:
-        """Draw as `_draw`, for GenMD4: from the table [r_j mu_j, the rest].
-
-        At the last step r = 1; what rounding leaves gets the most probable token.
-        """
-        mu = self._token_probabilities(logits, *options)
-        table = self._token_unmask_probabilities(index) * mu
-        opens, uniform = ancestral_sampler(table.sum(dim=-1), noise)
-        decided = opens | (index == self.num_inference_steps - 1)
-        drawn = torch.where(decided & ~opens, mu.argmax(dim=-1), draw_categorical(table, uniform))
-        probs = mu.gather(-1, drawn[:, None]).squeeze(-1)
-        return torch.where(decided, drawn, self._mask_token_id()), torch.where(decided, probs, 0.0)
 
     @staticmethod
     def check_sampling_arguments(temperature: float, top_p: float | None, top_k: int | None):
@@ -397,10 +492,6 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             check_top_p(top_p)
         if top_k is not None:
             check_top_k(top_k)
-
-    def _token_probabilities(self, logits: Tensor, temperature: float, top_p: float | None, top_k: int | None):
-        """Distribution that tokens are drawn from, `(n, vocab)` float64."""
-        return token_probabilities(logits, self._mask_token_id(), temperature, top_p, top_k)
 
     def _mask_token_id(self) -> int:
         if self.config.mask_token_id is None:
@@ -430,31 +521,6 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return self.num_inference_steps
 
 
-def token_probabilities(
-    logits: Tensor, mask_token_id: int, temperature: float = 1.0, top_p: float | None = None, top_k: int | None = None
-) -> Tensor:
-    """Distribution that tokens are drawn from, `(n, vocab)` float64: 0 at the mask and where logits are suppressed.
-
-    Raises:
-        ValueError: On the CPU, for rows that are not finite or have no token to draw.
-    """
-    is_suppressed = logits == torch.finfo(logits.dtype).min  # which no temperature may bring back
-    logits = logits.double().masked_fill(is_suppressed, -torch.inf)
-    logits[..., mask_token_id] = -torch.inf
-    if temperature >= MIN_TEMPERATURE:
-        logits /= float(temperature)
-        if top_k is not None:
-            logits = top_k_logits(logits, top_k)
-        if top_p is not None:
-            logits = top_p_logits(logits, top_p)
-    mu = denoiser_probabilities(logits, mask_token_id)
-    if mu.device.type == "cpu" and mu[:, 0].isnan().any():  # a check elsewhere would wait for the device
-        raise ValueError("`model_output` must be finite, with a token to draw, got rows with nan or infinity.")
-    if temperature < MIN_TEMPERATURE:
-        mu = torch.zeros_like(mu).scatter(-1, mu.argmax(dim=-1, keepdim=True), 1.0)
-    return mu
-
-
 def _uniform(shape: torch.Size, generator: Generators, device: torch.device) -> Tensor:
     """Draw two uniform float64 numbers per position, `(*shape, 2)`, on the device of the generator."""
     if isinstance(generator, list):
@@ -465,11 +531,20 @@ def _uniform(shape: torch.Size, generator: Generators, device: torch.device) -> 
     return torch.rand((*shape, 2), generator=generator, device=source, dtype=torch.float64).to(device)
 
 
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device, from the CPU without a wait for what it has been given to do."""
-    return x.to(device, non_blocking=x.device.type == "cpu")
-
-
 def _check_choice(name: str, value: str, choices):
     if not (isinstance(value, str) and value in choices):
         raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {value!r}.")
+
+
+def _at_candidates(logits: Tensor, candidates: Tensor, masked: Tensor | None) -> Tensor:
+    """Logits of the candidates `(n, vocab)`, from those of all positions, of the masked ones, or of the candidates."""
+    given = candidates if masked is None else masked
+    if logits.shape[:-1] == candidates.shape:
+        return logits[sent(candidates, logits.device)]
+    count = int(given.sum())
+    if logits.shape[:-1] != (count,):
+        raise ValueError(
+            f"`model_output` must have shape {(*candidates.shape, 'vocab')}, or ({count}, vocab) for the masked "
+            f"positions, got {tuple(logits.shape)}."
+        )
+    return logits if masked is None else logits[candidates[masked]]

@@ -277,16 +277,44 @@ def adopt_backbone(
         raise ValueError(f"`is_causal` must be False for a masked language model, got True for {name_or_path}.")
     used_ids, mask_token_id, is_new = tokens_of(name_or_path, tokenizer, backbone_config.vocab_size, hub)
     language_model = auto.from_pretrained(name_or_path, **options).eval()
-    expected = probe(language_model)
-    head = cut_head(language_model)
-    check_head(language_model, head, expected, name_or_path)
     if auto is AutoModelForCausalLM:
         language_model.config.is_causal = is_causal
-        if not is_causal:
-            check_sees_later_tokens(language_model, name_or_path)
     if "attn_implementation" in options:
         fields["attn_implementation"] = options["attn_implementation"]
     config = MD4Config(backbone="auto", backbone_config=language_model.config, **fields)
+    model = model_around(model_class, language_model, config, name_or_path)
+    if mask_token_id >= config.vocab_size:
+        model.resize_token_embeddings(mask_token_id + 1, mean_resizing=False)
+    model.config.mask_token_id = mask_token_id
+    model.config.unused_token_ids = unused_ranges({*used_ids, mask_token_id}, model.config.vocab_size)
+    if is_new:
+        set_to_mean(model, mask_token_id, sorted({*used_ids} - {mask_token_id}))
+    model.tie_weights()
+    model.name_or_path = name_or_path
+    return model.eval()
+
+
+@torch.no_grad()
+def model_around(
+    model_class: type, language_model: PreTrainedModel, config: MD4Config, name_or_path: str
+) -> PreTrainedModel:
+    """MD4 model whose network is a language model, which is taken apart.
+
+    Args:
+        model_class: Class of the model.
+        language_model: A masked or causal one, in evaluation mode, with the attention that its configuration says.
+        config: Configuration with that of the language model in it; its length is cut to the model's positions.
+        name_or_path: Name of the language model in errors.
+
+    Raises:
+        ValueError: If its head is not linear, or if it cannot attend to later tokens and is to.
+    """
+    expected = probe(language_model)
+    head = cut_head(language_model)
+    check_head(language_model, head, expected, name_or_path)
+    is_causal_class = language_model_class(language_model.config) is AutoModelForCausalLM
+    if is_causal_class and not keeps_causal(language_model.config):
+        check_sees_later_tokens(language_model, name_or_path)
     with torch.device("meta"):
         model = model_class(config)
     model.model.body.take(model.model, language_model, head)
@@ -297,15 +325,8 @@ def adopt_backbone(
         )
     most = model.model.num_positions or config.max_position_embeddings
     config.max_position_embeddings = min(config.max_position_embeddings, most)
-    if mask_token_id >= config.vocab_size:
-        model.resize_token_embeddings(mask_token_id + 1, mean_resizing=False)
-    model.config.mask_token_id = mask_token_id
-    model.config.unused_token_ids = unused_ranges({*used_ids, mask_token_id}, model.config.vocab_size)
-    if is_new:
-        set_to_mean(model, mask_token_id, sorted({*used_ids} - {mask_token_id}))
     model.tie_weights()
-    model.name_or_path = name_or_path
-    return model.eval()
+    return model
 
 
 def tokens_of(name_or_path: str, tokenizer: Any, rows: int, hub: dict) -> tuple[set[int], int, bool]:

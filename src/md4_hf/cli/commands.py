@@ -166,7 +166,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "convert": Command(
         "export.convert",
-        "convert a published checkpoint: MDLM, SEDD, RADD, LLaDA, Dream, MD4",
+        "convert a published checkpoint: MDLM, SEDD, RADD, LLaDA, Dream, MD4, others",
         "Convert a published checkpoint to one folder that every loader opens. Its family is recognised by its "
         "configuration or by the names of its tensors. A checkpoint without a tokenizer is converted alone unless "
         "--tokenizer names one.",

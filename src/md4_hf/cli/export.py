@@ -79,6 +79,8 @@ def convert(options: ConvertArguments, rest: argparse.Namespace):
         family=options.family,
         config_file=rest.config_file,
         tokenizer=options.tokenizer,
+        mask_token=options.mask_token,
+        predicts_next=options.predicts_next,
         allow_pickle=options.allow_pickle,
         revision=options.revision,
     )

@@ -15,7 +15,8 @@ from ..utils.options import check_at_least, check_left_out, option
 SCORED_SAMPLES, SCORED_SEED = 64, 0  # of a model, unless others are asked for
 PRECISIONS = ("float32", "bfloat16", "float16")
 SMALL_IMAGE = 64  # pixels of the side of an image that is enlarged to be looked at
-FAMILY_NAMES = ("auto", "mdlm", "sedd", "radd", "bd3lm", "duo", "llada", "dream", "official")  # of `hub.convert`
+# Those of `hub.convert`.
+FAMILY_NAMES = ("auto", "mdlm", "sedd", "radd", "bd3lm", "duo", "llada", "dream", "sdar", "official", "transformers")
 PREPARATION = "sedd"  # the paper's, as far as it says
 
 
@@ -244,6 +245,10 @@ class ConvertArguments:
     output_dir: str | None = option("Folder to write; empty or absent.")
     family: str = option("Kind of the checkpoint; auto recognises it.", default="auto", choices=[*FAMILY_NAMES])
     tokenizer: str | None = option("Tokenizer, if not the checkpoint's own: folder or Hub id.")
+    mask_token: str | None = option("Mask token or its id, where neither configuration nor tokenizer names it.")
+    predicts_next: bool | None = option(
+        "Whether the state of the token before predicts a token; for the family transformers."
+    )
     allow_pickle: bool = option("Open pickled weights too, for tensors alone.", default=False)
     revision: str | None = option("Branch, tag or commit of a checkpoint on the Hub.")
 

@@ -107,7 +107,7 @@ def load_tokenizer(
     cache_dir: str | None = None,
     trust_remote_code: bool = False,
     argument: str = "name_or_path",
-    mask_token_id: int | None = None,
+    adds_mask: bool = True,
     tokenizer_type: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Opens a tokenizer by name and makes sure that it has a mask token (see `ensure_mask_token`).
@@ -116,7 +116,7 @@ def load_tokenizer(
         name_or_path: "text8", "bytes", a folder, a file of `tokenizers`, or the id of a repository on the Hub.
         revision, token, cache_dir, trust_remote_code: as in `AutoTokenizer.from_pretrained`; of Hub ids only.
         argument: the name of `name_or_path` in errors.
-        mask_token_id: id of the mask in a model, see `ensure_mask_token`.
+        adds_mask: whether a mask token is added where there is none.
         tokenizer_type: kind of the tokenizer in transformers, such as "qwen2", in place of one that the files name.
 
     Raises:
@@ -137,7 +137,7 @@ def load_tokenizer(
             tokenizer.decode(tokenizer("a").input_ids)  # damage may show only in use
     except (OSError, ValueError) as error:
         raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: {error}") from error
-    return ensure_mask_token(tokenizer, mask_token_id)
+    return ensure_mask_token(tokenizer) if adds_mask else tokenizer
 
 
 def _open_tokenizer(name_or_path: str, **options) -> PreTrainedTokenizerBase:

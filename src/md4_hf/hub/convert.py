@@ -16,13 +16,14 @@ from transformers.utils import CONFIG_NAME, logging
 from ..core.configuration_md4 import MD4Config
 from ..core.input_checks import match_tokenizer
 from ..core.modeling_md4_auto import has_tokenizer
-from ..data.tokenizers import load_tokenizer
+from ..data.tokenizers import ensure_mask_token, load_tokenizer
 from ..utils.errors import did_you_mean, file_errors_as_value_errors
 from ..utils.files import check_can_be_written, is_empty_or_absent, looks_like_path, whole_folder
 from ..utils.hub_access import from_hub
 from .convert_ddit import BD3LM, MDLM, RADD, SEDD, Duo
 from .convert_decoders import Dream, LLaDA
 from .convert_md4 import Official
+from .convert_transformers import RECOGNISED_BY_KEYS, SDAR, Redressed
 from .converted_card import make_converted_card
 from .families import Family
 from .loading import make_pipeline
@@ -31,7 +32,7 @@ from .weight_files import PICKLES, has_safetensors, open_weights, shown
 
 logger = logging.get_logger(__name__)
 
-KINDS = (MDLM, SEDD, RADD, BD3LM, Duo, LLaDA, Dream, Official)
+KINDS = (MDLM, SEDD, RADD, BD3LM, Duo, LLaDA, Dream, SDAR, Official, Redressed)
 FAMILIES: dict[str, Family] = {kind.name: kind() for kind in KINDS}
 AUTO = "auto"
 DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
@@ -44,6 +45,8 @@ def convert(
     family: str = AUTO,
     config_file: str | Path | None = None,
     tokenizer: str | None = None,
+    mask_token: str | int | None = None,
+    predicts_next: bool | None = None,
     allow_pickle: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -58,6 +61,9 @@ def convert(
         config_file: JSON file of the configuration, in place of the checkpoint's `config.json`.
         tokenizer: Tokenizer in place of the checkpoint's own, see `load_tokenizer`. Without any, the model is converted
             alone, with a warning.
+        mask_token: Mask token or its id, where neither the configuration nor the tokenizer names it.
+        predicts_next: Whether the state of the token before predicts a token, of a checkpoint of the family
+            "transformers", whose configuration does not say it; by default False.
         allow_pickle: Whether pickled weights may be opened, see `open_weights`.
         revision, token: Revision and access token of the Hub.
 
@@ -81,10 +87,11 @@ def convert(
     path = local_path(checkpoint, allow_pickle, revision, token)
     source = read_configuration(path, config_file)
     converter = recognise(path, source, allow_pickle) if family == AUTO else FAMILIES[family]
-    config = converter.configuration(source)
-    is_code = tokenizer is None and names_code(folder_of(path))
-    kind = converter.tokenizer_type if is_code else None
-    processor = open_tokenizer(tokenizer or own_tokenizer(path), config, kind)
+    processor = open_tokenizer(tokenizer, path, converter.tokenizer_type)
+    config = complete_configuration(converter, source, processor, mask_token, predicts_next)
+    processor = None if config.is_image else processor
+    if processor is not None:
+        match_tokenizer(ensure_mask_token(processor, config.mask_token_id), config)
     model = converter.load(path, config, allow_pickle)
     if processor is None:
         logger.warning(f"{checkpoint} has no tokenizer: its model is converted alone. --tokenizer NAME adds one.")
@@ -136,20 +143,15 @@ def recognise(path: Path, source: Mapping[str, Any], allow_pickle: bool) -> Fami
     if by_config:
         return by_config[0]
     keys = open_weights(path, allow_pickle).shapes.keys()
-    by_keys = [family for family in FAMILIES.values() if family.recognises_keys(set(keys))]
-    if by_keys:
-        return by_keys[0]
+    networks = map(Redressed, RECOGNISED_BY_KEYS)
+    by_keys = next((family for family in (*FAMILIES.values(), *networks) if family.recognises_keys(set(keys))), None)
+    if by_keys is not None:
+        return by_keys
     known, model_type = [*FAMILIES], source.get("model_type")
     raise ValueError(
         f"`family` must be given for what is not recognised as one of {known}, got a checkpoint of model type "
         f"{model_type!r} with the keys {shown(keys)}."
     )
-
-
-def own_tokenizer(path: Path) -> str | None:
-    """The folder of a checkpoint if a tokenizer is in it."""
-    folder = str(folder_of(path))
-    return folder if has_tokenizer(folder, {}) else None
 
 
 def names_code(folder: Path) -> bool:
@@ -161,14 +163,48 @@ def names_code(folder: Path) -> bool:
         return "AutoTokenizer" in json.loads(file.read_text(encoding="utf-8")).get("auto_map", {})
 
 
-def open_tokenizer(
-    name_or_path: str | None, config: MD4Config, tokenizer_type: str | None = None
-) -> PreTrainedTokenizerBase | None:
-    """Tokenizer whose mask is the model's; ids of the model that have no token of it are recorded in `config`."""
-    if name_or_path is None or config.is_image:
+def open_tokenizer(name_or_path: str | None, path: Path, tokenizer_type: str | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that is named, else that of the checkpoint, None if it has none; `tokenizer_type` if it is code."""
+    folder = folder_of(path)
+    if name_or_path is not None:
+        return load_tokenizer(name_or_path, argument="tokenizer", adds_mask=False)
+    if not has_tokenizer(str(folder), {}):
         return None
-    tokenizer = load_tokenizer(
-        name_or_path, argument="tokenizer", mask_token_id=config.mask_token_id, tokenizer_type=tokenizer_type
-    )
-    match_tokenizer(tokenizer, config)
-    return tokenizer
+    kind = tokenizer_type if names_code(folder) else None
+    return load_tokenizer(str(folder), argument="tokenizer", adds_mask=False, tokenizer_type=kind)
+
+
+def complete_configuration(
+    converter: Family,
+    source: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    mask_token: str | int | None,
+    predicts_next: bool | None,
+) -> MD4Config:
+    """Configuration of the converted model, with what that of the checkpoint does not say; a ValueError if it does."""
+    mask = id_of_mask(mask_token, source, tokenizer)
+    found = {"mask_token_id": mask, "predicts_next": predicts_next}
+    config = converter.configuration({**source, **{name: x for name, x in found.items() if x is not None}})
+    given = {
+        "mask_token": (None if mask_token is None else mask, config.mask_token_id),
+        "predicts_next": (predicts_next, config.predicts_next),
+    }
+    for name, (value, own) in given.items():
+        if value not in (None, own):
+            raise ValueError(f"`{name}` must be {own} for a checkpoint of the family {converter.name!r}, got {value}.")
+    return config
+
+
+def id_of_mask(
+    mask_token: str | int | None, source: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
+) -> Any:
+    """Id of the mask: of the token that is given, by itself or as its id, else the configuration's or tokenizer's."""
+    if mask_token is None:
+        own = None if tokenizer is None else tokenizer.mask_token_id
+        return source.get("mask_token_id") if source.get("mask_token_id") is not None else own
+    if str(mask_token).isdecimal():
+        return int(mask_token)
+    known = {} if tokenizer is None else tokenizer.get_vocab()
+    if mask_token not in known:
+        raise ValueError(f"`mask_token` must be a token of the tokenizer, or an id, got {mask_token!r}.")
+    return known[mask_token]

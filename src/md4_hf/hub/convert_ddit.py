@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4_ddit import NUM_FEATURES, noise_features
 from ..utils.errors import check_types
-from .families import Family, required
+from .families import Family, check_one_block, required
 from .weight_files import WeightFiles
 
 
@@ -201,12 +201,7 @@ class BD3LM(MDLM):
     def configuration(self, source: Mapping[str, Any]) -> MD4Config:
         """As MDLM's; a ValueError for blocks shorter than the text, which MD4 has no attention and bound for."""
         config = super().configuration(source)
-        block_size, length = required(source, "block_size"), config.max_position_embeddings
-        if block_size < length:
-            raise ValueError(
-                f"`block_size` must be the length of the text, {length}, to be converted, got {block_size}: a model "
-                "that decodes block by block is no MD4 model, whose tokens all see each other."
-            )
+        check_one_block("block_size", required(source, "block_size"), config.max_position_embeddings)
         for name, value in {"causal": False, "adaln": True}.items():
             if source.get(name, value) != value:
                 raise ValueError(f"`{name}` must be {value} in the config of a BD3-LM, got {source[name]}.")

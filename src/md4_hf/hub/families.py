@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
@@ -36,7 +37,7 @@ class Family:
         raise NotImplementedError(f"{type(self).__name__} must define `configuration`.")
 
     def state(self, weights: WeightFiles, config: MD4Config) -> dict[str, Tensor]:
-        """State dict of `MD4ForMaskedDiffusion`; takes every tensor of the checkpoint, or skips it."""
+        """State dict of `empty_model`; takes every tensor of the checkpoint, or skips it."""
         raise NotImplementedError(f"{type(self).__name__} must define `state`.")
 
     def scheduler(self, source: Mapping[str, Any], config: MD4Config):
@@ -53,12 +54,29 @@ class Family:
         shapes = weights.without_data()
         found = {name: x.shape for name, x in self.state(shapes, config).items()}
         shapes.check_empty()  # all fits, before a model is made and a tensor is read
-        with init_empty_weights():
-            model = MD4ForMaskedDiffusion(config)
+        model = self.empty_model(config)
         assert found == {name: x.shape for name, x in model.state_dict().items()}, self.name
         model.load_state_dict(self.state(weights, config), assign=True)
         model.tie_weights()
-        return model.eval()
+        return self.finished(model.eval(), config, path)
+
+    def empty_model(self, config: MD4Config) -> PreTrainedModel:
+        """Model without data that takes the state dict."""
+        with init_empty_weights():
+            return MD4ForMaskedDiffusion(config)
+
+    def finished(self, model: PreTrainedModel, config: MD4Config, path: Path) -> MD4ForMaskedDiffusion:
+        """The converted model, from the one that has taken the state dict."""
+        return model
+
+
+def check_one_block(name: str, size: int, length: int):
+    """Raise a ValueError if blocks, of the size in the field of this name, are shorter than the text."""
+    if size < length:
+        raise ValueError(
+            f"`{name}` must be the length of the text, {length}, to be converted, got {size}: a model that decodes "
+            "block by block is no MD4 model, whose tokens all see each other."
+        )
 
 
 def required(source: Mapping[str, Any], name: str) -> Any:

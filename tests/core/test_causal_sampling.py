@@ -110,6 +110,8 @@ def test_a_saved_baseline_opens_as_a_pipeline_of_text(tmp_path):
         ({"num_inference_steps": 4}, "`num_inference_steps` must be left out for an autoregressive model, got 4"),
         ({"block_length": 4}, "`block_length` must be left out"),
         ({"callback_on_step_end": print}, "`callback_on_step_end` must be left out"),
+        ({"guidance_scale": 2.0}, "`guidance_scale` must be 1 without `class_labels` for an autoregressive model"),
+        ({"classifier": print}, "`classifier` must be left out"),
         ({"input_ids": [[1, MASK, 2]]}, "`prompt` must have masks at its end only"),
         ({"length": LENGTH + 1}, r"`length` must be in \[1, 8\]"),
     ],

@@ -339,7 +339,7 @@ GREY = PIL.Image.new("L", (4, 4))
         ({"input_ids": torch.zeros(4, 4).long()}, r"`input_ids` must have shape \(batch, 1, height, width\)"),
         ({"class_labels": 2}, r"`class_labels` must be in \[0, 2\), got \[2\]"),
         ({"class_labels": [0, 1, 0], "input_ids": torch.full((2, 1, 4, 4), 5)}, "must hold 1 or 2 labels, got 3"),
-        ({"guidance_scale": 2.0}, "`class_labels` must be given with a `guidance_scale`, got 2.0 without"),
+        ({"guidance_scale": 2.0}, "`guidance_scale` must be 1 without `class_labels` and without a prompt"),
         ({"class_labels": 0, "guidance_scale": -1.0}, "`guidance_scale` must be finite and >= 0, got -1.0"),
         ({"class_labels": 0, "guidance_scale": float("inf")}, "`guidance_scale` must be finite and >= 0"),
         ({"class_labels": 0, "guidance_scale": "high"}, "`guidance_scale` must be finite and >= 0"),
@@ -353,7 +353,7 @@ def test_bad_arguments_are_named_before_any_work(pipe, monkeypatch, arguments, m
 
 def test_what_a_model_or_pipeline_lacks_is_named(pipe):
     no_null = image_pipeline(class_dropout=0.0)
-    with pytest.raises(ValueError, match="`guidance_scale` must be 1 for a model without a null class, got 2"):
+    with pytest.raises(ValueError, match="must be 1 for `class_labels` of a model without a null class, got 2"):
         no_null(class_labels=0, guidance_scale=2.0)
     with pytest.raises(ValueError, match="`class_labels` must be given: the model has 2 classes"):
         no_null()

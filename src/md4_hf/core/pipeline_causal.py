@@ -28,9 +28,14 @@ class CausalPipeline(MaskedDiffusionPipeline):
 
     def __call__(self, *args, **kwargs):
         """Generate text; arguments, result and errors as in `MaskedDiffusionPipeline`."""
-        for name in ("num_inference_steps", "block_length", "callback_on_step_end"):
+        for name in ("num_inference_steps", "block_length", "callback_on_step_end", "classifier"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` must be left out for an autoregressive model, got {kwargs[name]!r}.")
+        if kwargs.get("guidance_scale", 1.0) != 1.0 and kwargs.get("class_labels") is None:
+            raise ValueError(
+                "`guidance_scale` must be 1 without `class_labels` for an autoregressive model, got "
+                f"{kwargs['guidance_scale']!r}."
+            )
         return super().__call__(*args, **kwargs)
 
     def _denoise(
@@ -59,7 +64,8 @@ class CausalPipeline(MaskedDiffusionPipeline):
 
     def _next_logits(self, new: Tensor, before: Tensor, cache: DynamicCache, inputs: DenoiserInputs) -> Tensor:
         """Guided, filtered logits `(rows, vocab)` of the tokens that follow `before`, whose last ones are `new`."""
-        logits = self._guided(self.model.next_logits(self._in_copies(new), cache, inputs.class_labels))
+        guidance = self._guidance
+        logits = guidance.joined(self.model.next_logits(guidance.copies(new), cache, inputs.class_labels))
         start = before.new_full((len(before), 1), self.mask_token_id)
         logits = self._token_filter(logits, functools.partial(torch.cat, [start, before], dim=1))
         return logits.cpu() if logits.device.type == "mps" else logits  # which has no float64

@@ -204,7 +204,9 @@ def check_ids(ids: Tensor, config):
 
 
 class DenoiserInputs:
-    """Inputs of the denoiser besides ids and times, one row each."""
+    """Inputs of the denoiser besides ids and times, one row each, for columns from `start` on."""
+
+    start = 0
 
     def __init__(self, attention_mask: Tensor | None, class_labels: Tensor | None):
         self.attention_mask, self.class_labels = attention_mask, class_labels

@@ -25,6 +25,7 @@ from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from .guidance import ClassGuidance, Classifier, ClassifierGuidance, Guidance, PromptGuidance
 from .input_checks import match_tokenizer
 from .modeling_md4_base import copy_code
 from .pipeline_inputs import (
@@ -145,7 +146,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the last call ran the model with and without labels, for a scale other than 0 and 1."""
+        """Whether the last call ran the model with and without a condition, for a scale other than 0 and 1."""
         return self._guidance_scale not in (0.0, 1.0)
 
     @property
@@ -170,6 +171,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         block_length: int | None = None,
         class_labels: int | list[int] | torch.LongTensor | None = None,
         guidance_scale: float = 1.0,
+        classifier: Classifier | None = None,
+        classifier_scale: float = 1.0,
+        classifier_method: str = "exact",
         num_inference_steps: int | None = None,
         temperature: float = 1.0,
         top_p: float | None = None,
@@ -213,7 +217,16 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 (`config.null_class`) samples without a label if none is given.
             guidance_scale (`float`, defaults to 1.0):
                 Scale of classifier-free guidance: logits are unconditional + scale * (conditional - unconditional),
-                from two copies of each row, at 0 and 1 from one. Other scales than 1 need a model with a null class.
+                from two copies of each row, at 0 and 1 from one. With `class_labels` the unconditional copy has no
+                class, for a model with a null class; without them its prompt, or the given part of an image, is masked.
+            classifier (`Callable`, *optional*):
+                Guidance by a classifier of sequences: a function of one-hot sequences `(n, ..., vocab)`, masks
+                included, and times `(n,)` that returns log p(y | x) `(n,)`. Tokens are drawn with probability
+                proportional to mu p(y | x with the token)^`classifier_scale`.
+            classifier_scale (`float`, defaults to 1.0): The exponent, >= 0.
+            classifier_method (`str`, defaults to `"exact"`):
+                `"exact"` asks the classifier for each token at each position that is unmasked (small vocabularies);
+                `"first_order"` for its gradient once a step.
             num_inference_steps (`int`, *optional*): Steps (of each block); the scheduler's own number by default.
             temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
             top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
@@ -252,8 +265,14 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         num_unprompted = 1 if labels is None else len(labels)
         request = Request(prompt, input_ids, image, mask_image, length, block_length, num_unprompted)
         self._inputs.check(request)
-        self._check_call(num_samples, guidance_scale, class_labels, tensor_names)
+        is_given = not (prompt is None and input_ids is None and image is None)
+        self._check_call(num_samples, guidance_scale, class_labels, is_given, tensor_names)
         self._check_blocks(block_length, callback_on_step_end)
+        self._classifier = None
+        if classifier is not None:
+            if block_length is not None:
+                raise ValueError("`classifier` must be None with `block_length`, as it sees whole sequences.")
+            self._classifier = ClassifierGuidance(classifier, classifier_scale, classifier_method, self.mask_token_id)
         rows = self._inputs.rows(request)
         if labels is not None:
             if len(labels) not in (1, len(rows)):
@@ -275,12 +294,14 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         self.model.eval()
         try:
             sample, attention_mask = self._inputs.batch(rows, device)
-            attention_mask, labels = self._with_guidance(attention_mask, labels)
+            given = sample != self.mask_token_id
+            self._guidance = self._guidance_of(class_labels is not None, labels, given)
+            attention_mask = None if attention_mask is None else self._guidance.copies(attention_mask)
             step_arguments = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
             if block_length is not None:
-                sample = self._denoise_blocks(sample, attention_mask, labels, generators, step_arguments, block_length)
+                sample = self._denoise_blocks(sample, attention_mask, generators, step_arguments, block_length)
             else:
-                inputs = DenoiserInputs(attention_mask, labels)
+                inputs = DenoiserInputs(attention_mask, self._guidance.class_labels)
                 sample = self._denoise(sample, inputs, generators, step_arguments, callback_on_step_end, tensor_names)
         finally:
             self.model.train(was_training)
@@ -399,15 +420,16 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         return run.sample
 
     def _denoise_blocks(
-        self, sample: Tensor, attention_mask, class_labels, generators: list, step_arguments: dict, block_length: int
+        self, sample: Tensor, attention_mask, generators: list, step_arguments: dict, block_length: int
     ) -> Tensor:
         """Fill the masks block by block, from the first column with a mask; each block sees those before as decided."""
         sample, length = sample.clone(), sample.shape[1]
         has_mask = (sample == self.mask_token_id).any(dim=0)
         start = int(has_mask.int().argmax()) if has_mask.any() else length
         window = self.model.config.max_position_embeddings - block_length
-        inputs = BlockInputs(self.model, attention_mask, class_labels, window)
-        inputs.take_in(self._in_copies(sample), max(start - window, 0), start)
+        inputs = BlockInputs(self.model, attention_mask, self._guidance.class_labels, window)
+        rows = torch.arange(len(sample), device=sample.device)
+        inputs.take_in(self._guidance.ids(sample, rows), max(start - window, 0), start)
         while start < length and not self._interrupt:
             end = min(start + block_length, length)
             block = slice(start, end)
@@ -415,7 +437,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             sample[:, block] = self._denoise(sample[:, block], inputs, generators, step_arguments, None, [])
             generators = reseed_all(generators)
             if end < length:
-                inputs.take_in(self._in_copies(sample), start, end)
+                inputs.take_in(self._guidance.ids(sample, rows), start, end)
             start = end
         return sample
 
@@ -428,39 +450,31 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         device = look.sample.device
         rows, t, candidates = (x.to(device, non_blocking=True) for x in (look.rows, look.times, look.plan.candidates))
         sample = look.sample.masked_fill(candidates, self.mask_token_id)
-        copies = torch.cat([rows, rows + num_rows]) if self.do_classifier_free_guidance else rows
+        guidance = self._guidance
+        copies = torch.cat([rows + copy * num_rows for copy in range(guidance.num_copies)])
+        seen = guidance.ids(self.scheduler.scale_model_input(sample, t), rows, inputs.start)
         output = self.model(
-            input_ids=self._in_copies(self.scheduler.scale_model_input(sample, t)),
-            timesteps=self._in_copies(t),
-            position_mask=self._in_copies(candidates),
+            input_ids=seen,
+            timesteps=guidance.copies(t),
+            position_mask=guidance.copies(candidates),
             **inputs.of(copies),
         )
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise ValueError(f"`model` must return an output with a tensor `logits`, got {type(output).__name__}.")
         ids = functools.partial(inputs.ids_at, sample, rows, look.plan.candidates)
-        return self._token_filter(self._guided(logits), ids)
+        logits = guidance.joined(logits)
+        if self._classifier is not None:
+            logits = self._classifier(logits, sample, candidates, t)
+        return self._token_filter(logits, ids)
 
-    def _guided(self, logits: Tensor) -> Tensor:
-        """Logits of the rows from those of the copies with and without their class."""
-        if not self.do_classifier_free_guidance:
-            return logits
-        conditional, unconditional = logits.chunk(2)
-        return torch.lerp(unconditional, conditional, self._guidance_scale)
-
-    def _in_copies(self, rows: Tensor) -> Tensor:
-        """Rows for the denoiser: with guidance two copies, one to see its class and one not."""
-        return torch.cat([rows, rows]) if self.do_classifier_free_guidance else rows
-
-    def _with_guidance(self, attention_mask: Tensor | None, class_labels: Tensor | None):
-        """Attention mask and labels for the denoiser: with guidance the copies with labels, then those without."""
-        if attention_mask is not None:
-            attention_mask = self._in_copies(attention_mask)
-        if class_labels is None or self._guidance_scale == 1.0:
-            return attention_mask, class_labels
-        no_class = torch.full_like(class_labels, self._null_class())
-        labels = [no_class] if self._guidance_scale == 0.0 else [class_labels, no_class]
-        return attention_mask, torch.cat(labels)
+    def _guidance_of(self, by_class: bool, labels: Tensor | None, given: Tensor) -> Guidance:
+        """Guidance of a call, by its class or by what is `given` `(rows, ...)`."""
+        if self._guidance_scale == 1.0:
+            return Guidance(labels)
+        if by_class:
+            return ClassGuidance(self._guidance_scale, labels, self._null_class())
+        return PromptGuidance(self._guidance_scale, labels, given, self.mask_token_id)
 
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
@@ -484,7 +498,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if block_length is not None and callback is not None:
             raise ValueError("`callback_on_step_end` must be None with `block_length`.")
 
-    def _check_call(self, num_samples: int, guidance_scale: float, class_labels, tensor_names):
+    def _check_call(self, num_samples: int, guidance_scale: float, class_labels, is_given: bool, tensor_names):
         if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
             raise ValueError(f"`num_samples` must be >= 1, got {num_samples!r}.")
         if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
@@ -492,12 +506,14 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"`{argument}` must be among {CALLBACK_TENSORS}, got {tensor_names!r}.")
         if not (isinstance(guidance_scale, Real) and 0.0 <= guidance_scale < math.inf):
             raise ValueError(f"`guidance_scale` must be finite and >= 0, got {guidance_scale!r}.")
-        if guidance_scale == 1.0:
-            return
-        if self._null_class() is None:
-            raise ValueError(f"`guidance_scale` must be 1 for a model without a null class, got {guidance_scale}.")
-        if class_labels is None:
-            raise ValueError(f"`class_labels` must be given with a `guidance_scale`, got {guidance_scale} without.")
+        if guidance_scale != 1.0 and class_labels is not None and self._null_class() is None:
+            raise ValueError(
+                f"`guidance_scale` must be 1 for `class_labels` of a model without a null class, got {guidance_scale}."
+            )
+        if guidance_scale != 1.0 and class_labels is None and not is_given:
+            raise ValueError(
+                f"`guidance_scale` must be 1 without `class_labels` and without a prompt, got {guidance_scale}."
+            )
 
     def _null_class(self) -> int | None:
         """Label that stands for no class; None if the model has none."""

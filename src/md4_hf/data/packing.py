@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ..core.text_encoding import encode_texts
 from ..objective.figures import SIZE_COLUMNS
 from ..utils.integers import as_integer
+from .arrow_cache import cached_tables
 from .loading_errors import cache_errors
 from .pieces import PIECE_FEATURES, Pieces, sizes_of
 from .progress import advance, progress_bar
@@ -135,9 +136,8 @@ def pack(
         counter.add(Pieces.of_table(table))
     report = counter.report(block_size)
     features = _block_features(block_size, document_ids)
-    gen_kwargs = {"pieces": pieces, **cutting}
     with progress_bar("Packing", "blocks"):
-        return Dataset.from_generator(_generate_from_pieces, features=features, gen_kwargs=gen_kwargs), report
+        return cached_tables(_tables_of_blocks, features, {"pieces": pieces, **cutting}), report
 
 
 def _block_features(block_size: int, document_ids: bool) -> Features:
@@ -156,25 +156,30 @@ def _tokenize(documents: pa.Table, tokenizer: PreTrainedTokenizerBase) -> pa.Tab
     return Pieces.of_texts(documents["text"].to_pylist(), tokenizer).table()
 
 
-def size_columns(sizes: np.ndarray) -> dict[str, float]:
-    """Characters and bytes of all tokens together, from those of each, `(tokens, 2)`, as columns of an example."""
-    return dict(zip(SIZE_COLUMNS, sizes.sum(axis=0), strict=True))
+def size_columns(sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """Characters and bytes of all tokens together, from those of each, `(..., tokens, 2)`, as columns `(...)`."""
+    return dict(zip(SIZE_COLUMNS, np.moveaxis(sizes.sum(axis=-2), -1, 0), strict=True))
 
 
-def _generate_from_pieces(pieces: Dataset, **cutting: Any) -> Iterator[dict]:
+def _tables_of_blocks(pieces: Dataset, **cutting: Any) -> Iterator[pa.Table]:
     cutter = BlockCutter(**cutting)
-    for table in pieces.iter(PIECES_PER_READ):
-        for block in cutter.cut(Pieces.of_table(table)):
-            advance()
-            yield block
-    yield from cutter.finish()
+    schema = _block_features(cutter.block_size, cutter.document_ids).arrow_schema
+    batches = (cutter.cut(Pieces.of_table(table)) for table in pieces.iter(PIECES_PER_READ))
+    for blocks in itertools.chain(itertools.chain.from_iterable(batches), cutter.finish()):
+        advance(len(blocks["input_ids"]))
+        yield pa.table({name: _arrow(column) for name, column in blocks.items()}, schema=schema)
+
+
+def _arrow(column: np.ndarray) -> pa.Array:
+    """A column of numbers `(rows,)`, or of lists of equal length `(rows, length)`."""
+    return pa.array(column) if column.ndim == 1 else pa.FixedSizeListArray.from_arrays(column.ravel(), column.shape[1])
 
 
 def _generate_from_stream(documents: IterableDataset, **packing: Any) -> Iterator[dict]:
     packer = StreamPacker(**packing)
     for batch in documents.iter(DOCUMENTS_PER_BATCH):
         yield from packer.examples(batch)
-    yield from packer.finish()
+    yield from _rows(packer.finish())
     packer.counter.report(packer.block_size)
 
 
@@ -188,8 +193,8 @@ class BlockCutter:
         self.separator, self.block_size, self.document_ids = separator, block_size, document_ids
         self.load_state_dict({"input_ids": [], "sizes": [], "documents": [], "document": -1})
 
-    def cut(self, pieces: Pieces) -> Iterator[dict]:
-        """Yield the blocks that become full with these pieces."""
+    def cut(self, pieces: Pieces) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the blocks that become full with these pieces, some at a time, as columns `(blocks, ...)`."""
         for part in pieces.parts(TOKENS_PER_CUT):
             self._append_pieces(part)
             yield from self._full_blocks()
@@ -208,7 +213,7 @@ class BlockCutter:
         self._append(*(np.insert(tokens, places, separators, axis=0) for tokens, separators in added))
         self.document += int(pieces.starts_document.sum())
 
-    def finish(self) -> Iterator[dict]:
+    def finish(self) -> Iterator[dict[str, np.ndarray]]:
         """End the last document, and yield the block that becomes full with that; once, after all pieces."""
         if self.separator.ends_documents and self.document >= 0:
             ids, sizes = self._separators(1)
@@ -228,13 +233,15 @@ class BlockCutter:
     def _append(self, *added: np.ndarray):
         self.waiting = [np.concatenate(pair) for pair in zip(self.waiting, added, strict=True)]
 
-    def _full_blocks(self) -> Iterator[dict]:
-        end = len(self.waiting[0]) - len(self.waiting[0]) % self.block_size
-        for start in range(0, end, self.block_size):
-            ids, sizes, documents = (x[start : start + self.block_size] for x in self.waiting)
-            per_document = {"document_ids": (documents - documents[0]).astype(np.int32)} if self.document_ids else {}
-            yield {"input_ids": ids, **per_document, **size_columns(sizes)}
+    def _full_blocks(self) -> Iterator[dict[str, np.ndarray]]:
+        num_blocks = len(self.waiting[0]) // self.block_size
+        if num_blocks == 0:
+            return
+        end = num_blocks * self.block_size
+        ids, sizes, documents = (x[:end].reshape(num_blocks, self.block_size, *x.shape[1:]) for x in self.waiting)
+        per_document = {"document_ids": (documents - documents[:, :1]).astype(np.int32)} if self.document_ids else {}
         self.waiting = [x[end:] for x in self.waiting]
+        yield {"input_ids": ids, **per_document, **size_columns(sizes)}
 
     def state_dict(self) -> dict[str, Any]:
         """The tokens that wait for a full block, for JSON."""
@@ -261,7 +268,13 @@ class StreamPacker(BlockCutter):
         """Yield the blocks that become full with a batch of documents."""
         pieces = Pieces.of_texts(documents["text"], self.tokenizer)
         self.counter.add(pieces)
-        yield from self.cut(pieces)
+        yield from _rows(self.cut(pieces))
+
+
+def _rows(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
+    """The rows of columns, one by one."""
+    for columns in batches:
+        yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
 class PackedStream(IterableDataset):

@@ -7,12 +7,13 @@ from test_planned_sampling import CallRecorder
 from tiny import quiet, random_model, seeded
 
 from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler
-from md4_hf.core.opening_orders import ORDERS
+from md4_hf.core.opening_orders import ORDERS, ranked
 from md4_hf.core.remasking import CORRECTORS, REMASKINGS
 
 
 MASK, STEPS = 27, 20
 PROMPTS = [[1, 2, 3, *[MASK] * 13], [1, 2, 3, 4, 5, 6, *[MASK] * 6]]  # also of two lengths
+PROMPTS += [[MASK] * 16, [MASK] * 11]  # where this network, which sees positions by rotation alone, predicts alike
 SAMPLERS = [
     *({"order": name} for name in ("random", *ORDERS)),
     *({"order": "confidence", "quota": name} for name in ("floor", "binomial")),
@@ -88,3 +89,9 @@ def test_a_bound_of_zero_on_the_entropy_unmasks_one_token_a_step(model):
     recorder.hook.remove()
     masked = [int((call["input_ids"] == MASK).sum()) for call in recorder.calls]
     assert masked == list(range(13, 0, -1))
+
+
+def test_scores_that_differ_by_rounding_are_ties_which_go_to_the_first_position():
+    scores = torch.tensor([[0.3, 0.5, 0.5 + 3e-7, 0.7, 0.5 - 2e-7, -torch.inf, 0.1]], dtype=torch.float64)
+    assert ranked(scores).tolist() == [[3, 1, 2, 4, 0, 6, 5]]
+    assert ranked(scores.flip(1)).tolist() == [[3, 2, 4, 5, 6, 0, 1]]

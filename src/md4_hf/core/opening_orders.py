@@ -3,7 +3,8 @@
 
 An order ranks the masked positions by a score. The most highly ranked ones are unmasked, as many as the time grid asks
 for (the quota); an adaptive order unmasks further ones where the predictions allow. Ties go to the position that comes
-first. Scores are computed in float64 from the denoiser's own probabilities mu, before temperature, top-p and top-k.
+first, and scores that differ by the rounding of float32 are ties (`ranked`). Scores are computed in float64 from the
+denoiser's own probabilities mu, before temperature, top-p and top-k.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 
 TINY = 1e-300
+TIE = 1e-6  # difference of scores up to which they are taken as equal
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class OpeningOrder:
         if self.temperature > 0.0:
             gumbel = -(-noise.clamp(min=TINY).log()).clamp(min=TINY).log()
             ranking = torch.where(scores == -math.inf, scores, scores / self.temperature + gumbel)
-        order = ranking.sort(dim=-1, descending=True, stable=True).indices
+        order = ranked(ranking)
         rank = torch.arange(order.shape[-1], device=order.device)
         taken = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, rank < quota[:, None])
         if self.is_adaptive:
@@ -175,10 +177,10 @@ class FactorOrder(ConfidenceOrder):
         check_number("factor", self.factor, 0.0, is_open=True)
 
     def _further(self, scores: Tensor, stable: Tensor | None) -> Tensor:
-        ordered = scores.sort(dim=-1, descending=True, stable=True)
+        order = ranked(scores)
         n = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
-        passes = (ordered.values >= 1.0 - self.factor / (n + 1)) | (n == 1)
-        return _prefix(passes, ordered.indices)
+        passes = (scores.gather(-1, order) >= 1.0 - self.factor / (n + 1)) | (n == 1)
+        return _prefix(passes, order)
 
 
 @dataclass(frozen=True)
@@ -200,10 +202,10 @@ class EntropyBoundOrder(EntropyOrder):
         check_number("entropy_bound", self.entropy_bound, 0.0)
 
     def _further(self, scores: Tensor, stable: Tensor | None) -> Tensor:
-        ordered = scores.sort(dim=-1, descending=True, stable=True)
-        entropy = -ordered.values
+        order = ranked(scores)
+        entropy = -scores.gather(-1, order)
         passes = (entropy.cumsum(dim=-1) - entropy <= self.entropy_bound).nan_to_num()  # inf - inf: not masked
-        return _prefix(passes, ordered.indices)
+        return _prefix(passes, order)
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,18 @@ def opening_quota(rule: str, num_masked: Tensor, probability: Tensor, noise: Ten
     expected = num_masked * probability
     # Products that are whole but for their last bits are taken as whole.
     return (expected - 1e-9).ceil().long() if rule == "ceil" else (expected + 1e-9).floor().long()
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """Positions `(rows, tokens)` from the highest score to the lowest; of ties, the first position first.
+
+    Neighbours in the sorted scores are ties if they differ by at most `TIE`. A network that sees nothing but masks may
+    predict alike everywhere, as with rotary positions: rounding, which depends on the batch, must not choose there.
+    """
+    ordered = scores.sort(dim=-1, descending=True, stable=True)
+    falls = ordered.values[..., :-1] - ordered.values[..., 1:] > TIE
+    group = torch.nn.functional.pad(falls.long().cumsum(dim=-1), (1, 0))
+    return torch.zeros_like(group).scatter(-1, ordered.indices, group).sort(dim=-1, stable=True).indices
 
 
 def _prefix(passes: Tensor, indices: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .opening_orders import check_number
+from .opening_orders import check_number, ranked
 from .schedules import MaskingSchedule, TokenPolynomialSchedule
 
 
@@ -251,7 +251,7 @@ class GibbsCorrector:
         Confidences and uniform noise in [0, 1) are `(rows, tokens)`.
         """
         rank_by = confidence if self.by_confidence else noise
-        order = rank_by.masked_fill(~may_change, torch.inf).argsort(dim=-1, stable=True)
+        order = ranked(-rank_by.masked_fill(~may_change, torch.inf))
         rank = torch.arange(order.shape[-1], device=order.device).expand_as(order)
         return torch.zeros_like(may_change).scatter(-1, order, rank < self.size) & may_change
 

@@ -36,10 +36,11 @@ test-oldest: $(OLDEST)/test.stamp  ## the quick tests on the oldest versions of 
 	@$(OLDEST)/bin/python $(PYTEST) $(ARGS)
 
 bench: $(VENV)/test.stamp  ## the benchmarks; results in benchmarks/results
-	@$(VENV_PYTHON) benchmarks/training_step.py --repeats 2 --growth --output benchmarks/results/training_step.md
+	@$(VENV_PYTHON) benchmarks/training_step.py --threads 1 --growth --output benchmarks/results/training_step.md
 	@$(VENV_PYTHON) benchmarks/head.py --output benchmarks/results/head.md
 	@$(VENV_PYTHON) benchmarks/packing.py --output benchmarks/results/packing.md
-	@$(VENV_PYTHON) benchmarks/sampling.py --repeats 1 --timed_steps 4 --growth --output benchmarks/results/sampling.md
+	@$(VENV_PYTHON) benchmarks/sampling.py --threads 1 --growth --output benchmarks/results/sampling.md
+	@$(VENV_PYTHON) benchmarks/evaluation.py --threads 1 --output benchmarks/results/evaluation.md
 	@$(VENV_PYTHON) benchmarks/digits.py --output benchmarks/results/digits.md
 
 style: $(VENV)/dev.stamp  ## format the code and fix what ruff can fix

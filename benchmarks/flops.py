@@ -9,7 +9,8 @@ from md4_hf import MD4Config
 def forward_flops(config: MD4Config, tokens: int, length: int, masked: int) -> float:
     """Operations of a forward pass over `tokens` in rows of this length: the head is needed at the masked ones."""
     hidden = config.hidden_size
-    per_token = 2 * (4 * hidden**2 + 3 * hidden * config.intermediate_size)
+    feed_forward = 2 if config.backbone == "ddit" else 3  # matrices: without, or with a gate
+    per_token = 2 * (4 * hidden**2 + feed_forward * hidden * config.intermediate_size)
     per_token += 4 * length * hidden  # attention
     return float(config.num_hidden_layers * tokens * per_token + 2 * masked * hidden * config.vocab_size)
 

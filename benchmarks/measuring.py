@@ -53,11 +53,20 @@ def paired_ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
-def matmul_peak(dtype: torch.dtype, device: torch.device = DEVICE) -> float:
+def clock_of(threads: int | None) -> Callable[[], float]:
+    """Clock for so many threads of the processor: of one, its own time, which other work does not disturb."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return time.process_time if torch.get_num_threads() == 1 and DEVICE.type == "cpu" else time.perf_counter
+
+
+def matmul_peak(
+    dtype: torch.dtype, device: torch.device = DEVICE, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Floating-point operations per second of a large matrix product, the best of several."""
     size = 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(12))
+    return 2 * size**3 / min(seconds(lambda: a @ b, clock) for _ in range(12))
 
 
 def has_fast_bf16() -> bool:

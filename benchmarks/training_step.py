@@ -1,28 +1,34 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""A training step against the official formulation: time, tokens per second, memory, share of the matmul peak.
+"""A training step against the official formulation and MDLM: time, tokens per second, memory, share of the matmul peak.
 
-python benchmarks/training_step.py --output benchmarks/results/training_step.md
+python benchmarks/training_step.py --threads 1 --output benchmarks/results/training_step.md
 
-The variants take turns in one process, at fixed stratified times; memory is measured in a process each.
+The variants take turns in one process, at fixed stratified times; memory is measured in a process each. The report is
+written again after each setting.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import shlex
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import torch
 from flops import training_flops
+from mdlm import mdlm_config, mdlm_loss
 from measuring import (
     DEVICE,
+    clock_of,
     has_fast_bf16,
     interleaved,
     log_axes,
@@ -31,17 +37,23 @@ from measuring import (
     paired_ratio,
     peak_memory,
     publish,
+    seconds,
     start_watching_memory,
 )
 from naive import genmd4_loss, md4_loss
 from tqdm import tqdm
 
-from md4_hf import MD4Config, MD4ForMaskedDiffusion
+from md4_hf import MD4Config, MD4ForMaskedDiffusion, MD4TrainingArguments
 from md4_hf.objective.noise import most_masked_tokens
+from md4_hf.training.compilation import compile_blocks
 
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+
+
+OFFICIAL, MDLM, OURS, COMPILED = "official", "MDLM", "md4_hf", "md4_hf, compiled"
+LABELS = {OFFICIAL: "official formulation", MDLM: "MDLM", OURS: "md4_hf"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ SETTINGS = {
     "A": Setting(28, 256, 384, 6, 6, 16),
     "B": Setting(50258, 256, 256, 4, 4, 4),
     "B16": Setting(50258, 256, 256, 4, 4, 16),
-    "C": Setting(50258, 1024, 768, 12, 12, 2),
+    "C": Setting(50258, 1024, 768, 12, 12, 1),
     "GenMD4": Setting(50258, 256, 256, 4, 4, 4, objective="genmd4"),
 }
 
@@ -89,16 +101,16 @@ SETTINGS = {
 class Step:
     """A whole training step of one variant: forward, backward and optimizer."""
 
-    def __init__(self, setting: Setting, variant: str, compiled: bool = False):
+    def __init__(self, setting: Setting, variant: str, clock: Callable[[], float] = time.perf_counter):
         torch.manual_seed(0)
-        self.setting, self.variant = setting, variant
-        self.model = MD4ForMaskedDiffusion(setting.config()).to(DEVICE).train()
+        self.setting, self.variant, self.clock = setting, variant, clock
+        config = setting.config()
+        self.model = MD4ForMaskedDiffusion(mdlm_config(config) if variant == MDLM else config).to(DEVICE).train()
         for parameter in self.model.parameters():  # a fresh network's head and gates are zero
             torch.nn.init.normal_(parameter, std=0.02)
-        self.network = torch.compile(self.model) if compiled else self.model
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=1e-5, fused=True if variant == "md4_hf" else None
-        )
+        self.network = compiled(self.model) if variant == COMPILED else self.model
+        is_ours = variant in (OURS, COMPILED)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True if is_ours else None)
         self.t = ((0.37 + torch.arange(setting.batch) / setting.batch) % 1.0).to(DEVICE)
         self.x0 = torch.randint(setting.vocab_size - 1, (setting.batch, setting.length), device=DEVICE)
         copies = (2,) if setting.objective == "genmd4" else ()
@@ -110,25 +122,20 @@ class Step:
         if setting.objective == "md4":
             schedule = self.model.masking_schedule
             self.bound = most_masked_tokens(schedule, None, setting.batch, setting.batch, setting.length)
+        self.without_optimizer: list[float] = []  # seconds of each call
 
     def loss(self) -> torch.Tensor:
         """The loss, under autocast if asked for."""
         dtype = getattr(torch, self.setting.dtype)
         with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
-            if self.variant == "md4_hf":
+            if self.variant in (OURS, COMPILED):
                 return self.network(self.xt, timesteps=self.t, labels=self.x0, max_masked=self.bound).loss
-            return {"md4": md4_loss, "genmd4": genmd4_loss}[self.setting.objective](
-                self.network, self.xt, self.x0, self.t
-            )
+            official = {"md4": md4_loss, "genmd4": genmd4_loss}[self.setting.objective]
+            return (mdlm_loss if self.variant == MDLM else official)(self.network, self.xt, self.x0, self.t)
 
     def __call__(self):
-        self.loss().backward()
+        self.without_optimizer.append(seconds(lambda: self.loss().backward(), self.clock))
         self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def gradients_only(self):
-        """The step without its optimizer."""
-        self.loss().backward()
         self.optimizer.zero_grad()
 
     def model_flops(self) -> float:
@@ -137,27 +144,43 @@ class Step:
         return training_flops(self.model.config, self.xt.numel(), self.setting.length, masked)
 
 
-def compare(setting: Setting, repeats: int, compiled: bool) -> dict[str, float]:
-    """Both variants in turn."""
-    steps = {name: Step(setting, name) for name in ("naive", "md4_hf")}
-    if compiled:
-        steps["compiled"] = Step(setting, "md4_hf", compiled=True)
-    peak = matmul_peak(getattr(torch, setting.dtype))
-    times = interleaved(steps, repeats)
-    without = interleaved({name: step.gradients_only for name, step in steps.items()}, repeats)
-    peak = max(peak, matmul_peak(getattr(torch, setting.dtype)))
-    best = "compiled" if compiled else "md4_hf"
-    median = {name: statistics.median(x) for name, x in times.items()}
-    return {
-        "naive_seconds": median["naive"],
-        "seconds": median["md4_hf"],
-        **({"compiled_seconds": median["compiled"]} if compiled else {}),
-        "ratio": paired_ratio(times, "naive", best),
-        "ratio_without_optimizer": paired_ratio(without, "naive", best),
-        "tokens_per_second": steps["md4_hf"].xt.numel() / median[best],
-        "utilisation": steps["md4_hf"].model_flops() / statistics.median(without[best]) / peak,
-        "peak_gflops": peak / 1e9,
-    }
+def compiled(model: MD4ForMaskedDiffusion) -> torch.nn.Module:
+    """Compile a model as MD4Trainer does with `--torch_compile true`: block by block on a processor."""
+    if DEVICE.type != "cpu":
+        return torch.compile(model)
+    compile_blocks(model, MD4TrainingArguments(use_cpu=True, torch_compile=True, report_to="none"))
+    return model
+
+
+def variants_of(setting: Setting) -> list[str]:
+    """Variants that a setting has: MDLM learns no schedule."""
+    return [OFFICIAL, *([MDLM] if setting.objective == "md4" else []), OURS, COMPILED]
+
+
+def compare(setting: Setting, repeats: int, clock: Callable[[], float], variants: list[str]) -> list[dict]:
+    """Figures of each variant, which take turns."""
+    steps = {name: Step(setting, name, clock) for name in variants}
+    peak = functools.partial(matmul_peak, getattr(torch, setting.dtype), clock=clock)
+    before = peak()
+    times = interleaved(steps, repeats, clock)
+    best_peak = max(before, peak())
+    rows = []
+    for name, step in steps.items():
+        elapsed, gradients = statistics.median(times[name]), statistics.median(step.without_optimizer[1:])
+        flops = step.model_flops()
+        rows.append(
+            {
+                "variant": name,
+                "seconds": elapsed,
+                "without_optimizer": gradients,
+                "slower": {ours: paired_ratio(times, name, ours) for ours in (OURS, COMPILED) if ours in times},
+                "tokens_per_second": step.x0.numel() / elapsed,
+                "utilisation": flops / elapsed / best_peak,
+                "utilisation_without_optimizer": flops / gradients / best_peak,
+                "peak_gflops": best_peak / 1e9,
+            }
+        )
+    return rows
 
 
 def memory_of_a_step(name: str, variant: str) -> int:
@@ -172,22 +195,21 @@ def memory_of_a_step(name: str, variant: str) -> int:
 
 
 def memory(name: str) -> dict[str, float]:
-    """Memory of both variants, each in a fresh process, in MiB."""
+    """Memory of the variants, each in a fresh process, in MiB."""
     result = {}
-    for variant in ("naive", "md4_hf"):
+    for variant in variants_of(SETTINGS[name])[:-1]:
         command = [sys.executable, __file__, "--memory_of", name, variant]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         result[variant] = json.loads(output.splitlines()[-1]) / 2**20
     return result
 
 
-def growth(settings: dict[int, Setting], repeats: int, label: str) -> dict[str, list[float]]:
-    """Seconds of a step of both variants, over settings."""
-    found: dict[str, list[float]] = {"x": list(settings), "naive": [], "md4_hf": []}
+def growth(settings: dict[int, Setting], clock: Callable[[], float], label: str) -> dict[str, list[float]]:
+    """Seconds of a step of the variants, over settings."""
+    found: dict[str, list[float]] = {"x": list(settings), **{name: [] for name in LABELS}}
     for setting in tqdm(settings.values(), desc=f"growth with {label}", leave=False):
-        row = compare(setting, repeats, compiled=False)
-        found["naive"].append(row["naive_seconds"])
-        found["md4_hf"].append(row["seconds"])
+        for row in compare(setting, 2, clock, list(LABELS)):
+            found[row["variant"]].append(row["seconds"])
     return found
 
 
@@ -195,72 +217,108 @@ def plot(curves: dict[str, dict[str, list[float]]], path: Path):
     """A panel for each thing that grows."""
     figure, axes = plt.subplots(1, len(curves), figsize=(5 * len(curves), 4), layout="constrained")
     for axis, (label, curve) in zip(axes, curves.items(), strict=True):
-        for variant, name in (("naive", "official formulation"), ("md4_hf", "md4_hf")):
+        for variant, name in LABELS.items():
             axis.plot(curve["x"], curve[variant], marker="o", label=name)
         axis.set(xlabel=label, ylabel="seconds per training step")
         log_axes(axis, curve["x"])
     figure.savefig(path, dpi=120)
 
 
-def report(args: argparse.Namespace) -> str:
-    """Measure, and write it up."""
-    dtypes = ["float32", *(["bfloat16"] if has_fast_bf16() else [])]
-    jobs = list(itertools.product(args.settings, dtypes))
-    rows = {
-        (name, dtype): compare(replace(SETTINGS[name], dtype=dtype), args.repeats, args.compile)
-        for name, dtype in tqdm(jobs, desc="settings")
-    }
-    lines = [
-        "# A training step against the official formulation",
+def opening(args: argparse.Namespace) -> list[str]:
+    """Lines before the tables."""
+    clock = "Processor time of one thread" if args.threads == 1 else "Wall time"
+    return [
+        "# A training step against the official formulation and MDLM",
         "",
         machine(),
         f"float32 products: {torch.get_float32_matmul_precision()!r} precision."
-        + ("" if len(dtypes) > 1 else " bf16 is left out: this processor emulates it."),
+        + ("" if has_fast_bf16() else " bf16 is left out: this processor emulates it."),
         "",
         "```bash",
         "python benchmarks/training_step.py " + shlex.join(sys.argv[1:]),
         "```",
         "",
-        "Both variants have the same network and weights; times are medians of "
-        f"{args.repeats} interleaved steps after one of warm-up, ratios medians of the pairs. The official formulation "
-        "has torch's default AdamW, md4_hf the fused one; the ratio without optimizer is of forward and backward only. "
-        "Utilisation: operations that loss and gradient need (the head at masked tokens) per second of forward and "
-        "backward, as a share of the fastest matrix product measured in the run.",
-        "",
-        "| setting | precision | official, s | md4_hf, s | times faster | without optimizer | tokens/s | utilisation |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "The official formulation has the network and the weights of md4_hf; MDLM has its own network (the DDiT "
+        "without a time input), torch's attention in one call, and log-probabilities of all positions. Compiled: as "
+        f"`--torch_compile true` does it. {clock}, medians of {args.repeats} interleaved steps after one of warm-up; "
+        "the columns of ratios are medians of those within a turn: how many times as long the variant takes as md4_hf "
+        "does, and as that does compiled. The others have torch's default AdamW, md4_hf the fused one. Utilisation: "
+        "operations that loss and gradient need (the head at masked tokens) per second of the step, and of forward "
+        "and backward alone, as a share of the fastest matrix product measured in the run.",
     ]
-    for (name, dtype), row in rows.items():
-        ours = row.get("compiled_seconds", row["seconds"])
-        lines.append(
-            f"| {name} | {dtype} | {row['naive_seconds']:.3f} | {ours:.3f} | **{row['ratio']:.2f}** | "
-            f"{row['ratio_without_optimizer']:.2f} | {row['tokens_per_second']:,.0f} | {row['utilisation']:.0%} of "
-            f"{row['peak_gflops']:,.0f} GFLOP/s |"
-        )
-    lines += ["", *(f"- {name}: {SETTINGS[name].describe()}" for name in args.settings), ""]
-    lines += ["| memory above weights, gradients and optimizer | official, MiB | md4_hf, MiB | share |"]
-    lines += ["| --- | --- | --- | --- |"]
-    used = {name: memory(name) for name in tqdm(args.settings, desc="memory")}
+
+
+def time_table(rows: dict[tuple[str, str], list[dict]]) -> list[str]:
+    """Lines of the table of times."""
+    lines = [
+        "",
+        "| setting | precision | variant | seconds | without optimizer | × md4_hf | × compiled | tokens/s | "
+        "utilisation | without optimizer |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (name, dtype), found in rows.items():
+        for row in found:
+            lines.append(
+                f"| {name} | {dtype} | {row['variant']} | {row['seconds']:.3f} | {row['without_optimizer']:.3f} | "
+                + "".join(f"**{ratio:.2f}** | " for ratio in row["slower"].values())
+                + f"{row['tokens_per_second']:,.0f} | {row['utilisation']:.0%} of {row['peak_gflops']:,.0f} GFLOP/s | "
+                f"{row['utilisation_without_optimizer']:.0%} |"
+            )
+    return [
+        *lines,
+        "",
+        *(f"- {name}: {SETTINGS[name].describe()}" for name in dict.fromkeys(name for name, _ in rows)),
+    ]
+
+
+def memory_table(used: dict[str, dict[str, float]]) -> list[str]:
+    """Lines of the table of memory."""
+    lines = ["", "| memory above weights, gradients and optimizer | official, MiB | MDLM, MiB | md4_hf, MiB | share |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
     for name, row in used.items():
-        share = row["md4_hf"] / row["naive"]
-        lines.append(f"| {name}, float32 | {row['naive']:,.0f} | {row['md4_hf']:,.0f} | 1/{1 / share:.1f} |")
-    if args.growth:
-        small = Setting(5000, 256, 256, 4, 4, 4)
-        curves = {
-            "length": growth({n: replace(small, length=n) for n in (64, 128, 256, 512, 1024)}, 2, "length"),
-            "vocabulary": growth(
-                {n: replace(small, vocab_size=n) for n in (28, 1000, 10_000, 50_258, 100_000)}, 2, "vocabulary"
-            ),
-        }
-        picture = Path(args.output or "training_step.md").with_suffix(".png")
-        plot(curves, picture)
-        lines += [
-            "",
-            f"![Seconds per step over length and vocabulary]({picture.name})",
-            "",
-            small.describe() + " where not varied.",
-        ]
-    return "\n".join(lines) + "\n"
+        mdlm = f"{row[MDLM]:,.0f}" if MDLM in row else "–"
+        share = f"1/{row[OFFICIAL] / row[OURS]:.1f} of the official"
+        lines.append(f"| {name}, float32 | {row[OFFICIAL]:,.0f} | {mdlm} | {row[OURS]:,.0f} | {share} |")
+    return lines
+
+
+def growth_section(args: argparse.Namespace, clock: Callable[[], float]) -> list[str]:
+    """Draw the growth with length and vocabulary, and show it."""
+    small = Setting(5000, 256, 256, 4, 4, 4)
+    lengths = {n: replace(small, length=n) for n in (64, 128, 256, 512, 1024)}
+    vocabularies = {n: replace(small, vocab_size=n) for n in (28, 1000, 10_000, 50_258, 100_000)}
+    curves = {
+        "length": growth(lengths, clock, "length"),
+        "vocabulary": growth(vocabularies, clock, "vocabulary"),
+    }
+    picture = Path(args.output or "training_step.md").with_suffix(".png")
+    plot(curves, picture)
+    return [
+        "",
+        f"![Seconds per step over length and vocabulary]({picture.name})",
+        "",
+        small.describe() + ", float32, where not varied.",
+    ]
+
+
+def measure(args: argparse.Namespace):
+    """Measure, and write the report anew after each setting."""
+    clock = clock_of(args.threads)
+    lines, rows, used = opening(args), {}, {}
+
+    def write(*more: str):
+        tables = [*(time_table(rows) if rows else []), *(memory_table(used) if used else [])]
+        publish("\n".join([*lines, *tables, *more]) + "\n", args.output)
+
+    for name, dtype in tqdm(list(itertools.product(args.settings, args.dtypes)), desc="settings"):
+        setting = replace(SETTINGS[name], dtype=dtype)
+        rows[name, dtype] = compare(setting, args.repeats, clock, variants_of(setting))
+        torch.compiler.reset()
+        if args.output is not None:
+            write()
+    for name in tqdm(args.settings, desc="memory"):
+        used[name] = memory(name)
+    write(*(growth_section(args, clock) if args.growth else []))
 
 
 def main():
@@ -268,7 +326,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="Also compile the network, and compare that.")
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], help="Where fast, both by default.")
+    parser.add_argument("--threads", type=int, help="Threads of the processor; with 1, processor time is measured.")
     parser.add_argument("--growth", action="store_true", help="Also plot the growth with length and vocabulary.")
     parser.add_argument("--output", help="Markdown file to write; printed if left out.")
     parser.add_argument("--memory_of", nargs=2, metavar=("SETTING", "VARIANT"), help=argparse.SUPPRESS)
@@ -276,7 +335,8 @@ def main():
     if args.memory_of is not None:
         print(json.dumps(memory_of_a_step(*args.memory_of)))
         return
-    publish(report(args), args.output)
+    args.dtypes = args.dtypes or ["float32", *(["bfloat16"] if has_fast_bf16() else [])]
+    measure(args)
 
 
 if __name__ == "__main__":

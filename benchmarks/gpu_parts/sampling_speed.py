@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from mdlm import CachedNetwork, cached_calls
 from naive import sampling_step
 from torch import Tensor
 
@@ -65,9 +66,11 @@ def compare(context: Context, batch: int) -> dict[str, Any]:
     affordable = max(1, int(steps * min(1.0, 0.7 * context.seconds_left / max(1e-9, 50 * trial))))
     steps = steps if context.tiny else affordable
     seconds, calls = draw(steps)
-    cached_calls = expected_calls(pipeline, batch, steps)
+    pipeline.scheduler.set_timesteps(steps)
+    length = pipeline.model.config.max_position_embeddings
+    mdlm_calls = cached_calls(pipeline.scheduler, batch, length, pipeline.mask_token_id)
     step_by_step = naive["whole step"] * steps
-    mdlm = naive["whole step"] * cached_calls + naive["draw"] * (steps - cached_calls)
+    mdlm = naive["whole step"] * mdlm_calls + naive["draw"] * (steps - mdlm_calls)
     return {
         "steps": steps,
         "seconds": seconds,
@@ -101,28 +104,12 @@ def naive_seconds_per_step(
     model, mask = pipeline.model, pipeline.mask_token_id
     sample = torch.full((batch, model.config.max_position_embeddings), mask, device=device)
     t = torch.tensor(0.5, device=device)
-    with torch.no_grad():
-        cached = model(sample, timesteps=t.expand(batch))
-
-    def replay(*args: Any, **kwargs: Any):
-        return cached
-
-    replay.config = model.config
+    cached = CachedNetwork(model)
     timed: dict[str, Callable[[], Tensor]] = {
         "whole step": lambda: sampling_step(model, sample, t, 0.01),
-        "draw": lambda: sampling_step(replay, sample, t, 0.01),
+        "draw": lambda: sampling_step(cached, sample, t, 0.01),
     }
     return {name: seconds_per_call(step, device, repeats, warm_up=1) for name, step in timed.items()}
-
-
-def expected_calls(pipeline: MaskedDiffusionPipeline, batch: int, steps: int) -> int:
-    """Steps after which something changed in a batch, so that MDLM's rule calls the network: 1, and one for each."""
-    pipeline.scheduler.set_timesteps(steps)
-    length, mask = pipeline.model.config.max_position_embeddings, pipeline.mask_token_id
-    plan = pipeline.scheduler.plan_openings(
-        torch.full((batch, length), mask), torch.Generator().manual_seed(0), first_step=0
-    )
-    return min(steps, 1 + len(plan.steps.unique()))
 
 
 def blocks(context: Context) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 
 TINY = 1e-300
 TIE = 1e-6  # difference of scores up to which they are taken as equal
+MIN_TEMPERATURE = 1e-100  # below, where quotients overflow, the highest score or most probable token is taken
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class OpeningOrder:
             stable: `(rows, tokens)` booleans of `keeps_predictions`: predictions that have stopped changing.
         """
         ranking = scores
-        if self.temperature > 0.0:
+        if self.temperature >= MIN_TEMPERATURE:
             gumbel = -(-noise.clamp(min=TINY).log()).clamp(min=TINY).log()
             ranking = torch.where(scores == -math.inf, scores, scores / self.temperature + gumbel)
         order = ranked(ranking)
@@ -203,9 +204,8 @@ class EntropyBoundOrder(EntropyOrder):
 
     def _further(self, scores: Tensor, stable: Tensor | None) -> Tensor:
         order = ranked(scores)
-        entropy = -scores.gather(-1, order)
-        passes = (entropy.cumsum(dim=-1) - entropy <= self.entropy_bound).nan_to_num()  # inf - inf: not masked
-        return _prefix(passes, order)
+        of_lower = torch.nn.functional.pad(-scores.gather(-1, order)[..., :-1], (1, 0)).cumsum(dim=-1)
+        return _prefix(of_lower <= self.entropy_bound, order)
 
 
 @dataclass(frozen=True)
@@ -249,29 +249,40 @@ QUOTAS = ("ceil", "floor", "binomial")
 
 
 def make_order(name: str, **options) -> OpeningOrder | None:
-    """Create the order of a name, with those of the options that it has; None for "random"."""
+    """Create the order of a name, with those of the options that it has; None for "random".
+
+    A ValueError for unknown names, and for options out of range, also of other orders.
+    """
     choices = [RANDOM, *ORDERS]
     if not (isinstance(name, str) and name in choices):
         raise ValueError(f"`order` must be one of {sorted(choices)}, got {name!r}.")
-    if name == RANDOM:
-        return None
-    cls = ORDERS[name]
-    return cls(**{key: value for key, value in options.items() if key in cls.__dataclass_fields__})
+    made = {key: cls(**fields_of(cls, options)) for key, cls in ORDERS.items()}
+    return made.get(name)
 
 
-def opening_quota(rule: str, num_masked: Tensor, probability: Tensor, noise: Tensor) -> Tensor:
+def fields_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that a dataclass has as fields."""
+    return {key: value for key, value in options.items() if key in cls.__dataclass_fields__}
+
+
+def opening_quota(rule: str, num_masked: Tensor, probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Number of positions to unmask in a step, of `num_masked` `(rows,)` with the step's probability r `(rows,)`.
 
     "ceil" and "floor" round num_masked * r: on an even grid "ceil" gives m // T tokens a step and one more in the first
     m % T steps (LLaDA), "floor" is Dream's rule. "binomial" draws the number that the ancestral sampler would unmask,
     by the uniform `noise` `(rows, tokens)`. With r = 1 all are unmasked.
+
+    Returns:
+        The numbers `(rows,)`, and uniform noise `(rows, tokens)` that does not depend on them.
     """
     if rule == "binomial":
-        place = torch.arange(noise.shape[-1], device=noise.device)
-        return ((noise < probability[:, None]) & (place < num_masked[:, None])).sum(dim=-1)
+        place, r = torch.arange(noise.shape[-1], device=noise.device), probability[:, None]
+        opens = noise < r
+        left = torch.where(opens, noise / r.clamp(min=TINY), (noise - r) / (1.0 - r).clamp(min=TINY))
+        return (opens & (place < num_masked[:, None])).sum(dim=-1), left
     expected = num_masked * probability
     # Products that are whole but for their last bits are taken as whole.
-    return (expected - 1e-9).ceil().long() if rule == "ceil" else (expected + 1e-9).floor().long()
+    return ((expected - 1e-9).ceil() if rule == "ceil" else (expected + 1e-9).floor()).long(), noise
 
 
 def ranked(scores: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ corrector, which leaves q(x_t) as it is. GenMD4's alpha depends on the token, an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .opening_orders import check_number, ranked
+from .opening_orders import check_number, fields_of, ranked
 from .schedules import MaskingSchedule, TokenPolynomialSchedule
 
 
@@ -30,10 +31,16 @@ class StepRates:
     Args:
         opens: Probability r that a masked position is unmasked.
         remasks: Probability sigma that a decided token is masked again.
+        by_confidence: Whether sigma is shared out among the decided tokens of a row, by their confidence.
     """
 
     opens: Tensor
     remasks: Tensor
+    by_confidence: bool = False
+
+    def at(self, steps: Tensor) -> StepRates:
+        """Probabilities of these steps `(n,)`, on their device."""
+        return StepRates(self.opens.to(steps.device)[steps], self.remasks.to(steps.device)[steps], self.by_confidence)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Remasking:
 
     name: ClassVar[str] = "none"
     by_confidence: ClassVar[bool] = False  # sigma is shared out among the tokens of a row
+    is_per_token: ClassVar[bool] = True  # also defined where alpha depends on the token
     eta: float = 0.0
 
     def __post_init__(self):
@@ -67,14 +75,20 @@ class Remasking:
         """Probabilities `(steps,)` of each step of a grid `(steps + 1,)`, with one schedule for all tokens."""
         alpha = self.alpha(schedule, grid)
         alpha_t, alpha_s = alpha[:-1], alpha[1:]
-        return rates_between(alpha_t, alpha_s, self._bounded_sigma(alpha_t, alpha_s, grid[:-1], grid[1:]))
+        sigma = self._bounded_sigma(alpha_t, alpha_s, grid[:-1], grid[1:])
+        return StepRates(rates_between(alpha_t, alpha_s, self._made_up_for(sigma)).opens, sigma, self.by_confidence)
 
     def token_rates(self, schedule: TokenPolynomialSchedule, t: Tensor, s: Tensor) -> StepRates:
         """Probabilities `(n, vocab)` of steps between times `(n,)` with GenMD4's schedules."""
         alpha_t, alpha_s = schedule.alpha(t).double(), schedule.alpha(s).double()
         sigma = self._bounded_sigma(alpha_t, alpha_s, t[:, None], s[:, None])
         opens = schedule.unmask_probabilities(t, s)  # exact where 1 - alpha loses digits
-        return StepRates((opens + gained_by(sigma, alpha_t)).clamp(0.0, 1.0), sigma)
+        opens = (opens + gained_by(self._made_up_for(sigma), alpha_t)).clamp(0.0, 1.0)
+        return StepRates(opens, sigma, self.by_confidence)
+
+    def _made_up_for(self, sigma: Tensor) -> Tensor:
+        """Probability of remasking for which more is unmasked: none if sigma is that of a row as one."""
+        return torch.zeros_like(sigma) if self.by_confidence else sigma
 
     def _bounded_sigma(self, alpha_t: Tensor, alpha_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
         sigma = torch.minimum(self.sigma(alpha_t, alpha_s, t, s), most_remasked(alpha_t, alpha_s))
@@ -109,8 +123,9 @@ class RescaleRemasking(Remasking):
 class ConfidenceRemasking(Remasking):
     """sigma = eta min(1, (1 - alpha_s) / alpha_t), times a softmax over the row of minus the confidences (ReMDM-conf).
 
-    The confidence of a token is the probability it had when it was drawn. Unlikely tokens are masked again more often;
-    sigma then depends on the state, so that the marginals are kept approximately only.
+    The confidence of a token is the probability mu it had when it was drawn, before temperature, top-p and top-k.
+    Unlikely tokens are masked again more often. A masked position has a share of 0, so that it is unmasked as by the
+    ancestral sampler: a heuristic, which leaves more masks than the forward process.
     """
 
     name: ClassVar[str] = "confidence"
@@ -135,6 +150,7 @@ class LoopRemasking(Remasking):
     """
 
     name: ClassVar[str] = "loop"
+    is_per_token: ClassVar[bool] = False
     eta: float = 0.02
     loop_start: float = 0.55
     loop_end: float = 0.05
@@ -165,10 +181,6 @@ class LoopRemasking(Remasking):
         """Times `(steps,)` at which the schedule has the alpha of the step, see `Remasking.times`."""
         return time_of_alpha(schedule, self.alpha(schedule, grid)[:-1])
 
-    def token_rates(self, schedule: TokenPolynomialSchedule, t: Tensor, s: Tensor) -> StepRates:
-        """A ValueError: the loop is defined by one alpha for all tokens."""
-        raise ValueError('`remasking="loop"` needs one schedule for all tokens, which GenMD4 does not have.')
-
 
 @dataclass(frozen=True)
 class FlowRemasking(Remasking):
@@ -192,13 +204,15 @@ REMASKINGS: dict[str, type[Remasking]] = {
 
 
 def make_remasking(name: str | None, **options) -> Remasking:
-    """Create the remasking of a name, with those of the options that it has and that are not None."""
-    if name is None:
-        return Remasking()
-    if not (isinstance(name, str) and name in REMASKINGS):
+    """Create the remasking of a name, with those of the options that it has and that are not None.
+
+    A ValueError for unknown names, and for options out of range, also of other remaskings.
+    """
+    if not (name is None or (isinstance(name, str) and name in REMASKINGS)):
         raise ValueError(f"`remasking` must be None or one of {sorted(REMASKINGS)}, got {name!r}.")
-    cls = REMASKINGS[name]
-    return cls(**{key: x for key, x in options.items() if key in cls.__dataclass_fields__ and x is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    made = {key: cls(**fields_of(cls, given)) for key, cls in REMASKINGS.items()}
+    return Remasking() if name is None else made[name]
 
 
 # Correctors -----------------------------------------------------------------------------------------------------------
@@ -216,6 +230,7 @@ class ForwardBackwardCorrector:
     """
 
     name: ClassVar[str] = "forward_backward"
+    by_confidence: ClassVar[bool] = False
     eta: float = 0.1
 
     def __post_init__(self):
@@ -242,7 +257,7 @@ class GibbsCorrector:
     by_confidence: bool = False
 
     def __post_init__(self):
-        if not (isinstance(self.size, int) and not isinstance(self.size, bool) and self.size >= 1):
+        if not (isinstance(self.size, Integral) and not isinstance(self.size, bool) and self.size >= 1):
             raise ValueError(f"`corrector_size` must be >= 1, got {self.size!r}.")
 
     def chosen(self, may_change: Tensor, confidence: Tensor, noise: Tensor) -> Tensor:
@@ -260,12 +275,11 @@ CORRECTORS = ("forward_backward", "gibbs", "informed")
 
 
 def make_corrector(name: str, eta: float, size: int) -> ForwardBackwardCorrector | GibbsCorrector:
-    """Create the corrector of a name."""
+    """Create the corrector of a name; a ValueError for unknown names, and for options out of range."""
     if not (isinstance(name, str) and name in CORRECTORS):
         raise ValueError(f"`corrector` must be one of {sorted(CORRECTORS)}, got {name!r}.")
-    if name == ForwardBackwardCorrector.name:
-        return ForwardBackwardCorrector(eta)
-    return GibbsCorrector(size, by_confidence=name == "informed")
+    by_rates, by_number = ForwardBackwardCorrector(eta), GibbsCorrector(size, by_confidence=name == "informed")
+    return by_rates if name == ForwardBackwardCorrector.name else by_number
 
 
 # Probabilities --------------------------------------------------------------------------------------------------------

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from .masked_diffusion import denoiser_probabilities, draw_categorical, top_k_logits, top_p_logits
-from .opening_orders import OpeningOrder
+from .opening_orders import MIN_TEMPERATURE, OpeningOrder
 
 
 # Number of float64 probabilities that exist at a time while tokens are drawn.
 PROBABILITIES_AT_A_TIME = 2**22
-MIN_TEMPERATURE = 1e-100  # below, where quotients overflow, the most probable token is taken
 
 
 class Drawn(NamedTuple):
@@ -48,6 +47,18 @@ class TokenDraw:
         """Distribution that tokens are drawn from, `(n, vocab)` float64."""
         return token_probabilities(logits, self.mask_token_id, self.temperature, self.top_p, self.top_k)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens are drawn from the denoiser's own probabilities."""
+        return self.temperature == 1.0 and self.top_p in (None, 1.0) and self.top_k is None
+
+    def belief(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Probabilities `(n,)` of tokens before temperature, top-p and top-k, float64; 0 of the mask."""
+        own = TokenDraw(self.mask_token_id)
+        return _in_parts(
+            logits, lambda mu, part: Drawn(tokens[part], mu.gather(-1, tokens[part][:, None]).squeeze(-1)), own
+        ).probs
+
     def tokens(self, mu: Tensor, uniform: Tensor, is_argmax: Tensor | None, part: slice | Tensor) -> Drawn:
         """Tokens from distributions `(n, vocab)` by uniform numbers `(n,)`, or the most probable where `is_argmax`."""
         if self.forced_tokens is not None:
@@ -65,8 +76,9 @@ class RowMemory:
 
     Args:
         fillable: `(rows, ...)` booleans: positions that were masked at some time, and are no part of the prompt.
-        confidence: `(rows, ...)` float64: probability that each decided token had when it was drawn, 1 of a prompt.
-        previous: `(rows, ..., vocab)` float32: last predictions where masked, NaN before; None if not needed.
+        confidence: `(rows, ...)` float64: probability that each decided token had when it was drawn, before
+            temperature, top-p and top-k; 1 of a prompt.
+        previous: `(rows, ..., vocab)` float32: predictions of the last step where masked, else NaN; None if not needed.
         num_close: `(rows, ...)`: number of comparisons in a row by which the prediction has not changed.
     """
 
@@ -83,6 +95,10 @@ class RowMemory:
     def after(self, committed: Tensor, probs: Tensor) -> RowMemory:
         """Memory after a step that has decided tokens at `committed` `(rows, ...)`, of these probabilities."""
         return replace(self, confidence=torch.where(committed, probs.double(), self.confidence))
+
+    def with_given(self, given: Tensor, masked: Tensor) -> RowMemory:
+        """Memory after others have put in tokens at `given`, which are kept, and have made `masked` what is masked."""
+        return replace(self, fillable=(self.fillable & ~given) | masked)
 
     def rows(self, rows: Tensor) -> RowMemory:
         """Copy of the memory of some rows."""
@@ -114,6 +130,8 @@ class StepPlan:
             Candidates decoded by arg max, while all others are drawn; `None` if there are none.
         remasked (`torch.BoolTensor` of shape `(batch, ...)`, *optional*): Decided tokens that the step masks again.
         memory (`RowMemory`, *optional*): What the step has to know of the steps before.
+        belief (`torch.FloatTensor` of shape `(batch, ...)`, *optional*):
+            Probabilities of the tokens decided before temperature, top-p and top-k, where a step has noted them.
     """
 
     candidates: torch.BoolTensor
@@ -121,6 +139,7 @@ class StepPlan:
     left_over: torch.BoolTensor | None = None
     remasked: torch.BoolTensor | None = None
     memory: RowMemory | None = None
+    belief: Tensor | None = None
 
     def rows(self, rows: Tensor) -> StepPlan:
         """Plan of some rows."""
@@ -134,7 +153,9 @@ class StepPlan:
 
     def remembered(self, committed: Tensor, probs: Tensor) -> RowMemory | None:
         """Memory after the step, which has decided tokens at `committed` `(batch, ...)` of these probabilities."""
-        return None if self.memory is None else self.memory.after(committed, probs)
+        if self.memory is None:
+            return None
+        return self.memory.after(committed, probs if self.belief is None else self.belief)
 
     def draw(self, logits: Tensor, how: TokenDraw) -> Drawn:
         """Decide the candidates, from their logits `(n, vocab)` in row-major order: here, all of them."""
@@ -221,8 +242,8 @@ class OrderedPlan(StepPlan):
 
     def remembered(self, committed: Tensor, probs: Tensor) -> RowMemory | None:
         """Memory after the step, see `StepPlan.remembered`; with the predictions that `draw` has noted."""
-        memory = self.memory if self.after is None else self.after
-        return None if memory is None else memory.after(committed, probs)
+        noted = self if self.after is None else replace(self, memory=self.after, after=None)
+        return StepPlan.remembered(noted, committed, probs)
 
     def _places(self) -> Tensor:
         """Place of each candidate in its row `(n,)`."""
@@ -241,15 +262,16 @@ class OrderedPlan(StepPlan):
     def _closeness(self, vocab_size: int) -> Callable[[Tensor, slice], None]:
         """Function of predictions and part that notes, in `after`, the predictions and which have not changed."""
         shape, device, where = self.candidates.shape, self.candidates.device, self.candidates.nonzero(as_tuple=True)
-        before, close = self.memory.previous, self.memory.num_close
-        before = torch.full((*shape, vocab_size), math.nan, device=device) if before is None else before.clone()
-        close = torch.zeros(shape, dtype=torch.long, device=device) if close is None else close.clone()
-        self.after = replace(self.memory, previous=before, num_close=close)
+        predicted = torch.full((*shape, vocab_size), math.nan, device=device)
+        close = torch.zeros(shape, dtype=torch.long, device=device)
+        before = predicted.clone() if self.memory.previous is None else self.memory.previous
+        close_before = close.clone() if self.memory.num_close is None else self.memory.num_close
+        self.after = replace(self.memory, previous=predicted, num_close=close)
 
         def note(mu: Tensor, part: slice):
             at = tuple(index[part] for index in where)
-            close[at] = torch.where(self.order.is_close(mu, before[at]), close[at] + 1, 0)
-            before[at] = mu.float()
+            close[at] = torch.where(self.order.is_close(mu, before[at]), close_before[at] + 1, 0)
+            predicted[at] = mu.float()
 
         return note
 

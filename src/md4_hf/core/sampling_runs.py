@@ -156,9 +156,9 @@ class SteppedRun:
             self.next_step[look.rows] = self.scheduler.caught_up(self.next_step[look.rows], masked, fillable)
 
     def replace(self, sample: Tensor, step: int):
-        """Go on from another sample, given after a step; its masks may be filled too."""
+        """Go on from another sample, given after a step: tokens put in are kept, and new masks open later."""
+        self.memory = self.memory.with_given(sample != self.sample, self._masked(sample))
         self.sample = sample.clone()
-        self.memory.fillable |= self._masked(self.sample)
 
     def _finish(self):
         """Take rows to the end whose masks are filled, unless their tokens may still change."""

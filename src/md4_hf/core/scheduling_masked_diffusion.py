@@ -163,7 +163,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         _check_choice("sampler", sampler, ("ancestral", "mean"))
         _check_choice("final_decode", final_decode, ("sample", "argmax"))
         _check_choice("quota", quota, QUOTAS)
-        if not (isinstance(corrector_steps, Integral) and corrector_steps >= 0):
+        if isinstance(corrector_steps, bool) or not (isinstance(corrector_steps, Integral) and corrector_steps >= 0):
             raise ValueError(f"`corrector_steps` must be an integer >= 0, got {corrector_steps!r}.")
         orders = {"threshold": threshold, "factor": factor, "entropy_bound": entropy_bound, "kl_bound": kl_bound}
         self.order_policy = make_order(order, temperature=order_temperature, **orders)
@@ -193,6 +193,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f'`order` must be "random" with the schedules of GenMD4, in which each token has its own time, got '
                 f"{self.config.order!r}."
+            )
+        if token_schedule is not None and not self.remasking.is_per_token:
+            raise ValueError(
+                "`remasking` must be None, or one that each token may have at its own time, with the schedules of "
+                f"GenMD4, got {self.config.remasking!r}."
             )
         self.token_schedule = token_schedule
 
@@ -291,7 +296,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """
         state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
         index = self._step_index(timestep, state.shape[0])
-        memory = self._own_memory(state, index) if memory is None else memory
+        memory = self._own_memory(state, is_start=bool((index == 0).all())) if memory is None else memory
         return self._plan(state, index.to(state.device), _uniform(state.shape, generator, state.device), memory)
 
     @torch.no_grad()
@@ -304,11 +309,14 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     ) -> StepPlan:
         """Draw the noise of a corrector step, at the time that the step from `timestep` has reached; see `plan_step`.
 
-        The denoiser has to see the mask at the candidates of the plan, which `sample` may not have.
+        The denoiser has to see the mask at the candidates of the plan, which `sample` may not have. A ValueError with
+        `corrector_steps=0`.
         """
+        if self.config.corrector_steps == 0:
+            raise ValueError("`corrector_steps` must be >= 1 in the scheduler's config for corrections, got 0.")
         state = sample.cpu() if sample.device.type == "mps" else sample
         index = self._step_index(timestep, state.shape[0])
-        memory = self._own_memory(state, index) if memory is None else memory
+        memory = self._own_memory(state, is_start=False) if memory is None else memory
         noise, index = _uniform(state.shape, generator, state.device), index.to(state.device)
         if isinstance(self.corrector, GibbsCorrector):
             may_change = memory.fillable & (state != self._mask_token_id())
@@ -327,13 +335,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if self.order_policy is not None:
             return self._plan_by_order(state, index, is_last, noise, memory)
         if self.token_schedule is None:
-            rates = self._rates()
-            rates = StepRates(rates.opens.to(index.device)[index], rates.remasks.to(index.device)[index])
+            rates = self._rates().at(index)
         else:
             grid = self._grid.to(index.device)
             steps, inverse = index.unique(return_inverse=True)
-            of_steps = self.remasking.token_rates(self.token_schedule, grid[steps], grid[steps + 1])
-            rates = StepRates(of_steps.opens[inverse], of_steps.remasks[inverse])
+            rates = self.remasking.token_rates(self.token_schedule, grid[steps], grid[steps + 1]).at(inverse)
         return self._plan_by_rates(state, rates, is_last, noise, memory)
 
     def _plan_by_rates(
@@ -362,7 +368,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             sigma = rates.remasks.gather(-1, state.flatten(1)).view_as(noise[..., 0])
         else:
             sigma = left_broadcast(rates.remasks, state.dim())
-        if self.remasking.by_confidence:
+        if rates.by_confidence:
             scores = (-memory.confidence).masked_fill(~may_change, -torch.inf).flatten(1)
             sigma = sigma * scores.softmax(dim=-1).nan_to_num().view_as(noise[..., 0])
         return may_change & (noise[..., 0] < sigma)
@@ -373,7 +379,8 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         masked = state == self._mask_token_id()
         count = masked.flatten(1).sum(dim=-1)
         opens = self._rates().opens.to(index.device)[index]
-        quota = opening_quota(self.config.quota, count, opens, noise[..., 0].flatten(1))
+        quota, left = opening_quota(self.config.quota, count, opens, noise[..., 0].flatten(1))
+        noise = torch.stack([left.view_as(noise[..., 0]), noise[..., 1]], dim=-1)
         if self.order_policy.is_adaptive:
             quota = quota.clamp(min=1)
         quota = torch.where(is_last, count, quota)
@@ -393,17 +400,22 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return self._remasks or self.config.corrector_steps > 0
 
     @property
+    def _ranks_by_confidence(self) -> bool:
+        """Whether decided tokens are ranked by the probabilities they had."""
+        return self.changes_decided_tokens and (self.remasking.by_confidence or self.corrector.by_confidence)
+
+    @property
     def _keeps_memory(self) -> bool:
         """Whether steps depend on those before them."""
         keeps = self.order_policy is not None and self.order_policy.keeps_predictions
         return self.changes_decided_tokens or keeps
 
-    def _own_memory(self, state: Tensor, index: Tensor) -> RowMemory | None:
+    def _own_memory(self, state: Tensor, is_start: bool) -> RowMemory | None:
         """Memory of a loop over `step`, new at the first step, of whose sample the tokens are the prompt."""
         if not self._keeps_memory:
             return None
         memory = self._memory
-        if memory is None or memory.fillable.shape != state.shape or (index == 0).all():
+        if memory is None or memory.fillable.shape != state.shape or is_start:
             self._memory = RowMemory.of_start(state == self._mask_token_id())
         return self._memory
 
@@ -464,11 +476,15 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         logits = _at_candidates(logits, plan.candidates, masked)
         candidates = sent(plan.candidates, state.device)
         forced = None if forced_tokens is None else forced_tokens.to(state.device)[candidates]
-        drawn = plan.draw(logits, TokenDraw(mask_token_id, temperature, top_p, top_k, forced))
+        how = TokenDraw(mask_token_id, temperature, top_p, top_k, forced)
+        drawn = plan.draw(logits, how)
 
         sampled_tokens = torch.full_like(state, mask_token_id).masked_scatter(candidates, drawn.tokens.to(state.dtype))
         sampled_probs = torch.zeros(state.shape, device=state.device).masked_scatter(candidates, drawn.probs.float())
         prev_sample, committed = torch.where(candidates, sampled_tokens, state), sampled_tokens != mask_token_id
+        if self._ranks_by_confidence and not how.is_plain:
+            belief = how.belief(logits, drawn.tokens).float()
+            plan.belief = torch.zeros_like(sampled_probs).masked_scatter(candidates, belief)
         remasked = torch.zeros_like(committed)
         if plan.remasked is not None:
             remasked = sent(plan.remasked, state.device)

@@ -48,29 +48,75 @@ class ToyWorld:
         return torch.tensor(list(itertools.product(range(self.vocab + 1), repeat=self.length)))
 
     def exact_chain(
-        self, logits_of, unmask_probabilities: Tensor, takes_step: bool = False, start: Tensor | None = None
+        self,
+        logits_of,
+        unmask_probabilities: Tensor,
+        takes_step: bool = False,
+        start: Tensor | None = None,
+        remasks: Tensor | None = None,
     ) -> Tensor:
         """Distribution over `sequences` at the end of the reverse chain, by enumeration.
 
-        `unmask_probabilities` holds one probability per step, or in GenMD4 one per step and token; `start` is the
-        distribution over `states` at the beginning, all masked by default.
+        `unmask_probabilities` holds one probability per step, or in GenMD4 one per step and token; so does `remasks`,
+        with the probabilities that a decided token is masked again (none by default). `start` is the distribution over
+        `states` at the beginning, all masked by default.
         """
         states = self.states()
         distribution = (states == self.mask).all(-1).double() if start is None else start
-        for step, probability in enumerate(unmask_probabilities):
+        remasks = torch.zeros_like(unmask_probabilities) if remasks is None else remasks
+        for step, (opens, sigma) in enumerate(zip(unmask_probabilities, remasks, strict=True)):
             logits = logits_of(states) if not takes_step else logits_of(states, step)
-            distribution = distribution @ self._kernel(states, logits, probability)
+            distribution = distribution @ self._kernel(states, logits, opens, sigma)
         done = (states != self.mask).all(-1)
         assert distribution[~done].sum() < 1e-12
         return distribution[done]
 
-    def _kernel(self, states: Tensor, logits: Tensor, probability: Tensor) -> Tensor:
-        """P(next state | state): each masked position moves by its table, each decided one stays."""
+    def _kernel(self, states: Tensor, logits: Tensor, probability: Tensor, sigma: Tensor) -> Tensor:
+        """P(next state | state): each masked position moves by its table, each decided one is masked or stays."""
         table_of = reverse_probabilities if probability.dim() == 0 else genmd4_reverse_probabilities
         table = table_of(logits, probability, self.mask)
         stay = torch.nn.functional.one_hot(states, self.vocab + 1).double()
-        table = torch.where((states == self.mask)[..., None], table, stay)
-        kernel = torch.ones(len(states), len(states), dtype=torch.float64)
+        sigma = sigma.expand(self.vocab + 1)[states][..., None]
+        masked_again = torch.nn.functional.one_hot(torch.tensor(self.mask), self.vocab + 1)
+        table = torch.where((states == self.mask)[..., None], table, (1.0 - sigma) * stay + sigma * masked_again)
+        return self._product(table)
+
+    def _product(self, table: Tensor) -> Tensor:
+        """P(next state | row of the table), from probabilities `(rows, length, vocab + 1)` of each position."""
+        states, kernel = self.states(), torch.ones(len(table), 1, dtype=torch.float64)
         for position in range(self.length):
             kernel = kernel * table[:, position][:, states[:, position]]
         return kernel
+
+    # With all tokens under the masks drawn together, x0 ~ p(x0 | x_t), as no denoiser does ---------------------------
+
+    def noised(self, alpha: Tensor) -> Tensor:
+        """q(x_t | x_0) `(sequences, states)`; `alpha` is one number, or one for each token and the mask."""
+        alpha = alpha.expand(self.vocab + 1)[self.sequences][..., None]
+        kept = torch.nn.functional.one_hot(self.sequences, self.vocab + 1).double()
+        masked = torch.nn.functional.one_hot(torch.tensor(self.mask), self.vocab + 1)
+        return self._product(alpha * kept + (1.0 - alpha) * masked)
+
+    def marginal(self, alpha: Tensor) -> Tensor:
+        """q(x_t) over `states`."""
+        return self.probability @ self.noised(alpha)
+
+    def joint_step(self, alpha: Tensor, opens: Tensor, sigma: Tensor) -> Tensor:
+        """Distribution over `states` after a step from q(x_t) that draws x0 ~ p(x0 | x_t) and moves each position.
+
+        A masked position becomes that of x0 with its probability `opens`, a decided one the mask with `sigma`.
+        """
+        states, noised = self.states(), self.probability[:, None] * self.noised(alpha)
+        opens, sigma = (x.expand(self.vocab + 1)[self.sequences][..., None] for x in (opens, sigma))
+        token = torch.nn.functional.one_hot(self.sequences, self.vocab + 1).double()
+        mask = torch.nn.functional.one_hot(torch.tensor(self.mask), self.vocab + 1)
+        result = torch.zeros(len(states), dtype=torch.float64)
+        for state, weights in zip(states, noised.T, strict=True):
+            opened = opens * token + (1.0 - opens) * mask
+            kept = (1.0 - sigma) * torch.nn.functional.one_hot(state, self.vocab + 1) + sigma * mask
+            result += weights @ self._product(torch.where((state == self.mask)[:, None], opened, kept))
+        return result
+
+    def index(self, states: Tensor) -> Tensor:
+        """Place of each state in `states`."""
+        return (states * (self.vocab + 1) ** torch.arange(self.length - 1, -1, -1)).sum(-1)

@@ -10,7 +10,7 @@ denoiser's own probabilities mu, before temperature, top-p and top-k.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -260,9 +260,10 @@ def make_order(name: str, **options) -> OpeningOrder | None:
     return made.get(name)
 
 
-def fields_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
+def fields_of(cls: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that a dataclass has as fields."""
-    return {key: value for key, value in options.items() if key in cls.__dataclass_fields__}
+    names = {field.name for field in fields(cls)}
+    return {key: value for key, value in options.items() if key in names}
 
 
 def opening_quota(rule: str, num_masked: Tensor, probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -231,6 +231,7 @@ class ForwardBackwardCorrector:
 
     name: ClassVar[str] = "forward_backward"
     by_confidence: ClassVar[bool] = False
+    is_per_token: ClassVar[bool] = True
     eta: float = 0.1
 
     def __post_init__(self):
@@ -246,6 +247,8 @@ class ForwardBackwardCorrector:
 class GibbsCorrector:
     """Mask a number of decided tokens and draw them anew (k-Gibbs, arXiv:2407.21243).
 
+    Not with GenMD4, where the denoiser predicts tokens that are masked at this time, and others are decided by it.
+
     Args:
         size: Number of tokens of each row, >= 1.
         by_confidence: Whether the tokens that were least probable when they were drawn are taken (the informed
@@ -253,6 +256,7 @@ class GibbsCorrector:
             invariant).
     """
 
+    is_per_token: ClassVar[bool] = False
     size: int = 1
     by_confidence: bool = False
 

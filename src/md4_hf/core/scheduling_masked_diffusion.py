@@ -194,11 +194,13 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 f'`order` must be "random" with the schedules of GenMD4, in which each token has its own time, got '
                 f"{self.config.order!r}."
             )
-        if token_schedule is not None and not self.remasking.is_per_token:
-            raise ValueError(
-                "`remasking` must be None, or one that each token may have at its own time, with the schedules of "
-                f"GenMD4, got {self.config.remasking!r}."
-            )
+        of_corrector = self.config.corrector_steps == 0 or self.corrector.is_per_token
+        for name, is_defined in (("remasking", self.remasking.is_per_token), ("corrector", of_corrector)):
+            if token_schedule is not None and not is_defined:
+                raise ValueError(
+                    f"`{name}` must be one for tokens that each have their own time with the schedules of GenMD4, got "
+                    f"{self.config[name]!r}."
+                )
         self.token_schedule = token_schedule
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):

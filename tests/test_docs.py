@@ -73,6 +73,7 @@ SHORTER = {
     "sample": "--num_inference_steps 4",
     "infill": "--num_inference_steps 4",
     "score": "--num_samples 4",
+    "frontier": "--num_samples 2 --steps 2 4 --temperatures 1",
 }
 
 

@@ -28,9 +28,9 @@ from md4_hf import (
 )
 from md4_hf.cli import main
 from md4_hf.cli.draw import Sampling
+from md4_hf.cli.kept_samples import drawn_rows
 from md4_hf.cli.options import SamplerArguments
 from md4_hf.cli.sample_files import print_texts, read_printed_texts, unfinished
-from md4_hf.cli.score import drawn_rows
 from md4_hf.evaluation.images import load_inception
 from md4_hf.evaluation.sample_statistics import token_statistics
 from md4_hf.evaluation.samples import check_same_tokens

@@ -138,6 +138,18 @@ COMMANDS: dict[str, Command] = {
         defaults={"num_samples": None, "seed": options.SCORED_SEED},
         stands_for={"model": "model_or_file", "samples": "model_or_file"},
     ),
+    "frontier": Command(
+        "frontier.frontier",
+        "compare samplers: perplexity under a causal model, entropy, network calls",
+        "Draw samples by every sampler, number of network calls and temperature, and write as JSON, as Markdown and as "
+        "a plot their perplexity under a causal language model with the entropy of their tokens, different n-grams, "
+        "repetitions, calls and seconds. With --references real text stands beside them, and MAUVE where mauve-text is "
+        "installed. The same command goes on with a sweep that was interrupted.",
+        (options.FrontierArguments, options.JudgeArguments),
+        MODEL,
+        defaults={"batch_size": 32},
+        needed=(("judge", "config"),),
+    ),
     "infill": Command(
         "sample.infill",
         "fill the gaps of a text or an image and keep the rest of it",

@@ -54,8 +54,11 @@ class Sampling:
         """Number of samples."""
         return len(self.sources) * self.options.num_samples
 
-    def recipe(self) -> dict[str, Any]:
-        """Everything that determines a sample besides its index: equal recipes draw equal samples."""
+    def recipe(self, weights: str | None = None) -> dict[str, Any]:
+        """Everything that determines a sample besides its index: equal recipes draw equal samples.
+
+        `weights` is the digest of the model's weights, if it is known.
+        """
         pipeline, options = self.pipeline, self.options
         recipe = {**self.arguments, "seed": options.seed, "class_labels": options.class_labels}
         if len(self.sources) > 1:  # then one comes after the other
@@ -66,7 +69,7 @@ class Sampling:
         if not pipeline.model.config.is_causal:
             recipe["num_inference_steps"] = options.num_inference_steps or scheduler.num_inference_steps
         recipe["scheduler"] = {name: value for name, value in scheduler.items() if not name.startswith("_")}
-        recipe |= {"dtype": str(pipeline.model.dtype), "weights_sha256": weights_sha256(pipeline.model)}
+        recipe |= {"dtype": str(pipeline.model.dtype), "weights_sha256": weights or weights_sha256(pipeline.model)}
         return json.loads(json.dumps(recipe))
 
     def rows(self, indices: range) -> list[Row]:
@@ -101,28 +104,35 @@ class Sampling:
         return rows
 
 
-def draw(sampling: Sampling, sink: Sink, batch_size: int, processes: Processes | None = None, quiet: bool = False):
+def draw(
+    sampling: Sampling,
+    sink: Sink,
+    batch_size: int,
+    processes: Processes | None = None,
+    quiet: bool = False,
+    bar: tqdm | None = None,
+):
     """Draw the samples that a sink does not have yet, in rounds of a batch for each process; all have to call it.
 
-    Only the sink of the first process takes them. An interruption is raised again, with words on what is kept.
+    Only the sink of the first process takes them. A `bar` that is given counts them in place of one of their own. An
+    interruption is raised again, with words on what is kept.
     """
     processes = processes or Processes()
     is_first = processes.process_index == 0
     num_kept, total = on_first_process(processes, lambda: sink.num_rows), sampling.total
     per_round = batch_size * processes.world_size
     sampling.pipeline.set_progress_bar_config(desc="Steps", leave=False, disable=quiet or not is_first)
-    is_shown = is_first and not quiet and total - num_kept > per_round
+    is_shown = bar is None and is_first and not quiet and total - num_kept > per_round
+    count = {"total": total, "initial": min(num_kept, total)}
     try:
-        with tqdm(
-            total=total, initial=min(num_kept, total), desc="Sampling", unit=" samples", disable=not is_shown
-        ) as bar:
+        with tqdm(**count, desc="Sampling", unit=" samples", disable=not is_shown) as own_bar:
             for start in range(num_kept, total, per_round):
                 first = start + processes.process_index * batch_size
                 own = sampling.rows(range(first, min(first + batch_size, total)))
                 rows = [row for part in gather(own, processes.world_size) for row in part]
                 if is_first:
                     sink.add(rows)
-                bar.update(len(rows))
+                (own_bar if bar is None else bar).update(len(rows))
         if is_first:
             sink.finish()
     except KeyboardInterrupt:

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""The causal language model that `md4 score` measures samples under."""
+"""The causal language model that `md4 score` and `md4 frontier` measure samples under."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ from ..core.text_encoding import encode_texts
 from ..evaluation.samples import generative_perplexity, generative_perplexity_of_ids
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.hub_access import from_hub
-from .options import ScoreArguments
+from .options import JudgeArguments
 from .text_samples import TextSamples
+
+
+class NothingToScore(ValueError):
+    """No sample has the two tokens of which a perplexity is made."""
 
 
 class Judge(NamedTuple):
@@ -30,7 +34,7 @@ class Judge(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_judge(options: ScoreArguments) -> Judge | None:
+def load_judge(options: JudgeArguments) -> Judge | None:
     """The judge, None if there is none.
 
     Raises:
@@ -80,16 +84,21 @@ def commit(model: PreTrainedModel) -> str | None:
 
 
 def perplexity(
-    samples: TextSamples, tokenizer: PreTrainedTokenizerBase | None, judge: Judge, options: ScoreArguments
+    samples: TextSamples, tokenizer: PreTrainedTokenizerBase | None, judge: Judge, options: JudgeArguments
 ) -> dict[str, Any]:
-    """Figures of `generative_perplexity`; samples of fewer than two tokens have none, and are counted."""
+    """Figures of `generative_perplexity`; samples of fewer than two tokens have none, and are counted.
+
+    Raises:
+        NothingToScore: If all are so short.
+        ValueError: If the samples' own tokens are to be scored and are not known.
+    """
     settings = {"batch_size": options.batch_size, "max_length": options.max_length, "add_bos": options.add_bos}
     if not options.retokenise and (samples.ids is None or tokenizer is None):
         raise ValueError("`retokenise` must be true for samples without `input_ids` and a `tokenizer`, got false.")
     rows = encode_texts(judge.tokenizer, samples.texts) if options.retokenise else samples.ids
     scored = [place for place, row in enumerate(rows) if len(row) >= 2]
     if not scored:
-        raise ValueError("`model_or_file` must give samples of at least two tokens of the judge, got none.")
+        raise NothingToScore("`model_or_file` must give samples of at least two tokens of the judge, got none.")
     if options.retokenise:
         texts = [samples.texts[place] for place in scored]
         measures = generative_perplexity(texts, *judge, progress=True, **settings)

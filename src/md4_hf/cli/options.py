@@ -1,6 +1,6 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Options of the commands that use a trained model: evaluate, suite, sample, infill, score, schedules and
-export; and of convert."""
+"""Options of the commands that use a trained model: evaluate, suite, sample, infill, score, frontier,
+schedules and export; and of convert."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from ..utils.options import check_at_least, check_left_out, option
 
 
 SCORED_SAMPLES, SCORED_SEED = 64, 0  # of a model, unless others are asked for
+COMPARED_SAMPLERS, COMPARED_STEPS = ("random", "confidence", "entropy_bound", "remasking=cap"), (16, 64, 256)
+OF_THE_JUDGE = ("judge_revision", "retokenise", "add_bos", "max_length")
+OF_REFERENCES = ("references_config", "references_split", "references_revision", "text_column")
 PRECISIONS = ("float32", "bfloat16", "float16")
 SMALL_IMAGE = 64  # pixels of the side of an image that is enlarged to be looked at
 # Those of `hub.convert`.
@@ -174,8 +177,8 @@ class ImageArguments:
 
 
 @dataclass
-class ScoreArguments:
-    """Measures of samples, and real data to compare them with."""
+class JudgeArguments:
+    """Measures of samples under a causal language model, and real data to compare them with."""
 
     _argument_group_name = "scores"
 
@@ -191,18 +194,36 @@ class ScoreArguments:
     )
     max_length: int | None = option("Tokens of the judge that are scored; as many as it takes by default.")
     batch_size: int = option("Samples at a time.", default=16)
-    tokenizer: str | None = option("Tokenizer of the samples of a file; of a model, its own.")
     references: str | None = option("Real text or images to measure beside the samples: a file, a folder, a Hub id.")
     references_config: str | None = option("Configuration of the references' data set.")
     references_split: str = option('Split of the references, or a slice, "train[:1%%]".', default="train")
     references_revision: str | None = option("Branch, tag or commit of the references on the Hub.")
     text_column: str = option("Column of the references that holds the text.", default="text")
-    output_file: str | None = option("Also write scores and recipe to this JSON file.")
-    samples_file: str | None = option("Keep the samples in this .jsonl file; the ones in it are not drawn again.")
 
     def __post_init__(self):
         check_at_least(self, 1, "batch_size")
         check_at_least(self, 2, "max_length")
+        if self.judge is None:
+            check_left_out(self, OF_THE_JUDGE, "without a `judge`")
+        if self.references is None:
+            check_left_out(self, OF_REFERENCES, "without `references`")
+
+    def reference_options(self) -> dict[str, Any]:
+        """Part of the references' data set, and the name of its option, as arguments of its loader."""
+        names = ("config", "split", "revision")
+        return {"argument": "references", **{name: getattr(self, f"references_{name}") for name in names}}
+
+
+@dataclass
+class ScoreArguments(JudgeArguments):
+    """Measures of samples, and the files of samples and scores."""
+
+    tokenizer: str | None = option("Tokenizer of the samples of a file; of a model, its own.")
+    output_file: str | None = option("Also write scores and recipe to this JSON file.")
+    samples_file: str | None = option("Keep the samples in this .jsonl file; the ones in it are not drawn again.")
+
+    def __post_init__(self):
+        super().__post_init__()
         for name in ("output_file", "samples_file"):
             value = getattr(self, name)
             if value is not None and (Path(value).is_dir() or not Path(value).absolute().parent.is_dir()):
@@ -210,10 +231,43 @@ class ScoreArguments:
         if self.samples_file is not None and Path(self.samples_file).suffix != ".jsonl":
             raise ValueError(f"`samples_file` must end in .jsonl, got {self.samples_file}.")
 
-    def reference_options(self) -> dict[str, Any]:
-        """Part of the references' data set, and the name of its option, as arguments of its loader."""
-        names = ("config", "split", "revision")
-        return {"argument": "references", **{name: getattr(self, f"references_{name}") for name in names}}
+
+@dataclass
+class FrontierArguments:
+    """Samplers to compare, and the folder of their samples and figures."""
+
+    _argument_group_name = "frontier"
+
+    samplers: list[str] | None = option(
+        "Samplers, each an order or an entry of the scheduler's configuration, with more entries after a colon, as in "
+        "confidence, entropy_bound:entropy_bound=0.5, remasking=cap:eta=0.02 or "
+        "corrector=informed:corrector_steps=1,corrector_size=8; one with temperature=... has no others. The first is "
+        f"compared with at equal entropy. (default: {' '.join(COMPARED_SAMPLERS)})"
+    )
+    steps: list[int] | None = option(
+        "Network calls of a sample at most: the steps of the time grid or, with n corrector steps after each, an "
+        f"(n+1)-th of that. (default: {' '.join(map(str, COMPARED_STEPS))})"
+    )
+    temperatures: list[float] | None = option("Temperatures of each sampler. (default: 1)")
+    num_samples: int = option("Samples of each setting.", default=64)
+    length: int | None = option("Tokens; the model's length by default.")
+    seed: int = option("Seed of the samples.", default=SCORED_SEED)
+    device: str | None = option("Device; an accelerator if there is one.")
+    dtype: str | None = option("Precision of the weights; that of the files by default.", choices=[*PRECISIONS])
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    output_dir: str | None = option(
+        "Folder for frontier.json, .md and .png, and for the samples and figures of each setting, from which the same "
+        "command goes on; if left out, `frontier` in a local model's folder, else runs/frontier/NAME."
+    )
+
+    def __post_init__(self):
+        check_at_least(self, 1, "num_samples")
+        defaults = {"samplers": [*COMPARED_SAMPLERS], "steps": [*COMPARED_STEPS], "temperatures": [1.0]}
+        for name, values in defaults.items():
+            setattr(self, name, getattr(self, name) or values)
+        if min(self.steps) < 1:
+            raise ValueError(f"`steps` must be >= 1, got {min(self.steps)}.")
 
 
 # Other commands -------------------------------------------------------------------------------------------------------

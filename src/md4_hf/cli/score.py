@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,17 @@ from ..objective.figures import Figure
 from ..utils.files import write_whole
 from ..utils.hardware import choose_device
 from ..utils.options import check_left_out
-from .draw import Sampling, draw
+from .draw import Sampling
 from .images import check_no_images
 from .judge import Judge, commit, judge_recipe, load_judge, perplexity
-from .options import SCORED_SAMPLES, SCORED_SEED, SamplerArguments, ScoreArguments
-from .sample_files import Memory, Row, SampleFile, check_recipe, printed, read_rows, write_json_lines
+from .kept_samples import drawn_rows
+from .options import OF_THE_JUDGE, SCORED_SAMPLES, SCORED_SEED, JudgeArguments, SamplerArguments, ScoreArguments
+from .sample_files import Row, printed
 from .text_samples import TextSamples, is_samples_file, read_samples
 
 
 Draw = Callable[[], list[Row]]
 
-OF_THE_JUDGE = ("judge_revision", "retokenise", "add_bos", "max_length")
-OF_REFERENCES = ("references_config", "references_split", "references_revision", "text_column")
 PROBE = "the quick brown fox jumps over the lazy dog"
 OWN_TOKENS, JUDGE_TOKENS = "own tokens", "judge's tokens"
 # Where a figure is in the measures of a set of samples, and what the table calls it.
@@ -67,10 +66,6 @@ def score(
     options: ScoreArguments, sampler: SamplerArguments, image_args: ImageDataArguments, rest: argparse.Namespace
 ):
     """Measure samples: their statistics, their perplexity under a causal model, or the FID of images."""
-    if options.judge is None:
-        check_left_out(options, OF_THE_JUDGE, "without a `judge`")
-    if options.references is None:
-        check_left_out(options, OF_REFERENCES, "without `references`")
     score_source = score_file if is_samples_file(rest.model_or_file) else score_model
     scores, recipe, number = score_source(rest.model_or_file, options, sampler, image_args)
     if options.output_file is not None:
@@ -122,39 +117,6 @@ def score_model(
     return scores, {"num_samples": sampler.num_samples, **recipe, **facts}, number
 
 
-def drawn_rows(sampling: Sampling, recipe: dict[str, Any], batch_size: int, path: Path | None) -> list[Row]:
-    """The samples of `md4 sample` with the same options, which are kept in a file with their recipe if there is one.
-
-    Samples of the same recipe that are in the file are not drawn again; a ValueError for those of another.
-    """
-    if path is None:
-        memory = Memory()
-        draw(sampling, memory, batch_size)
-        return memory.rows
-
-    def write(rows: Iterable[Row], path: Path):
-        write_json_lines(({**row, "recipe": recipe} for row in rows), path)
-
-    kept = kept_rows(path, recipe)
-    if len(kept) < sampling.total:
-        file = SampleFile(path, recipe, sampling.total, write, "samples_file")
-        if len(kept) > file.num_rows:
-            file.begin_with([{name: value for name, value in row.items() if name != "recipe"} for row in kept])
-        draw(sampling, file, batch_size)
-        kept = read_rows(path)
-    return kept[: sampling.total]
-
-
-def kept_rows(path: Path, recipe: dict[str, Any]) -> list[Row]:
-    """The samples of a file, none if it is not there; a ValueError for those of another recipe."""
-    rows = read_rows(path) if path.is_file() else []
-    for index, row in enumerate(rows):
-        if row.get("index") != index or "ids" not in row:
-            raise ValueError(f"`samples_file` must be a file of this version of `md4 score`, got another one: {path}.")
-        check_recipe(path, row.get("recipe"), recipe, "samples_file")
-    return rows
-
-
 def score_drawn_texts(
     source: str, pipeline, draw: Draw, options: ScoreArguments, image_args: ImageDataArguments
 ) -> tuple[dict, dict, int]:
@@ -177,7 +139,7 @@ def score_texts(
     documents: Dataset | None,
     tokenizer: PreTrainedTokenizerBase | None,
     judge: Judge | None,
-    options: ScoreArguments,
+    options: JudgeArguments,
     on: torch.device | str,
 ) -> dict[str, dict[str, Any]]:
     """Measures of samples, and of references if there are any."""
@@ -197,7 +159,7 @@ def score_texts(
 
 
 def measure_texts(
-    samples: TextSamples, tokenizer: PreTrainedTokenizerBase | None, judge: Judge | None, options: ScoreArguments
+    samples: TextSamples, tokenizer: PreTrainedTokenizerBase | None, judge: Judge | None, options: JudgeArguments
 ) -> dict[str, Any]:
     """All measures of one set of texts; n-grams are of their own tokens, or of the judge's if those are not known."""
     measures = {} if judge is None else {"judge": perplexity(samples, tokenizer, judge, options)}
@@ -207,7 +169,7 @@ def measure_texts(
     return {**measures, "tokens": {"are": kind, **token_statistics(ids)}}
 
 
-def load_references(options: ScoreArguments) -> Dataset | None:
+def load_references(options: JudgeArguments) -> Dataset | None:
     """The documents of real text, None if there are none to compare with."""
     if options.references is None:
         return None

@@ -201,8 +201,8 @@ def _write_results(run: SuiteRun, results: list[TaskResult]):
     write_whole(path.with_suffix(".md"), results_markdown(together, facts["model"], facts["estimate"]))
 
 
-def results_folder(output_dir: str | None, model: str) -> Path:
-    """Folder for the results of a model."""
+def results_folder(output_dir: str | None, model: str, name: str = "evaluation") -> Path:
+    """Folder for results of this name of a model."""
     if output_dir is not None:
         return Path(output_dir)
-    return Path(model, "evaluation") if Path(model).is_dir() else Path("runs/evaluation", model.replace("/", "--"))
+    return Path(model, name) if Path(model).is_dir() else Path("runs", name, model.replace("/", "--"))

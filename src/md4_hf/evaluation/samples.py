@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures of samples that need a model, their perplexity under a causal language model; and the checks of bounds."""
+"""Measures of samples that need a model, perplexity and MAUVE under a causal language model; and checks of bounds."""
 
 from __future__ import annotations
 
@@ -107,6 +107,46 @@ def generative_perplexity_of_ids(
     _check_lengths("sequences", rows)
     check_same_tokens(rows, tokenizer, sample_tokenizer)
     return _perplexity_of_rows(rows, model, tokenizer, batch_size, max_length, add_bos, progress)
+
+
+@torch.no_grad()
+def mauve(
+    texts: Sequence[str],
+    references: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 8,
+    max_length: int | None = None,
+) -> float:
+    """MAUVE of texts and real ones (arXiv:2102.01454), from the states of a causal language model at the last token.
+
+    The value depends on that model and on the number of texts, from which follows that of the clusters: compare as many
+    texts under one model, hundreds or more.
+
+    Args:
+        texts, references: The samples, and real texts, best as many of the same length. Empty ones are left out.
+
+    The other arguments are those of `generative_perplexity`.
+
+    Returns:
+        A number in (0, 1], 1 for equal distributions.
+
+    Raises:
+        ImportError: Without mauve-text.
+        ValueError: For a number that is too small, or a `max_length` that is more than the model takes.
+    """
+    _check_numbers(batch_size, max_length)
+    try:
+        from mauve import compute_mauve
+    except ImportError as error:
+        raise ImportError("MAUVE needs mauve-text: pip install mauve-text faiss-cpu") from error
+    of_both = []
+    for given in (references, texts):
+        ids = [row for row in encode_texts(tokenizer, given) if row]
+        of_both.append(_last_states(ids, model, tokenizer, batch_size, max_length).numpy())
+    real, drawn = of_both
+    return float(compute_mauve(p_features=real, q_features=drawn, verbose=False, seed=0).mauve)
 
 
 def check_same_tokens(
@@ -251,7 +291,8 @@ def _nats_of_rows(rows: list[list[int]], model: PreTrainedModel, batch_size: int
     was_training = model.training
     model.eval()
     try:
-        for start in tqdm(range(0, len(rows), batch_size), desc="Generative perplexity", disable=not progress):
+        bar = {"desc": "Generative perplexity", "disable": not progress, "leave": None}  # None: not below another bar
+        for start in tqdm(range(0, len(rows), batch_size), **bar):
             batch = order[start : start + batch_size]
             nats[batch] = _nats_of_batch([torch.tensor(rows[index]) for index in batch], model)
     finally:
@@ -259,11 +300,35 @@ def _nats_of_rows(rows: list[list[int]], model: PreTrainedModel, batch_size: int
     return nats
 
 
-def _nats_of_batch(rows: list[Tensor], model: PreTrainedModel) -> Tensor:
+def _last_states(
+    ids: list[list[int]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    max_length: int | None,
+) -> Tensor:
+    """States of the last layer at the last token of each row, `(rows, width)` float32 on the CPU."""
+    max_length = _max_length(model, tokenizer, max_length)
+    states = []
+    for start in range(0, len(ids), batch_size):
+        rows = [torch.tensor(row[:max_length]) for row in ids[start : start + batch_size]]
+        output = model(**_padded(rows, model), output_hidden_states=True, use_cache=False)
+        last = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+        states.append(output.hidden_states[-1][torch.arange(len(rows), device=model.device), last].float().cpu())
+    return torch.cat(states)
+
+
+def _padded(rows: list[Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Ids and attention mask of rows of any lengths, padded behind."""
     input_ids = pad_sequence(rows, batch_first=True).to(model.device)
     attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(model.device)
-    labels = input_ids.masked_fill(attention_mask == 0, IGNORE_INDEX)
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _nats_of_batch(rows: list[Tensor], model: PreTrainedModel) -> Tensor:
+    inputs = _padded(rows, model)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
+    logits = model(**inputs, use_cache=False).logits
     # Logits at n are for the token at n + 1. One row at a time: in float32 the logits of a batch take gigabytes.
     token_nats = [
         F.cross_entropy(row[:-1].float(), label[1:], ignore_index=IGNORE_INDEX, reduction="none")

@@ -321,7 +321,7 @@ GREY = PIL.Image.new("L", (4, 4))
         ({"prompt": "a"}, "`prompt` must be None: the model is not one of text"),
         ({"length": 4}, "`length` must be None"),
         ({"block_length": 4}, "`block_length` must be None"),
-        ({"output_type": "text"}, r"`output_type` must be one of \('pil', 'np', 'pt', 'ids'\), got 'text'"),
+        ({"output_type": "text"}, r"`output_type` must be one of \('pil', 'np', 'pt', 'ids', 'seq'\), got 'text'"),
         ({"image": GREY}, "`mask_image` must be given with `image`"),
         ({"mask_image": np.ones((4, 4), dtype=bool)}, "`mask_image` needs `image` or `input_ids`"),
         ({"image": GREY, "input_ids": torch.zeros(1, 1, 4, 4).long()}, "Only one of `image` and `input_ids`"),

@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 from diffusers.utils import logging
 from torch import Tensor
-from transformers import BaseImageProcessor, DynamicCache, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from .text_encoding import encode_texts
 
@@ -22,6 +22,7 @@ logger = logging.get_logger(__name__)
 
 GAP = re.compile(r"<mask:([^<>]*)>")
 MOST_DIGITS = 9  # of the size of a gap
+IDS = ("ids", "seq")  # output types without decoding; the second one is diffusers' word
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,16 @@ class Request:
     image: Any
     mask_image: Any
     length: int | None
+    gen_length: int | None
     block_length: int | None
+    use_cache: bool
+    eos_early_stop: bool
     num_unprompted: int
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the denoiser has to see all of a row at once."""
+        return self.block_length is None or not self.use_cache
 
     def check_left_out(self, names: tuple[str, ...], kind: str):
         """Raise a ValueError if one of these arguments, which are for a model of another kind, is given."""
@@ -46,7 +55,7 @@ class Request:
 class TextInputs:
     """Inputs and outputs of a model of text: prompts or ids in, ids or text out."""
 
-    output_types: ClassVar[tuple[str, ...]] = ("text", "ids")  # the first is the default
+    output_types: ClassVar[tuple[str, ...]] = ("text",)
     output_name: ClassVar[str] = "texts"
     processor_name: ClassVar[str] = "a tokenizer"
 
@@ -60,35 +69,69 @@ class TextInputs:
             raise ValueError("Only one of `prompt` and `input_ids` may be given.")
         if request.prompt is not None and self.processor is None:
             raise ValueError("`prompt` needs a pipeline with a tokenizer; give `input_ids`.")
-        length, block_length, longest = request.length, request.block_length, self.config.max_position_embeddings
-        if block_length is None:
-            if length is not None and not (isinstance(length, int) and 1 <= length <= longest):
-                raise ValueError(
-                    f"`length` must be in [1, {longest}] (the model's length) without `block_length`, got {length!r}."
-                )
+        for name in ("use_cache", "eos_early_stop"):
+            if not isinstance(getattr(request, name), bool):
+                raise ValueError(f"`{name}` must be True or False, got {getattr(request, name)!r}.")
+        if request.eos_early_stop and not self.eos_token_ids:
+            raise ValueError("`eos_early_stop` needs an EOS token, of the tokenizer or in the model's config.")
+        self._check_lengths(request)
+        if request.block_length is not None:
+            self._check_blocks(request)
+
+    def _check_lengths(self, request: Request):
+        length, gen_length, longest = request.length, request.gen_length, self.config.max_position_embeddings
+        if length is not None and gen_length is not None:
+            raise ValueError(f"Only one of `length` and `gen_length` may be given, got {length} and {gen_length}.")
+        name, number = ("length", length) if gen_length is None else ("gen_length", gen_length)
+        if number is None:
             return
-        if not (isinstance(block_length, int) and 1 <= block_length < longest):
-            raise ValueError(f"`block_length` must be in [1, {longest}), got {block_length!r}.")
-        if length is not None and not (isinstance(length, int) and length >= 1):
-            raise ValueError(f"`length` must be >= 1, got {length!r}.")
-        if getattr(self.config, "time_conditioning", True):
+        is_integer = isinstance(number, int) and not isinstance(number, bool)
+        if request.is_bounded and not (is_integer and 1 <= number <= longest):
+            where = "without `block_length`" if request.block_length is None else "with `use_cache=False`"
+            raise ValueError(f"`{name}` must be in [1, {longest}] (the model's length) {where}, got {number!r}.")
+        if not (is_integer and number >= 1):
+            raise ValueError(f"`{name}` must be >= 1, got {number!r}.")
+
+    def _check_blocks(self, request: Request):
+        block_length, longest, config = request.block_length, self.config.max_position_embeddings, self.config
+        most = longest - 1 if request.use_cache else longest
+        if not (isinstance(block_length, int) and 1 <= block_length <= most):
+            interval = f"[1, {longest})" if request.use_cache else f"[1, {longest}]"
+            raise ValueError(f"`block_length` must be in {interval}, got {block_length!r}.")
+        if not getattr(config, "time_conditioning", True):
+            return
+        if request.use_cache:
             raise ValueError(
-                "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`): the "
-                "keys cached at one time are wrong at another."
+                "`block_length` needs a model without `time_conditioning` (`config.time_conditioning=False`), or "
+                "`use_cache=False`: the keys cached at one time are wrong at another."
             )
+        if getattr(config, "learn_masking_schedule", False):
+            raise ValueError(
+                "`block_length` needs a model without `time_conditioning` where the schedule is learned (GenMD4): no "
+                "time tells how much of a row is masked."
+            )
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Ids that end a text: the tokenizer's, and those of the model's configuration; none if there are none."""
+        given = getattr(self.config, "eos_token_id", None)
+        given = given if isinstance(given, (list, tuple)) else [given]
+        own = getattr(self.processor, "eos_token_id", None)
+        return [token for token in dict.fromkeys([own, *given]) if token is not None]
 
     def rows(self, request: Request) -> list[Tensor]:
         """Ids of each prompt, `(length,)`, with masks appended up to the final length."""
         input_ids = request.input_ids
         if request.prompt is not None:
             prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
-            input_ids = self._encode(prompts, max(self.config.max_position_embeddings, request.length or 0))
+            longest = max(self.config.max_position_embeddings, request.length or 0, request.gen_length or 0)
+            input_ids = self._encode(prompts, longest)
         if input_ids is None:
             input_ids = [[]] * request.num_unprompted
         rows = id_rows(input_ids)
         if not rows:
             raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
-        return [self._extend(row, request.length, request.block_length is None) for row in rows]
+        return [self._extend(row, request) for row in rows]
 
     def _encode(self, prompts: list[str], longest: int) -> list[list[int]]:
         texts = [self._checked_text(text, longest) for text in prompts]
@@ -107,11 +150,19 @@ class TextInputs:
             raise ValueError(f"`prompt` must be Unicode text without lone surrogates, got {text!r}.")
         return expand_gaps(text, self.processor.mask_token, longest)
 
-    def _extend(self, row: Tensor, length: int | None, is_bounded: bool) -> Tensor:
+    def _extend(self, row: Tensor, request: Request) -> Tensor:
         mask_token_id, longest = self.config.mask_token_id, self.config.max_position_embeddings
         check_ids(row, self.config)
-        if is_bounded and len(row) > longest:
+        if request.is_bounded and len(row) > longest:
             raise ValueError(f"A prompt must not be longer than the model's {longest} tokens, got {len(row)}.")
+        length = request.length
+        if request.gen_length is not None:
+            length = len(row) + request.gen_length
+            if request.is_bounded and length > longest:
+                raise ValueError(
+                    f"`gen_length` must leave room for the prompt: at most {longest - len(row)} of the model's "
+                    f"{longest} tokens after {len(row)}, got {request.gen_length}."
+                )
         if length is None:
             length = len(row) if (row == mask_token_id).any() else longest
             if len(row) > length:
@@ -136,16 +187,19 @@ class TextInputs:
 class ImageInputs:
     """Inputs and outputs of a model of images: images with masks or ids in, ids or images out."""
 
-    output_types: ClassVar[tuple[str, ...]] = ("pil", "np", "pt", "ids")  # the first is the default
+    output_types: ClassVar[tuple[str, ...]] = ("pil", "np", "pt")  # the first is the default
     output_name: ClassVar[str] = "images"
     processor_name: ClassVar[str] = "an image processor"
+    eos_token_ids: ClassVar[list[int]] = []
 
     def __init__(self, config, image_processor: BaseImageProcessor | None):
         self.config, self.processor = config, image_processor
 
     def check(self, request: Request):
         """Raise a ValueError for arguments that contradict each other."""
-        request.check_left_out(("prompt", "length", "block_length"), "text")
+        request.check_left_out(("prompt", "length", "gen_length", "block_length"), "text")
+        if request.eos_early_stop:
+            raise ValueError("`eos_early_stop` must be False: the model is not one of text.")
         if request.image is not None and request.input_ids is not None:
             raise ValueError("Only one of `image` and `input_ids` may be given.")
         if request.image is not None and self.processor is None:
@@ -187,13 +241,60 @@ def output_type_of(inputs: TextInputs | ImageInputs, output_type: str | None) ->
     """Output type of a call, by default the first one of these inputs; a ValueError if they cannot serve it."""
     if output_type is None:
         output_type = inputs.output_types[0]
-    if not isinstance(output_type, str) or output_type not in inputs.output_types:
-        raise ValueError(f"`output_type` must be one of {inputs.output_types}, got {output_type!r}.")
-    if output_type != "ids" and inputs.processor is None:
+    choices = (*inputs.output_types, *IDS)
+    if not isinstance(output_type, str) or output_type not in choices:
+        raise ValueError(f"`output_type` must be one of {choices}, got {output_type!r}.")
+    if output_type in IDS:
+        return IDS[0]
+    if inputs.processor is None:
         raise ValueError(
             f'`output_type="{output_type}"` needs a pipeline with {inputs.processor_name}; ask for "ids".'
         )
     return output_type
+
+
+class EndOfText:
+    """Rows that end early: at the first EOS token behind all that is given, once everything before it is decided.
+
+    The rest of such a row is filled with EOS tokens.
+
+    Args:
+        eos_token_ids: Ids that end a row, of which the first one fills the rest.
+        sample: `(rows, length)` ids at the start, with masks where tokens are to be drawn.
+        attention_mask: `(rows, length)`, 0 for padding, or None without padding.
+        mask_token_id: The mask id.
+    """
+
+    def __init__(self, eos_token_ids: list[int], sample: Tensor, attention_mask: Tensor | None, mask_token_id: int):
+        self.eos_token_ids = torch.tensor(eos_token_ids, device=sample.device)
+        self.mask_token_id = mask_token_id
+        masked = sample == mask_token_id
+        given = ~masked if attention_mask is None else ~masked & (attention_mask == 1)
+        given_from_here_on = given.flip(1).cumsum(dim=1).flip(1) > 0
+        self.is_free = masked & ~given_from_here_on
+
+    def reached(self, sample: Tensor) -> Tensor:
+        """Rows `(rows,)` of ids `(rows, length)` that have ended."""
+        return self._ends(sample).any(dim=1)
+
+    def filled(self, sample: Tensor) -> Tensor:
+        """Ids `(rows, length)` with EOS tokens behind the end of the rows that have ended."""
+        return torch.where(self._behind(sample), self.eos_token_ids[0], sample)
+
+    def cut(self, sample: Tensor, sequences: list[Tensor]) -> list[Tensor]:
+        """Sequences of the rows without what lies behind their ends."""
+        behind = self._behind(sample).sum(dim=1).tolist()
+        return [ids[: len(ids) - count] for ids, count in zip(sequences, behind, strict=True)]
+
+    def _ends(self, sample: Tensor) -> Tensor:
+        """Booleans `(rows, length)`: EOS tokens that are drawn, with no mask before them."""
+        is_decided = (sample == self.mask_token_id).cumsum(dim=1) == 0
+        return torch.isin(sample, self.eos_token_ids) & self.is_free & is_decided
+
+    def _behind(self, sample: Tensor) -> Tensor:
+        """Booleans `(rows, length)`: positions behind the first end of their row."""
+        ends = self._ends(sample).long()
+        return self.is_free & (ends.cumsum(dim=1) > ends)
 
 
 def check_ids(ids: Tensor, config):
@@ -201,65 +302,6 @@ def check_ids(ids: Tensor, config):
     size = config.vocab_size
     if ids.numel() and not 0 <= ids.min() <= ids.max() < size:
         raise ValueError(f"`input_ids` must be in [0, {size}), got values from {ids.min()} to {ids.max()}.")
-
-
-class DenoiserInputs:
-    """Inputs of the denoiser besides ids and times, one row each, for columns from `start` on."""
-
-    start = 0
-
-    def __init__(self, attention_mask: Tensor | None, class_labels: Tensor | None):
-        self.attention_mask, self.class_labels = attention_mask, class_labels
-
-    def of(self, rows: Tensor) -> dict[str, Any]:
-        """Keyword arguments for some rows."""
-        inputs = {"attention_mask": self.attention_mask, "class_labels": self.class_labels}
-        return {name: None if x is None else x[rows] for name, x in inputs.items()}
-
-    def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
-        """Ids of the row of each selected position, in order, `(selected, tokens)`.
-
-        `sample` and `selected` are the ids and booleans `(n, ...)` of the `rows` `(n,)`.
-        """
-        return sample.flatten(1)[selected.flatten(1).nonzero()[:, 0].to(sample.device)]
-
-
-class BlockInputs(DenoiserInputs):
-    """Inputs of the denoiser for columns `start` to `end`, with keys and values of the `window` columns before them."""
-
-    def __init__(self, model, attention_mask: Tensor | None, class_labels: Tensor | None, window: int):
-        super().__init__(attention_mask, class_labels)
-        self.model, self.window = model, window
-        self.start = self.end = 0
-        self.decided: Tensor | None = None  # ids `(rows, start)` of all columns before the block
-        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # one pair per layer
-
-    def of(self, rows: Tensor) -> dict[str, Any]:
-        """Keyword arguments for some rows, with a cache of their own, which the model may extend."""
-        inputs = super().of(rows)
-        past = [(key[rows.to(key.device)], value[rows.to(key.device)]) for key, value in self._keys_and_values]
-        inputs["past_key_values"] = DynamicCache(past)
-        seen = past[0][0].shape[2] if past else 0
-        if self.attention_mask is not None:
-            inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
-        inputs["position_ids"] = torch.arange(self.start, self.end, device=rows.device)[None]
-        return inputs
-
-    def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
-        """Ids of the row of each selected position of the block, with those before the block."""
-        return super().ids_at(torch.cat([self.decided[rows], sample], dim=1), rows, selected)
-
-    def take_in(self, sample: Tensor, start: int, end: int):
-        """Add the keys and values of decided columns, and drop those that leave the window."""
-        if start == end:
-            return
-        self.start, self.end = start, end
-        inputs, ids = self.of(torch.arange(len(sample), device=sample.device)), sample[:, start:end]
-        self.model(input_ids=ids, position_mask=torch.zeros_like(ids, dtype=torch.bool), **inputs)
-        cache = inputs["past_key_values"]
-        self._keys_and_values = [
-            (layer.keys[:, :, -self.window :], layer.values[:, :, -self.window :]) for layer in cache.layers
-        ]
 
 
 def id_rows(input_ids) -> list[Tensor]:

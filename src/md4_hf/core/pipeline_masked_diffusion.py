@@ -25,12 +25,12 @@ from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from .denoiser_inputs import BlockInputs, CachedBlockInputs, DenoiserInputs, WholeBlockInputs
 from .guidance import ClassGuidance, Classifier, ClassifierGuidance, Guidance, PromptGuidance
 from .input_checks import match_tokenizer
 from .modeling_md4_base import copy_code
 from .pipeline_inputs import (
-    BlockInputs,
-    DenoiserInputs,
+    EndOfText,
     ImageInputs,
     Request,
     TextInputs,
@@ -39,8 +39,7 @@ from .pipeline_inputs import (
     reseed_all,
     row_generators,
 )
-from .sampling_runs import Look, start_run
-from .scheduling_masked_diffusion import MaskedDiffusionSchedulerOutput
+from .sampling_runs import Look, PlannedRun, SteppedRun, start_run
 from .token_filter import LogitsProcessing, TokenFilter
 
 
@@ -168,14 +167,30 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         mask_image: Any = None,
         num_samples: int = 1,
         length: int | None = None,
+        gen_length: int | None = None,
         block_length: int | None = None,
+        use_cache: bool = True,
+        eos_early_stop: bool = False,
         class_labels: int | list[int] | torch.LongTensor | None = None,
         guidance_scale: float = 1.0,
         classifier: Classifier | None = None,
         classifier_scale: float = 1.0,
         classifier_method: str = "exact",
         num_inference_steps: int | None = None,
-        temperature: float = 1.0,
+        order: str | None = None,
+        order_temperature: float | None = None,
+        quota: str | None = None,
+        threshold: float | None = None,
+        factor: float | None = None,
+        entropy_bound: float | None = None,
+        kl_bound: float | None = None,
+        remasking: str | None = None,
+        eta: float | None = None,
+        corrector: str | None = None,
+        corrector_steps: int | None = None,
+        corrector_eta: float | None = None,
+        corrector_size: int | None = None,
+        temperature: float | None = None,
         top_p: float | None = None,
         top_k: int | None = None,
         suppress_tokens: list[int] | None = None,
@@ -206,12 +221,21 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             length (`int`, *optional*):
                 Tokens per row; masks are appended up to it. Without it, a prompt that holds masks keeps its own length,
                 and any other row is continued to the model's `max_position_embeddings`.
+            gen_length (`int`, *optional*): New tokens after the prompt, >= 1, in place of `length`.
             block_length (`int`, *optional*):
-                Tokens per block, to generate text of any `length` block by block from the left, with a model without
-                `time_conditioning`. Each block has a reverse process of its own, which sees the last
-                `max_position_embeddings - block_length` earlier tokens through cached keys and values. This is exact
-                for block-causal attention, where no token sees later blocks, and an approximation for MD4's attention.
-                The first block begins at the first mask of any row.
+                Tokens per block, to generate text block by block from the left. Each block has a reverse process of
+                its own, of `num_inference_steps` steps.
+            use_cache (`bool`, defaults to `True`):
+                Whether a block sees the last `max_position_embeddings - block_length` tokens before it through cached
+                keys and values, and nothing after it: text of any `length`, with a model without
+                `time_conditioning`. Exact for block-causal attention, where no token sees later blocks, and an
+                approximation for MD4's attention. Blocks begin at the first mask of any row.
+                With `False`, the network runs on whole sequences and sees the masks of later blocks too, as LLaDA
+                does: exact for the model, up to its own length. Blocks of a row begin at its first mask. A model that
+                sees the time is told the one at which the expected share of the row's masks is left.
+            eos_early_stop (`bool`, defaults to `False`):
+                Whether a row ends with an EOS token that is drawn behind all given tokens, once everything before it is
+                decided. The rest is filled with EOS tokens, left out of the text, and costs no network calls.
             class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
                 Label of each prompt (or of all), for class-conditional models. A model with a null class
                 (`config.null_class`) samples without a label if none is given.
@@ -228,9 +252,27 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 `"exact"` asks the classifier for each token at each position that is unmasked (small vocabularies);
                 `"first_order"` for its gradient once a step.
             num_inference_steps (`int`, *optional*): Steps (of each block); the scheduler's own number by default.
-            temperature (`float`, defaults to 1.0): Divides the logits; 0 takes the most probable token.
-            top_p (`float`, *optional*): Nucleus in (0, 1]; the scheduler's by default.
-            top_k (`int`, *optional*): Keep the k most probable tokens.
+            order (`str`, *optional*):
+                Which masked positions are unmasked first: "random" (the ancestral sampler), "confidence", "candidate",
+                "margin", "entropy", "sequential", "threshold", "factor", "entropy_bound" or "klass". This and the
+                arguments up to `top_k` stand in `scheduler.config` by default.
+            order_temperature (`float`, *optional*): Temperature of the ranking, >= 0; 0 takes the highest scores.
+            quota (`str`, *optional*): How many an order unmasks in a step: "ceil", "floor" or "binomial".
+            threshold (`float`, *optional*): Confidence in (0, 1] of "threshold" and "klass".
+            factor (`float`, *optional*): Factor > 0 of "factor"; larger ones unmask more positions.
+            entropy_bound (`float`, *optional*): Bound in nats, >= 0, of "entropy_bound".
+            kl_bound (`float`, *optional*): Bound in nats, > 0, of "klass".
+            remasking (`str`, *optional*):
+                How decided tokens are masked again, with `order="random"`: "cap", "rescale", "confidence", "loop" or
+                "flow".
+            eta (`float`, *optional*): Strength of the remasking in [0, 1]; 0 is the ancestral sampler.
+            corrector (`str`, *optional*): "forward_backward", "gibbs" or "informed".
+            corrector_steps (`int`, *optional*): Corrector steps after each step, >= 0.
+            corrector_eta (`float`, *optional*): Share in [0, 1] of the tokens that "forward_backward" masks.
+            corrector_size (`int`, *optional*): Tokens >= 1 that "gibbs" and "informed" draw anew in each row.
+            temperature (`float`, *optional*): Divides the logits, >= 0; 0 takes the most probable token.
+            top_p (`float`, *optional*): Nucleus in (0, 1].
+            top_k (`int`, *optional*): Keep the k >= 1 most probable tokens.
             suppress_tokens (`list[int]`, *optional*):
                 Ids that are never drawn. A prompt may have them all the same.
             logits_processor (`LogitsProcessorList`, `Callable` or a list of them, *optional*):
@@ -241,12 +283,14 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 One generator that seeds one for each row, or a list of one per row, which seed them: the draws of a
                 row do not depend on the other rows.
             output_type (`str`, *optional*):
-                `"text"` (the default) or `"ids"`; for images `"pil"` (the default), `"np"`, `"pt"` or `"ids"`.
+                `"text"` (the default) or `"ids"`; for images `"pil"` (the default), `"np"`, `"pt"` or `"ids"`. `"seq"`
+                is another word for `"ids"`.
             skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
             return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
-                Called as `callback(pipeline, step, timestep, tensors)`. The `"sample"` it returns replaces the
-                pipeline's. With the `"logits"` it returns, and no other sample, the step is drawn anew, by its noise.
+                Called as `callback(pipeline, step, timestep, tensors)`, with steps counted over all blocks. The
+                `"sample"` it returns replaces the pipeline's. With the `"logits"` it returns, and no other sample, the
+                step is drawn anew, by its noise.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*):
                 Names among `"sample"` (the default) and `"logits"`; a callback object of diffusers brings its own.
 
@@ -263,14 +307,18 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         output_type = output_type_of(self._inputs, output_type)
         labels = self._labels(class_labels)
         num_unprompted = 1 if labels is None else len(labels)
-        request = Request(prompt, input_ids, image, mask_image, length, block_length, num_unprompted)
+        request = Request(
+            *(prompt, input_ids, image, mask_image, length, gen_length, block_length, use_cache, eos_early_stop),
+            num_unprompted=num_unprompted,
+        )
         self._inputs.check(request)
         is_given = not (prompt is None and input_ids is None and image is None)
         self._check_call(num_samples, guidance_scale, class_labels, is_given, tensor_names)
-        self._check_blocks(block_length, callback_on_step_end)
+        if callback_on_step_end is not None and not request.is_bounded:
+            raise ValueError("`callback_on_step_end` must be None with `block_length` and its cache.")
         self._classifier = None
         if classifier is not None:
-            if block_length is not None:
+            if not request.is_bounded:
                 raise ValueError("`classifier` must be None with `block_length`, as it sees whole sequences.")
             self._classifier = ClassifierGuidance(classifier, classifier_scale, classifier_method, self.mask_token_id)
         rows = self._inputs.rows(request)
@@ -280,38 +328,37 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(device)
         rows = [row for row in rows for _ in range(num_samples)]
         generators = row_generators(generator, len(rows))
-        self.scheduler.check_sampling_arguments(temperature, top_p, top_k)
         self._token_filter = TokenFilter(self.model, suppress_tokens, logits_processor)
-        if num_inference_steps is None:
-            num_inference_steps = self.scheduler.config.num_inference_steps
-        self.scheduler.set_token_schedule(getattr(self.model, "token_schedule", None))
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        sampler = {"order": order, "order_temperature": order_temperature, "quota": quota, "threshold": threshold}
+        sampler |= {"factor": factor, "entropy_bound": entropy_bound, "kl_bound": kl_bound}
+        sampler |= {"remasking": remasking, "eta": eta, "corrector": corrector, "corrector_steps": corrector_steps}
+        sampler |= {"corrector_eta": corrector_eta, "corrector_size": corrector_size}
+        sampler |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        self._sampler = self._scheduler_of_call(num_inference_steps, sampler, device)
 
-        self._num_timesteps = len(self.scheduler.timesteps)
+        self._num_timesteps = len(self._sampler.timesteps)
         self._guidance_scale = float(guidance_scale)
         self._interrupt = False
         was_training = self.model.training
         self.model.eval()
         try:
             sample, attention_mask = self._inputs.batch(rows, device)
-            given = sample != self.mask_token_id
-            self._guidance = self._guidance_of(class_labels is not None, labels, given)
-            attention_mask = None if attention_mask is None else self._guidance.copies(attention_mask)
-            step_arguments = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-            if block_length is not None:
-                sample = self._denoise_blocks(sample, attention_mask, generators, step_arguments, block_length)
+            self._end_of_text = None
+            if eos_early_stop:
+                eos_token_ids = self._inputs.eos_token_ids
+                self._end_of_text = EndOfText(eos_token_ids, sample, attention_mask, self.mask_token_id)
+            self._guidance = self._guidance_of(class_labels is not None, labels, sample != self.mask_token_id)
+            inputs = self._denoiser_inputs(attention_mask, block_length, use_cache)
+            run = (generators, callback_on_step_end, tensor_names)
+            if isinstance(inputs, BlockInputs):
+                sample = self._denoise_blocks(sample, inputs, *run)
             else:
-                inputs = DenoiserInputs(attention_mask, self._guidance.class_labels)
-                sample = self._denoise(sample, inputs, generators, step_arguments, callback_on_step_end, tensor_names)
+                sample = self._denoise(sample, inputs, *run)
         finally:
             self.model.train(was_training)
         self.maybe_free_model_hooks()
-        sequences = [ids[: len(row)] for ids, row in zip(sample.cpu(), rows, strict=True)]
-        if len({len(ids) for ids in sequences}) == 1:
-            sequences = torch.stack(sequences)
-        decoded = None if output_type == "ids" else self._inputs.decode(sequences, output_type, skip_special_tokens)
-        output = MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
-        return output if return_dict else (sequences, decoded)
+        output = self._output(sample, rows, output_type, skip_special_tokens)
+        return output if return_dict else (output.sequences, getattr(output, self._inputs.output_name))
 
     def preview(
         self, sample: torch.LongTensor, output_type: str = "pil"
@@ -322,7 +369,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         `output_type` is `"pil"`, `"np"` or `"pt"`, as in a call; a ValueError for others, or without image processor.
         """
         if self.image_shape is None or output_type_of(self._inputs, output_type) == "ids":
-            raise ValueError(f"`output_type` must be one of {ImageInputs.output_types[:-1]}, got {output_type!r}.")
+            raise ValueError(f"`output_type` must be one of {ImageInputs.output_types}, got {output_type!r}.")
         return self._inputs.decode(sample, output_type)
 
     def save_pretrained(
@@ -388,68 +435,128 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             index["_class_name"] = index["_class_name"][-1]
         return index
 
+    def _scheduler_of_call(
+        self, num_inference_steps: int | None, sampler: dict[str, Any], device: torch.device
+    ) -> SchedulerMixin:
+        """Scheduler of a call: the pipeline's own, or one with other entries where these are given; with its times."""
+        self.scheduler.set_token_schedule(None)
+        scheduler = self.scheduler.with_options(**sampler)
+        scheduler.set_token_schedule(getattr(self.model, "token_schedule", None))
+        if num_inference_steps is None:
+            num_inference_steps = scheduler.config.num_inference_steps
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        if scheduler is not self.scheduler:  # of which callbacks read the times
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        return scheduler
+
+    def _denoiser_inputs(
+        self, attention_mask: Tensor | None, block_length: int | None, use_cache: bool
+    ) -> DenoiserInputs:
+        """Inputs of the denoiser for the rows of a call, whole or in blocks."""
+        attention_mask = None if attention_mask is None else self._guidance.copies(attention_mask)
+        common, config = (attention_mask, self._guidance, self.mask_token_id), self.model.config
+        if block_length is None:
+            return DenoiserInputs(*common)
+        if use_cache:
+            window = config.max_position_embeddings - block_length
+            return CachedBlockInputs(*common, block_length, self.model, window)
+        sees_time = getattr(config, "time_conditioning", True)
+        return WholeBlockInputs(*common, block_length, self._sampler.schedule if sees_time else None)
+
+    def _output(
+        self, sample: Tensor, rows: list[Tensor], output_type: str, skip_special_tokens: bool
+    ) -> MaskedDiffusionPipelineOutput:
+        """Output of a call, of the sample and the rows at its start."""
+        end = self._end_of_text
+        sample = sample if end is None else end.filled(sample)
+        sequences = [ids[: len(row)] for ids, row in zip(sample.cpu(), rows, strict=True)]
+        if len({len(ids) for ids in sequences}) == 1:
+            sequences = torch.stack(sequences)
+        shown = sequences if end is None else end.cut(sample, sequences)
+        decoded = None if output_type == "ids" else self._inputs.decode(shown, output_type, skip_special_tokens)
+        return MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
+
     def _denoise(
-        self, sample: Tensor, inputs: DenoiserInputs, generators: list, step_arguments: dict, callback, tensor_names
+        self,
+        sample: Tensor,
+        inputs: DenoiserInputs,
+        generators: list[torch.Generator],
+        callback: Callback | None,
+        tensor_names: list[str],
     ) -> Tensor:
-        """Fill the masks of ids `(rows, ...)`; `step_arguments` go to the scheduler.
+        """Fill the masks of ids `(rows, ...)`.
 
         Without a callback each row goes at once to its own next step. A callback sees the steps one by one: all rows
         wait until the grid has come to their step.
         """
-        run = start_run(self.scheduler, sample, generators)
+        run = start_run(self._sampler, sample, generators)
         logits = None
         with self.progress_bar(total=run.num_steps) as progress:
             for step in range(run.num_steps) if callback is not None else [run.num_steps - 1]:
                 taken = None
-                while not self._interrupt and (look := run.look(until=step)) is not None:
+                while True:
+                    if callback is None or taken is None:  # a callback may have the step drawn anew
+                        self._end_rows(run, inputs)
+                    look = None if self._interrupt else run.look(until=step)
+                    if look is None:
+                        break
                     taken, logits = look, self._predict(look, inputs, len(sample))
-                    run.take(look, self._step(look, logits, step_arguments))
+                    self._take(run, look, logits)
                     progress.update(run.step - progress.n)
                 if self._interrupt:
                     break
                 if callback is not None:
-                    tensors, drawn = {"sample": run.sample, "logits": logits}, run.sample.clone()
-                    t = self.scheduler.timesteps[step]
-                    returned = callback(self, step, t, {name: tensors[name] for name in tensor_names}) or {}
-                    logits, changed = returned.get("logits", logits), returned.get("sample", run.sample)
+                    seen = inputs.whole(run.sample)
+                    tensors, drawn = {"sample": seen, "logits": logits}, seen.clone()
+                    number, t = inputs.first_step + step, self._sampler.timesteps[step]
+                    returned = callback(self, number, t, {name: tensors[name] for name in tensor_names}) or {}
+                    logits, changed = returned.get("logits", logits), returned.get("sample", seen)
                     if not torch.equal(changed, drawn):
-                        run.replace(changed, step)
+                        inputs.replace(changed)
+                        run.replace(inputs.part(changed), step)
                     elif taken is not None and "logits" in returned:
-                        run.take(taken, self._step(taken, self._token_filter.suppress(logits), step_arguments))
+                        self._take(run, taken, self._token_filter.suppress(logits))
                 progress.update(step + 1 - progress.n)
         return run.sample
 
     def _denoise_blocks(
-        self, sample: Tensor, attention_mask, generators: list, step_arguments: dict, block_length: int
+        self,
+        sample: Tensor,
+        inputs: BlockInputs,
+        generators: list[torch.Generator],
+        callback: Callback | None,
+        tensor_names: list[str],
     ) -> Tensor:
-        """Fill the masks block by block, from the first column with a mask; each block sees those before as decided."""
-        sample, length = sample.clone(), sample.shape[1]
-        has_mask = (sample == self.mask_token_id).any(dim=0)
-        start = int(has_mask.int().argmax()) if has_mask.any() else length
-        window = self.model.config.max_position_embeddings - block_length
-        inputs = BlockInputs(self.model, attention_mask, self._guidance.class_labels, window)
-        rows = torch.arange(len(sample), device=sample.device)
-        inputs.take_in(self._guidance.ids(sample, rows), max(start - window, 0), start)
-        while start < length and not self._interrupt:
-            end = min(start + block_length, length)
-            block = slice(start, end)
-            inputs.start, inputs.end, inputs.decided = start, end, sample[:, :start]
-            sample[:, block] = self._denoise(sample[:, block], inputs, generators, step_arguments, None, [])
-            generators = reseed_all(generators)
-            if end < length:
-                inputs.take_in(self._guidance.ids(sample, rows), start, end)
-            start = end
+        """Fill the masks block by block, each block with a run of its own when those before it are decided."""
+        num_steps, length = self._sampler.num_inference_steps, sample.shape[1]
+        starts = inputs.starts(sample == self.mask_token_id)
+        self._num_timesteps = num_steps * math.ceil((length - int(starts.min())) / inputs.block_length)
+        while not self._interrupt and int(starts.min()) < length and (sample == self.mask_token_id).any():
+            inputs.begin(sample, starts)
+            sample = inputs.whole(self._denoise(inputs.part(sample), inputs, generators, callback, tensor_names))
+            if self._end_of_text is not None:
+                sample = self._end_of_text.filled(sample)
+            generators, starts = reseed_all(generators), starts + inputs.block_length
+            inputs.first_step += num_steps
         return sample
 
-    def _step(self, look: Look, logits: Tensor, step_arguments: dict) -> MaskedDiffusionSchedulerOutput:
-        """Step of the rows that a run has looked at."""
-        return self.scheduler.step(logits, look.timesteps, look.sample, plan=look.plan, **step_arguments)
+    def _end_rows(self, run: PlannedRun | SteppedRun, inputs: DenoiserInputs):
+        """Take rows out of a run whose text has ended."""
+        if self._end_of_text is not None:
+            whole = inputs.whole(run.sample)
+            rows = self._end_of_text.reached(whole).nonzero().squeeze(1)
+            run.stop(rows.cpu(), inputs.part(self._end_of_text.filled(whole))[rows])
+
+    def _take(self, run: PlannedRun | SteppedRun, look: Look, logits: Tensor):
+        """Take the step of the rows that a run has looked at."""
+        run.take(look, self._sampler.step(logits, look.timesteps, look.sample, plan=look.plan))
 
     def _predict(self, look: Look, inputs: DenoiserInputs, num_rows: int) -> Tensor:
         """Guided, filtered logits at the candidates of the rows that a run looks at."""
         device = look.sample.device
         rows, t, candidates = (x.to(device, non_blocking=True) for x in (look.rows, look.times, look.plan.candidates))
         sample = look.sample.masked_fill(candidates, self.mask_token_id)
+        sample, candidates, t = inputs.seen(sample, candidates, t, rows)
         guidance = self._guidance
         copies = torch.cat([rows + copy * num_rows for copy in range(guidance.num_copies)])
         seen = guidance.ids(self.scheduler.scale_model_input(sample, t), rows, inputs.start)
@@ -462,7 +569,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise ValueError(f"`model` must return an output with a tensor `logits`, got {type(output).__name__}.")
-        ids = functools.partial(inputs.ids_at, sample, rows, look.plan.candidates)
+        ids = functools.partial(inputs.ids_at, sample, rows, candidates)
         logits = guidance.joined(logits)
         if self._classifier is not None:
             logits = self._classifier(logits, sample, candidates, t)

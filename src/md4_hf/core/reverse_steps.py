@@ -19,6 +19,11 @@ from .masked_diffusion import denoiser_probabilities, draw_categorical, top_k_lo
 from .opening_orders import MIN_TEMPERATURE, OpeningOrder
 
 
+# Entries of the scheduler's configuration that say which positions are decided when.
+SAMPLER_OPTIONS = (
+    *("order", "order_temperature", "quota", "threshold", "factor", "entropy_bound", "kl_bound"),
+    *("remasking", "eta", "corrector", "corrector_steps", "corrector_eta", "corrector_size"),
+)
 # Number of float64 probabilities that exist at a time while tokens are drawn.
 PROBABILITIES_AT_A_TIME = 2**22
 

@@ -69,6 +69,11 @@ class PlannedRun:
         """Put the rows after their step into the sample."""
         self.sample[look.rows.to(self.sample.device, non_blocking=True)] = output.prev_sample
 
+    def stop(self, rows: Tensor, sample: Tensor):
+        """Take rows `(n,)` to the end, with ids `(n, ...)`."""
+        self.sample[rows.to(self.sample.device)] = sample
+        self.pending[rows] = self.num_steps
+
     def replace(self, sample: Tensor, step: int):
         """Go on from another sample, given after a step: tokens put in are kept, and new masks open later."""
         self.sample = sample.clone()
@@ -155,8 +160,17 @@ class SteppedRun:
             )
             self.next_step[look.rows] = self.scheduler.caught_up(self.next_step[look.rows], masked, fillable)
 
+    def stop(self, rows: Tensor, sample: Tensor):
+        """Take rows `(n,)` to the end, with ids `(n, ...)`, unless corrections of their last step are to come."""
+        is_between_steps = self.corrections[rows] == 0
+        rows = rows[is_between_steps]
+        self.sample[rows.to(self.sample.device)] = sample[is_between_steps.to(sample.device)]
+        self.next_step[rows] = self.num_steps
+
     def replace(self, sample: Tensor, step: int):
         """Go on from another sample, given after a step: tokens put in are kept, and new masks open later."""
+        is_new = self._masked(sample) & ~self._masked(self.sample)
+        self.next_step[is_new.flatten(1).any(dim=1).cpu()] = step + 1
         self.memory = self.memory.with_given(sample != self.sample, self._masked(sample))
         self.sample = sample.clone()
 

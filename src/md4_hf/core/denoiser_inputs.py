@@ -1,0 +1,241 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""Inputs of the denoiser for the rows of a run: whole sequences at once, or block by block from the left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .guidance import Guidance
+from .remasking import time_of_alpha
+from .schedules import MaskingSchedule
+
+
+class DenoiserInputs:
+    """Inputs of the denoiser besides ids and times, one row each, of a run over whole sequences.
+
+    Args:
+        attention_mask: `(copies * rows, length)`, 1 for tokens and 0 for padding, or None without padding.
+        guidance: Guidance of the call, which says how many copies of each row there are, and their classes.
+        mask_token_id: The mask id.
+    """
+
+    start = 0  # first column of the ids that the denoiser is given
+    first_step = 0  # number of steps of the call before those of the run
+
+    def __init__(self, attention_mask: Tensor | None, guidance: Guidance, mask_token_id: int):
+        self.attention_mask, self.guidance, self.mask_token_id = attention_mask, guidance, mask_token_id
+
+    def of(self, rows: Tensor) -> dict[str, Any]:
+        """Keyword arguments for some rows, of all copies."""
+        inputs = {"attention_mask": self.attention_mask, "class_labels": self.guidance.class_labels}
+        return {name: None if x is None else x[rows] for name, x in inputs.items()}
+
+    def seen(self, sample: Tensor, candidates: Tensor, times: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and candidates `(n, ...)` in the columns that the denoiser is given, and the times `(n,)` it is told.
+
+        `sample`, `candidates` and `times` are those of the run, for the rows `(n,)`.
+        """
+        return sample, candidates, times
+
+    def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
+        """Ids of the row of each selected position, in order, with masks for padding; `(selected, tokens)`.
+
+        `sample` and `selected` are ids and booleans `(n, ...)` in the columns of the denoiser, of the rows `(n,)`.
+        """
+        ids = sample.flatten(1)
+        if self.attention_mask is not None:
+            is_padding = self.attention_mask[rows, : ids.shape[1]] == 0
+            ids = ids.masked_fill(is_padding, self.mask_token_id)
+        return ids[selected.flatten(1).nonzero()[:, 0].to(ids.device)]
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Columns of the run, of whole sequences `(rows, ...)`."""
+        return whole
+
+    def whole(self, part: Tensor) -> Tensor:
+        """Sequences `(rows, ...)` with these ids in the columns of the run."""
+        return part
+
+    def replace(self, whole: Tensor):
+        """Go on with other sequences `(rows, ...)`."""
+
+
+class BlockInputs(DenoiserInputs):
+    """Inputs for runs over one block of columns after the other; subclasses say what the denoiser sees of the rest.
+
+    Args:
+        attention_mask, guidance, mask_token_id: As in `DenoiserInputs`.
+        block_length: Columns of a block.
+    """
+
+    def __init__(self, attention_mask: Tensor | None, guidance: Guidance, mask_token_id: int, block_length: int):
+        super().__init__(attention_mask, guidance, mask_token_id)
+        self.block_length = block_length
+        self.sample: Tensor  # ids `(rows, length)` when the block begins
+        self.columns: Tensor  # those of the block, `(rows, columns)`, of which those >= length do not exist
+
+    def starts(self, masked: Tensor) -> Tensor:
+        """Columns `(rows,)` at which the first blocks begin, from where the rows are masked `(rows, length)`."""
+        raise NotImplementedError(f"{type(self).__name__} must define `starts`.")
+
+    def begin(self, sample: Tensor, starts: Tensor):
+        """Go to the blocks that begin at these columns `(rows,)`; all tokens before them are decided."""
+        self.sample = sample
+        size = min(self.block_length, sample.shape[1] - int(starts.min()))
+        self.columns = starts[:, None] + torch.arange(size, device=sample.device)
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Columns of the block, of sequences `(rows, length)`; any token but the mask where there are none."""
+        filler = 0 if self.mask_token_id != 0 else 1
+        padded = torch.nn.functional.pad(whole, (0, 1), value=filler)
+        return padded.gather(1, self.columns.clamp(max=whole.shape[1]))
+
+    def whole(self, part: Tensor) -> Tensor:
+        """Sequences `(rows, length)` with these ids in the columns of the block."""
+        return _placed(part, self.columns, self.sample)
+
+    def replace(self, whole: Tensor):
+        """Go on with other sequences `(rows, length)`."""
+        self.sample = whole
+
+
+class WholeBlockInputs(BlockInputs):
+    """Inputs of a denoiser that sees whole sequences, with the masks of later blocks (LLaDA, arXiv:2502.09992).
+
+    The blocks of each row begin at its own first mask. A denoiser that sees the time is told the one at which its
+    schedule masks the share of the row's masks that are left: those expected in the block, and all of later blocks.
+
+    Args:
+        attention_mask, guidance, mask_token_id, block_length: As in `BlockInputs`.
+        schedule: Masking schedule of a denoiser that sees the time, else None.
+    """
+
+    def __init__(
+        self,
+        attention_mask: Tensor | None,
+        guidance: Guidance,
+        mask_token_id: int,
+        block_length: int,
+        schedule: MaskingSchedule | None,
+    ):
+        super().__init__(attention_mask, guidance, mask_token_id, block_length)
+        self.schedule = schedule
+        self._num_masked: Tensor | None = None  # `(rows,)` when the first block begins
+
+    def starts(self, masked: Tensor) -> Tensor:
+        """Each row's first masked column, see `BlockInputs.starts`."""
+        return torch.where(masked.any(dim=1), masked.int().argmax(dim=1), masked.shape[1])
+
+    def begin(self, sample: Tensor, starts: Tensor):
+        """Go to these blocks, see `BlockInputs.begin`."""
+        super().begin(sample, starts)
+        masked = (sample == self.mask_token_id).sum(dim=1)
+        self._num_masked = masked if self._num_masked is None else self._num_masked
+        self._in_block = (self.part(sample) == self.mask_token_id).sum(dim=1)
+        self._later = masked - self._in_block
+
+    def seen(self, sample: Tensor, candidates: Tensor, times: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole sequences, the candidates in them, and the times, see `DenoiserInputs.seen`."""
+        columns, whole = self.columns[rows], self.sample[rows]
+        where = _placed(candidates, columns, torch.zeros_like(whole, dtype=torch.bool))
+        return _placed(sample, columns, whole), where, self._times(times, rows)
+
+    def _times(self, times: Tensor, rows: Tensor) -> Tensor:
+        if self.schedule is None:
+            return times
+        rows = rows.cpu()  # mps has no float64
+        in_block, later, num_masked = (x.cpu()[rows] for x in (self._in_block, self._later, self._num_masked))
+        masked_share = 1.0 - self.schedule.alpha(times.cpu().double())
+        share = (in_block * masked_share + later) / num_masked.clamp(min=1)
+        return time_of_alpha(self.schedule, 1.0 - share).to(times)
+
+
+class CachedBlockInputs(BlockInputs):
+    """Inputs of a denoiser that sees the block, and keys and values of the `window` columns before it.
+
+    Blocks of all rows begin at the first mask of any row. Rows without a mask from the block on are not taken in.
+
+    Args:
+        attention_mask, guidance, mask_token_id, block_length: As in `BlockInputs`.
+        model: The denoiser.
+        window: Number of columns before a block that it sees.
+    """
+
+    def __init__(
+        self,
+        attention_mask: Tensor | None,
+        guidance: Guidance,
+        mask_token_id: int,
+        block_length: int,
+        model,
+        window: int,
+    ):
+        super().__init__(attention_mask, guidance, mask_token_id, block_length)
+        self.model, self.window = model, window
+        self.end = 0
+        self._taken_in: int | None = None  # columns before this one are in the cache, or have left it
+        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # one pair per layer
+
+    def starts(self, masked: Tensor) -> Tensor:
+        """First masked column of any row, see `BlockInputs.starts`."""
+        has_mask = masked.any(dim=0)
+        start = has_mask.int().argmax() if has_mask.any() else masked.new_tensor(len(has_mask), dtype=torch.long)
+        return start.expand(len(masked))
+
+    def begin(self, sample: Tensor, starts: Tensor):
+        """Go to these blocks, see `BlockInputs.begin`, with the keys and values of what lies before them."""
+        super().begin(sample, starts)
+        start, size = int(starts[0]), self.columns.shape[1]
+        rows = (sample[:, start:] == self.mask_token_id).any(dim=1).nonzero().squeeze(1)
+        first = max(start - self.window, 0) if self._taken_in is None else self._taken_in
+        self._take_in(sample, first, start, rows)
+        self._taken_in, self.start, self.end = start, start, start + size
+
+    def of(self, rows: Tensor) -> dict[str, Any]:
+        """Keyword arguments for some rows, with a cache of their own, which the model may extend."""
+        inputs = super().of(rows)
+        past = [(key[rows.to(key.device)], value[rows.to(key.device)]) for key, value in self._keys_and_values]
+        inputs["past_key_values"] = DynamicCache(past)
+        seen = past[0][0].shape[2] if past else 0
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
+        inputs["position_ids"] = torch.arange(self.start, self.end, device=rows.device)[None]
+        return inputs
+
+    def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
+        """Ids of the row of each selected position of the block, with those before the block."""
+        return super().ids_at(torch.cat([self.sample[rows, : self.start], sample], dim=1), rows, selected)
+
+    def _take_in(self, sample: Tensor, start: int, end: int, rows: Tensor):
+        """Add the keys and values of decided columns of some rows, and drop those that leave the window."""
+        if start == end or not len(rows):
+            return
+        self.start, self.end = start, end
+        num_rows, guidance = len(sample), self.guidance
+        copies = torch.cat([rows + copy * num_rows for copy in range(guidance.num_copies)])
+        inputs, ids = self.of(copies), guidance.ids(sample[rows], rows)[:, start:end]
+        self.model(input_ids=ids, position_mask=torch.zeros_like(ids, dtype=torch.bool), **inputs)
+        layers = inputs["past_key_values"].layers
+        total = guidance.num_copies * num_rows
+        self._keys_and_values = [
+            tuple(_in_rows(x[:, :, -self.window :], copies, total) for x in (layer.keys, layer.values))
+            for layer in layers
+        ]
+
+
+def _placed(part: Tensor, columns: Tensor, whole: Tensor) -> Tensor:
+    """Copy of `whole` `(rows, length)` with `part` at the columns `(rows, columns)` that exist in it."""
+    length = whole.shape[1]
+    padded = torch.nn.functional.pad(whole, (0, 1))
+    return padded.scatter(1, columns.clamp(max=length), part)[:, :length]
+
+
+def _in_rows(x: Tensor, rows: Tensor, total: int) -> Tensor:
+    """Tensor of `total` rows with `x` `(n, ...)` at the rows `(n,)`, and zeros at those that are not needed."""
+    if len(x) == total:
+        return x
+    return x.new_zeros(total, *x.shape[1:]).index_copy(0, rows.to(x.device), x)

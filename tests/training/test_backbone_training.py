@@ -172,6 +172,10 @@ def test_a_backbone_trains_is_evaluated_and_finetuned_from_the_command_line(back
         (["--block_size", "65"], "--block_size must be at most the model's 64 tokens"),
         (["--time_conditioning", "true"], "--time_conditioning must be left out"),
         (["--model_name_or_path", "runs/x"], "--model_name_or_path must be left out with --backbone_name_or_path"),
+        (
+            ["--document_mask", "true", "--attention_annealing_steps", "3"],
+            "--attention_annealing_steps must be left out with --document_mask, got 3",
+        ),
         (["--tokenizer", "text8"], None),
     ],
 )

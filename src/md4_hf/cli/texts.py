@@ -65,6 +65,8 @@ def prepare_text_training(
     """Model and blocks of a training on text."""
     check_no_images(image_args)
     check_left_out(args, OPTIONS_OF_IMAGES, "for a model of text")
+    if data_args.document_mask:
+        check_left_out(args, ["attention_annealing_steps"], "with `document_mask`")
     tokenizer = training_tokenizer(start, data_args, args)
     model = make_model(start, model_args, tokenizer, data_args.block_size)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import outcome
 from peers import publish, state_of, words_tokenizer
 from tiny import losses_of_steps, quiet, same_texts
 from transformers import AutoModel
@@ -118,6 +119,48 @@ def test_a_converted_model_trains_an_adapter(converted, case):
     model = add_adapter(MD4ForMaskedDiffusion.from_pretrained(converted(case)).train(), LoraArguments(lora_r=2))
     losses = losses_of_steps(model, lambda: same_texts(100, 4, 12), learning_rate=0.1)
     assert losses[-1] < losses[0]
+
+
+@every_case
+def test_the_harness_has_the_likelihood_of_an_answer_of_one_token(converted, case):
+    """For one token the bound is exact: the probability that the model gives it, seeing the question."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from md4_hf.evaluation.harness import MD4LM
+
+    lm = MD4LM(str(converted(case)), draws=2, device="cpu")
+    pairs = [("w7 w8 w9", " w20"), ("w3", " w50")]
+    found = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    for (question, answer), (bound, is_greedy) in zip(pairs, found, strict=True):
+        ids = lm.tokenizer(question).input_ids
+        (token,) = lm.tokenizer(answer).input_ids
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([[*ids, lm.tokenizer.mask_token_id]])).logits[0, -1]
+        assert bound == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-4)
+        assert is_greedy == (logits.argmax().item() == token)
+
+
+@pytest.mark.slow
+@every_case
+def test_all_commands_take_a_converted_model(converted, case, tmp_path):
+    model, tuned, text = str(converted(case)), str(tmp_path / "tuned"), str(tmp_path / "words.txt")
+    Path(text).write_text(" ".join(f"w{i % 90}" for i in range(900)))
+    steps, blocks = ["--num_inference_steps", "3"], ["--block_size", "16", "--use_cpu"]
+    training = ["--output_dir", tuned, "--max_steps", "2", "--per_device_train_batch_size", "4", "--lora_r", "4"]
+    for command in (
+        ["evaluate", model, "--validation_data", text, "--draws", "1", *blocks],
+        ["sample", model, "--prompt", "w3 w4", "--length", "8", *steps],
+        ["infill", model, "w1 w2 <mask:3> w4", *steps],
+        ["score", model, "--num_samples", "3", "--length", "8", "--references", text, *steps],
+        ["finetune", model, "--data", text, *training, *blocks],
+        ["evaluate", tuned, "--validation_data", text, "--draws", "1", *blocks],
+        ["infill", tuned, "w1 w2 <mask:3> w4", *steps],
+        ["export", tuned, str(tmp_path / "exported")],
+    ):
+        status, printed = outcome(command)
+        assert status == 0, printed
+    assert load_pipeline(str(tmp_path / "exported"), device="cpu").tokenizer.decode([5]) == "w5"
 
 
 @pytest.mark.parametrize(("case", "head"), [(LLADA, "model.transformer.ff_out.weight"), (DREAM, "lm_head.weight")])

@@ -17,8 +17,16 @@ from accelerate import PartialState, debug_launcher
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from tiny import random_model, training_arguments
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, LlamaConfig
 
-from md4_hf import LoraArguments, MD4Trainer, add_adapter, build_text8_tokenizer
+from md4_hf import (
+    LoraArguments,
+    MD4ForMaskedDiffusion,
+    MD4Trainer,
+    add_adapter,
+    build_text8_tokenizer,
+    load_model,
+)
 
 
 LENGTH, VOCAB = 8, 27  # text8's, of which five are used
@@ -26,6 +34,17 @@ MODELS = {
     "genmd4": {"masking_schedule": "poly", "schedule_power": 1.0, "learn_masking_schedule": True},
     "dropout": {"residual_dropout": 0.5},
 }
+SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 40, "max_position_embeddings": LENGTH}
+TIED = {"tie_word_embeddings": True, "num_key_value_heads": 1}
+# Backbones of transformers: opened as they are, and as MD4 models that were saved before.
+BACKBONES = {"llama": (AutoModelForCausalLM, LlamaConfig(**SIZES, **TIED))}
+BACKBONES["llama-lora"] = (AutoModelForCausalLM, LlamaConfig(**SIZES, attention_bias=True))
+BACKBONES["bert"] = (
+    AutoModelForMaskedLM,
+    BertConfig(**SIZES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+)
+FOLDER_OF_BACKBONES = "MD4_TEST_BACKBONES"
 AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 ZERO = {**dict.fromkeys(AUTO, "auto"), "zero_allow_untested_optimizer": True}
 
@@ -37,7 +56,33 @@ def dataset(count, seed=0):
     return Dataset.from_dict({"input_ids": ids.tolist()})
 
 
+def save_backbones(folder):
+    """Write a language model for each backbone, or an MD4 model around it; runs find them by the environment."""
+    for name, (auto, config) in BACKBONES.items():
+        torch.manual_seed(0)
+        model = auto.from_config(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(folder / name)
+        if name != "llama":
+            model = MD4ForMaskedDiffusion.from_backbone(folder / name, build_text8_tokenizer())
+            model.save_pretrained(folder / name)
+    os.environ[FOLDER_OF_BACKBONES] = str(folder)
+
+
+def model_around_backbone(name):
+    """An MD4 model around a language model, with an adapter where the name says so."""
+    source = str(Path(os.environ[FOLDER_OF_BACKBONES], name))
+    if name == "llama":
+        return MD4ForMaskedDiffusion.from_backbone(source, build_text8_tokenizer(), predicts_next=True)
+    model = load_model(source, dtype=torch.float32)
+    torch.manual_seed(0)
+    return add_adapter(model, LoraArguments(lora_r=4)) if name == "llama-lora" else model
+
+
 def make_model(objective):
+    if objective in BACKBONES:
+        return model_around_backbone(objective)
     model = random_model(VOCAB + 1, LENGTH, std=0.1, **MODELS.get(objective, {}))
     if objective == "genmd4":
         with torch.no_grad():
@@ -49,9 +94,12 @@ def make_trainer(folder, objective, train_size=21, **options):
     """Three steps an epoch, the last of which 21 examples do not fill."""
     defaults = {"per_device_eval_batch_size": 4, "max_steps": 6, "ema_decay": 0.5, "card_samples": 0}
     defaults |= {"save_strategy": "steps", "save_steps": 4}
+    args = training_arguments(
+        folder, **{**defaults, **options}
+    )  # first, as in a command: ZeRO-3 opens models otherwise
     return MD4Trainer(
         model=make_model(objective),
-        args=training_arguments(folder, **{**defaults, **options}),
+        args=args,
         processing_class=build_text8_tokenizer(),
         train_dataset=dataset(train_size),
         eval_dataset=dataset(21, seed=1),
@@ -77,7 +125,7 @@ def options_of(kind):
     if kind.startswith("fsdp2"):
         # On the CPU, accelerate takes FSDP for granted only where it believes in several GPUs.
         PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
-        config = {"version": 2, "transformer_layer_cls_to_wrap": ["MD4Layer"]}
+        config = {"version": 2}
         config["auto_wrap_policy"] = "TRANSFORMER_BASED_WRAP"
         config["state_dict_type"] = "SHARDED_STATE_DICT" if kind == "fsdp2-sharded" else "FULL_STATE_DICT"
         options = {"fsdp": True, "fsdp_config": config, "accelerator_config": {"use_configured_state": True}}

@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from md4_hf import LoraArguments, MD4Config, MD4ForMaskedDiffusion, add_adapter, load_adapter, make_pipeline
+from md4_hf.core import modeling_md4_auto
 
 
 ROWS, LENGTH, POSITIONS = 40, 12, 24
@@ -364,6 +365,19 @@ def test_cached_keys_stand_for_the_tokens_before(folders, name):
     model(clean_ids()[:, :5], past_key_values=cache)
     rest = model(clean_ids()[:, 5:], past_key_values=cache).logits
     assert_close(rest, model(clean_ids()).logits[:, 5:], rtol=0, atol=1e-5)
+
+
+def test_a_backbone_is_tried_with_the_attention_that_it_will_have(folders, monkeypatch):
+    tried, probe = [], modeling_md4_auto.probe
+
+    def spy(language_model, *args):
+        tried.append(language_model.config._attn_implementation)
+        return probe(language_model, *args)
+
+    monkeypatch.setattr(modeling_md4_auto, "probe", spy)
+    MD4ForMaskedDiffusion.from_backbone(folders / "llama", attn_implementation="eager")
+    MD4ForMaskedDiffusion.from_backbone(folders / "llama")
+    assert tried == ["eager"] * 4 + ["sdpa"] * 4
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------

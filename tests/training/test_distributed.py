@@ -2,13 +2,14 @@
 """Equal numbers on two processes and on one: DDP, FSDP2 and DeepSpeed's ZeRO, at once, in micro-batches, resumed."""
 
 import functools
+import os
 import re
 import shutil
 import sys
 
 import pytest
 import torch
-from distributed_runs import run
+from distributed_runs import BACKBONES, FOLDER_OF_BACKBONES, run, save_backbones
 from launching import HERE, TORCHRUN, succeed
 from safetensors.torch import load_file
 
@@ -38,6 +39,14 @@ def single(tmp_path_factory):
 def extensions(tmp_path_factory):
     """Folder in which DeepSpeed compiles: a build that was killed locks a folder that other runs share."""
     return str(tmp_path_factory.mktemp("extensions"))
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    """Backbones where the runs of this file look for them."""
+    save_backbones(tmp_path_factory.mktemp("backbones"))
+    yield
+    del os.environ[FOLDER_OF_BACKBONES]
 
 
 def weights(folder):
@@ -91,6 +100,11 @@ def test_accumulation_changes_nothing(tmp_path, single, objective, batch, accumu
     ],
 )
 def test_two_processes_train_as_one(tmp_path, single, extensions, kind, objectives):
+    assert_as_one(tmp_path, single, extensions, kind, objectives)
+
+
+def assert_as_one(tmp_path, single, extensions, kind, objectives):
+    """Compare runs of two processes with those of one: at once, in micro-batches, and resumed."""
     if kind.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`, and a C++ compiler")
     launch_runs(tmp_path, kind, objectives, timeout=900, TORCH_EXTENSIONS_DIR=extensions)
@@ -98,8 +112,22 @@ def test_two_processes_train_as_one(tmp_path, single, extensions, kind, objectiv
         expected = single(objective)
         for name, steps in (("whole", 6), ("parts", 6), ("resumed", 2)):
             assert_same_run(tmp_path / objective / name, expected, steps)
-            if kind not in ("ddp", "fsdp2") and objective != "lora":
+            if kind not in ("ddp", "fsdp2") and "lora" not in objective:
                 assert_shards_export(tmp_path / objective / "whole", expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2-sharded", "fsdp2", "zero2", "zero3"])
+@pytest.mark.usefixtures("backbones")
+def test_two_processes_train_a_backbone_as_one(tmp_path, single, extensions, kind):
+    """Backbones of transformers, causal with tied weights, masked, and below an adapter."""
+    assert_as_one(tmp_path, single, extensions, kind, [*BACKBONES])
+    for objective in BACKBONES:
+        if objective != "llama-lora":
+            repository = tmp_path / objective / "whole" / "repository"
+            opened = load_model(str(repository)).state_dict()
+            saved = weights(tmp_path / objective / "whole")
+            assert all(torch.equal(opened[name], weight) for name, weight in saved.items())
 
 
 @pytest.mark.slow

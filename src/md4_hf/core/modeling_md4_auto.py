@@ -7,11 +7,15 @@ with `is_causal=False` in its configuration. The next-token alignment, and the a
 little, are those of DiffuLLaMA (Gong et al., arXiv:2410.17891) and Dream (Ye et al., arXiv:2508.15487).
 """
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.integrations import deepspeed as deepspeed_settings
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -257,6 +261,21 @@ def keeps_causal(config) -> bool:
 # From a language model to an MD4 model --------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def undealt() -> Iterator[None]:
+    """Make and open models whole on every rank within the context, also with DeepSpeed's ZeRO-3, which deals them out.
+
+    A backbone is tried, and changed row by row, before a training begins and deals it out.
+    """
+    reference = deepspeed_settings._hf_deepspeed_config_weak_ref
+    deepspeed_settings.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed_settings._hf_deepspeed_config_weak_ref = reference
+
+
+@undealt()
 @torch.no_grad()
 def adopt_backbone(
     model_class: type,
@@ -281,7 +300,8 @@ def adopt_backbone(
         language_model.config.is_causal = is_causal
     if "attn_implementation" in options:
         fields["attn_implementation"] = options["attn_implementation"]
-    config = MD4Config(backbone="auto", backbone_config=language_model.config, **fields)
+    own = copy.deepcopy(language_model.config)  # a composite configuration resets the attention of its parts
+    config = MD4Config(backbone="auto", backbone_config=own, **fields)
     model = model_around(model_class, language_model, config, name_or_path)
     if mask_token_id >= config.vocab_size:
         model.resize_token_embeddings(mask_token_id + 1, mean_resizing=False)

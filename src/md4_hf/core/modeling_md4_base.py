@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file, logging
 
 from .compat import commit_of
@@ -85,7 +86,9 @@ class MD4PreTrainedModel(PreTrainedModel):
             subfolder, variant = kwargs.get("subfolder", ""), kwargs.get("variant")
             check_shards(str(pretrained_model_name_or_path), variant, subfolder=subfolder, **hub)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs)
+            opened = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, use_safetensors=True, **kwargs
+            )
         except OSError as error:
             if "safetensors" not in str(error):
                 raise
@@ -93,6 +96,9 @@ class MD4PreTrainedModel(PreTrainedModel):
                 f"{error} Weights are opened in safetensors format; pickled weights, which can run any code, are "
                 "opened only with `use_safetensors=False`."
             ) from error
+        if is_deepspeed_zero3_enabled():  # transformers takes all of its renamings for used then, and saves by them
+            (opened[0] if isinstance(opened, tuple) else opened)._weight_conversions = []
+        return opened
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True):
         """Tie the head to the embedding if the configuration says so, also within accelerate's `init_empty_weights`.

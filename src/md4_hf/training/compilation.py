@@ -3,6 +3,7 @@
 
 from torch import nn
 
+from ..utils.sharding import undivided_classes
 from .arguments import MD4TrainingArguments
 
 
@@ -16,7 +17,7 @@ def compiles_blocks(args: MD4TrainingArguments) -> bool:
 
 def compile_blocks(model: nn.Module, args: MD4TrainingArguments):
     """Compile each block of a network in place; names of modules and parameters stay as they are."""
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    names = undivided_classes(model)
     for module in model.modules():
         if type(module).__name__ in names:
             module.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)

@@ -35,7 +35,7 @@ from ..utils.files import remove_any
 from ..utils.libraries import is_instance
 from ..utils.options import changed
 from ..utils.processes import RunLock, check_agreement, check_launch, on_first_process
-from ..utils.sharding import keep_float32
+from ..utils.sharding import keep_float32, shard_blocks
 from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_annealing, check_arguments
 from .batches import CheckedCollator, as_tensors, input_names, noised_batch, number_step_examples
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
@@ -111,7 +111,9 @@ class MD4Trainer(Trainer):
             compile_blocks(self.model, args)
         check_launch(self, args.expected_processes)
         if self.is_fsdp_enabled:
-            keep_float32(self.accelerator.state.fsdp_plugin, weights=self.model.config.learn_masking_schedule)
+            plugin = self.accelerator.state.fsdp_plugin
+            keep_float32(plugin, weights=self.model.config.learn_masking_schedule)
+            shard_blocks(plugin, self.model)
         self.objective = Objective.of_config(model.config)
         check_estimator(args.eval_estimator, self.objective)
         self.card_facts = CardFacts(license=args.license)

@@ -101,6 +101,31 @@ def keep_float32(fsdp_plugin: Any, weights: bool = False):
         )
 
 
+def undivided_classes(model: torch.nn.Module) -> set[str]:
+    """Names of the classes of modules that combine the outputs of their parts."""
+    return {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+
+
+def block_classes(model: torch.nn.Module) -> set[type[torch.nn.Module]]:
+    """Classes of the blocks of a network: items of its lists that are not to be divided."""
+    names = undivided_classes(model)
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return {type(block) for blocks in lists for block in blocks if type(block).__name__ in names}
+
+
+def shard_blocks(fsdp_plugin: Any, model: torch.nn.Module):
+    """Have FSDP2 gather a network block by block, unless its configuration names other classes of the model.
+
+    accelerate would take all that `_no_split_modules` names, and fail for names that are not in the model.
+    """
+    asked, known = (
+        fsdp_plugin.transformer_cls_names_to_wrap or (),
+        {type(module).__name__ for module in model.modules()},
+    )
+    names = [name for name in asked if name in known] or sorted(cls.__name__ for cls in block_classes(model))
+    fsdp_plugin.transformer_cls_names_to_wrap = names
+
+
 def trained_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The parameters that training changes: of an adapted model, the adapter's."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,20 +1,26 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """An autoregressive Llama adapted to MD4, against the same network from nothing: held-out bits per byte over the steps.
 
-python benchmarks/adaptation.py --data my.txt --output benchmarks/results/adaptation.md
+python benchmarks/adaptation.py --data my.txt --kept runs/adaptation --output benchmarks/results/adaptation.md
 
-The text is read as bytes. One causal model is trained first; each arm then trains on MD4's bound, at equal steps.
+The text is read as bytes. One causal model is trained first; each arm then trains on MD4's bound, at equal steps and
+rates, from the same order of blocks. With `--kept` an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 import shlex
 import statistics
 import sys
 import tempfile
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from measuring import machine, publish
@@ -26,47 +32,68 @@ from md4_hf.utils.plots import figure_file
 
 
 LENGTH, BATCH = 64, 32
-NETWORK = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
-RATE_OF_BASE, RATE = 3e-3, 2e-3
+NETWORK = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 176}
+RATE_OF_BASE = 3e-3
 # Each arm: whether it begins with the causal model's weights, whether it predicts the next token, share of annealing.
 ARMS = {
     "from nothing": (False, False, 0.0),
     "adapted": (True, False, 0.0),
+    "adapted, annealed": (True, False, 0.3),
     "adapted, next token": (True, True, 0.0),
     "adapted, next token, annealed": (True, True, 0.3),
 }
+NOTHING, EVAL_DRAWS, EVAL_BATCH = "from nothing", 1, 128
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="pydoc", help="Text, in any of the forms of `md4 train --data`.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--base_steps", type=int, default=1500, help="Steps of the causal model.")
-    parser.add_argument("--max_steps", type=int, default=600, help="Steps of each arm.")
-    parser.add_argument("--evaluations", type=int, default=6, help="Evaluations of each arm.")
+    parser.add_argument("--base_steps", type=int, default=1000, help="Steps of the causal model.")
+    parser.add_argument("--max_steps", type=int, default=400, help="Steps of each arm.")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="Highest rate of each arm.")
+    parser.add_argument("--evaluations", type=int, default=8, help="Evaluations of each arm.")
+    parser.add_argument("--kept", type=Path, help="Folder that keeps what is done, to go on there.")
     parser.add_argument("--output", help="Markdown file to write, with a plot beside it; printed if left out.")
     return parser.parse_args()
 
 
-def train_base(blocks, steps: int) -> tuple[LlamaForCausalLM, float]:
-    """A causal Llama trained on next bytes, and its mean loss over the last tenth of the steps, in bits."""
+def kept(folder: Path | None, facts: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """A result from the folder, or computed and kept there, under the hash of all that determines it."""
+    if folder is None:
+        return compute()
+    key = json.dumps({**facts, "network": [NETWORK, LENGTH, BATCH, RATE_OF_BASE], "version": 1}, sort_keys=True)
+    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    if not file.is_file():
+        result = compute()
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"facts": facts, "result": result}) + "\n")
+    return json.loads(file.read_text())["result"]
+
+
+def llama_config() -> LlamaConfig:
+    """Configuration of the causal model, of 256 bytes and an end of text."""
+    return LlamaConfig(**NETWORK, vocab_size=257, max_position_embeddings=LENGTH, bos_token_id=None, eos_token_id=256)
+
+
+def train_base(blocks, heldout, steps: int, folder: Path) -> float:
+    """Train a causal Llama on next bytes, and save it; its held-out bits per byte, but for the first of a block."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        **NETWORK, vocab_size=257, max_position_embeddings=LENGTH, bos_token_id=None, eos_token_id=256
-    )
-    model = LlamaForCausalLM(config).train()
+    model = LlamaForCausalLM(llama_config()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE_OF_BASE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    ids, losses = torch.as_tensor(blocks.with_format("numpy")["input_ids"][:]).long(), []
+    ids, others = (torch.as_tensor(part.with_format("numpy")["input_ids"][:]).long() for part in (blocks, heldout))
     for _ in tqdm(range(steps), desc="causal model"):
         batch = ids[torch.randint(len(ids), (BATCH,))]
-        loss = model(batch, labels=batch).loss
-        loss.backward()
+        model(batch, labels=batch).loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return model, statistics.mean(losses[-max(1, steps // 10) :]) / math.log(2)
+    model.eval().save_pretrained(folder)
+    md4_hf.build_byte_tokenizer().save_pretrained(folder)
+    with torch.no_grad():
+        losses = [model(part, labels=part).loss.item() * len(part) for part in others.split(EVAL_BATCH)]
+    return sum(losses) / len(others) / math.log(2)
 
 
 def run(arm: str, seed: int, base: Path, blocks, heldout, args: argparse.Namespace) -> list[tuple[int, float]]:
@@ -81,18 +108,21 @@ def run(arm: str, seed: int, base: Path, blocks, heldout, args: argparse.Namespa
             output_dir=folder,
             seed=seed,
             max_steps=args.max_steps,
-            learning_rate=RATE,
+            learning_rate=args.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=args.max_steps // 20,
             adam_beta2=0.99,
             per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=128,
+            per_device_eval_batch_size=EVAL_BATCH,
             ema_decay=0.0,
+            eval_estimator="any_order",
+            eval_draws=EVAL_DRAWS,
             eval_strategy="steps",
             eval_steps=args.max_steps // args.evaluations,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            max_grad_norm=1.0,
             use_cpu=not torch.cuda.is_available(),
             attention_annealing_steps=int(annealed * args.max_steps),
         )
@@ -114,39 +144,59 @@ def plot(path: Path, steps: list[int], curves: dict[str, list[tuple[float, float
         for arm, points in curves.items():
             means, errors = zip(*points, strict=True)
             panel.errorbar(steps, means, yerr=errors, label=arm, capsize=2)
+        panel.legend()
         panel.set_xlabel("steps")
         panel.set_ylabel("held-out bits per byte")
 
 
-def report(args: argparse.Namespace) -> str:
-    """Train base and arms, and write them up."""
+def first_step_below(curve: list[tuple[float, float]], steps: list[int], bits: float) -> str:
+    """First step of an evaluation whose mean is at most so many bits."""
+    return next((str(step) for step, (mean, _) in zip(steps, curve, strict=True) if mean <= bits), "not reached")
+
+
+def measure(args: argparse.Namespace) -> tuple[float, dict[str, list[list[tuple[int, float]]]]]:
+    """Held-out bits of the causal model, and for each arm and seed the held-out bits over the steps."""
     tokenizer = md4_hf.build_byte_tokenizer()
     documents = md4_hf.load_train_validation(md4_hf.DataArguments(data=args.data, validation_fraction=0.03))
     blocks, heldout = (md4_hf.pack(part, tokenizer, LENGTH)[0] for part in documents)
-    model, base_bits = train_base(blocks, args.base_steps)
-    runs: dict[str, list[list[tuple[int, float]]]] = {arm: [] for arm in ARMS}
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        for arm, seed in tqdm([(arm, seed) for seed in args.seeds for arm in ARMS], desc="runs"):
-            runs[arm].append(run(arm, seed, Path(folder), blocks, heldout, args))
-    steps = [step for step, _ in runs["adapted"][0]]
+    of_base = {"base_steps": args.base_steps, "blocks": [len(blocks), blocks[0]["input_ids"], blocks[-1]["input_ids"]]}
+    of_arms = of_base | {name: getattr(args, name) for name in ("max_steps", "learning_rate", "evaluations")}
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary) if args.kept is None else args.kept / f"base-{args.base_steps}"
+        base_bits = kept(args.kept, of_base, lambda: train_base(blocks, heldout, args.base_steps, base))
+        runs: dict[str, list[list[tuple[int, float]]]] = {arm: [] for arm in ARMS}
+        for seed, arm in tqdm([(seed, arm) for seed in args.seeds for arm in ARMS], desc="runs"):
+            facts = {**of_arms, "arm": [arm, *ARMS[arm]], "seed": seed, "draws": EVAL_DRAWS}
+            runs[arm].append(
+                kept(args.kept, facts, lambda arm=arm, seed=seed: run(arm, seed, base, blocks, heldout, args))
+            )
+    return base_bits, runs
+
+
+def report(args: argparse.Namespace) -> str:
+    """Train base and arms, and write them up."""
+    base_bits, runs = measure(args)
+    steps = [step for step, _ in runs[NOTHING][0]]
     curves = {
         arm: [mean_and_error([bits for _, bits in points]) for points in zip(*of_seeds, strict=True)]
         for arm, of_seeds in runs.items()
     }
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(x.numel() for x in LlamaForCausalLM(llama_config()).parameters())
+    description = (
+        f"Held-out bits per byte of {Path(args.data).name}, in blocks of {LENGTH}, by the any-order bound "
+        f"({EVAL_DRAWS} draw for each block, the same one for all; ± is one standard error over "
+        f"{len(args.seeds)} seeds). A Llama of {size:,} parameters is trained for {args.base_steps} steps on the next "
+        f"byte, once; it has {base_bits:.3f} bits. Each arm then takes {args.max_steps} steps of {BATCH} blocks on "
+        f"MD4's bound, at a rate of at most {args.learning_rate:g}. Next token is the alignment of the causal model "
+        "(`predicts_next`). Annealed arms open their attention over the first 30% of the steps; evaluations see all of "
+        "it."
+    )
     lines = [
         "# An autoregressive model adapted to MD4",
         "",
         machine(),
         "",
-        f"Held-out bits per byte of {Path(args.data).name}, in blocks of {LENGTH}, by the bound "
-        f"(one draw for each block; ± is one standard error over {len(args.seeds)} seeds).",
-        f"A Llama of {num_parameters:,} parameters, trained for {args.base_steps} steps on the next byte "
-        f"(training loss {base_bits:.3f} bits), then {args.max_steps} steps",
-        f"of {BATCH} blocks on MD4's bound, at a rate of {RATE:g}. The last arm opens its attention over the "
-        "first 30% of them.",
+        *textwrap.wrap(description, 120),
         "",
         "| steps | " + " | ".join(ARMS) + " |",
         "| --- " * (1 + len(ARMS)) + "|",
@@ -154,7 +204,9 @@ def report(args: argparse.Namespace) -> str:
     for index, step in enumerate(steps):
         cells = (f"{mean:.3f} ± {error:.3f}" for mean, error in (curves[arm][index] for arm in ARMS))
         lines.append(f"| {step} | " + " | ".join(cells) + " |")
-    lines.append("")
+    last = curves[NOTHING][-1][0]
+    reached = (first_step_below(curves[arm], steps, last) for arm in ARMS)
+    lines += [f"| first step at {last:.3f} bits or below | " + " | ".join(reached) + " |", ""]
     if args.output:
         picture = Path(args.output).with_suffix(".png")
         plot(picture, steps, curves)

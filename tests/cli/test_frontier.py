@@ -282,7 +282,7 @@ def test_errors_come_before_any_work(folders, tmp_path, monkeypatch, capsys, opt
         ("images", ["random"], "MODEL must be a masked diffusion model of text with a tokenizer, got images"),
         ("ids", ["random"], "MODEL must be a masked diffusion model of text with a tokenizer, got no tokenizer"),
         ("genmd4", ["confidence"], '`order` must be "random" with the schedules of GenMD4'),
-        ("genmd4", ["remasking=loop"], "needs one schedule for all tokens, which GenMD4 does not have"),
+        ("genmd4", ["remasking=loop"], "with the schedules of GenMD4, got 'loop'"),
     ],
 )
 def test_models_that_a_sampler_is_not_defined_for(folders, tmp_path, capsys, model, samplers, message):

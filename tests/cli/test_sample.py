@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """`md4 sample` as a user runs it on many samples: batches, processes, prompts, files, interruptions."""
 
+import dataclasses
 import io
 import json
 import os
@@ -17,9 +18,12 @@ from launching import TORCHRUN, kill, run, start, succeed
 from tiny import quiet, random_image_model, random_model, row_generators, seeded
 
 from md4_hf import MaskedDiffusionPipeline, build_byte_tokenizer, build_text8_tokenizer, make_pipeline
-from md4_hf.cli import main
-from md4_hf.cli.draw import suppressed_ids
+from md4_hf.cli import main, options
+from md4_hf.cli.draw import IN_USE, suppressed_ids
 from md4_hf.cli.sample_files import read_printed_texts, unfinished
+from md4_hf.core.opening_orders import ORDERS, QUOTAS, RANDOM
+from md4_hf.core.remasking import CORRECTORS, REMASKINGS
+from md4_hf.core.reverse_steps import SAMPLER_OPTIONS
 
 
 LENGTH = 16
@@ -67,7 +71,7 @@ def test_a_row_says_what_it_is_and_is_drawn_again_from_its_seed(sample, model):
     assert len({row["seed"] for row in rows}) == 5 and max(row["seed"] for row in rows) < 2**53
     pipeline = quiet(MaskedDiffusionPipeline.from_pretrained(model))
     for row in rows:
-        assert set(row) == {"index", "seed", "text", "ids"}
+        assert set(row) == {"index", "seed", "text", "ids", "settings"}
         alone = pipeline(generator=seeded(row["seed"]), temperature=0.8)
         assert alone.texts == [row["text"]] and alone.sequences[0].tolist() == row["ids"]
     (again,) = sample("--seed", rows[3]["seed"], "--temperature", 0.8)
@@ -89,6 +93,70 @@ def test_without_a_seed_it_is_told_and_draws_the_samples_again(sample, capsys):
     assert f"--seed {rows[0]['seed']} draws these samples again" in told
     assert sample("--num_samples", 2, "--seed", rows[0]["seed"]) == rows
     assert sample("--num_samples", 2) != rows
+
+
+# Samplers -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_choices_are_those_of_the_scheduler():
+    assert {*options.ORDER_NAMES} == {RANDOM, *ORDERS} and set(options.QUOTA_NAMES) == set(QUOTAS)
+    assert {*options.REMASKING_NAMES} == {*REMASKINGS} and options.CORRECTOR_NAMES == CORRECTORS
+    fields = {field.name for field in dataclasses.fields(options.SamplerArguments)}
+    assert fields >= {*SAMPLER_OPTIONS} and set(IN_USE) < {*SAMPLER_OPTIONS}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"order": "entropy", "order_temperature": 0.5, "quota": "floor"},
+        {"order": "threshold", "threshold": 0.1, "block_length": 4, "use_cache": False},
+        {"order": "factor", "factor": 0.5, "block_length": 4},
+        {"order": "klass", "kl_bound": 0.1},
+        {"order": "entropy_bound", "entropy_bound": 0.0},
+        {"remasking": "cap", "eta": 0.3, "corrector": "informed", "corrector_steps": 1, "corrector_size": 2},
+        {"corrector_steps": 1, "corrector_eta": 0.4},
+    ],
+    ids=lambda arguments: "-".join(map(str, arguments.values())),
+)
+def test_samplers_are_those_of_the_pipeline_and_each_row_says_which(sample, model, arguments):
+    given = [word for name, value in arguments.items() for word in (f"--{name}", value)]
+    rows = sample("--num_samples", 3, "--seed", 1, "--prompt", "ab", "--gen_length", 9, *given)
+    pipeline = quiet(MaskedDiffusionPipeline.from_pretrained(model))
+    for row in rows:
+        output = pipeline(prompt="ab", gen_length=9, generator=seeded(row["seed"]), **arguments)
+        assert output.texts == [row["text"]] and len(row["text"]) == 11
+        again = pipeline(prompt=row["prompt"], generator=seeded(row["seed"]), **row["settings"])
+        assert again.texts == [row["text"]]
+        assert row["settings"].items() >= arguments.items() and row["settings"]["num_inference_steps"] == 8
+    assert (
+        sample("--num_samples", 3, "--seed", 1, "--prompt", "ab", "--gen_length", 9, *given, "--batch_size", 2) == rows
+    )
+
+
+def test_settings_of_the_models_scheduler_are_told_too(sample, model):
+    (row,) = sample("--seed", 1)
+    given = {"use_cache": True, "eos_early_stop": False, "guidance_scale": 1.0}
+    assert row["settings"] == {
+        **given,
+        "num_inference_steps": 8,
+        "order": "random",
+        "corrector_steps": 0,
+        "temperature": 1.0,
+    }
+
+
+def test_a_text_ends_with_its_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipeline = make_pipeline(random_model(258, 16, std=0.3, time_conditioning=False), build_byte_tokenizer())
+    pipeline.save_pretrained("bytes")
+    unwanted = [str(token) for token in range(257) if token not in (97, 98, 256)]
+    command = ["sample", "bytes", "--device", "cpu", "--seed", "0", "--num_samples", "5", "--output", "x.jsonl"]
+    main([*command, "--eos_early_stop", "--order", "sequential", "--suppress_tokens", *unwanted])
+    rows = rows_of(tmp_path / "x.jsonl")
+    assert any(256 in row["ids"] for row in rows)
+    for row in rows:
+        end = row["ids"].index(256) if 256 in row["ids"] else 16
+        assert row["ids"][end:] == [256] * (16 - end) and row["text"] == bytes(row["ids"][:end]).decode()
 
 
 # Prompts --------------------------------------------------------------------------------------------------------------
@@ -144,6 +212,12 @@ def test_a_standard_input_in_another_encoding_is_named(model, monkeypatch, capsy
             "--suppress_tokens must be ids, or texts of one token each, got 'the', which is ['t",
         ),
         (["--prompt", "<mask:0>", "--output", "x.jsonl"], "--prompt must have gaps <mask:n> with n >= 1"),
+        (["--order", "entropi"], "--order: must be one of random, confidence,"),
+        (["--remasking", "all"], "must be one of cap, rescale, confidence, loop, flow, got 'all'"),
+        (["--length", "9", "--gen_length", "4"], "Only one of --length and --gen_length may be given, got 9 and 4"),
+        (["--eta", "0.5"], "--eta must be left out where it has no effect, with --order 'random', --remasking None"),
+        (["--threshold", "0.5", "--order", "margin"], "--threshold must be left out where it has no effect"),
+        (["--eos_early_stop", "--output", "x.jsonl"], "--eos_early_stop needs an EOS token"),
     ],
 )
 def test_bad_options_are_one_clear_message_and_leave_no_file(model, tmp_path, monkeypatch, capsys, options, message):
@@ -312,7 +386,18 @@ def test_a_process_that_is_ended_leaves_what_the_command_goes_on_from(model, tmp
 @pytest.mark.slow  # several new processes
 def test_processes_divide_the_samples_and_change_none(model, tmp_path, sample):
     (tmp_path / "prompts.txt").write_text("the \na [MASK]\n")
-    options = ["--prompt_file", "prompts.txt", "--num_samples", "5", "--batch_size", "2", "--seed", "4"]
+    options = [
+        "--prompt_file",
+        "prompts.txt",
+        "--num_samples",
+        "5",
+        "--batch_size",
+        "2",
+        "--seed",
+        "4",
+        "--order",
+        "entropy",
+    ]
     rows = sample(*options)
     command = ["sample", model, *options, "--output", tmp_path / "two.jsonl"]
     status, output = run([*TORCHRUN, "-m", "md4_hf", *command], OMP_NUM_THREADS="1")

@@ -481,6 +481,15 @@ def test_a_generation_ends_before_the_first_of_the_strings(lm):
     assert generations(lm, [request("the cat", {**options, "until": "7"}, doc=0)]) == [unlimited]
 
 
+def test_generations_take_the_samplers_of_the_pipeline(lm):
+    options = {"max_gen_toks": 9, "num_inference_steps": 9}
+    samplers = [{"order": "sequential"}, {"order": "confidence", "block_length": 3, "use_cache": False}]
+    for sampler in samplers:
+        found = generations(lm, [request("the cat", {**options, **sampler})])
+        output = lm._pipeline(prompt="the cat", gen_length=9, num_inference_steps=9, temperature=0.0, **sampler)
+        assert found == [output.texts[0].removeprefix("the cat")]
+
+
 def test_a_generation_ends_at_the_end_of_text():
     model = random_model(258, 16, std=0.3, time_conditioning=False)
     lm = MD4LM(model, build_byte_tokenizer(), max_gen_toks=8)
@@ -500,6 +509,7 @@ def test_a_generation_ends_at_the_end_of_text():
         ({"do_sample": True, "temperature": 0.7, "top_k": 5}, {"temperature": 0.7, "top_k": 5}),
         ({"temperature": 0.7, "max_new_tokens": 3}, {"temperature": 0.7, "max_gen_toks": 3}),
         ({"until": ["\n", ""]}, {"until": ("\n",)}),
+        ({"order": "entropy", "block_length": 4}, {"sampler": (("order", "entropy"), ("block_length", 4))}),
     ],
     ids=str,
 )
@@ -575,6 +585,7 @@ def test_continuations_that_cannot_be_scored(lm, context, continuation, message)
         ({"do_sample": "yes"}, "`do_sample` must be True or False, got 'yes'."),
         ({"temperature": -1.0}, "`temperature` must be a number >= 0, got -1.0."),
         ({"do_sample": True, "top_p": 2.0}, "`top_p` must"),
+        ({"order": "first"}, "`order` must be one of ['candidate', 'confidence'"),
     ],
     ids=str,
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
+from ..core.reverse_steps import SAMPLER_OPTIONS
+from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from ..core.text_encoding import encode_texts
 from ..evaluation.provenance import weights_sha256
 from ..objective.noise import sample_seed
@@ -19,9 +21,25 @@ from .options import SamplerArguments
 from .sample_files import Row, Sink
 
 
+DRAW_OPTIONS = ("temperature", "top_p", "top_k")
+SCHEDULER_OPTIONS = (*SAMPLER_OPTIONS, *DRAW_OPTIONS)
 ARGUMENTS_OF_PIPELINE = (
-    *("num_inference_steps", "length", "block_length", "temperature", "top_p", "top_k", "guidance_scale"),
+    *("num_inference_steps", "length", "gen_length", "block_length", "use_cache", "eos_early_stop", "guidance_scale"),
+    *SCHEDULER_OPTIONS,
 )
+# When an entry of the scheduler's configuration has an effect, for those that not always have one.
+IN_USE: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "order_temperature": lambda config: config["order"] != "random",
+    "quota": lambda config: config["order"] != "random",
+    "threshold": lambda config: config["order"] in ("threshold", "klass"),
+    "factor": lambda config: config["order"] == "factor",
+    "entropy_bound": lambda config: config["order"] == "entropy_bound",
+    "kl_bound": lambda config: config["order"] == "klass",
+    "eta": lambda config: config["remasking"] is not None,
+    "corrector": lambda config: config["corrector_steps"] > 0,
+    "corrector_eta": lambda config: config["corrector_steps"] > 0 and config["corrector"] == "forward_backward",
+    "corrector_size": lambda config: config["corrector_steps"] > 0 and config["corrector"] != "forward_backward",
+}
 
 
 class Sampling:
@@ -48,6 +66,7 @@ class Sampling:
         self.shared = shared or {}
         self.arguments = {name: getattr(options, name) for name in ARGUMENTS_OF_PIPELINE}
         self.arguments["suppress_tokens"] = suppressed_ids(options.suppress_tokens, pipeline.tokenizer)
+        self.scheduler = sampler_of(pipeline.scheduler, options).config
 
     @property
     def total(self) -> int:
@@ -59,18 +78,31 @@ class Sampling:
 
         `weights` is the digest of the model's weights, if it is known.
         """
-        pipeline, options = self.pipeline, self.options
-        recipe = {**self.arguments, "seed": options.seed, "class_labels": options.class_labels}
+        pipeline, options, scheduler = self.pipeline, self.options, self.scheduler
+        recipe = {name: value for name, value in self.arguments.items() if name not in SAMPLER_OPTIONS}
+        recipe |= {name: scheduler[name] for name in DRAW_OPTIONS}
+        recipe |= {"seed": options.seed, "class_labels": options.class_labels}
         if len(self.sources) > 1:  # then one comes after the other
             recipe["num_samples"] = options.num_samples
         if given := [value for source in self.sources for name, value in source.items() if name != "class_labels"]:
             recipe["given_sha256"] = digest([*given, *self.shared.values()])
-        scheduler = pipeline.scheduler.config
         if not pipeline.model.config.is_causal:
             recipe["num_inference_steps"] = options.num_inference_steps or scheduler.num_inference_steps
-        recipe["scheduler"] = {name: value for name, value in scheduler.items() if not name.startswith("_")}
+        recipe["scheduler"] = {
+            name: value for name, value in scheduler.items() if not name.startswith("_") and name not in DRAW_OPTIONS
+        }
         recipe |= {"dtype": str(pipeline.model.dtype), "weights_sha256": weights or weights_sha256(pipeline.model)}
         return json.loads(json.dumps(recipe))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How all samples are drawn, in the words of the pipeline's arguments, without what has no effect."""
+        scheduler, settings = self.scheduler, {**self.arguments}
+        if not self.pipeline.model.config.is_causal:
+            settings["num_inference_steps"] = self.options.num_inference_steps or scheduler["num_inference_steps"]
+            settings |= {name: scheduler[name] for name in SAMPLER_OPTIONS if is_in_use(name, scheduler)}
+        settings |= {name: scheduler[name] for name in DRAW_OPTIONS}
+        return {name: value for name, value in settings.items() if value is not None}
 
     def rows(self, indices: range) -> list[Row]:
         """Draw the samples with these indices, in one call of the pipeline.
@@ -137,6 +169,32 @@ def draw(
             sink.finish()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(sink.when_interrupted() if is_first else "") from None
+
+
+def sampler_of(scheduler: MaskedDiffusionScheduler, options: SamplerArguments) -> MaskedDiffusionScheduler:
+    """The scheduler with the options that are given.
+
+    Raises:
+        ValueError: For an option out of its range, and for one that has no effect beside the others.
+    """
+    made = scheduler.with_options(**{name: getattr(options, name) for name in SCHEDULER_OPTIONS})
+    config = made.config
+    for name in SAMPLER_OPTIONS:
+        value = getattr(options, name)
+        if value is not None and not is_in_use(name, config):
+            sampler = ", ".join(f"`{entry}` {config[entry]!r}" for entry in ("order", "remasking", "corrector_steps"))
+            raise ValueError(f"`{name}` must be left out where it has no effect, with {sampler}, got {value!r}.")
+    return made
+
+
+def check_ranges(options: SamplerArguments):
+    """Raise a ValueError for an option that no scheduler takes, before a model is loaded."""
+    MaskedDiffusionScheduler().with_options(**{name: getattr(options, name) for name in SCHEDULER_OPTIONS})
+
+
+def is_in_use(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether an entry of a scheduler's configuration has an effect on its samples."""
+    return name not in IN_USE or IN_USE[name](config)
 
 
 def with_classes(sources: Sequence[dict[str, Any]], labels: list[int] | None) -> list[dict[str, Any]]:

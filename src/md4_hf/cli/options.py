@@ -18,6 +18,14 @@ OF_THE_JUDGE = ("judge_revision", "retokenise", "add_bos", "max_length")
 OF_REFERENCES = ("references_config", "references_split", "references_revision", "text_column")
 PRECISIONS = ("float32", "bfloat16", "float16")
 SMALL_IMAGE = 64  # pixels of the side of an image that is enlarged to be looked at
+# Those of `core.opening_orders` and `core.remasking`, which import torch.
+ORDER_NAMES = (
+    *("random", "confidence", "candidate", "margin", "entropy", "sequential"),
+    *("threshold", "factor", "entropy_bound", "klass"),
+)
+QUOTA_NAMES = ("ceil", "floor", "binomial")
+REMASKING_NAMES = ("cap", "rescale", "confidence", "loop", "flow")
+CORRECTOR_NAMES = ("forward_backward", "gibbs", "informed")
 # Those of `hub.convert`.
 FAMILY_NAMES = ("auto", "mdlm", "sedd", "radd", "bd3lm", "duo", "llada", "dream", "sdar", "official", "transformers")
 PREPARATION = "sedd"  # the paper's, as far as it says
@@ -108,8 +116,35 @@ class SamplerArguments:
     num_samples: int = option("Samples (of each text, image or class).", default=1)
     num_inference_steps: int | None = option("Steps; the scheduler's own by default.")
     length: int | None = option("Tokens; the model's length by default.")
-    block_length: int | None = option("Tokens of a block, to generate block by block, to any --length.")
-    temperature: float = option("Divides the logits; 0 takes the most probable token.", default=1.0)
+    gen_length: int | None = option("New tokens after each prompt, in place of --length.")
+    block_length: int | None = option(
+        "Tokens of a block, to generate block by block: to any --length, or as LLaDA does without --use_cache."
+    )
+    use_cache: bool = option(
+        "Whether a block sees keys and values of the text before it, or else the whole row with its masks.",
+        default=True,
+    )
+    eos_early_stop: bool = option("End a text with its first EOS token once all before it is decided.", default=False)
+    order: str | None = option(
+        "Which positions are unmasked first (docs/samplers.md). This and the following options are the scheduler's own "
+        "by default.",
+        choices=[*ORDER_NAMES],
+    )
+    order_temperature: float | None = option("Temperature of the ranking, >= 0.")
+    quota: str | None = option("How many an order unmasks in a step.", choices=[*QUOTA_NAMES])
+    threshold: float | None = option("Confidence in (0, 1], of the orders threshold and klass.")
+    factor: float | None = option("Factor > 0 of the order factor; larger ones unmask more in a step.")
+    entropy_bound: float | None = option("Bound in nats, >= 0, of the order entropy_bound.")
+    kl_bound: float | None = option("Bound in nats, > 0, of the order klass.")
+    remasking: str | None = option(
+        "How decided tokens are masked again, with the order random.", choices=[*REMASKING_NAMES]
+    )
+    eta: float | None = option("Strength of the remasking, in [0, 1].")
+    corrector: str | None = option("Kind of the corrector steps.", choices=[*CORRECTOR_NAMES])
+    corrector_steps: int | None = option("Corrector steps after each step, >= 0, a network call each.")
+    corrector_eta: float | None = option("Share in [0, 1] of the tokens that forward_backward masks.")
+    corrector_size: int | None = option("Tokens >= 1 of a row that gibbs and informed draw anew.")
+    temperature: float | None = option("Divides the logits; 0 takes the most probable token.")
     top_p: float | None = option("Nucleus in (0, 1].")
     top_k: int | None = option("Keep the k most probable tokens.")
     suppress_tokens: list[str] | None = option(
@@ -127,6 +162,10 @@ class SamplerArguments:
 
     def __post_init__(self):
         check_at_least(self, 1, "num_samples")
+        if self.length is not None and self.gen_length is not None:
+            raise ValueError(
+                f"Only one of `length` and `gen_length` may be given, got {self.length} and {self.gen_length}."
+            )
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"`seed` must be in [-2^63, 2^64), got {self.seed}.")
 
@@ -137,8 +176,8 @@ class SampleArguments(SamplerArguments):
 
     batch_size: int = option("Samples at a time, of each process; they do not depend on it.", default=32)
     output: str | None = option(
-        "File to write when all samples are there: .jsonl (text, ids, seed), .txt, or a picture of images. Until then "
-        "they are in a hidden file beside it, from which the same command goes on if it is interrupted."
+        "File to write when all samples are there: .jsonl (text, ids, seed, settings), .txt, or a picture of images. "
+        "Until then they are in a hidden file beside it, from which the same command goes on if it is interrupted."
     )
     enlarge: int | None = option(
         "Width and height in the picture of one pixel of an image; by default images smaller than "

@@ -26,7 +26,7 @@ from ..utils.files import check_can_be_written
 from ..utils.image_grid import picture_format, save_image_grid
 from ..utils.options import check_left_out
 from ..utils.processes import Processes, joined_processes, on_first_process
-from .draw import Sampling, draw
+from .draw import Sampling, check_ranges, draw
 from .options import SMALL_IMAGE, ImageArguments, PromptArguments, SampleArguments
 from .prompts import read_prompts
 from .sample_files import Console, Row, SampleFile, kept_recipe, write_json_lines, write_texts
@@ -58,6 +58,7 @@ def prepared(options: SampleArguments) -> Iterator[Processes]:
     """Context of a command: the output is checked, the processes know of each other, and they have one seed."""
     if options.output is not None:
         check_output(Path(options.output))
+    check_ranges(options)
     with contextlib.ExitStack() as loading, joined_processes(options.device) as processes:
         if options.quiet or processes.process_index:
             logging.disable_progress_bar()
@@ -139,11 +140,18 @@ def draw_and_write(sampling: Sampling, options: SampleArguments, processes: Proc
         return
     path = Path(options.output)
     write = WRITERS.get(path.suffix.lower()) or functools.partial(write_picture, sampling.pipeline, options)
+    if write is write_json_lines:
+        write = functools.partial(write_with_settings, sampling.settings)
     sink = SampleFile(path, sampling.recipe(), sampling.total, write)
     draw(sampling, sink, options.batch_size, processes, options.quiet)
     if processes.process_index == 0 and not options.quiet:
         samples = counted(sampling.total, "image" if sampling.pipeline.image_shape else "sample")
         print(f"{samples} {'is' if sampling.total == 1 else 'are'} in {path}")
+
+
+def write_with_settings(settings: dict[str, Any], rows: Iterable[Row], path: Path):
+    """Write rows as JSON lines, each with how it was drawn."""
+    write_json_lines(({**row, "settings": settings} for row in rows), path)
 
 
 def write_picture(pipeline, options: SampleArguments, rows: Iterable[Row], path: Path):

@@ -31,7 +31,7 @@ from ..objective.figures import Figure
 from ..utils.files import write_whole
 from ..utils.hardware import choose_device
 from ..utils.options import check_left_out
-from .draw import Sampling
+from .draw import Sampling, check_ranges
 from .images import check_no_images
 from .judge import Judge, commit, judge_recipe, load_judge, perplexity
 from .kept_samples import drawn_rows
@@ -103,6 +103,7 @@ def score_model(
     """Scores, recipe and number of samples that a model draws."""
     if sampler.seed is None:
         raise ValueError("`seed` must be an integer, got None: scores are to be repeatable.")
+    check_ranges(sampler)
     sampler.num_samples = SCORED_SAMPLES if sampler.num_samples is None else sampler.num_samples
     check_left_out(options, ["tokenizer"], "for a model, which has its own")
     names = {"base": sampler.base, "revision": sampler.revision}

@@ -42,7 +42,7 @@ def read_samples(path: Path) -> TextSamples:
     ids = [row.get("ids", row.get("input_ids")) for row in rows]  # of version 0.1.0
     if not rows or not all(isinstance(text, str) for text in texts) or not any(texts):
         raise ValueError(f"`model_or_file` must hold a text for each sample (of JSON lines, `text`), got {path}.")
-    return TextSamples(texts, ids if all(map(is_ids, ids)) else None, rows[0].get("recipe"))
+    return TextSamples(texts, ids if all(map(is_ids, ids)) else None, rows[0].get("recipe", rows[0].get("settings")))
 
 
 def is_ids(value: Any) -> bool:

@@ -35,6 +35,7 @@ from ..core.input_checks import match_tokenizer
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
+from ..core.reverse_steps import SAMPLER_OPTIONS
 from ..core.text_encoding import decode_continuation, encode_texts
 from ..data.collators import PaddingCollator
 from ..data.tokenizers import load_tokenizer
@@ -94,6 +95,7 @@ class GenerationOptions:
     top_p: float | None = None
     top_k: int | None = None
     num_inference_steps: int | None = None
+    sampler: tuple[tuple[str, Any], ...] = ()  # further arguments of the pipeline, by name
 
     @classmethod
     def of(cls, gen_kwargs: Mapping[str, Any], default_max_gen_toks: int) -> GenerationOptions:
@@ -111,12 +113,15 @@ class GenerationOptions:
             raise ValueError(f"`until` must be a string or a list of strings, got {until!r}.")
         lengths = [options.pop(name) for name in ("max_gen_toks", "max_new_tokens", "max_tokens") if name in options]
         max_gen_toks = integer_setting("max_gen_toks", (lengths or [default_max_gen_toks])[0], 1)
+        further = (*SAMPLER_OPTIONS, "block_length", "use_cache", "eos_early_stop")
+        sampler = tuple((name, options.pop(name)) for name in further if name in options)
         known = ("top_p", "top_k", "num_inference_steps")
         if unknown := sorted(options.keys() - set(known)):
-            names = ("do_sample", "temperature", "until", "max_gen_toks", *known)
+            names = ("do_sample", "temperature", "until", "max_gen_toks", *known, *further)
             raise ValueError(f"`gen_kwargs` must be among {names}, got {unknown}.")
         until = tuple(filter(None, until))  # the harness gives empty strings too
-        return cls(until, max_gen_toks, 0.0 if do_sample is False else float(temperature), **options)
+        temperature = 0.0 if do_sample is False else float(temperature)
+        return cls(until, max_gen_toks, temperature, **options, sampler=sampler)
 
 
 @register_model("md4_hf")
@@ -263,7 +268,8 @@ class MD4LM(LM):
 
         The prompt is followed by `max_gen_toks` masks, all of which are filled; the text ends before the first of the
         `until` strings, or at the tokenizer's EOS token. A long prompt loses its beginning. Even at temperature 0 the
-        positions are opened in random order: the noise is a function of (seed, task, document, repeat).
+        positions are opened in random order, unless `order` says another: the noise is a function of (seed, task,
+        document, repeat).
         """
         if self.is_autoregressive:
             rule = "a masked diffusion model for tasks that generate"
@@ -427,6 +433,7 @@ class MD4LM(LM):
             generator=generators,
             output_type="ids",
             **{name: getattr(options, name) for name in names},
+            **dict(options.sampler),
         )
         rows = zip(prompts, output.sequences, strict=True)
         return [self._decode(ids[len(prompt) :].tolist(), options.until) for prompt, ids in rows]

@@ -22,7 +22,15 @@ PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {
 }
 OF_PIPELINES = (
     *("pipeline_", "remote_pipeline", "scheduling_", "image_processing_", "text_encoding", "token_filter"),
-    *("denoiser_inputs", "guidance", "opening_orders", "remasking", "reverse_steps", "sampling_runs"),
+    *(
+        "denoiser_inputs",
+        "foreign_scheduler",
+        "guidance",
+        "opening_orders",
+        "remasking",
+        "reverse_steps",
+        "sampling_runs",
+    ),
 )
 MODEL_CODE = {name for name in PIPELINE_CODE if not name.startswith(OF_PIPELINES)}
 

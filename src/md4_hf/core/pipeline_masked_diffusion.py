@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from .denoiser_inputs import BlockInputs, CachedBlockInputs, DenoiserInputs, WholeBlockInputs
+from .foreign_scheduler import ForeignScheduler, as_sampler
 from .guidance import ClassGuidance, Classifier, ClassifierGuidance, Guidance, PromptGuidance
 from .input_checks import match_tokenizer
 from .modeling_md4_base import copy_code
@@ -39,7 +40,8 @@ from .pipeline_inputs import (
     reseed_all,
     row_generators,
 )
-from .sampling_runs import Look, PlannedRun, SteppedRun, start_run
+from .sampling_runs import Look, Run, start_run
+from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .token_filter import LogitsProcessing, TokenFilter
 
 
@@ -85,7 +87,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     Args:
         model (`PreTrainedModel`): The denoiser, or any `nn.Module` that keeps the contract and has such a `config`.
-        scheduler (`SchedulerMixin`): A `MaskedDiffusionScheduler`.
+        scheduler (`SchedulerMixin`):
+            A `MaskedDiffusionScheduler`, or another one for masked tokens: any whose `step` takes what diffusers'
+            discrete schedulers take, and `mask_token_id`, such as `BlockRefinementScheduler`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for text in and text out.
         image_processor (`BaseImageProcessor`, *optional*): An `MD4ImageProcessor`, for images in and images out.
     """
@@ -437,15 +441,16 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     def _scheduler_of_call(
         self, num_inference_steps: int | None, sampler: dict[str, Any], device: torch.device
-    ) -> SchedulerMixin:
+    ) -> MaskedDiffusionScheduler | ForeignScheduler:
         """Scheduler of a call: the pipeline's own, or one with other entries where these are given; with its times."""
-        self.scheduler.set_token_schedule(None)
-        scheduler = self.scheduler.with_options(**sampler)
+        own = as_sampler(self.scheduler, self.mask_token_id)
+        own.set_token_schedule(None)
+        scheduler = own.with_options(**sampler)
         scheduler.set_token_schedule(getattr(self.model, "token_schedule", None))
         if num_inference_steps is None:
-            num_inference_steps = scheduler.config.num_inference_steps
+            num_inference_steps = scheduler.config.get("num_inference_steps")
         scheduler.set_timesteps(num_inference_steps, device=device)
-        if scheduler is not self.scheduler:  # of which callbacks read the times
+        if scheduler is not own:  # of which callbacks read the times
             self.scheduler.set_timesteps(num_inference_steps, device=device)
         return scheduler
 
@@ -540,26 +545,29 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             inputs.first_step += num_steps
         return sample
 
-    def _end_rows(self, run: PlannedRun | SteppedRun, inputs: DenoiserInputs):
+    def _end_rows(self, run: Run, inputs: DenoiserInputs):
         """Take rows out of a run whose text has ended."""
         if self._end_of_text is not None:
             whole = inputs.whole(run.sample)
             rows = self._end_of_text.reached(whole).nonzero().squeeze(1)
             run.stop(rows.cpu(), inputs.part(self._end_of_text.filled(whole))[rows])
 
-    def _take(self, run: PlannedRun | SteppedRun, look: Look, logits: Tensor):
+    def _take(self, run: Run, look: Look, logits: Tensor):
         """Take the step of the rows that a run has looked at."""
-        run.take(look, self._sampler.step(logits, look.timesteps, look.sample, plan=look.plan))
+        plan: Any = look.plan  # of the kind that this scheduler makes
+        output: Any = self._sampler.step(logits, look.timesteps, look.sample, plan=plan)
+        run.take(look, output)
 
     def _predict(self, look: Look, inputs: DenoiserInputs, num_rows: int) -> Tensor:
         """Guided, filtered logits at the candidates of the rows that a run looks at."""
         device = look.sample.device
-        rows, t, candidates = (x.to(device, non_blocking=True) for x in (look.rows, look.times, look.plan.candidates))
-        sample = look.sample.masked_fill(candidates, self.mask_token_id)
+        plan = (look.plan.candidates, look.plan.hidden)
+        rows, t, candidates, hidden = (x.to(device, non_blocking=True) for x in (look.rows, look.times, *plan))
+        sample = look.sample.masked_fill(hidden, self.mask_token_id)
         sample, candidates, t = inputs.seen(sample, candidates, t, rows)
         guidance = self._guidance
         copies = torch.cat([rows + copy * num_rows for copy in range(guidance.num_copies)])
-        seen = guidance.ids(self.scheduler.scale_model_input(sample, t), rows, inputs.start)
+        seen = guidance.ids(self._sampler.scale_model_input(sample, t), rows, inputs.start)
         output = self.model(
             input_ids=seen,
             timesteps=guidance.copies(t),
@@ -587,10 +595,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
         if getattr(self.model.config, "return_dict", True) is False:
             raise ValueError("`model.config.return_dict` must be True, as outputs are read by name, got False.")
-        if self.scheduler.config.mask_token_id is None:
-            self.scheduler.register_to_config(mask_token_id=self.mask_token_id)
+        as_sampler(self.scheduler, self.mask_token_id)
         mask, size = ("the model's mask id", self.mask_token_id), self.model.config.vocab_size
-        agreements = [("scheduler", *mask, self.scheduler.config.mask_token_id)]
+        agreements = [("scheduler", *mask, self.scheduler.config.get("mask_token_id", self.mask_token_id))]
         if self.image_processor is not None:
             levels = self.image_processor.num_levels
             agreements.append(("image_processor", "as many levels as the model,", size - 1, levels))

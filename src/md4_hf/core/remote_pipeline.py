@@ -12,6 +12,7 @@ import transformers
 from .compat import commit_of  # noqa: F401
 from .configuration_md4 import MD4Config  # noqa: F401
 from .denoiser_inputs import DenoiserInputs  # noqa: F401
+from .foreign_scheduler import ForeignScheduler  # noqa: F401
 from .guidance import Guidance  # noqa: F401
 from .image_processing_md4 import MD4ImageProcessor
 from .input_checks import check_tensor  # noqa: F401

@@ -146,6 +146,11 @@ class StepPlan:
     memory: RowMemory | None = None
     belief: Tensor | None = None
 
+    @property
+    def hidden(self) -> Tensor:
+        """Positions `(batch, ...)` where the denoiser has to see the mask, if they are not masked: the candidates."""
+        return self.candidates
+
     def rows(self, rows: Tensor) -> StepPlan:
         """Plan of some rows."""
         parts = {}

@@ -8,10 +8,12 @@ their own pace, so that the denoiser runs as often as the busiest row needs it, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from .foreign_scheduler import ForeignOutput, ForeignPlan, ForeignScheduler
 from .pipeline_inputs import reseed_all
 from .reverse_steps import RowMemory, StepPlan
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
@@ -184,8 +186,75 @@ class SteppedRun:
         return sample == self.scheduler.config.mask_token_id
 
 
+class ForeignRun:
+    """Run by the steps of another scheduler: all rows go through all of its times, until it has nothing left to do.
+
+    The denoiser is told the share of a row's masks that are left.
+    """
+
+    def __init__(self, scheduler: ForeignScheduler, sample: Tensor, generators: list[torch.Generator]):
+        self.scheduler, self.generators, self.sample = scheduler, generators, sample.clone()
+        self.num_steps = scheduler.num_inference_steps
+        self.fillable = self._masked(sample)
+        self.schedulers = [scheduler.for_row(count, sample.device) for count in _counts(self.fillable).tolist()]
+        self.next_step = torch.zeros(len(sample), dtype=torch.long)
+        self._timesteps = scheduler.timesteps.cpu()
+        self.stop((_counts(self.fillable) == 0).nonzero().squeeze(1).cpu())
+
+    @property
+    def step(self) -> int:
+        """Least next step of any row, `num_steps` when all are done."""
+        return int(self.next_step.min())
+
+    def look(self, until: int) -> Look | None:
+        """Next step of each row that has one up to this step of the grid; None if no row has."""
+        rows = (self.next_step <= until).nonzero().squeeze(1)
+        if not len(rows):
+            return None
+        steps, there = self.next_step[rows], rows.to(self.sample.device)
+        self.next_step[rows] += 1
+        sample, fillable = self.sample[there], self.fillable[there]
+        share = _counts(self._masked(sample)) / _counts(fillable)
+        seeds = [generator.initial_seed() for generator in reseed_all([self.generators[row] for row in rows.tolist()])]
+        noise = torch.empty(0, dtype=torch.float64)
+        schedulers = [self.schedulers[row] for row in rows.tolist()]
+        plan = ForeignPlan(fillable, noise, schedulers=schedulers, seeds=seeds)
+        return Look(rows, share.float().cpu(), self._timesteps[steps], sample, plan)
+
+    def take(self, look: Look, output: ForeignOutput):
+        """Put the rows after their step into the sample."""
+        self.sample[look.rows.to(self.sample.device)] = output.prev_sample
+        self.stop(look.rows[output.is_done])
+
+    def stop(self, rows: Tensor, sample: Tensor | None = None):
+        """Take rows `(n,)` to the end, with ids `(n, ...)` if they are given."""
+        if sample is not None:
+            self.sample[rows.to(self.sample.device)] = sample
+        self.next_step[rows] = self.num_steps
+
+    def replace(self, sample: Tensor, step: int):
+        """Go on from another sample, given after a step: tokens put in are kept, and new masks may be filled."""
+        masked = self._masked(sample)
+        self.fillable = (self.fillable & (sample == self.sample)) | masked
+        self.sample = sample.clone()
+        self.next_step[masked.flatten(1).any(dim=1).cpu()] = step + 1
+
+    def _masked(self, sample: Tensor) -> Tensor:
+        return sample == self.scheduler.mask_token_id
+
+
+def _counts(x: Tensor) -> Tensor:
+    """Number of true entries of each row `(rows, ...)`."""
+    return x.flatten(1).sum(dim=1)
+
+
+Run: TypeAlias = PlannedRun | SteppedRun | ForeignRun
+
+
 def start_run(
-    scheduler: MaskedDiffusionScheduler, sample: Tensor, generators: list[torch.Generator]
-) -> PlannedRun | SteppedRun:
+    scheduler: MaskedDiffusionScheduler | ForeignScheduler, sample: Tensor, generators: list[torch.Generator]
+) -> Run:
     """Begin a run that fills the masks of ids `(rows, ...)`, with one generator per row."""
+    if isinstance(scheduler, ForeignScheduler):
+        return ForeignRun(scheduler, sample, generators)
     return (PlannedRun if scheduler.is_planned else SteppedRun)(scheduler, sample, generators)

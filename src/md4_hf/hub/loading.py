@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,8 @@ def load_pipeline(
     tokenizer = image_processor = None
     if model.config.is_image:
         file_name = "preprocessor_config.json"
-        image_processor = _load_if_there(MD4ImageProcessor, "image_processor", file_name, name_or_path, hub)
+        opened = (MD4ImageProcessor.from_pretrained, "image_processor", file_name)
+        image_processor = _load_if_there(*opened, name_or_path, hub)
     else:
         with from_hub(name_or_path):
             has_own = has_tokenizer(name_or_path, hub)
@@ -223,17 +225,27 @@ def load_pipeline(
 
 def load_scheduler(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None):
     """The scheduler that is saved with a model, or None where there is none; arguments as in `load_model`."""
+    hub = {"revision": revision, "token": token}
+    return _load_if_there(_open_scheduler, "scheduler", "scheduler_config.json", name_or_path, hub)
+
+
+def _open_scheduler(folder: Path):
+    """Scheduler of a folder: of the class of diffusers that its file names, else a `MaskedDiffusionScheduler`."""
+    import diffusers
+
     from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
-    hub = {"revision": revision, "token": token}
-    return _load_if_there(MaskedDiffusionScheduler, "scheduler", "scheduler_config.json", name_or_path, hub)
+    name = MaskedDiffusionScheduler.load_config(folder).get("_class_name")
+    named = getattr(diffusers, name, None) if isinstance(name, str) else None
+    is_scheduler = isinstance(named, type) and issubclass(named, diffusers.SchedulerMixin)
+    return (named if is_scheduler else MaskedDiffusionScheduler).from_pretrained(folder)
 
 
-def _load_if_there(component: type, name: str, file_name: str, name_or_path: str, hub: dict[str, Any]):
-    """A component of a folder or Hub id, opened from this file of it; None where there is no such file."""
+def _load_if_there(open_folder: Callable[[Path], Any], name: str, file_name: str, name_or_path: str, hub: dict):
+    """A component of a folder or Hub id, opened where this file of it is; None where there is no such file."""
     with from_hub(name_or_path):
         file = cached_file(name_or_path, file_name, **hub, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return None
     with file_errors_as_value_errors(name, name_or_path):
-        return component.from_pretrained(Path(file).parent)  # type: ignore[attr-defined]
+        return open_folder(Path(file).parent)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peers import publish, state_of, words_tokenizer
+from test_planned_sampling import CallRecorder
 from tiny import quiet
 from torch import nn
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -162,16 +163,21 @@ def states_of(pipe, rows, **arguments):
     return states
 
 
-@pytest.mark.parametrize("run", ["one_block", "logits_eos_inf"])
+@pytest.mark.parametrize("run", ["one_block", "logits_eos_inf", "uneven", "cfg", "padded_batch", "cfg_padded_batch"])
 def test_whole_runs_of_llada_are_runs_of_the_pipeline(golden, network, run):
-    """Those of one block in which no mask is predicted."""
+    """Those in which no mask is predicted; each row alone, as padding is on the left there."""
     tensors, record = golden(LLADA)
-    steps, own_mask = record["generate"][run]["steps"], record["mask_token_id"]
+    settings, own_mask, name = record["generate"][run], record["mask_token_id"], f"generate/{run}"
+    steps = tensors[f"{name}/num_transfer_tokens"].shape[2]
     pipe = quiet(MaskedDiffusionPipeline(network(LLADA), scheduler_of(order="confidence", num_inference_steps=steps)))
-    suppressed = [record["eos_token_id"]] if record["generate"][run].get("logits_eos_inf") else None
-    start = ours(tensors[f"generate/{run}/start"], own_mask)
-    states = states_of(pipe, start, suppress_tokens=suppressed)
-    assert torch.equal(torch.stack(states), ours(tensors[f"generate/{run}/states"], own_mask))
+    arguments = {"block_length": settings["block_length"], "use_cache": False}
+    arguments["guidance_scale"] = settings.get("cfg_scale", 0.0) + 1.0
+    arguments["suppress_tokens"] = [record["eos_token_id"]] if settings.get("logits_eos_inf") else None
+    start, mask = ours(tensors[f"{name}/start"], own_mask), tensors.get(f"{name}/attention_mask")
+    for row, ids in enumerate(start):
+        padding = 0 if mask is None else int((mask[row] == 0).sum())
+        states = torch.cat(states_of(pipe, ids[None, padding:], **arguments))
+        assert torch.equal(states, ours(tensors[f"{name}/states"][:, row, padding:], own_mask))
 
 
 # Dream ----------------------------------------------------------------------------------------------------------------
@@ -282,33 +288,30 @@ def test_the_rules_of_fast_dllm_select_the_same_positions(golden, rule):
 
 
 @pytest.mark.parametrize("run", ["threshold", "steps"])
-def test_each_step_of_fast_dllm_is_one_of_ours(golden, network, run):
-    """Of the runs without cache, block by block. The mask is never predicted there."""
+def test_whole_runs_of_fast_dllm_are_runs_of_the_pipeline(golden, network, run):
+    """Without cache, with as many calls of the network. Its caches are approximations, and others than ours."""
     tensors, record = golden(FAST)
     own_mask, settings = golden(LLADA)[1]["mask_token_id"], record["runs"][f"generate/{run}"]
-    options = (
-        {"order": "threshold", "threshold": settings["threshold"]} if run == "threshold" else {"order": "confidence"}
+    order = {"order": "threshold" if run == "threshold" else "confidence", "threshold": settings.get("threshold")}
+    scheduler = scheduler_of(num_inference_steps=settings["steps"] // 2)
+    recorder = CallRecorder(network(LLADA))
+    found = quiet(MaskedDiffusionPipeline(network(LLADA), scheduler))(
+        input_ids=tensors["run/prompt"],
+        gen_length=settings["gen_length"],
+        block_length=settings["block_length"],
+        use_cache=False,
+        suppress_tokens=[own_mask],
+        temperature=0.0,
+        output_type="seq",
+        **order,
+    ).sequences
+    recorder.hook.remove()
+    states, seen = (
+        ours(tensors[f"run/generate/{run}/states"], own_mask),
+        [call["input_ids"] for call in recorder.calls],
     )
-    length, steps = settings["block_length"], settings["steps"] // 2
-    scheduler, number = scheduler_of(num_inference_steps=steps, **options), 0
-    prompt = tensors["run/prompt"]
-    sample = torch.cat([prompt, prompt.new_full((1, settings["gen_length"]), MASK)], dim=1)
-    begin = prompt.shape[1]
-    for end in range(begin + length, sample.shape[1] + 1, length):
-        step = 0
-        while (sample[:, :end] == MASK).any():
-            with torch.no_grad():
-                logits = network(LLADA)(sample).logits[:, :end]
-            logits[..., own_mask] = torch.finfo(logits.dtype).min
-            t, before = scheduler.timesteps[step], sample[:, :end]
-            sample = torch.cat(
-                [scheduler.step(logits, t, before, temperature=0.0).prev_sample, sample[:, end:]], dim=1
-            )
-            masked = (sample[:, :end] == MASK).sum(dim=1)
-            step = int(scheduler.caught_up(torch.tensor([step + 1]), masked, torch.tensor([length])))
-            assert torch.equal(sample, ours(tensors[f"run/generate/{run}/states"][number], own_mask))
-            number += 1
-    assert number == tensors[f"run/generate/{run}/network_calls"] == len(tensors[f"run/generate/{run}/states"])
+    assert torch.equal(found, states[-1]) and torch.equal(torch.stack(seen[1:]), states[:-1])
+    assert len(seen) == tensors[f"run/generate/{run}/network_calls"]
 
 
 # ReMDM ----------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ LIBRARIES = {
     "input_checks": {"torch"},
     "image_processing_md4": {"torch", "transformers", "numpy", "PIL"},
     "scheduling_masked_diffusion": {"torch", "diffusers"},
+    "foreign_scheduler": {"torch", "diffusers"},
     "text_encoding": {"transformers"},
     "pipeline_inputs": {"torch", "transformers", "diffusers", "numpy", "PIL"},
     "pipeline_masked_diffusion": {"torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL"},

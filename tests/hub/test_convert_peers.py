@@ -19,7 +19,7 @@ from peers import publish, state_of, words_tokenizer
 from safetensors.torch import load_file
 from tiny import losses_of_steps, quiet, same_texts
 from tokenizers import Tokenizer
-from transformers import AutoModel
+from transformers import AutoModel, DynamicCache
 
 from md4_hf import (
     LoraArguments,
@@ -181,21 +181,35 @@ def step_times(tensors):
     return t, t - tensors["inputs/step_dt"].double()
 
 
-def test_the_weights_of_a_bd3lm_are_those_of_its_network_under_any_block_mask(golden, tmp_path):
-    """Converted as if one block were all of the text: with the mask of [x_t; x_0] its logits are the record's."""
+@pytest.mark.parametrize("block_size", [4, 8])
+def test_a_bd3lm_is_a_block_model_with_the_authors_logits_and_losses(golden, tmp_path, block_size):
     tensors, record = golden(BD3LM)
-    config = record["config"] | {"block_size": record["config"]["model_length"]}
+    config = record["config"] | {"block_size": block_size}
     assert convert(publish(tmp_path / "peer", state_of(tensors), config), tmp_path / "out") == "bd3lm"
     model = AutoModel.from_pretrained(tmp_path / "out")
-    x = torch.cat([tensors["inputs/xt"], tensors["inputs/x0"]], dim=1)
-    length = x.shape[1] // 2
-    positions = torch.arange(length).repeat(2)[None]
-    for suffix in ("", "_block_8"):
-        mask = tensors[f"outputs/mask{suffix}"].bool()[None, None].expand(len(x), 1, -1, -1)
-        with torch.no_grad():
-            logits = model(x, position_ids=positions, attention_mask=mask).logits[:, :length]
-        expected = tensors[f"outputs/logits{suffix}"]
-        torch.testing.assert_close(logits[..., :-1], expected[..., :-1], atol=1e-4, rtol=0.0)
+    assert model.config.block_size == block_size
+    xt, x0 = tensors["inputs/xt"], tensors["inputs/x0"]
+    with torch.no_grad():
+        output = model(xt, timesteps=tensors["inputs/t"], labels=x0)
+    suffix = "" if block_size == 4 else "_block_8"
+    expected = tensors[f"outputs/logits{suffix}"]
+    torch.testing.assert_close(output.logits[..., :-1], expected[..., :-1], atol=1e-4, rtol=0.0)
+    if block_size == 4:
+        expected = tensors["outputs/loss_token"]
+        found = output.token_nelbo * tensors["inputs/attention_mask"]
+        torch.testing.assert_close(found, expected, atol=1e-4 * expected.max().item(), rtol=0.0)
+
+
+def test_a_bd3lm_has_the_authors_logits_in_sampling_with_a_cache_and_without(golden, tmp_path):
+    tensors, record = golden(BD3LM)
+    convert(publish(tmp_path / "peer", state_of(tensors), record["config"]), tmp_path / "out")
+    model, ids = AutoModel.from_pretrained(tmp_path / "out"), tensors["sampling/input_ids"]
+    cache = DynamicCache()
+    with torch.no_grad():
+        whole = model(ids).logits
+        parts = [model(part, past_key_values=cache).logits for part in ids.split(4, dim=1)]
+    for found in (whole, torch.cat(parts, dim=1)):
+        torch.testing.assert_close(found[..., :-1], tensors["sampling/logits"][..., :-1], atol=1e-4, rtol=0.0)
 
 
 # Use of a converted model ---------------------------------------------------------------------------------------------
@@ -441,7 +455,7 @@ BAD = {
     "no network": (SEDD, None, lambda config: without("model")(config), "`model` must be in the config"),
     "graph": (SEDD, None, config_with(graph={"type": "uniform"}), "`graph.type` must be 'absorb'"),
     "noise": (SEDD, None, config_with(noise={"type": "geometric"}), "`noise.type` must be 'loglinear'"),
-    "blocks": (BD3LM, None, None, "`block_size` must be the length of the text, 24, .* got 4"),
+    "blocks": (BD3LM, None, config_with(block_size=0), "`block_size` must be >= 1 or None, got 0"),
     "uniform noise": (MDLM, None, config_with(model_type="DUO"), "got a Duo"),
     "unknown": (SEDD, lambda state: {"a.b": torch.ones(1)}, None, "one of .*mdlm.*model type None.*'a.b'"),
 }

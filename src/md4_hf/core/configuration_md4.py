@@ -33,7 +33,13 @@ class Backbone:
     norm_eps: float = 1e-5
 
 
-_IMAGES = Backbone(is_image=True, has_rotary=False, conditioning_size=lambda config: config.hidden_size, norm_eps=1e-6)
+_IMAGES = Backbone(
+    is_image=True,
+    has_rotary=False,
+    left_out=("block_size",),
+    conditioning_size=lambda config: config.hidden_size,
+    norm_eps=1e-6,
+)
 BACKBONES = {
     "transformer": Backbone(),
     "ddit": Backbone(
@@ -41,7 +47,7 @@ BACKBONES = {
     ),
     "unet": _IMAGES,
     "uvit": _IMAGES,
-    "auto": Backbone(left_out=("time_conditioning", "num_classes", "is_causal"), has_rotary=False),
+    "auto": Backbone(left_out=("time_conditioning", "num_classes", "is_causal", "block_size"), has_rotary=False),
 }
 # Fields that are those of `backbone_config`, where it has them.
 FIELDS_OF_BACKBONE = (
@@ -140,6 +146,9 @@ class MD4Config(PreTrainedConfig):
             continuous time and the `"poly"` schedule, whose `schedule_power` is the initial exponent of all tokens.
         schedule_first_time (`float`, defaults to 1e-3): Earliest time t_1 of GenMD4, in (0, 1).
         num_train_timesteps (`int`, *optional*): Steps of discrete-time training; `None` trains in continuous time.
+        block_size (`int`, *optional*):
+            Tokens per block of a block diffusion model of text, whose blocks are denoised from the left, each given the
+            ones before it; 1 is autoregression. `None` denoises whole rows. Not with GenMD4 or `backbone="auto"`.
         tie_word_embeddings (`bool`, defaults to `False`):
             Whether the head shares the embedding's weight; needs `embedding_size=None`.
 
@@ -187,6 +196,7 @@ class MD4Config(PreTrainedConfig):
     learn_masking_schedule: bool = False
     schedule_first_time: float | int = 1e-3
     num_train_timesteps: int | None = None
+    block_size: int | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -380,6 +390,12 @@ class MD4Config(PreTrainedConfig):
         has_room = self.conditioning_size >= 4 or not self.time_conditioning
         self._check("conditioning_size", has_room, "be >= 4 with time conditioning")
         self._check("is_causal", not (self.is_causal and self.is_image), "be False for images")
+        if self.block_size is not None:
+            self._check("block_size", self.block_size <= self.max_position_embeddings, "fit into the model's length")
+            self._check("block_size", not self.is_causal, "be None for a causal model")
+            self._check(
+                "block_size", not self.learn_masking_schedule, "be None in GenMD4, whose tokens have own times"
+            )
         if self.learn_masking_schedule:
             self._check("learn_masking_schedule", not self.is_causal, "be False for a causal model")
             self._check("masking_schedule", self.masking_schedule == "poly", 'be "poly" to be learned')

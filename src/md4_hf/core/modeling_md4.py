@@ -21,7 +21,6 @@ from .input_checks import (
     can_check_values,
     check_num_items,
     check_options,
-    check_per_example,
     check_range,
     check_shape,
     check_tensor,
@@ -30,11 +29,11 @@ from .input_checks import (
 from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, is_unused, md4_process, stratified_times
 from .modeling_md4_auto import AutoBody, adopt_backbone
 from .modeling_md4_base import MD4PreTrainedModel
-from .modeling_md4_body import BodyInputs, MD4Body, TransformerBody
+from .modeling_md4_body import BodyInputs, MD4Body, TransformerBody, check_times
 from .modeling_md4_ddit import DDiTBody
 from .modeling_md4_layers import MD4Head, at_rows, indices_of, logits_of, nelbo_of_rows, number_of_items
 from .modeling_md4_unet import ImageBody
-from .schedules import MaskingSchedule, TokenPolynomialSchedule
+from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast
 
 
 # The body of each `backbone` of a configuration.
@@ -109,6 +108,7 @@ class MD4Model(MD4PreTrainedModel):
         document_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         rows: torch.LongTensor | None = None,
+        clean_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         r"""
@@ -117,7 +117,8 @@ class MD4Model(MD4PreTrainedModel):
         Args:
             input_ids: `(batch, length)` ids of x_t, in [0, vocab_size); for images `(batch, channels, height, width)`,
                 whose only other inputs are `timesteps` and `class_labels`.
-            timesteps: `(batch,)` times in [0, 1]; required when the model is time-conditioned.
+            timesteps: `(batch,)` times in [0, 1]; required when the model is time-conditioned. For a block model also
+                `(batch, length)`, alike within a block; of one time for a row, blocks without a mask are told 0.
             class_labels: `(batch,)` labels in [0, num_classes); required when the model is class-conditional. With
                 `class_dropout` in the configuration, `num_classes` is the null class, and is the default.
             attention_mask: `(batch, length)`, 1 for tokens and 0 for padding; `past_key_values` count in `length`.
@@ -130,6 +131,8 @@ class MD4Model(MD4PreTrainedModel):
                 the given tokens are added. Positions continue after them. Only without time conditioning.
             rows: Flat indices `(rows,)` into (batch, length) of the only positions whose hidden states are needed: the
                 feed-forward of the last layer runs only there. Not with `output_hidden_states`.
+            clean_ids: `(batch, length)` ids x_0 of a block model (`block_size`): each block of x_t then sees itself and
+                the earlier blocks of x_0. Without them a block sees itself and the earlier blocks of `input_ids`.
             kwargs: `output_hidden_states` (true, or the numbers of some layers), `output_attentions` (eager attention;
                 not for images), `return_dict` and arguments of the attention backend.
 
@@ -145,7 +148,15 @@ class MD4Model(MD4PreTrainedModel):
         if class_labels is None and self.config.null_class is not None:
             class_labels = torch.full(tokens.shape[:1], self.config.null_class, device=tokens.device)
         inputs = BodyInputs(
-            tokens, timesteps, class_labels, attention_mask, position_ids, document_ids, past_key_values, rows
+            tokens,
+            timesteps,
+            class_labels,
+            attention_mask,
+            position_ids,
+            document_ids,
+            past_key_values,
+            rows,
+            clean_ids,
         )
         self.body.check_inputs(self, inputs, kwargs)
         if self.body.records_states:
@@ -280,7 +291,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
                 time. With `labels` and without `timesteps`, `(batch, length)` clean ids: times (stratified over the
                 batch), masks and, in training, the classes to drop are then drawn here, from torch's global generator.
                 For images, `length` stands for `channels, height, width` here and below.
-            timesteps: `(batch,)` times in [0, 1]; required by time-conditioned models. With them, no noise is drawn.
+            timesteps: `(batch,)` times in [0, 1], of a block model also `(batch, length)`, alike within a block;
+                required by time-conditioned models. With them, no noise is drawn.
             labels: `(batch, length)` clean ids x_0 of all tokens that are scored, -100 elsewhere. Tokens that are not
                 scored must not be masked.
             class_labels: `(batch,)` labels of a class-conditional model, see `MD4Model.forward`. Because of their name,
@@ -321,6 +333,8 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         is_masked = None if output_logits else self._scored_masks(inputs["input_ids"], row_labels)
         rows = needed_rows(row_mask, is_masked, max_masked)
         inputs |= {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+        if labels is not None and self.config.block_size is not None:
+            inputs["clean_ids"] = torch.where(row_labels == IGNORE_INDEX, inputs["input_ids"], row_labels)
         outputs = self._run_network(rows, tokens.device, **inputs, **kwargs)
         hidden_states, logits, losses = outputs.last_hidden_state, None, {}
         if output_logits:
@@ -343,8 +357,11 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         """Draw the times of a clean batch, and the uniform numbers that mask it: two copies in GenMD4's training."""
         batch, *shape = labels.shape
         offset = torch.rand((), device=labels.device)
-        uniform = stratified_times(offset, torch.arange(batch, device=labels.device), batch)
-        process = self.masking_process
+        process, block_size = self.masking_process, self.config.block_size
+        num_times = batch if block_size is None else batch * -(-shape[0] // block_size)
+        uniform = stratified_times(offset, torch.arange(num_times, device=labels.device), num_times)
+        if block_size is not None:
+            uniform = uniform.view(batch, -1).repeat_interleave(block_size, dim=1)[:, : shape[0]]
         copies = (process.training_copies,) if process.training_copies is not None and self.training else ()
         return process.times(uniform), torch.rand((batch, *copies, *shape), device=labels.device)
 
@@ -374,7 +391,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         if timesteps is None:
             timesteps, mask_noise = self._draw_noise(labels)
             class_labels = self._drop_classes(class_labels)
-        check_per_example("timesteps", timesteps, labels.shape[0], 1, "`labels` are given")
+        check_times(timesteps, labels, self.config, "`labels` are given")
         if mask_noise is not None:
             input_ids = self._mask(input_ids, labels, timesteps, mask_noise)
         return input_ids, timesteps, class_labels
@@ -415,7 +432,7 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         rows, and where the body does not select them, the hidden states are those of all tokens.
         """
         process = self.masking_process
-        target, weight = x0.flatten(), process.weight(t).repeat_interleave(x0[0].numel())
+        target, weight = x0.flatten(), left_broadcast(process.weight(t), x0.dim()).expand(x0.shape).flatten()
         if rows is None:
             weight = torch.where(is_masked, weight, 0.0)
             hidden_states = hidden_states.flatten(0, 1) if self.model.body.selects_rows else hidden_states

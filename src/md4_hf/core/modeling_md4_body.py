@@ -9,12 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
+from transformers.masking_utils import (
+    and_masks,
+    create_bidirectional_mask,
+    create_causal_mask,
+    packed_sequence_mask_function,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
+from .block_layout import BlockLayout, block_numbers, positions_in_documents
 from .configuration_md4 import MD4Config
 from .input_checks import check_per_example, check_range, check_shape, check_tensor
 from .modeling_md4_layers import (
@@ -42,6 +47,7 @@ class BodyInputs:
     document_ids: Tensor | None = None
     past_key_values: Cache | None = None
     rows: Tensor | None = None
+    clean_ids: Tensor | None = None
 
     @property
     def num_past(self) -> int:
@@ -102,6 +108,8 @@ class TextBody(MD4Body):
     def check_attention(self, config: MD4Config, inputs: BodyInputs):
         """Raise a ValueError for masks, positions or documents of another shape than the tokens'."""
         batch, length = inputs.tokens.shape[:2]
+        if config.block_size is not None:
+            self.check_blocks(config, inputs)
         mask, documents = inputs.attention_mask, inputs.document_ids
         # A mask of four axes goes to the attention backend unchecked.
         if mask is not None and len(getattr(mask, "shape", ())) != 4:
@@ -116,21 +124,41 @@ class TextBody(MD4Body):
         if mask is not None and mask.dim() != 2:
             shape = tuple(mask.shape)
             raise ValueError(f"`attention_mask` must be (batch, length) with `document_ids`, got {shape}.")
-        backend = config._attn_implementation
-        if backend not in ("eager", "sdpa", "flex_attention"):
+        check_backend(config, "`document_ids` need")
+        if config.block_size is not None and config.time_conditioning:
+            raise ValueError("`document_ids` must be None for a block model with `time_conditioning`.")
+
+    def check_blocks(self, config: MD4Config, inputs: BodyInputs):
+        """Raise a ValueError for inputs that a block model cannot see."""
+        check_backend(config, "`block_size` needs")
+        mask, first = inputs.attention_mask, inputs.num_past
+        if mask is not None and mask.dim() != 2:
+            raise ValueError(f"`attention_mask` must be (batch, length) for a block model, got {tuple(mask.shape)}.")
+        if first and first % config.block_size + inputs.tokens.shape[1] > config.block_size:
             raise ValueError(
-                f"`document_ids` need eager, SDPA or flex attention, got attn_implementation={backend!r}."
+                f"`input_ids` must lie in one block of {config.block_size} tokens with `past_key_values` of {first} "
+                f"tokens, got {inputs.tokens.shape[1]} tokens."
             )
+        if inputs.clean_ids is not None:
+            check_shape("clean_ids", inputs.clean_ids, inputs.tokens.shape)
 
     def check_cache(self, model: PreTrainedModel, document_ids: Tensor | None):
         """Raise a ValueError where keys and values of earlier tokens cannot be used."""
         config = model.config
-        if config.time_conditioning and not config.is_causal:  # which is always given t = 0
+        # A causal model is always given t = 0, as are the decided blocks of a block model.
+        if config.time_conditioning and not config.is_causal and config.block_size is None:
             raise ValueError("`past_key_values` need a model without `time_conditioning`: keys change with the time.")
         if document_ids is not None:
             raise ValueError("Only one of `past_key_values` and `document_ids` may be given.")
         if model.training and model.is_gradient_checkpointing:
             raise ValueError("`past_key_values` must be None in training with gradient checkpointing.")
+
+
+def check_backend(config: MD4Config, needs: str):
+    """Raise a ValueError for a kind of attention that ignores the masks of documents and blocks."""
+    backend = config._attn_implementation
+    if backend not in ("eager", "sdpa", "flex_attention"):
+        raise ValueError(f"{needs} eager, SDPA or flex attention, got attn_implementation={backend!r}.")
 
 
 def check_ids_and_conditions(config: MD4Config, inputs: BodyInputs):
@@ -139,11 +167,20 @@ def check_ids_and_conditions(config: MD4Config, inputs: BodyInputs):
     if not tokens.is_floating_point():
         check_range("input_ids", tokens, config.vocab_size - 1)
     if config.time_conditioning:
-        check_per_example("timesteps", inputs.timesteps, tokens.shape[0], 1, "the model is time-conditioned")
+        check_times(inputs.timesteps, tokens, config, "the model is time-conditioned")
     if config.num_classes is not None:
         last = config.null_class or config.num_classes - 1
         check_per_example("class_labels", class_labels, tokens.shape[0], last, "the model is class-conditional")
         check_tensor("class_labels", class_labels, "integers")
+
+
+def check_times(timesteps: Tensor | None, tokens: Tensor, config: MD4Config, reason: str):
+    """Raise a ValueError unless there is a time in [0, 1] for each example, or for each token of a block model."""
+    if config.block_size is not None and isinstance(timesteps, Tensor) and timesteps.dim() == 2:
+        check_shape("timesteps", timesteps, tokens.shape[:2])
+        check_range("timesteps", timesteps, 1)
+    else:
+        check_per_example("timesteps", timesteps, tokens.shape[0], 1, reason)
 
 
 class TransformerBody(TextBody):
@@ -170,13 +207,16 @@ class TransformerBody(TextBody):
 
     def run(self, model: PreTrainedModel, inputs: BodyInputs, **options) -> BaseModelOutput:
         """Hidden states `(batch, length, hidden)`, or of the rows alone, which the last feed-forward is run for."""
-        config, rows, length = model.config, inputs.rows, inputs.tokens.shape[1]
-        hidden_states = self._embed(model, inputs.tokens)
-        attention = self._attention(model, inputs, hidden_states)
-        modulations: tuple[Tensor | None, ...] = (None,) * (len(model.layers) + 1)
-        if model.conditioning is not None:
-            conditioning = model.conditioning(inputs.timesteps, inputs.class_labels, hidden_states.dtype)
-            modulations = model.modulation(self.activate(conditioning, config))
+        position_ids = self._positions(inputs)
+        layout = self._layout(model.config, inputs, position_ids)
+        tokens, rows, length = inputs.tokens, inputs.rows, inputs.tokens.shape[1]
+        if inputs.clean_ids is not None:  # behind x_t; of its hidden states the last feed-forward is spared
+            rows = torch.arange(tokens.numel(), device=tokens.device) if rows is None else rows
+            rows = rows + rows // length * length
+            tokens, length = torch.cat([tokens, inputs.clean_ids], dim=1), 2 * length
+        hidden_states = self._embed(model, tokens)
+        attention = self._attention(model, inputs, hidden_states, position_ids, layout)
+        modulations = self._modulations(model, inputs, layout, hidden_states.dtype)
         for layer, modulation in zip(model.layers, modulations, strict=False):
             last_rows = rows if layer is model.layers[-1] else None
             hidden_states = layer(hidden_states, modulation, rows=last_rows, **attention, **options)
@@ -184,7 +224,49 @@ class TransformerBody(TextBody):
         if modulations[-1] is not None:
             modulation = of_examples(modulations[-1], length, rows).to(hidden_states.device)
             hidden_states = modulate(hidden_states, *modulation.chunk(2, dim=-1))
+        if inputs.clean_ids is not None and inputs.rows is None:
+            hidden_states = hidden_states.unflatten(0, inputs.tokens.shape[:2])
         return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def _positions(self, inputs: BodyInputs) -> Tensor:
+        """Positions of the tokens, `(batch or 1, length)`."""
+        if inputs.position_ids is not None:
+            return inputs.position_ids
+        if inputs.document_ids is not None:
+            return positions_in_documents(inputs.document_ids)
+        first, length = inputs.num_past, inputs.tokens.shape[1]
+        return torch.arange(first, first + length, device=inputs.tokens.device)[None]
+
+    def _layout(self, config: MD4Config, inputs: BodyInputs, position_ids: Tensor) -> BlockLayout | None:
+        """Blocks of the tokens, None for a model without blocks."""
+        if config.block_size is None:
+            return None
+        blocks = block_numbers(position_ids, config.block_size, inputs.document_ids)
+        return BlockLayout(blocks, inputs.clean_ids is not None)
+
+    def _modulations(
+        self, model: PreTrainedModel, inputs: BodyInputs, layout: BlockLayout | None, dtype: torch.dtype
+    ) -> tuple[Tensor | None, ...]:
+        """Modulation of each block of the network and of the output; of examples, `(batch, 1, ...)`, or of tokens."""
+        if model.conditioning is None:
+            return (None,) * (len(model.layers) + 1)
+
+        def of_times(timesteps: Tensor | None, class_labels: Tensor | None) -> tuple[Tensor, ...]:
+            conditioning = model.conditioning(timesteps, class_labels, dtype)
+            return model.modulation(self.activate(conditioning, model.config))
+
+        if layout is None or inputs.timesteps is None or not model.config.time_conditioning:
+            return of_times(inputs.timesteps, inputs.class_labels)
+        times = layout.block_times(inputs.timesteps, inputs.tokens, model.config)
+        batch, num_blocks = times.shape
+        labels = None if inputs.class_labels is None else inputs.class_labels.repeat_interleave(num_blocks)
+        of_blocks = of_times(times.flatten(), labels)
+        of_tokens = [layout.at_tokens(x.view(batch, num_blocks, -1)) for x in of_blocks]
+        if layout.has_clean:
+            of_clean = of_times(times.new_zeros(batch), inputs.class_labels)
+            shape = (-1, inputs.tokens.shape[1], -1)
+            of_tokens = [torch.cat([x, y.expand(shape)], dim=1) for x, y in zip(of_tokens, of_clean, strict=True)]
+        return tuple(of_tokens)
 
     def _embed(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         embedded = tokens if tokens.is_floating_point() else model.embed_tokens(tokens)
@@ -192,27 +274,30 @@ class TransformerBody(TextBody):
             embedded = model.embed_proj(embedded)
         return model.embedding_dropout(embedded)
 
-    def _attention(self, model: PreTrainedModel, inputs: BodyInputs, hidden_states: Tensor) -> dict:
+    def _attention(
+        self,
+        model: PreTrainedModel,
+        inputs: BodyInputs,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        layout: BlockLayout | None,
+    ) -> dict:
         """Arguments of the attention of every block: its mask, the rotation of its positions, and the cache."""
-        config, position_ids, document_ids = model.config, inputs.position_ids, inputs.document_ids
-        if position_ids is None:
-            first, length = inputs.num_past, hidden_states.shape[1]
-            position_ids = torch.arange(first, first + length, device=hidden_states.device)[None]
-            if document_ids is not None:
-                position_ids = positions_in_documents(document_ids)
+        config, mask, document_ids = model.config, inputs.attention_mask, inputs.document_ids
         make_mask = create_causal_mask if config.is_causal else create_bidirectional_mask
-        options = {"past_key_values": inputs.past_key_values}
+        functions = []
+        if layout is not None:
+            position_ids, document_ids = layout.doubled(position_ids), layout.doubled_or_none(document_ids)
+            mask = layout.doubled_or_none(mask)
+            if not inputs.num_past:  # a single block sees all of itself, and what the cache holds
+                functions.append(layout.mask_function(len(hidden_states)))
         if document_ids is not None:
-            options["and_mask_function"] = packed_sequence_mask_function(document_ids)
+            functions.append(packed_sequence_mask_function(document_ids))
+        options = {"past_key_values": inputs.past_key_values}
+        if functions:
+            options["and_mask_function"] = and_masks(*functions)
         return {
-            "attention_mask": make_mask(config, hidden_states, inputs.attention_mask, **options),
+            "attention_mask": make_mask(config, hidden_states, mask, **options),
             "rotation": model.rotary_emb(hidden_states, position_ids),
             "past_key_values": inputs.past_key_values,
         }
-
-
-def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """Position of each token in its run of equal numbers, from 0: `(batch, length)` -> `(batch, length)`."""
-    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    starts = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
-    return index - torch.where(starts, index, 0).cummax(dim=1).values

@@ -314,8 +314,14 @@ def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def of_examples(x: Tensor, length: int, rows: Tensor | None) -> Tensor:
-    """Select from `(batch, 1, width)` the examples of flat indices `(rows,)`: `(rows, width)`; without, `x` itself."""
-    return x if rows is None else x.squeeze(1).index_select(0, (rows // length).to(x.device))
+    """Select from `(batch, 1, width)` the examples of flat indices `(rows,)`: `(rows, width)`; without, `x` itself.
+
+    From `(batch, length, width)`, which differ in a row, the tokens are selected.
+    """
+    if rows is None:
+        return x
+    index = rows // length if x.shape[1] == 1 else rows
+    return x.flatten(0, 1).index_select(0, index.to(x.device))
 
 
 class MD4Head(nn.Linear):

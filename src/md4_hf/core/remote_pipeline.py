@@ -9,6 +9,7 @@ files that this one imports: hence the imports that seem superfluous.
 import diffusers
 import transformers
 
+from .block_layout import BlockLayout  # noqa: F401
 from .compat import commit_of  # noqa: F401
 from .configuration_md4 import MD4Config  # noqa: F401
 from .denoiser_inputs import DenoiserInputs  # noqa: F401

@@ -115,7 +115,9 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
         batch = super().__call__(features)
         size, shape = len(features), batch["input_ids"].shape
         offset = torch.rand((), generator=self.generator)
-        timesteps = stratified_times(offset, torch.arange(size), size)
+        num_times = self.objective.num_times(shape)
+        timesteps = stratified_times(offset, torch.arange(size * num_times), size * num_times)
+        timesteps = timesteps.view(size, num_times) if num_times > 1 else timesteps
         if self.objective.null_class is not None:
             batch = self.objective.drop_classes(batch, torch.rand(size, generator=self.generator))
         noise = torch.rand(self.objective.noise_shape(shape), generator=self.generator)

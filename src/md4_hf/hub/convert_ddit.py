@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4_ddit import NUM_FEATURES, noise_features
 from ..utils.errors import check_types
-from .families import Family, check_one_block, required
+from .families import Family, required
 from .weight_files import WeightFiles
 
 
@@ -187,7 +187,7 @@ class MDLM(DDiTFamily):
 
 
 class BD3LM(MDLM):
-    """BD3-LM (Arriola et al., arXiv:2503.09573), whose network is MDLM's where one block is all of the text."""
+    """BD3-LM (Arriola et al., arXiv:2503.09573): MDLM's network, in blocks."""
 
     name = "bd3lm"
     title = "BD3-LM"
@@ -199,9 +199,11 @@ class BD3LM(MDLM):
         return f"{self.prefix}{EMBEDDING}" in keys and self.times[0] in keys
 
     def configuration(self, source: Mapping[str, Any]) -> MD4Config:
-        """As MDLM's; a ValueError for blocks shorter than the text, which MD4 has no attention and bound for."""
+        """As MDLM's, with blocks unless one is all of the text."""
         config = super().configuration(source)
-        check_one_block("block_size", required(source, "block_size"), config.max_position_embeddings)
+        block_size = required(source, "block_size")
+        config.block_size = block_size if block_size < config.max_position_embeddings else None
+        config.check()
         for name, value in {"causal": False, "adaln": True}.items():
             if source.get(name, value) != value:
                 raise ValueError(f"`{name}` must be {value} in the config of a BD3-LM, got {source[name]}.")

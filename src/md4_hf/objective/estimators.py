@@ -58,7 +58,7 @@ def example_nelbo(
     num_draws = 1 if objective.is_autoregressive else num_draws
     total = torch.zeros(shape[0], device=device)
     for draw in range(num_draws):
-        uniform = evaluation_times(seed, index, draw, num_draws).to(device)
+        uniform = evaluation_times(seed, index, draw, num_draws, objective.num_times(shape)).to(device)
         noise = evaluation_mask_noise(seed, index.to(device), draw, shape)
         nelbo, reconstruction = nelbo_given_noise(model, objective, inputs, uniform, noise, estimator)
         total += nelbo.to(total.dtype)
@@ -78,7 +78,8 @@ def nelbo_given_noise(
 
     Args:
         model, objective, inputs, estimator: As for `example_nelbo`.
-        uniform: `(batch,)` in [0, 1): the times, or as `"any_order"` the shares of the scored tokens that are masked.
+        uniform: In [0, 1), `(batch,)` or `(batch, objective.num_times(...))`: the times, or as `"any_order"` the shares
+            of the scored tokens that are masked.
         noise: In [0, 1), of the shape of `input_ids`: at a time t a token is masked if its number is at least alpha_t;
             as `"any_order"` those with the lowest numbers are.
 

@@ -64,8 +64,8 @@ def keyed_uniform(*key: int | Tensor, device: torch.device | str | None = None, 
     return _shift_right(_mix(state), 64 - bits).to(dtype) * 2.0**-bits
 
 
-def training_times(seed: int, step: int, index: Tensor, total: int) -> Tensor:
-    """Stratified times of one optimizer step, `(n,)` float32 in [0, 1).
+def training_times(seed: int, step: int, index: Tensor, total: int, per_example: int = 1) -> Tensor:
+    """Stratified times of one optimizer step, `(n,)` float32 in [0, 1), or `(n, per_example)` for several of each.
 
     Any run of examples, such as a micro-batch, gets times from all over [0, 1): each has about as many masked tokens to
     work on, and no process waits for another that has more.
@@ -74,7 +74,10 @@ def training_times(seed: int, step: int, index: Tensor, total: int) -> Tensor:
         seed, step: Seed of the run and number of the optimizer step.
         index: `(n,)` indices in [0, total) of the examples at hand, counted over all ranks and micro-batches.
         total: Number of examples of the whole optimizer step.
+        per_example: Number of times of each example, such as one for each of its blocks.
     """
+    if per_example > 1:
+        return training_times(seed, step, _parts(index, per_example), total * per_example).view(-1, per_example)
     offset = keyed_uniform(seed, TRAIN_TIME, step, dtype=torch.float64)
     stratum = index.cpu() * _stride(total) % total
     return stratified_times(offset, stratum, total).float().clamp(max=1.0 - 2.0**-24).to(index.device)
@@ -133,19 +136,26 @@ def annealed_attention(seed: int, step: int, num_steps: int, length: int, device
     return (noise < step / num_steps) | (position <= position[:, None])
 
 
-def evaluation_times(seed: int, index: Tensor, draw: int, num_draws: int) -> Tensor:
-    """Times of draw `draw` of `num_draws` for the examples `index`, `(n,)` float32 in [0, 1).
+def evaluation_times(seed: int, index: Tensor, draw: int, num_draws: int, per_example: int = 1) -> Tensor:
+    """Times of draw `draw` of `num_draws` for the examples `index`, `(n,)` float32 in [0, 1), or `(n, per_example)`.
 
     The draws of one example are stratified: u_i / K, (u_i + 1) / K, (u_i + 2) / K, ... The u_i form the golden-ratio
     sequence, which fills [0, 1) evenly over any run of examples and does not depend on how many there are: so do the
     times of examples within each stratum, whatever K is. Examples take the strata in turn, so that a draw has times
     from all of them.
     """
+    if per_example > 1:
+        return evaluation_times(seed, _parts(index, per_example), draw, num_draws).view(-1, per_example)
     offset = keyed_uniform(seed, EVAL_TIME, dtype=torch.float64)
     index = index.cpu()
     stratum = (draw + index * _stride(num_draws)) % num_draws
     t = ((offset + index.double() * _GOLDEN_RATIO_CONJUGATE) % 1.0 + stratum) / num_draws
     return t.float().clamp(max=1.0 - 2.0**-24).to(index.device)
+
+
+def _parts(index: Tensor, per_example: int) -> Tensor:
+    """Numbers of all parts of examples, `(n * per_example,)`, from the numbers `(n,)` of the examples."""
+    return (index[:, None] * per_example + torch.arange(per_example, device=index.device)).flatten()
 
 
 def evaluation_mask_noise(seed: int, index: Tensor, draw: int, shape: torch.Size) -> Tensor:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..core.block_layout import block_numbers, positions_in_documents, times_of_tokens
 from ..core.masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, md4_process, rescale_times
 from .noise import most_masked_tokens
 
@@ -30,6 +31,10 @@ class Objective:
 
     is_autoregressive: ClassVar[bool] = False  # then the likelihood is exact, and nothing is drawn
     loss_is_bound: ClassVar[bool] = True  # whether the training loss is the NELBO itself, and no surrogate
+
+    def num_times(self, shape: torch.Size) -> int:
+        """Number of times of each example of a batch of ids of this shape."""
+        return 1
 
     @property
     def any_order_obstacle(self) -> str | None:
@@ -49,6 +54,8 @@ class Objective:
             return AutoregressiveObjective(**classes)
         if config.learn_masking_schedule:
             return GenMD4Objective(config.schedule_first_time, **classes)
+        if config.block_size is not None:
+            return BlockObjective(md4_process(config), config.block_size, **classes)
         return MD4Objective(md4_process(config), sees_time=config.time_conditioning, **classes)
 
     def noise_shape(self, shape: torch.Size, num_copies: int = GenMD4Process.training_copies) -> torch.Size:
@@ -62,7 +69,7 @@ class Objective:
             inputs: Clean `input_ids` `(batch, length)`, of images `(batch, channels, height, width)`; `labels` (-100
                 where not scored) if there are any, else the tokens that `attention_mask` shows are scored. Tokens that
                 are not scored are never masked.
-            uniform: `(batch,)` numbers in [0, 1) that give the times.
+            uniform: Numbers in [0, 1) that give the times: `(batch,)`, or `(batch, num_times)` where there are several.
             noise: Uniform numbers in [0, 1), of the shape that `noise_shape` gives.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `noised`.")
@@ -100,6 +107,38 @@ class MD4Objective(Objective):
     def most_masked(self, num_examples: int, total: int, length: int) -> int | None:
         """Bound on the masked tokens of a micro-batch: see `most_masked_tokens`."""
         return most_masked_tokens(self.process.schedule, self.process.num_timesteps, num_examples, total, length)
+
+
+@dataclass(frozen=True)
+class BlockObjective(Objective):
+    """MD4 in blocks: each block of each example has its own time. x_t is drawn here, from the fixed schedule."""
+
+    process: MD4Process
+    block_size: int
+
+    any_order_obstacle = "a block model, whose bound is a sum over blocks"
+
+    def num_times(self, shape: torch.Size) -> int:
+        """Number of blocks of a row; of packed documents, whose blocks begin with each of them, at most the tokens."""
+        return -(-shape[-1] // self.block_size)
+
+    def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Model inputs with x_t as `input_ids`, `timesteps` `(batch, length)` and `labels`; see `Objective.noised`."""
+        ids, labels, uniform = inputs["input_ids"], scored_labels(inputs), uniform.reshape(len(uniform), -1)
+        documents = inputs.get("document_ids")
+        if documents is None:
+            blocks = torch.arange(ids.shape[-1], device=ids.device)[None] // self.block_size
+        else:  # blocks that have no time of their own share those of others
+            blocks = block_numbers(positions_in_documents(documents), self.block_size, documents) % uniform.shape[1]
+        timesteps = self.process.times(times_of_tokens(uniform, blocks))
+        xt = self.process.draw_xt(ids, labels, timesteps, noise)
+        return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
+
+    def most_masked(self, num_examples: int, total: int, length: int) -> int | None:
+        """Bound on the masked tokens of a micro-batch: see `most_masked_tokens`."""
+        blocks = self.num_times(torch.Size((num_examples, length)))
+        schedule, steps = self.process.schedule, self.process.num_timesteps
+        return most_masked_tokens(schedule, steps, num_examples * blocks, total * blocks, self.block_size)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def noised_batch(batch: dict[str, Any], objective: Objective, args: MD4TrainingA
     first, total, all_scored = (inputs.pop(k) for k in ("first_step_example", "num_step_examples", "all_scored"))
     ids, key = inputs["input_ids"], (args.seed, step)
     index = torch.arange(first, first + len(ids))  # on the CPU: the times are made there, without a wait
-    timesteps = training_times(*key, index, total).to(ids.device, non_blocking=True)
+    timesteps = training_times(*key, index, total, objective.num_times(ids.shape)).to(ids.device, non_blocking=True)
     index = index.to(ids.device, non_blocking=True)
     noise = training_mask_noise(*key, index, objective.noise_shape(ids.shape, args.num_copies))
     inputs = objective.drop_classes(inputs, training_example_noise(*key, index, TRAIN_CLASS))

@@ -5,12 +5,19 @@ import itertools
 
 import pytest
 import torch
-from tiny import random_model, seeded
+from tiny import quiet, random_model, seeded
 from torch.testing import assert_close
 from toy import ToyWorld
 from transformers import DynamicCache
 
-from md4_hf import DataCollatorForMaskedDiffusion, MD4Config, make_schedule, masked_count_weights
+from md4_hf import (
+    DataCollatorForMaskedDiffusion,
+    MaskedDiffusionPipeline,
+    MaskedDiffusionScheduler,
+    MD4Config,
+    make_schedule,
+    masked_count_weights,
+)
 from md4_hf.objective.estimators import example_nelbo
 from md4_hf.objective.noise import evaluation_times, training_times
 from md4_hf.objective.objectives import Objective
@@ -209,3 +216,42 @@ def test_bad_inputs_are_named():
         model(ids, past_key_values=cache)
     with pytest.raises(ValueError, match=r"`timesteps` must have shape \(1, 6\)"):
         model(ids, timesteps=torch.rand(1, 3), labels=ids)
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+def draw(model, rows, **arguments):
+    pipe = quiet(MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=4)))
+    generators = [seeded(number) for number in range(len(rows))]
+    return pipe(input_ids=rows, generator=generators, output_type="ids", **arguments).sequences
+
+
+@kinds
+@pytest.mark.parametrize("options", [{}, {"order": "confidence"}, {"remasking": "cap", "eta": 0.3}])
+def test_with_a_cache_and_without_one_text_is_written(time_conditioning, options):
+    model = make(4, time_conditioning=time_conditioning)
+    rows = [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11]]
+    cached, whole = (draw(model, rows, use_cache=use_cache, **options) for use_cache in (True, False))
+    assert torch.equal(cached, whole) and (cached != VOCAB).all() and torch.equal(cached[:, :5], torch.tensor(rows))
+    assert torch.equal(draw(model, rows[:1], **options)[0], cached[0]), "a row does not depend on the batch"
+
+
+@kinds
+def test_text_of_any_length_is_that_of_a_chain_of_blocks(time_conditioning):
+    """Written at once with a cache, or block by block, each given the text so far as a prompt."""
+    model = make(4, time_conditioning=time_conditioning)
+    pipe = quiet(MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=1)))
+    arguments = {"temperature": 0.0, "output_type": "ids"}
+    long = pipe(length=LENGTH, **arguments).sequences
+    text = torch.empty(1, 0, dtype=torch.long)
+    for _ in range(3):
+        text = pipe(input_ids=text.tolist(), length=text.shape[1] + 4, use_cache=False, **arguments).sequences
+    assert torch.equal(long, text)
+    beyond = pipe(length=4 * LENGTH + 1, **arguments).sequences
+    assert beyond.shape == (1, 4 * LENGTH + 1) and torch.equal(beyond[:, :LENGTH], long) and (beyond != VOCAB).all()
+
+
+def test_blocks_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="`block_length` must be the model's own, 4, or left out, got 3"):
+        draw(make(4), [[1]], block_length=3)

@@ -25,6 +25,7 @@ FIELDS_WITH_BACKBONE = (
     *("masking_schedule", "schedule_power", "schedule_eps", "learn_masking_schedule", "schedule_first_time"),
     *("num_train_timesteps", "predicts_next", "attn_implementation", "time_conditioning", "num_classes"),
 )
+CONFIG_NAMES = {"diffusion_block_size": "block_size"}  # of fields whose name an option of the data has
 SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule"}
 
 
@@ -119,6 +120,9 @@ class ModelArguments:
     )
     is_causal: bool | None = option("Autoregressive baseline: each token sees only those before it.")
     num_train_timesteps: int | None = option("Steps of discrete-time training; continuous time if left out.")
+    diffusion_block_size: int | None = option(
+        "Tokens per block of a block diffusion model, which denoises blocks from the left; whole rows if left out."
+    )
     image_size: int | None = option("Height and width of the images.")
     num_channels: int | None = option("Channels of the images: 1 (grey) or 3 (RGB).")
     channel_multipliers: list[int] | None = option("Width of each resolution of images, in multiples of hidden_size.")
@@ -136,8 +140,9 @@ class ModelArguments:
         return MD4Config(**sizes, **self.given())
 
     def given(self) -> dict[str, Any]:
-        """Fields that have a value."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        """Fields of the configuration that have a value."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return {CONFIG_NAMES.get(name, name): value for name, value in given.items()}
 
     def fields_with_backbone(self) -> dict[str, Any]:
         """Fields that have a value, for a new model whose network is a backbone's; a ValueError for the network's."""

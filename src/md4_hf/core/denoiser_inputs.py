@@ -70,17 +70,30 @@ class BlockInputs(DenoiserInputs):
     Args:
         attention_mask, guidance, mask_token_id: As in `DenoiserInputs`.
         block_length: Columns of a block.
+        is_aligned: Whether blocks begin at multiples of their length only, as those of a block model do.
     """
 
-    def __init__(self, attention_mask: Tensor | None, guidance: Guidance, mask_token_id: int, block_length: int):
+    def __init__(
+        self,
+        attention_mask: Tensor | None,
+        guidance: Guidance,
+        mask_token_id: int,
+        block_length: int,
+        is_aligned: bool = False,
+    ):
         super().__init__(attention_mask, guidance, mask_token_id)
-        self.block_length = block_length
+        self.block_length, self.is_aligned = block_length, is_aligned
         self.sample: Tensor  # ids `(rows, length)` when the block begins
         self.columns: Tensor  # those of the block, `(rows, columns)`, of which those >= length do not exist
 
     def starts(self, masked: Tensor) -> Tensor:
         """Columns `(rows,)` at which the first blocks begin, from where the rows are masked `(rows, length)`."""
-        raise NotImplementedError(f"{type(self).__name__} must define `starts`.")
+        first = self.first_masked(masked)
+        return first - first % self.block_length if self.is_aligned else first
+
+    def first_masked(self, masked: Tensor) -> Tensor:
+        """First columns `(rows,)` that have to be filled, where the rows are masked `(rows, length)`."""
+        raise NotImplementedError(f"{type(self).__name__} must define `first_masked`.")
 
     def begin(self, sample: Tensor, starts: Tensor):
         """Go to the blocks that begin at these columns `(rows,)`; all tokens before them are decided."""
@@ -110,7 +123,7 @@ class WholeBlockInputs(BlockInputs):
     schedule masks the share of the row's masks that are left: those expected in the block, and all of later blocks.
 
     Args:
-        attention_mask, guidance, mask_token_id, block_length: As in `BlockInputs`.
+        attention_mask, guidance, mask_token_id, block_length, is_aligned: As in `BlockInputs`.
         schedule: Masking schedule of a denoiser that sees the time, else None.
     """
 
@@ -121,13 +134,14 @@ class WholeBlockInputs(BlockInputs):
         mask_token_id: int,
         block_length: int,
         schedule: MaskingSchedule | None,
+        is_aligned: bool = False,
     ):
-        super().__init__(attention_mask, guidance, mask_token_id, block_length)
+        super().__init__(attention_mask, guidance, mask_token_id, block_length, is_aligned)
         self.schedule = schedule
         self._num_masked: Tensor | None = None  # `(rows,)` when the first block begins
 
-    def starts(self, masked: Tensor) -> Tensor:
-        """Each row's first masked column, see `BlockInputs.starts`."""
+    def first_masked(self, masked: Tensor) -> Tensor:
+        """Each row's first masked column, see `BlockInputs.first_masked`."""
         return torch.where(masked.any(dim=1), masked.int().argmax(dim=1), masked.shape[1])
 
     def begin(self, sample: Tensor, starts: Tensor):
@@ -160,7 +174,7 @@ class CachedBlockInputs(BlockInputs):
     Blocks of all rows begin at the first mask of any row. Rows without a mask from the block on are not taken in.
 
     Args:
-        attention_mask, guidance, mask_token_id, block_length: As in `BlockInputs`.
+        attention_mask, guidance, mask_token_id, block_length, is_aligned: As in `BlockInputs`.
         model: The denoiser.
         window: Number of columns before a block that it sees.
     """
@@ -173,15 +187,16 @@ class CachedBlockInputs(BlockInputs):
         block_length: int,
         model,
         window: int,
+        is_aligned: bool = False,
     ):
-        super().__init__(attention_mask, guidance, mask_token_id, block_length)
+        super().__init__(attention_mask, guidance, mask_token_id, block_length, is_aligned)
         self.model, self.window = model, window
         self.end = 0
         self._taken_in: int | None = None  # columns before this one are in the cache, or have left it
         self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # one pair per layer
 
-    def starts(self, masked: Tensor) -> Tensor:
-        """First masked column of any row, see `BlockInputs.starts`."""
+    def first_masked(self, masked: Tensor) -> Tensor:
+        """First masked column of any row, see `BlockInputs.first_masked`."""
         has_mask = masked.any(dim=0)
         start = has_mask.int().argmax() if has_mask.any() else masked.new_tensor(len(has_mask), dtype=torch.long)
         return start.expand(len(masked))
@@ -218,7 +233,8 @@ class CachedBlockInputs(BlockInputs):
         num_rows, guidance = len(sample), self.guidance
         copies = torch.cat([rows + copy * num_rows for copy in range(guidance.num_copies)])
         inputs, ids = self.of(copies), guidance.ids(sample[rows], rows)[:, start:end]
-        self.model(input_ids=ids, position_mask=torch.zeros_like(ids, dtype=torch.bool), **inputs)
+        nowhere, decided = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(len(ids), device=ids.device)
+        self.model(input_ids=ids, timesteps=decided, position_mask=nowhere, **inputs)
         layers = inputs["past_key_values"].layers
         total = guidance.num_copies * num_rows
         self._keys_and_values = [

@@ -98,7 +98,7 @@ class TextInputs:
         if not (isinstance(block_length, int) and 1 <= block_length <= most):
             interval = f"[1, {longest})" if request.use_cache else f"[1, {longest}]"
             raise ValueError(f"`block_length` must be in {interval}, got {block_length!r}.")
-        if not getattr(config, "time_conditioning", True):
+        if not getattr(config, "time_conditioning", True) or getattr(config, "block_size", None) is not None:
             return
         if request.use_cache:
             raise ValueError(

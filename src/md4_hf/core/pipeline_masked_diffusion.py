@@ -228,7 +228,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             gen_length (`int`, *optional*): New tokens after the prompt, >= 1, in place of `length`.
             block_length (`int`, *optional*):
                 Tokens per block, to generate text block by block from the left. Each block has a reverse process of
-                its own, of `num_inference_steps` steps.
+                its own, of `num_inference_steps` steps. A block model (`config.block_size`) has its own, which begins at
+                multiples of it; both values of `use_cache` then give the same text.
             use_cache (`bool`, defaults to `True`):
                 Whether a block sees the last `max_position_embeddings - block_length` tokens before it through cached
                 keys and values, and nothing after it: text of any `length`, with a model without
@@ -311,6 +312,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         output_type = output_type_of(self._inputs, output_type)
         labels = self._labels(class_labels)
         num_unprompted = 1 if labels is None else len(labels)
+        block_length = self._block_length(block_length)
         request = Request(
             *(prompt, input_ids, image, mask_image, length, gen_length, block_length, use_cache, eos_early_stop),
             num_unprompted=num_unprompted,
@@ -462,11 +464,24 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         common, config = (attention_mask, self._guidance, self.mask_token_id), self.model.config
         if block_length is None:
             return DenoiserInputs(*common)
+        is_block_model = getattr(config, "block_size", None) is not None
         if use_cache:
-            window = config.max_position_embeddings - block_length
-            return CachedBlockInputs(*common, block_length, self.model, window)
-        sees_time = getattr(config, "time_conditioning", True)
-        return WholeBlockInputs(*common, block_length, self._sampler.schedule if sees_time else None)
+            window = config.max_position_embeddings // block_length * block_length - block_length
+            window = window if is_block_model else config.max_position_embeddings - block_length
+            return CachedBlockInputs(*common, block_length, self.model, window, is_block_model)
+        # A block model is told the time of each block.
+        sees_share = getattr(config, "time_conditioning", True) and not is_block_model
+        return WholeBlockInputs(*common, block_length, self._sampler.schedule if sees_share else None, is_block_model)
+
+    def _block_length(self, given: int | None) -> int | None:
+        """Block length of a call: that of a block model, or what is given."""
+        config = self.model.config
+        own = getattr(config, "block_size", None)
+        if own is None or own == config.max_position_embeddings:
+            return given
+        if given not in (None, own):
+            raise ValueError(f"`block_length` must be the model's own, {own}, or left out, got {given!r}.")
+        return own
 
     def _output(
         self, sample: Tensor, rows: list[Tensor], output_type: str, skip_special_tokens: bool

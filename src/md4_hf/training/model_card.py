@@ -174,7 +174,8 @@ def _sees_time(config) -> tuple[str, str]:
 def _diffusion_rows(config) -> Rows:
     kind = "learned for each token, GenMD4" if config.learn_masking_schedule else config.masking_schedule
     time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
-    return [("Masking schedule", f"{kind} (eps {config.schedule_eps:g})"), ("Training time", time)]
+    blocks = [] if config.block_size is None else [("Blocks", f"{config.block_size} tokens, denoised from the left")]
+    return [*blocks, ("Masking schedule", f"{kind} (eps {config.schedule_eps:g})"), ("Training time", time)]
 
 
 @dataclass(frozen=True)

@@ -228,8 +228,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             gen_length (`int`, *optional*): New tokens after the prompt, >= 1, in place of `length`.
             block_length (`int`, *optional*):
                 Tokens per block, to generate text block by block from the left. Each block has a reverse process of
-                its own, of `num_inference_steps` steps. A block model (`config.block_size`) has its own, which begins at
-                multiples of it; both values of `use_cache` then give the same text.
+                its own, of `num_inference_steps` steps. A block model (`config.block_size`) has its own length, and
+                blocks that begin at its multiples; both values of `use_cache` then give the same text.
             use_cache (`bool`, defaults to `True`):
                 Whether a block sees the last `max_position_embeddings - block_length` tokens before it through cached
                 keys and values, and nothing after it: text of any `length`, with a model without

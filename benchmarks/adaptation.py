@@ -144,7 +144,6 @@ def plot(path: Path, steps: list[int], curves: dict[str, list[tuple[float, float
         for arm, points in curves.items():
             means, errors = zip(*points, strict=True)
             panel.errorbar(steps, means, yerr=errors, label=arm, capsize=2)
-        panel.legend()
         panel.set_xlabel("steps")
         panel.set_ylabel("held-out bits per byte")
 

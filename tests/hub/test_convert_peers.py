@@ -318,6 +318,10 @@ def test_a_model_without_a_tokenizer_is_sampled_as_ids(converted, tmp_path, caps
     main(["score", folder, *options, "--output_file", str(tmp_path / "scores.json")])
     assert json.loads((tmp_path / "scores.json").read_text())["samples"]["tokens"]["num_sequences"] == 2
     assert "must have a tokenizer to fill a text" in failure(capsys, ["infill", folder, "w1 <mask:2>"])
+    main(["export", folder, str(tmp_path / "exported")])
+    assert "Model, scheduler and code are in" in capsys.readouterr().out
+    found = failure(capsys, ["evaluate", folder, "--validation_data", str(text_file(tmp_path))])
+    assert "MODEL must be" in found and "there are no files of one" in found and len(found.splitlines()) == 1
 
 
 def test_a_padded_vocabulary_has_ids_that_are_never_drawn(published, tmp_path):

@@ -40,7 +40,9 @@ def export(options: ExportArguments, rest: argparse.Namespace):
         if card.is_file() and adapter_base(rest.model) is None:
             for path in (card, *card.parent.glob("*.png")):
                 shutil.copy2(path, staging)
-    print(f"Model, tokenizer, scheduler{' and code' if options.remote_code else ''} are in {folder}")
+    parts = ["tokenizer", "image_processor", "scheduler"]
+    found = [name.replace("_", " ") for name in parts if getattr(pipeline, name) is not None]
+    print(f"Model, {', '.join(found)}{' and code' if options.remote_code else ''} are in {folder}")
     if options.push_to_hub:
         upload = {"push_to_hub": True, "repo_id": options.push_to_hub, "private": options.private}
         with to_hub(options.push_to_hub, folder, f"hf upload {options.push_to_hub} {folder} ."):

@@ -47,7 +47,7 @@ OPTIONS_OF_IMAGES = ("image_samples", "image_sample_steps")
 
 def open_tokenizer(name: str, config: MD4Config, revision: str | None = None):
     """The tokenizer of a model of text, with no more tokens than the model has rows, and its mask."""
-    tokenizer = load_tokenizer(name, revision=revision)
+    tokenizer = load_tokenizer(name, revision=revision, argument="model")
     match_tokenizer(tokenizer, config)
     return tokenizer
 

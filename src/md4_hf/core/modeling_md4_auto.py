@@ -21,18 +21,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.utils import cached_file
 
 from .configuration_md4 import MD4Config
 from .input_checks import unused_ranges
 from .modeling_md4_body import BodyInputs, TextBody, positions_in_documents
 from .modeling_md4_layers import MD4Head, at_rows
+from .text_encoding import has_tokenizer
 
 
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("vocab.json", "vocab.txt"),
-)
 PROBE_LENGTH = 4  # tokens of the passes that a new model is tried with
 PROBE_TOLERANCE = 1e-3  # of its logits, relative to the largest, in whatever precision the weights have
 
@@ -367,15 +363,6 @@ def tokens_of(name_or_path: str, tokenizer: Any, rows: int, hub: dict) -> tuple[
         found = max(found, tokenizer.mask_token_id or 0)
         raise ValueError(f"`tokenizer` must have ids below the model's number of rows, {rows}, got up to {found}.")
     return used, mask, is_new
-
-
-def has_tokenizer(name_or_path: str, hub: dict[str, Any]) -> bool:
-    """Whether there are files of a tokenizer beside a model; without them, transformers would make an empty one.
-
-    `hub` are arguments of `cached_file`, such as the revision.
-    """
-    options = {**hub, "_raise_exceptions_for_missing_entries": False}
-    return any(cached_file(name_or_path, name, **options) is not None for name in TOKENIZER_FILES)
 
 
 def set_to_mean(model: PreTrainedModel, row: int, others: list[int]):

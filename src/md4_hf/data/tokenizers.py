@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..core.text_encoding import has_tokenizer
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hub_access import from_hub
@@ -129,6 +130,8 @@ def load_tokenizer(
     rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'
     if looks_like_path(name_or_path) and not Path(name_or_path).exists():
         raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: no such file or folder.")
+    if Path(name_or_path).is_dir() and not has_tokenizer(name_or_path, {}):
+        raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}, where there are no files of one.")
     try:
         with from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
             hub = {"revision": revision or "main", "token": token, "cache_dir": cache_dir}

@@ -501,7 +501,7 @@ def open_tokenizer(
         return load_tokenizer(tokenizer)
     if tokenizer is None and not isinstance(pretrained, str):
         raise ValueError("`tokenizer` must be given with a model, got None.")
-    return load_tokenizer(pretrained, revision=revision) if tokenizer is None else tokenizer
+    return load_tokenizer(pretrained, revision=revision, argument="tokenizer") if tokenizer is None else tokenizer
 
 
 def noise_index(request: Instance, *parts: Any) -> int:

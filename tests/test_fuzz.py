@@ -541,6 +541,7 @@ def test_option_files_work_or_name_what_is_wrong(tmp_path_factory, text):
 
 WORD = st.text("ab-1.", max_size=4) | INTEGERS.map(str) | FLOATS.map(str) | st.sampled_from(["", "none", "true"])
 SAMPLE_OPTIONS = "num_samples num_inference_steps length block_length temperature top_p top_k seed device x".split()
+SAMPLE_OPTIONS += "gen_length use_cache eos_early_stop order threshold remasking eta corrector_size".split()
 EVALUATE_OPTIONS = "draws batch_size seed block_size estimator num_timesteps rounds max_rounds target_stderr".split()
 EVALUATE_OPTIONS += "preparation stride wrap detokenizer tasks replace x".split()
 SCORE_OPTIONS = "batch_size max_length num_samples num_inference_steps retokenise add_bos top_p x".split()

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 
+import diffusers
 import numpy as np
 import PIL.Image
 import pytest
@@ -143,6 +144,18 @@ def test_settings_of_the_models_scheduler_are_told_too(sample, model):
         "corrector_steps": 0,
         "temperature": 1.0,
     }
+
+
+def test_a_scheduler_of_diffusers_takes_its_own_options(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pipeline = MaskedDiffusionPipeline.from_pretrained(model)
+    pipeline.save_pretrained("refined")
+    diffusers.BlockRefinementScheduler().save_pretrained("refined")
+    command = ["sample", "refined", "--device", "cpu", "--seed", "0", "--num_inference_steps", "9"]
+    main([*command, "--threshold", "0.5", "--output", "x.jsonl"])
+    (row,) = rows_of(tmp_path / "x.jsonl")
+    assert row["settings"]["threshold"] == 0.5 and "order" not in row["settings"] and len(row["text"]) == LENGTH
+    assert "--order must be left out for BlockRefinementScheduler" in failure(capsys, [*command, "--order", "margin"])
 
 
 def test_a_text_ends_with_its_end(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..core.foreign_scheduler import as_sampler
 from ..core.reverse_steps import SAMPLER_OPTIONS
 from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from ..core.text_encoding import encode_texts
@@ -66,7 +67,7 @@ class Sampling:
         self.shared = shared or {}
         self.arguments = {name: getattr(options, name) for name in ARGUMENTS_OF_PIPELINE}
         self.arguments["suppress_tokens"] = suppressed_ids(options.suppress_tokens, pipeline.tokenizer)
-        self.scheduler = sampler_of(pipeline.scheduler, options).config
+        self.scheduler = sampler_config(pipeline, options)
 
     @property
     def total(self) -> int:
@@ -80,14 +81,14 @@ class Sampling:
         """
         pipeline, options, scheduler = self.pipeline, self.options, self.scheduler
         recipe = {name: value for name, value in self.arguments.items() if name not in SAMPLER_OPTIONS}
-        recipe |= {name: scheduler[name] for name in DRAW_OPTIONS}
+        recipe |= {name: scheduler.get(name) for name in DRAW_OPTIONS}
         recipe |= {"seed": options.seed, "class_labels": options.class_labels}
         if len(self.sources) > 1:  # then one comes after the other
             recipe["num_samples"] = options.num_samples
         if given := [value for source in self.sources for name, value in source.items() if name != "class_labels"]:
             recipe["given_sha256"] = digest([*given, *self.shared.values()])
         if not pipeline.model.config.is_causal:
-            recipe["num_inference_steps"] = options.num_inference_steps or scheduler.num_inference_steps
+            recipe["num_inference_steps"] = options.num_inference_steps or scheduler.get("num_inference_steps")
         recipe["scheduler"] = {
             name: value for name, value in scheduler.items() if not name.startswith("_") and name not in DRAW_OPTIONS
         }
@@ -99,9 +100,9 @@ class Sampling:
         """How all samples are drawn, in the words of the pipeline's arguments, without what has no effect."""
         scheduler, settings = self.scheduler, {**self.arguments}
         if not self.pipeline.model.config.is_causal:
-            settings["num_inference_steps"] = self.options.num_inference_steps or scheduler["num_inference_steps"]
-            settings |= {name: scheduler[name] for name in SAMPLER_OPTIONS if is_in_use(name, scheduler)}
-        settings |= {name: scheduler[name] for name in DRAW_OPTIONS}
+            settings["num_inference_steps"] = self.options.num_inference_steps or scheduler.get("num_inference_steps")
+            settings |= {name: scheduler.get(name) for name in SAMPLER_OPTIONS if is_in_use(name, scheduler)}
+        settings |= {name: scheduler.get(name) for name in DRAW_OPTIONS}
         return {name: value for name, value in settings.items() if value is not None}
 
     def rows(self, indices: range) -> list[Row]:
@@ -171,20 +172,20 @@ def draw(
         raise KeyboardInterrupt(sink.when_interrupted() if is_first else "") from None
 
 
-def sampler_of(scheduler: MaskedDiffusionScheduler, options: SamplerArguments) -> MaskedDiffusionScheduler:
-    """The scheduler with the options that are given.
+def sampler_config(pipeline, options: SamplerArguments) -> dict[str, Any]:
+    """Configuration of a pipeline's scheduler, with the options that are given.
 
     Raises:
         ValueError: For an option out of its range, and for one that has no effect beside the others.
     """
-    made = scheduler.with_options(**{name: getattr(options, name) for name in SCHEDULER_OPTIONS})
-    config = made.config
-    for name in SAMPLER_OPTIONS:
-        value = getattr(options, name)
-        if value is not None and not is_in_use(name, config):
+    given = {name: value for name in SCHEDULER_OPTIONS if (value := getattr(options, name)) is not None}
+    made = as_sampler(pipeline.scheduler, pipeline.mask_token_id).with_options(**given)
+    config = {**made.config, **given}
+    for name, value in given.items():
+        if not is_in_use(name, config):
             sampler = ", ".join(f"`{entry}` {config[entry]!r}" for entry in ("order", "remasking", "corrector_steps"))
             raise ValueError(f"`{name}` must be left out where it has no effect, with {sampler}, got {value!r}.")
-    return made
+    return config
 
 
 def check_ranges(options: SamplerArguments):
@@ -193,8 +194,8 @@ def check_ranges(options: SamplerArguments):
 
 
 def is_in_use(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether an entry of a scheduler's configuration has an effect on its samples."""
-    return name not in IN_USE or IN_USE[name](config)
+    """Whether an entry of a scheduler's configuration has an effect on its samples; of others than ours, all have."""
+    return name not in IN_USE or "order" not in config or IN_USE[name](config)
 
 
 def with_classes(sources: Sequence[dict[str, Any]], labels: list[int] | None) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from ..core.modeling_md4_auto import AUTO_CLASSES, language_model_class, model_a
 from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from ..utils.errors import check_types
 from .convert_decoders import LINEAR
-from .families import Family, check_one_block, required
+from .families import Family, required
 from .weight_files import WeightFiles
 
 
@@ -84,9 +84,7 @@ class Redressed(Family):
             or MD4Config.max_position_embeddings,
             **LINEAR,
         )
-        for name in BLOCKS:
-            if source.get(name) is not None:
-                check_one_block(name, source[name], config.max_position_embeddings)
+        check_one_block(source, config.max_position_embeddings)
         return config
 
     def scheduler(self, source: Mapping[str, Any], config: MD4Config) -> MaskedDiffusionScheduler:
@@ -162,6 +160,16 @@ def body_of(network: str, source: Mapping[str, Any]) -> PreTrainedConfig:
     if auto is AutoModelForCausalLM:
         body.is_causal = False
     return body
+
+
+def check_one_block(source: Mapping[str, Any], length: int):
+    """Raise a ValueError if the configuration names blocks that are shorter than the text."""
+    for name in BLOCKS:
+        if source.get(name) is not None and source[name] < length:
+            raise ValueError(
+                f"`{name}` must be the length of the text, {length}, to be converted, got {source[name]}: a language "
+                "model of transformers attends to all tokens here, and cannot decode block by block."
+            )
 
 
 def empty_language_model(body: PreTrainedConfig) -> PreTrainedModel:

@@ -70,15 +70,6 @@ class Family:
         return model
 
 
-def check_one_block(name: str, size: int, length: int):
-    """Raise a ValueError if blocks, of the size in the field of this name, are shorter than the text."""
-    if size < length:
-        raise ValueError(
-            f"`{name}` must be the length of the text, {length}, to be converted, got {size}: a model that decodes "
-            "block by block is no MD4 model, whose tokens all see each other."
-        )
-
-
 def required(source: Mapping[str, Any], name: str) -> Any:
     """The value of a field of a checkpoint's configuration; a ValueError if it is missing."""
     if source.get(name) is None:

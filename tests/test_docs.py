@@ -321,6 +321,13 @@ def test_every_name_of_the_mathematics_is_in_the_code():
     assert all(any(hasattr(module, name) for module in modules) for name in names), names
 
 
+def test_every_sampler_has_a_row():
+    rows = re.findall(r'^\| `(\w+)="(\w+)"`', read("docs/samplers.md"), re.MULTILINE)
+    orders, others = {opening_orders.RANDOM, *opening_orders.ORDERS}, remasking.REMASKINGS
+    named = {"order": orders, "remasking": others, "corrector": remasking.CORRECTORS}
+    assert sorted(rows) == sorted((kind, name) for kind, names in named.items() for name in names)
+
+
 def test_every_public_name_has_a_line():
     names = re.findall(r"^\| `(\w+)` \| .+ \|$", read("docs/api.md"), re.MULTILINE)
     assert sorted(names) == sorted(md4_hf.__all__) and len(names) <= 75

@@ -5,9 +5,10 @@ import pytest
 import torch
 from test_planned_sampling import CallRecorder
 from test_sampling_runs import MASK, any_sampler, draw
-from tiny import quiet, random_model, seeded
+from tiny import quiet, random_model, seeded, with_normal_weights
+from transformers import BertConfig
 
-from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler
+from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, MD4Config
 
 
 PROMPTS = [[1, 2, 3, *[MASK] * 13], [1, 2, 3, 4, 5, 6, *[MASK] * 6]]
@@ -174,3 +175,13 @@ def test_rows_without_masks_ahead_are_not_run_again(model):
     decided = [len(call["input_ids"]) for call in recorder.calls if not call["position_mask"].any()]
     assert decided == [2, 1, 1], "after the first two blocks only the second row goes on"
     assert all((row != MASK).all() for row in found)
+
+
+def test_a_backbone_without_a_cache_names_the_blocks_that_it_can_have():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertConfig(vocab_size=MASK + 1, max_position_embeddings=16, **sizes)
+    config = MD4Config(vocab_size=MASK + 1, backbone="auto", backbone_config=bert)
+    backbone = with_normal_weights(config, 0.2).eval()
+    with pytest.raises(ValueError, match="sample from it in blocks with `use_cache=False`"):
+        draw(backbone, PROMPTS, {}, block_length=BLOCK)
+    assert all((row != MASK).all() for row in draw(backbone, PROMPTS, {}, **IN_BLOCKS))

@@ -145,7 +145,8 @@ class AutoBody(TextBody):
         config = model.config
         if config.predicts_next or language_model_class(config.backbone_config) is not AutoModelForCausalLM:
             raise ValueError(
-                "`past_key_values` must be None for a backbone that keeps none, or that predicts the next token."
+                "`past_key_values` must be None for a backbone that keeps none, or that predicts the next token: sample"
+                " from it in blocks with `use_cache=False`."
             )
 
     def run(self, model: PreTrainedModel, inputs: BodyInputs, **options) -> BaseModelOutput:

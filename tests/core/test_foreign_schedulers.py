@@ -11,7 +11,9 @@ from diffusers.configuration_utils import register_to_config
 from test_planned_sampling import CallRecorder
 from tiny import quiet, random_image_model, random_model, seeded
 
-from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, load_pipeline
+from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, MD4Config, load_pipeline
+from md4_hf.core.modeling_md4_causal import MD4ForCausalLM
+from md4_hf.core.pipeline_causal import CausalPipeline
 
 
 MASK, LENGTH = 27, 16
@@ -203,6 +205,13 @@ def test_the_schedules_of_genmd4_need_our_scheduler():
     model = random_model(MASK + 1, LENGTH, std=0.3, learn_masking_schedule=True, masking_schedule="poly").eval()
     with pytest.raises(ValueError, match="`scheduler` must be a MaskedDiffusionScheduler for a GenMD4 model"):
         pipeline(model)(num_samples=1, output_type="ids")
+
+
+def test_an_autoregressive_model_needs_our_scheduler():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": LENGTH}
+    model = MD4ForCausalLM(MD4Config(vocab_size=MASK + 1, is_causal=True, **sizes))
+    with pytest.raises(ValueError, match="`scheduler` must be a MaskedDiffusionScheduler for an autoregressive model"):
+        CausalPipeline(model, BlockRefinementScheduler())
 
 
 # Ours in a loop of theirs ---------------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ import torch
 from diffusers import BlockRefinementScheduler, EntropyBoundScheduler
 from scipy import stats
 from test_planned_sampling import CallRecorder
+from test_scheduling import DRAWS, LEAST_P, p_value, run_chain
 from tiny import quiet, random_model, seeded
+from toy import ToyWorld
 
 from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, TokenPolynomialSchedule
 from md4_hf.core.opening_orders import ORDERS, make_order
 
 
-VOCAB, MASK, LEAST_P = 7, 6, 1e-3  # the mask is the last of the ids
+VOCAB, MASK = 7, 6  # the mask is the last of the ids
 OPTIONS = {
     **{name: {} for name in ("confidence", "candidate", "margin", "entropy", "sequential")},
     "threshold": {"threshold": 0.5},
@@ -217,6 +219,35 @@ def test_a_temperature_draws_positions_without_replacement(quota, name, temperat
     counts = [sets.count(chosen) for chosen in expected]
     assert sum(counts) == draws
     assert stats.chisquare(counts, [draws * p for p in expected.values()]).pvalue > LEAST_P
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_one_token_a_step_of_the_exact_denoiser_draws_the_data(name, temperature):
+    """Whatever the order, as it depends on decided tokens only; that of drawn candidates does not, and fails."""
+    world = ToyWorld()
+    bounds = {"threshold": 1.0, "factor": 1e-9, "entropy_bound": 0.0}
+    settings = {"timestep_grid": "uniform", "schedule_eps": 0.0, "num_inference_steps": 3}
+    scheduler = MaskedDiffusionScheduler(world.mask, order=name, order_temperature=temperature, **bounds, **settings)
+    p = p_value(world, run_chain(world, scheduler, DRAWS, seed=1), world.probability)
+    assert p < 1e-6 if name == "candidate" else p > LEAST_P
+
+
+@pytest.mark.parametrize(("name", "options"), [("entropy_bound", {"entropy_bound": 0.5}), ("factor", {"factor": 1.2})])
+def test_an_adaptive_rule_holds_for_the_positions_that_a_temperature_draws(name, options):
+    """Of every set that is unmasked: the quota is one position, and all else is by the rule."""
+    scheduler = make(name, num_inference_steps=50, order_temperature=3.0, **options)
+    logits, sample = 3.0 * torch.randn(400, 9, VOCAB, generator=seeded(0)), torch.full((400, 9), MASK)
+    mu = logits[..., :MASK].double().softmax(-1)
+    numbers = []
+    for row, chosen in enumerate(scheduler.step(logits, 1.0, sample, generator=seeded(1)).committed_mask):
+        scores = [SCORES[name](mu[row, n].tolist(), n, 0) for n in chosen.nonzero().squeeze(1).tolist()]
+        numbers.append(len(scores))
+        if name == "entropy_bound":
+            assert -sum(scores) + min(scores) <= 0.5 + 1e-9
+        elif len(scores) > 1:
+            assert min(scores) >= 1.0 - 1.2 / (len(scores) + 1)
+    assert min(numbers) == 1 and max(numbers) > 2
 
 
 def test_a_tiny_temperature_takes_the_highest_scores():

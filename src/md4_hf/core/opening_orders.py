@@ -66,15 +66,18 @@ class OpeningOrder:
         rank = torch.arange(order.shape[-1], device=order.device)
         taken = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, rank < quota[:, None])
         if self.is_adaptive:
-            taken |= self._further(scores, stable) & (quota > 0)[:, None]
+            taken |= self._further(scores, order, stable) & (quota > 0)[:, None]
         return taken & (scores > -math.inf)
 
     def is_close(self, mu: Tensor, before: Tensor) -> Tensor:
         """Whether predictions `(n, vocab)` are close to those of the step before, for `keeps_predictions`; `(n,)`."""
         raise NotImplementedError(f"{type(self).__name__} must define `is_close`.")
 
-    def _further(self, scores: Tensor, stable: Tensor | None) -> Tensor:
-        """Booleans `(rows, tokens)`: the positions that an adaptive order unmasks beside the quota."""
+    def _further(self, scores: Tensor, order: Tensor, stable: Tensor | None) -> Tensor:
+        """Booleans `(rows, tokens)`: the positions that an adaptive order unmasks beside the quota.
+
+        `order` `(rows, tokens)` are the positions as they are ranked, with the noise of a temperature.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define `_further`.")
 
 
@@ -155,7 +158,7 @@ class ThresholdOrder(ConfidenceOrder):
         super().__post_init__()
         check_number("threshold", self.threshold, 0.0, 1.0, is_open=True)
 
-    def _further(self, scores: Tensor, stable: Tensor | None) -> Tensor:
+    def _further(self, scores: Tensor, order: Tensor, stable: Tensor | None) -> Tensor:
         return scores >= self.threshold
 
 
@@ -163,7 +166,8 @@ class ThresholdOrder(ConfidenceOrder):
 class FactorOrder(ConfidenceOrder):
     """The most confident n positions for the largest n with c_n >= 1 - factor / (n + 1) (Fast-dLLM, arXiv:2505.22618).
 
-    c_1 >= c_2 >= ... are the sorted confidences, and all of c_2 to c_n have to pass.
+    c_1 >= c_2 >= ... are the sorted confidences, and all of c_2 to c_n have to pass. As a temperature ranks positions
+    in another order, c_n is the least confidence of the first n.
 
     Args:
         factor: Number > 0; larger ones unmask more positions.
@@ -177,11 +181,10 @@ class FactorOrder(ConfidenceOrder):
         super().__post_init__()
         check_number("factor", self.factor, 0.0, is_open=True)
 
-    def _further(self, scores: Tensor, stable: Tensor | None) -> Tensor:
-        order = ranked(scores)
+    def _further(self, scores: Tensor, order: Tensor, stable: Tensor | None) -> Tensor:
         n = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
-        passes = (scores.gather(-1, order) >= 1.0 - self.factor / (n + 1)) | (n == 1)
-        return _prefix(passes, order)
+        least = scores.gather(-1, order).cummin(dim=-1).values
+        return _prefix((least >= 1.0 - self.factor / (n + 1)) | (n == 1), order)
 
 
 @dataclass(frozen=True)
@@ -202,9 +205,11 @@ class EntropyBoundOrder(EntropyOrder):
         super().__post_init__()
         check_number("entropy_bound", self.entropy_bound, 0.0)
 
-    def _further(self, scores: Tensor, stable: Tensor | None) -> Tensor:
-        order = ranked(scores)
-        of_lower = torch.nn.functional.pad(-scores.gather(-1, order)[..., :-1], (1, 0)).cumsum(dim=-1)
+    def _further(self, scores: Tensor, order: Tensor, stable: Tensor | None) -> Tensor:
+        entropy = -scores.gather(-1, order)
+        largest_before = entropy.cummax(dim=-1).values[..., :-1]
+        # The sum minus the largest, without a difference: each position adds itself, or the largest so far.
+        of_lower = torch.nn.functional.pad(torch.minimum(entropy[..., 1:], largest_before), (1, 0)).cumsum(dim=-1)
         return _prefix(of_lower <= self.entropy_bound, order)
 
 
@@ -233,7 +238,7 @@ class KlassOrder(ThresholdOrder):
         kl = (torch.xlogy(mu, mu) - torch.xlogy(mu, before.double().clamp(min=TINY))).sum(dim=-1)
         return kl < self.kl_bound
 
-    def _further(self, scores: Tensor, stable: Tensor | None) -> Tensor:
+    def _further(self, scores: Tensor, order: Tensor, stable: Tensor | None) -> Tensor:
         return (scores >= self.threshold) & stable
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .denoiser_inputs import DenoiserInputs
+from .foreign_scheduler import ForeignScheduler, as_sampler
 from .masked_diffusion import draw_categorical
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline
 from .reverse_steps import SAMPLER_OPTIONS, token_probabilities
@@ -29,6 +30,15 @@ class CausalPipeline(MaskedDiffusionPipeline):
     have their full length, beyond an EOS token too unless `eos_early_stop` is set, as texts of masked diffusion have. A
     logits processor sees the ids before the token, the mask that stands for the start first.
     """
+
+    def _check_components(self):
+        """Check what `MaskedDiffusionPipeline` checks, and that the scheduler is one that only says how to draw."""
+        super()._check_components()
+        if isinstance(as_sampler(self.scheduler, self.mask_token_id), ForeignScheduler):
+            found = type(self.scheduler).__name__
+            raise ValueError(
+                f"`scheduler` must be a MaskedDiffusionScheduler for an autoregressive model, got {found}."
+            )
 
     def __call__(self, *args, **kwargs):
         """Generate text; arguments, result and errors as in `MaskedDiffusionPipeline`."""

@@ -72,6 +72,14 @@ def test_without_peft_the_error_says_what_to_install(base, monkeypatch):
         add_adapter(tiny_model(), LoraArguments())
 
 
+def test_an_adapter_without_a_tokenizer_speaks_with_that_of_its_base(base, tmp_path):
+    adapted(base).save_pretrained(tmp_path / "adapter")
+    assert not list((tmp_path / "adapter").glob("tokenizer*"))
+    pipeline = quiet(load_pipeline(str(tmp_path / "adapter"), device="cpu"))
+    assert pipeline.tokenizer.get_vocab() == build_byte_tokenizer().get_vocab()
+    assert pipeline("a", num_inference_steps=2).texts[0].startswith("a")
+
+
 @pytest.mark.parametrize("kwargs", KINDS, ids=str)
 def test_adapter_and_base_are_the_merged_model_also_after_saving(base, tmp_path, kwargs):
     model = adapted(base, **kwargs)

@@ -217,10 +217,20 @@ def load_pipeline(
         opened = (MD4ImageProcessor.from_pretrained, "image_processor", file_name)
         image_processor = _load_if_there(*opened, name_or_path, hub)
     else:
-        with from_hub(name_or_path):
-            has_own = has_tokenizer(name_or_path, hub)
-        tokenizer = load_tokenizer(name_or_path, **hub) if has_own else None
+        tokenizer = _tokenizer_beside(name_or_path, base, hub)
     return make_pipeline(model, tokenizer, scheduler, image_processor).to(device)
+
+
+def _tokenizer_beside(name_or_path: str, base: str | None, hub: dict[str, Any]):
+    """The tokenizer of a model's folder or Hub id; of an adapter without one its base's. None if there is none."""
+    with from_hub(name_or_path):
+        if has_tokenizer(name_or_path, hub):
+            return load_tokenizer(name_or_path, **hub)
+    named = adapter_base(name_or_path, **hub)
+    if named is None:
+        return None
+    found = base or _find_folder(name_or_path, named) or named
+    return _tokenizer_beside(found, None, {**hub, "revision": None})
 
 
 def load_scheduler(name_or_path: str, *, revision: str | None = None, token: str | bool | None = None):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from md4_hf.hub.registration import DIFFUSERS_CLASSES
+
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "md4_hf"
@@ -143,6 +145,14 @@ def test_the_pipeline_that_is_saved_names_every_portable_file():
         "core.pipeline_causal",
     }
     assert named == set(PORTABLE)
+
+
+def test_the_registration_waits_for_every_module_between_pipeline_and_scheduler():
+    """At the scheduler's end the pipeline is imported: not while a module is underway that both of them need."""
+    edges = transitive({(module, found) for module in MODULES for found in imports_of(module)})
+    pipeline, scheduler = "core.pipeline_masked_diffusion", "core.scheduling_masked_diffusion"
+    between = {module for module in PORTABLE if {(pipeline, module), (module, scheduler)} <= edges}
+    assert {f"md4_hf.{module}" for module in between | {pipeline, scheduler}} == set(DIFFUSERS_CLASSES)
 
 
 def test_the_map_has_every_module_once_and_its_diagram_shows_the_imports():

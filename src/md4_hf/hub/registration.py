@@ -17,9 +17,11 @@ PACKAGE = __package__.partition(".")[0]
 CONFIGURATION = f"{PACKAGE}.core.configuration_md4"
 AUTO = "transformers.models.auto"
 DIFFUSERS_LOADER = "diffusers.pipelines.pipeline_utils"
-# Our modules with classes for diffusers, which import it themselves.
+# Our modules with classes for diffusers and those between them, which import it themselves; the last name of each.
 DIFFUSERS_CLASSES = {
     f"{PACKAGE}.core.pipeline_masked_diffusion": "MaskedDiffusionPipeline",
+    f"{PACKAGE}.core.sampling_runs": "start_run",
+    f"{PACKAGE}.core.foreign_scheduler": "as_sampler",
     f"{PACKAGE}.core.scheduling_masked_diffusion": "MaskedDiffusionScheduler",
 }
 

@@ -124,7 +124,11 @@ def describe(results: list[dict[str, Any]], report: dict[str, Any]) -> str:
         return "; ".join([*words, "exact"])
     if estimate.get("timesteps") not in (None, "continuous"):
         words.append(f"T = {estimate['timesteps']}")
-    return "; ".join([*words, f"{estimate['draws']} draws ({estimate['estimator']})"])
+    if "order" in estimate:
+        words.append(f"sampler of order {estimate['order']}, {estimate['num_inference_steps']} steps")
+    if "draws" in estimate:
+        words.append(f"{estimate['draws']} draws ({estimate['estimator']})")
+    return "; ".join(words)
 
 
 def published_row(row: list[str]) -> list[str]:

@@ -44,7 +44,7 @@ import md4_hf
 from md4_hf import PRESETS
 from md4_hf.cli import COMMANDS, main
 from md4_hf.core import masked_diffusion, opening_orders, remasking, schedules
-from md4_hf.objective import noise
+from md4_hf.objective import noise, order_likelihood
 
 
 ROOT = Path(__file__).parents[1]
@@ -316,7 +316,7 @@ def anchor(heading):
 def test_every_name_of_the_mathematics_is_in_the_code():
     rows = re.findall(r"^\| .+ \| (`.+) \| .+ \|$", read("docs/mathematics.md"), re.MULTILINE)
     names = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)} - {"num_timesteps"}
-    modules = [masked_diffusion, opening_orders, remasking, noise, schedules, md4_hf]
+    modules = [masked_diffusion, opening_orders, order_likelihood, remasking, noise, schedules, md4_hf]
     assert len(names) > 30
     assert all(any(hasattr(module, name) for module in modules) for name in names), names
 

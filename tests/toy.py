@@ -4,9 +4,14 @@
 import itertools
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from md4_hf import genmd4_reverse_probabilities, reverse_probabilities
+
+
+# A comparison of samples with probabilities is one chi-square test with fixed seed; it fails if p < 1e-3.
+DRAWS, LEAST_P = 20_000, 1e-3
 
 
 class ToyWorld:
@@ -120,3 +125,16 @@ class ToyWorld:
     def index(self, states: Tensor) -> Tensor:
         """Place of each state in `states`."""
         return (states * (self.vocab + 1) ** torch.arange(self.length - 1, -1, -1)).sum(-1)
+
+
+def p_value(world, sample, expected):
+    """Chi-square of the sampled sequences against probabilities over `world.sequences`; rare cells are pooled."""
+    index = (sample * world.vocab ** torch.arange(world.length - 1, -1, -1)).sum(-1)
+    counts = index.bincount(minlength=len(world.sequences)).double()
+    expected = expected / expected.sum() * counts.sum()
+    assert counts[expected == 0].sum() == 0, "an impossible sequence was drawn"
+    rare = expected < 5
+    counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    possible = expected > 0
+    return stats.chisquare(counts[possible].numpy(), expected[possible].numpy()).pvalue

@@ -96,6 +96,64 @@ def test_evaluation_writes_its_recipe(run, tmp_path, capsys):
     assert "bits per character" in capsys.readouterr().out
 
 
+def test_the_likelihood_of_an_order_is_evaluated(run, tmp_path, capsys):
+    text, output = tmp_path / "held-out.txt", tmp_path / "result.json"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 5)
+    command = ["evaluate", str(run), "--validation_data", str(text), "--estimator", "policy"]
+    main([*command, "--order", "confidence", "--num_inference_steps", "6", "--output_file", str(output)])
+    assert "−log p, nats per token" in (printed := capsys.readouterr().out)
+    assert "sampler: order confidence, num inference steps 6" in printed
+    result = json.loads(output.read_text())
+    expected = {"estimator": "policy", "order": "confidence", "num_inference_steps": 6, "quota": "ceil"}
+    assert result["estimate"] | expected == result["estimate"] and "draws" not in result["estimate"]
+    assert result["metrics"]["eval_num_draws"] == 0 and result["recipe"]["order"] == "confidence"
+    main([*command, "--num_inference_steps", "6", "--draws", "2", "--rounds", "2"])
+    assert "2 draws per sequence, 2 rounds" in (printed := capsys.readouterr().out)
+    assert "are due to the draws" in printed and "sampler: order random" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--order", "confidence"], "--order must be left out without --estimator policy, got 'confidence'"),
+        (
+            ["--estimator", "policy", "--order", "margin", "--draws", "2"],
+            "--draws must be left out for an order without",
+        ),
+        (
+            ["--estimator", "policy", "--order", "margin", "--seed", "2"],
+            "--seed must be left out for an order without",
+        ),
+        (
+            ["--estimator", "policy", "--num_timesteps", "4"],
+            "--num_timesteps must be left out with --estimator policy",
+        ),
+        (["--estimator", "policy", "--order", "best"], "--order: must be one of random, confidence, margin, entropy"),
+        (
+            ["--estimator", "policy", "--order", "klass", "--kl_bound", "0"],
+            "--kl_bound must be finite and > 0, got 0.0",
+        ),
+        (["--estimator", "policy", "--num_inference_steps", "0"], "--num_inference_steps must be >= 1, got 0"),
+    ],
+)
+def test_options_of_the_likelihood_of_an_order_are_checked(run, capsys, options, message):
+    assert message in failure(capsys, ["evaluate", str(run), *options])
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_likelihood_of_one(run, tmp_path):
+    text, results = tmp_path / "held-out.txt", [tmp_path / "one.json", tmp_path / "two.json"]
+    text.write_text("the quick brown fox jumps over the lazy dog " * 7)
+    for order, options in (("entropy_bound", []), ("random", ["--draws", "2"])):
+        command = ["evaluate", run, "--validation_data", text, "--estimator", "policy", "--order", order, *options]
+        command += ["--num_inference_steps", "6", "--batch_size", "4", "--use_cpu"]
+        for start_of_command, result in zip(([sys.executable], TORCHRUN), results, strict=True):
+            succeed([*start_of_command, "-m", "md4_hf", *command, "--output_file", result])
+        one, two = (json.loads(result.read_text()) for result in results)
+        assert two["environment"]["num_processes"] == 2
+        assert two["metrics"]["eval_loss"] == pytest.approx(one["metrics"]["eval_loss"], rel=1e-5)
+
+
 def test_sampling_is_repeatable_with_a_seed_and_begins_with_the_prompt(run, capsys):
     command = ["sample", str(run), "--prompt", "the ", "--num_samples", "2", "--seed", "3"]
     main(command)

@@ -3,15 +3,10 @@
 
 import pytest
 import torch
-from scipy import stats
 from tiny import seeded
-from toy import ToyWorld
+from toy import DRAWS, LEAST_P, ToyWorld, p_value
 
 from md4_hf import MaskedDiffusionScheduler, make_schedule
-
-
-# Every comparison below is one chi-square test with fixed seed; it fails if p < 1e-3.
-DRAWS, LEAST_P = 20_000, 1e-3
 
 
 def make(world, **kwargs):
@@ -25,19 +20,6 @@ def run_chain(world, scheduler, draws, seed, logits_of=None, **step_arguments):
         logits = (logits_of or world.exact_logits)(sample)
         sample = scheduler.step(logits, t, sample, generator=generator, **step_arguments).prev_sample
     return sample
-
-
-def p_value(world, sample, expected):
-    """Chi-square of the sampled sequences against probabilities over `world.sequences`; rare cells are pooled."""
-    index = (sample * world.vocab ** torch.arange(world.length - 1, -1, -1)).sum(-1)
-    counts = index.bincount(minlength=len(world.sequences)).double()
-    expected = expected / expected.sum() * counts.sum()
-    assert counts[expected == 0].sum() == 0, "an impossible sequence was drawn"
-    rare = expected < 5
-    counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
-    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-    possible = expected > 0
-    return stats.chisquare(counts[possible].numpy(), expected[possible].numpy()).pvalue
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])

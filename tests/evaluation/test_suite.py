@@ -318,6 +318,15 @@ def test_two_processes_give_the_results_of_one(model, files, tmp_path):
     assert two["environment"]["num_processes"] == 2
 
 
+def test_a_likelihood_of_an_order_is_no_bound_and_has_a_file_of_its_own(model, files, tmp_path):
+    options = ["--tasks", "ptb", "--estimator", "policy", "--order", "sequential", "--num_inference_steps", "4"]
+    report = evaluate(model, files, tmp_path / "a", *options)
+    (path,) = (tmp_path / "a").glob("*.json")
+    assert path.stem.endswith("-policy-order-sequential-num-inference-steps-4")
+    assert not report["results"][0]["is_bound"] and "draws" not in report["estimate"]
+    assert report["estimate"]["order"] == "sequential"
+
+
 def test_a_target_is_reached_and_discrete_time_is_another_bound(model, files, tmp_path):
     options = ["--draws", "4", "--tasks", "ptb"]
     report = evaluate(model, files, tmp_path / "a", *options, "--target_stderr", "0.1")

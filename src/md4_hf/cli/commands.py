@@ -102,7 +102,7 @@ COMMANDS: dict[str, Command] = {
         "Bound the likelihood of text: nats per token, perplexity, bits per character and byte, each with its error; "
         "or that of images, in bits per dimension. With --validation_data that is scored, else the held-out part of "
         "--data. Blocks of text are as long as the model's length unless --block_size is given.",
-        (options.EvaluateArguments, PairArguments, DataArguments, ImageDataArguments),
+        (options.EvaluateArguments, options.PolicyArguments, PairArguments, DataArguments, ImageDataArguments),
         MODEL,
         defaults={"block_size": None},
         shown_defaults=DATA_OF_RUN,
@@ -113,7 +113,7 @@ COMMANDS: dict[str, Command] = {
         "score the data sets of published tables, prepared as those were",
         "Bound the likelihood of the data sets of published tables, prepared as those were, and write the figures as "
         "JSON and Markdown.",
-        (options.EstimateArguments, options.SuiteArguments, ImageDataArguments),
+        (options.EstimateArguments, options.PolicyArguments, options.SuiteArguments, ImageDataArguments),
         {**MODEL, "name": f"Name of the suite: {', '.join(SUITES)}."},
         stands_for={"num_train_timesteps": "num_timesteps"},
     ),

@@ -9,35 +9,41 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..evaluation.provenance import environment, known_tokens, weights_sha256
 from ..evaluation.report import finite
 from ..evaluation.rounds import Stopping, evaluate_in_rounds
-from ..hub.loading import load_model
+from ..hub.loading import default_scheduler, load_model, load_scheduler
 from ..objective.example_order import data_sha256
 from ..training.arguments import MD4TrainingArguments
 from ..training.trainer import MD4Trainer
 from ..utils.files import check_can_be_written, write_whole
 from ..utils.options import check_left_out
 from .images import ImageEvaluation
-from .options import EstimateArguments, EvaluateArguments
+from .options import EstimateArguments, EvaluateArguments, PolicyArguments
 from .run_record import RunRecord, data_of_run
 from .texts import TextEvaluation
 from .train import print_metrics
 
 
+if TYPE_CHECKING:
+    from ..objective.order_likelihood import OrderLikelihood
+
+
 def evaluate(
     options: EvaluateArguments,
+    policy_args: PolicyArguments,
     pair_args: PairArguments,
     data_args: DataArguments,
     image_args: ImageDataArguments,
     rest: argparse.Namespace,
 ):
-    """Bound the NELBO of held-out text or images, with its standard error."""
+    """Estimate the likelihood of held-out text or images, or a bound, with its standard error."""
     stopping = Stopping(options.rounds, options.target_stderr, options.max_rounds)
     model, heldout = open_model(rest.model, options)
+    policy = open_policy(rest.model, model.config, options, policy_args)
     record, (pair_args, data_args, image_args) = data_of_run(rest.model, rest, pair_args, data_args, image_args)
     heldout.check(data_args, pair_args, image_args)
     model_facts: dict[str, Any] = {}
@@ -49,20 +55,23 @@ def evaluate(
         with args.main_process_first(desc="preparing the data"):
             examples = heldout.examples(data_args, pair_args, image_args)
         trainer = MD4Trainer(model=model, args=args, eval_dataset=examples, processing_class=heldout.processor)
+        if policy is not None:
+            trainer.evaluate_by(policy)
         rounds = evaluate_in_rounds(trainer, examples, stopping)
         metrics = {f"eval_{name}": value for name, value in rounds.metrics(model.config.is_image).items()}
-        metrics["eval_num_draws"] = 0 if trainer.objective.is_autoregressive else options.draws
+        metrics["eval_num_draws"] = 0 if trainer.estimate.is_exact else options.draws
     if not trainer.is_world_process_zero():
         return
     if options.output_file is not None:
+        all_options = (options, policy_args, pair_args, data_args, image_args)
         report = finite(
             {
                 "metrics": metrics,
                 "model": model_facts,
-                "estimate": describe_estimate(options, model.config),
+                "estimate": describe_estimate(options, trainer.estimate),
                 "environment": environment(args.device, args.world_size),
                 "data_sha256": data_sha256(examples) if hasattr(examples, "__len__") else None,
-                "recipe": asdict(options) | asdict(pair_args) | asdict(data_args) | asdict(image_args),
+                "recipe": {name: value for given in all_options for name, value in asdict(given).items()},
                 "command": rest.command_line,
             }
         )
@@ -70,6 +79,8 @@ def evaluate(
     if record is not None:
         report_data_of_run(record, data_args, examples)
     print_metrics(metrics, data_args)
+    if policy is not None:
+        print("sampler: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in policy.settings.items()))
 
 
 def report_data_of_run(record: RunRecord, data_args: DataArguments, examples: Any):
@@ -102,7 +113,7 @@ def evaluation_arguments(options: EstimateArguments, folder: str) -> MD4Training
         per_device_eval_batch_size=options.batch_size,
         eval_draws=options.draws,
         eval_seed=options.seed,
-        eval_estimator=options.estimator,
+        eval_estimator="time" if options.estimator == "policy" else options.estimator,
         bf16=options.bf16,
         use_cpu=options.use_cpu,
         ema_decay=0.0,
@@ -110,12 +121,27 @@ def evaluation_arguments(options: EstimateArguments, folder: str) -> MD4Training
     )
 
 
-def describe_estimate(options: EstimateArguments, config) -> dict[str, Any]:
+def open_policy(name: str, config, options: EstimateArguments, policy_args: PolicyArguments) -> OrderLikelihood | None:
+    """The likelihood that `--estimator policy` asks for, of the model's sampler with these changes; else None."""
+    given = asdict(policy_args)
+    if options.estimator != "policy":
+        check_left_out(policy_args, given, "without --estimator policy")
+        return None
+    from ..objective.order_likelihood import OrderLikelihood  # diffusers takes seconds to import
+
+    check_left_out(options, ["num_timesteps"], "with --estimator policy: the sampler has steps of its own")
+    scheduler = load_scheduler(name, revision=options.revision) or default_scheduler(config)
+    likelihood = OrderLikelihood(scheduler, config, **given)
+    if likelihood.is_exact:
+        names = ["draws", "rounds", "target_stderr", "seed"]
+        check_left_out(options, names, "for an order without noise, whose likelihood is exact")
+    return likelihood
+
+
+def describe_estimate(options: EstimateArguments, estimate) -> dict[str, Any]:
     """Facts of a result about the estimate."""
-    if config.is_causal:
-        return {"estimator": "exact", "bf16": options.bf16}
-    draws = {"estimator": options.estimator, "draws": options.draws, "seed": options.seed}
-    return {**draws, "timesteps": config.num_train_timesteps or "continuous", "bf16": options.bf16}
+    draws = {} if estimate.is_exact else {"draws": options.draws, "seed": options.seed}
+    return {**estimate.facts, **draws, "bf16": options.bf16}
 
 
 def describe_model(name: str, model, tokenizer, options: EstimateArguments) -> dict[str, Any]:

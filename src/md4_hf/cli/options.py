@@ -28,6 +28,11 @@ REMASKING_NAMES = ("cap", "rescale", "confidence", "loop", "flow")
 CORRECTOR_NAMES = ("forward_backward", "gibbs", "informed")
 # Those of `hub.convert`.
 FAMILY_NAMES = ("auto", "mdlm", "sedd", "radd", "bd3lm", "duo", "llada", "dream", "sdar", "official", "transformers")
+# Those of `core.opening_orders` that do not depend on the tokens drawn.
+POLICY_ORDERS = (
+    *("random", "confidence", "margin", "entropy", "sequential"),
+    *("threshold", "factor", "entropy_bound", "klass"),
+)
 PREPARATION = "sedd"  # the paper's, as far as it says
 
 
@@ -42,9 +47,10 @@ class EstimateArguments:
 
     draws: int = option("Stratified draws of time and masks per sequence and round.", default=8)
     estimator: str = option(
-        'Kind of draw: a "time", or, for models that do not see it, a number of masked tokens, "any_order".',
+        'Bound by draws of a "time", or, for models that do not see it, of a number of masked tokens, "any_order"; or '
+        'the likelihood under the sampler that unmasks in some --order, "policy".',
         default="time",
-        choices=["time", "any_order"],
+        choices=["time", "any_order", "policy"],
     )
     num_timesteps: int | None = option(
         "Steps of discrete time, 0 for continuous time; as the model was trained if left out."
@@ -64,6 +70,24 @@ class EstimateArguments:
         check_at_least(self, 0, "num_timesteps")
         if self.target_stderr is None:
             check_left_out(self, ["max_rounds"], "without --target_stderr")
+
+
+@dataclass
+class PolicyArguments:
+    """Sampler whose likelihood is measured with --estimator policy; left out, as the model's scheduler has it."""
+
+    _argument_group_name = "order of unmasking, with --estimator policy (by default that of the model's scheduler)"
+
+    order: str | None = option("Which masked tokens are decided first.", choices=[*POLICY_ORDERS])
+    num_inference_steps: int | None = option("Steps: forward passes per sequence, at most one per token.")
+    order_temperature: float | None = option("Temperature of the ranking; above 0 it is drawn.")
+    quota: str | None = option(
+        "How the number of tokens of a step is rounded, or drawn.", choices=["ceil", "floor", "binomial"]
+    )
+    threshold: float | None = option("Confidence of the orders threshold and klass, in (0, 1].")
+    factor: float | None = option("Factor of the order factor, > 0.")
+    entropy_bound: float | None = option("Bound of the order entropy_bound in nats, >= 0.")
+    kl_bound: float | None = option("Bound of the order klass in nats, > 0.")
 
 
 @dataclass

@@ -21,9 +21,9 @@ from ..training.trainer import MD4Trainer
 from ..utils.errors import did_you_mean
 from ..utils.files import check_can_be_written, write_whole
 from ..utils.processes import on_first_process, print_on_first
-from .evaluate import describe_estimate, describe_model, evaluation_arguments, open_model
+from .evaluate import describe_estimate, describe_model, evaluation_arguments, open_model, open_policy
 from .images import evaluation_images
-from .options import EstimateArguments, SuiteArguments
+from .options import EstimateArguments, PolicyArguments, SuiteArguments
 
 
 NAMES_OF_MODEL = ("name", "revision", "base", "tokenizer")  # facts that say where it is, not what
@@ -43,7 +43,7 @@ class SuiteRun:
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
         """Facts that all results share, see `results_json`."""
-        args, is_exact = self.trainer.args, self.trainer.objective.is_autoregressive
+        args, is_exact = self.trainer.args, self.trainer.estimate.is_exact
         return {
             "model": self.model_facts,
             "estimate": {**self.estimate_facts, **({} if is_exact else asdict(self.stopping))},
@@ -52,12 +52,17 @@ class SuiteRun:
 
 
 def suite(
-    options: EstimateArguments, preparation: SuiteArguments, image_args: ImageDataArguments, rest: argparse.Namespace
+    options: EstimateArguments,
+    policy_args: PolicyArguments,
+    preparation: SuiteArguments,
+    image_args: ImageDataArguments,
+    rest: argparse.Namespace,
 ):
     """Evaluate a model on the tasks of a suite."""
     stopping = Stopping(options.rounds, options.target_stderr, options.max_rounds)
     files = chosen_tasks(rest.name, preparation)
     model, heldout = open_model(rest.model, options)
+    policy = open_policy(rest.model, model.config, options, policy_args)
     block_size = heldout.block_size(preparation.block_size)
     recipes = make_recipes(files, preparation, modality_of(model.config), block_size)
     folder = results_folder(preparation.output_dir, rest.model)
@@ -65,12 +70,16 @@ def suite(
     model_facts = describe_model(rest.model, model, heldout.tokenizer, options)
     with tempfile.TemporaryDirectory() as unused_folder:
         args = evaluation_arguments(options, unused_folder)
+        trainer = MD4Trainer(model=model, args=args, processing_class=heldout.processor)
+        if policy is not None:
+            trainer.evaluate_by(policy)
+        settings = [*preparation.settings, *settings_of(options), *settings_of_policy(policy_args)]
         run = SuiteRun(
-            path=folder / f"{'-'.join([rest.name, *preparation.settings, *settings_of(options)])}.json",
-            trainer=MD4Trainer(model=model, args=args, processing_class=heldout.processor),
+            path=folder / f"{'-'.join([rest.name, *settings])}.json",
+            trainer=trainer,
             stopping=stopping,
             model_facts=model_facts,
-            estimate_facts=describe_estimate(options, model.config),
+            estimate_facts=describe_estimate(options, trainer.estimate),
             command=rest.command_line,
         )
         evaluate_suite(run, recipes, files, image_args)
@@ -81,6 +90,12 @@ def settings_of(options: EstimateArguments) -> list[str]:
     words = {"draws": f"draws-{options.draws}", "seed": f"seed-{options.seed}", "estimator": options.estimator}
     words |= {"num_timesteps": f"timesteps-{options.num_timesteps}", "bf16": "bf16"}
     return [word for name, word in words.items() if getattr(options, name) != getattr(EstimateArguments, name)]
+
+
+def settings_of_policy(policy_args: PolicyArguments) -> list[str]:
+    """Settings of the sampler that are given, in words for the name of a file."""
+    given = {name: value for name, value in asdict(policy_args).items() if value is not None}
+    return [f"{name.replace('_', '-')}-{value}" for name, value in given.items()]
 
 
 def chosen_tasks(suite: str, preparation: SuiteArguments) -> dict[str, str | None]:
@@ -169,7 +184,7 @@ def _evaluate_task(run: SuiteRun, name: str, examples, facts: dict[str, Any]) ->
     return TaskResult(
         task=name,
         metric=task.metric,
-        is_bound=not trainer.objective.is_autoregressive,
+        is_bound=not trainer.estimate.is_exact,
         metrics=rounds.metrics(task.modality is IMAGES),
         recipe=facts,
         data_sha256=digest,

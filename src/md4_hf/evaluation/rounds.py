@@ -112,12 +112,12 @@ def evaluate_in_rounds(
 
     Args:
         trainer: The `MD4Trainer`, whose arguments say how many draws a round has.
-        stopping: When to end; after one round by default, and of a causal model always.
+        stopping: When to end; after one round by default, and of an exact likelihood always.
         store: Folder that keeps the rounds done, one file each, and with which an evaluation goes on. There may be more
             of them than `stopping` asks for: the result is that of an evaluation that was never interrupted.
         recipe: All that the rounds depend on, for JSON; each recipe has its own folder in the store.
     """
-    stopping = Stopping() if stopping is None or trainer.objective.is_autoregressive else stopping
+    stopping = Stopping() if stopping is None or trainer.estimate.is_exact else stopping
     folder = None
     if store is not None:
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]

@@ -161,7 +161,6 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
     from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
     from ..core.pipeline_causal import CausalPipeline
     from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
-    from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
     config = getattr(model, "config", None)
     if not hasattr(config, "masking_schedule"):
@@ -169,19 +168,26 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
             f"`model` must be an MD4 model, got {type(model).__name__}: another denoiser goes into "
             "`MaskedDiffusionPipeline(model, scheduler, tokenizer)`."
         )
-    scheduler = scheduler or MaskedDiffusionScheduler(
-        mask_token_id=config.mask_token_id,
-        masking_schedule=config.masking_schedule,
-        schedule_power=config.schedule_power,
-        schedule_eps=config.schedule_eps,
-        timestep_grid="cosine" if config.masking_schedule == "linear" else "uniform",
-    )
+    scheduler = scheduler or default_scheduler(config)
     if config.is_image and image_processor is None:
         (channels, *size), num_levels = config.sample_shape, config.vocab_size - 1
         if channels in MODES and num_levels <= WHITE + 1:
             image_processor = MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
     pipeline_class = CausalPipeline if config.is_causal else MaskedDiffusionPipeline
     return pipeline_class(model, scheduler, tokenizer, image_processor)
+
+
+def default_scheduler(config: MD4Config):
+    """Scheduler with the masking schedule of a model's configuration and the paper's grid for it."""
+    from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
+
+    return MaskedDiffusionScheduler(
+        mask_token_id=config.mask_token_id,
+        masking_schedule=config.masking_schedule,
+        schedule_power=config.schedule_power,
+        schedule_eps=config.schedule_eps,
+        timestep_grid="cosine" if config.masking_schedule == "linear" else "uniform",
+    )
 
 
 def load_pipeline(

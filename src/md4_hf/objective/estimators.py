@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +66,37 @@ def example_nelbo(
         total += nelbo.to(total.dtype)
     num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
     return total / num_draws + reconstruction.to(total), num_tokens.float()
+
+
+@dataclass(frozen=True)
+class NelboEstimate:
+    """Estimate of an evaluation: `example_nelbo` with this estimator; `OrderLikelihood` is its sibling."""
+
+    objective: Objective
+    estimator: str = TIME
+    num_timesteps: int | None = None  # steps of discrete time; None for continuous time
+
+    def __post_init__(self):
+        check_estimator(self.estimator, self.objective)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the result is -log p itself, with nothing drawn."""
+        return self.objective.is_autoregressive
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Name and settings, for a report."""
+        if self.is_exact:
+            return {"estimator": "exact"}
+        return {"estimator": self.estimator, "timesteps": self.num_timesteps or "continuous"}
+
+    def __call__(
+        self, model: Callable, inputs: Mapping[str, Tensor], index: Tensor, *, seed: int, num_draws: int
+    ) -> tuple[Tensor, Tensor]:
+        """Nats and scored tokens of each example, see `example_nelbo`."""
+        estimator = self.estimator
+        return example_nelbo(model, self.objective, inputs, index, seed=seed, num_draws=num_draws, estimator=estimator)
 
 
 def nelbo_given_noise(

@@ -23,6 +23,7 @@ from ..core.schedules import MaskingSchedule
 
 # One number per use, so that the same (seed, step, example) gives unrelated numbers for unrelated things.
 TRAIN_TIME, TRAIN_MASK, EVAL_TIME, EVAL_MASK, TRAIN_FLIP, TRAIN_CLASS, SAMPLE_SEED, TRAIN_ATTENTION = range(8)
+EVAL_ORDER = 8
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -161,6 +162,11 @@ def _parts(index: Tensor, per_example: int) -> Tensor:
 def evaluation_mask_noise(seed: int, index: Tensor, draw: int, shape: torch.Size) -> Tensor:
     """Uniform numbers of `shape` `(n, ...)` that decide which tokens are masked in draw `draw`."""
     return _mask_noise((seed, EVAL_MASK, draw), index, shape)
+
+
+def evaluation_order_seeds(seed: int, index: Tensor, draw: int) -> list[int]:
+    """Seeds in [0, 2^53) of the orders of draw `draw` for the examples `index` `(n,)`."""
+    return (keyed_uniform(seed, EVAL_ORDER, draw, index.cpu(), dtype=torch.float64) * 2**53).long().tolist()
 
 
 def sample_seed(seed: int, index: int) -> int:

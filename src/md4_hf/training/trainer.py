@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DynamoBackend, send_to_device
@@ -27,7 +27,7 @@ from ..data.collators import PaddingCollator
 from ..data.images import check_image_processor_matches
 from ..data.mixture import MixedStream
 from ..hub.adapters import is_adapted, untie_adapted_weights
-from ..objective.estimators import check_estimator, example_nelbo, nelbo_metrics
+from ..objective.estimators import NelboEstimate, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from ..objective.figures import SIZE_COLUMNS
 from ..objective.objectives import Objective, scored_labels
@@ -60,6 +60,9 @@ from .step_sampler import SeededOrder, StepSampler
 from .streams import EndlessMixture, EndlessStream, check_torch_stream
 from .training_state import check_weights_fit, state_errors, step_reached, weight_errors
 
+
+if TYPE_CHECKING:  # its scheduler imports diffusers, which takes seconds
+    from ..objective.order_likelihood import OrderLikelihood
 
 logger = logging.get_logger(__name__)
 
@@ -115,7 +118,10 @@ class MD4Trainer(Trainer):
             keep_float32(plugin, weights=self.model.config.learn_masking_schedule)
             shard_blocks(plugin, self.model)
         self.objective = Objective.of_config(model.config)
-        check_estimator(args.eval_estimator, self.objective)
+        num_timesteps = model.config.num_train_timesteps
+        self.estimate: NelboEstimate | OrderLikelihood = NelboEstimate(
+            self.objective, args.eval_estimator, num_timesteps
+        )
         self.card_facts = CardFacts(license=args.license)
         self.repository = Repository(self)
         self.run_lock = RunLock(args)
@@ -357,6 +363,16 @@ class MD4Trainer(Trainer):
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
+    def evaluate_by(self, estimate: OrderLikelihood):
+        """Evaluate by the likelihood under a sampler, in place of the bound.
+
+        A ValueError is raised with FSDP and DeepSpeed: their processes must call the network equally often.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            name = estimate.facts["estimator"]
+            raise ValueError(f"`estimator` must be that of the NELBO with FSDP and DeepSpeed, got {name!r}: use DDP.")
+        self.estimate = estimate
+
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         """As `Trainer.evaluation_loop`, over the NELBO of each example, with the averaged weights.
 
@@ -369,7 +385,7 @@ class MD4Trainer(Trainer):
             output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.pop(f"{prefix}_model_preparation_time", None)
-        output.metrics[f"{prefix}_num_draws"] = 0 if self.objective.is_autoregressive else self.args.eval_draws
+        output.metrics[f"{prefix}_num_draws"] = 0 if self.estimate.is_exact else self.args.eval_draws
         return output
 
     def prediction_step(
@@ -386,10 +402,8 @@ class MD4Trainer(Trainer):
             index = torch.arange(first, first + batch)
         sizes = [torch.full((batch,), torch.nan) if size is None else size for size in sizes]
         with torch.no_grad(), self.compute_loss_context_manager():
-            options = {"num_draws": self.args.eval_draws, "estimator": self.args.eval_estimator}
-            nelbo, num_tokens = example_nelbo(
-                model, self.objective, inputs, index, seed=self.args.eval_seed, **options
-            )
+            options = {"seed": self.args.eval_seed, "num_draws": self.args.eval_draws}
+            nelbo, num_tokens = self.estimate(model, inputs, index, **options)
         rows = torch.stack([nelbo, num_tokens, *(size.to(nelbo) for size in sizes)], dim=1)
         return None, rows, num_tokens[:, None]
 

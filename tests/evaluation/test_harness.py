@@ -209,6 +209,17 @@ def test_the_bound_of_the_exact_denoiser_is_the_log_likelihood(world_pairs, monk
     assert [score for score, _ in scores] == pytest.approx(exact, abs=1e-5)
 
 
+def test_the_likelihood_of_an_order_of_the_exact_denoiser_is_the_log_likelihood(world_pairs):
+    """With one token a step, given the context, which is no part of the run."""
+    world, pairs, exact = world_pairs
+    options = {"estimator": "policy", "order": "confidence", "num_inference_steps": "32"}
+    lm = MD4LM(ExactDenoiser(world), letters_tokenizer(), **options, batch_size=7)
+    scores = lm.loglikelihood([request(*pair) for pair in pairs], disable_tqdm=True)
+    assert [score for score, _ in scores] == pytest.approx(exact, abs=1e-5)
+    info, expected = lm.get_model_info(), {"bound_estimator": "policy", "bound_order": "confidence"}
+    assert info | expected == info and info["bound_num_inference_steps"] == 32 and "bound_draws" not in info
+
+
 def test_the_estimate_tends_to_the_log_likelihood(world_pairs):
     """Under 1 - t^2, an estimate from K independent draws has a relative variance of at most 3 / K, if each token costs
     the same whatever else is masked. Allowed are 4 standard errors of the mean over the 81 pairs, whose noise is
@@ -530,6 +541,9 @@ def test_options_of_generations_follow_from_gen_kwargs(gen_kwargs, expected):
         ({"draws": True}, "`draws` must be"),
         ({"seed": "x"}, "`seed` must be"),
         ({"estimator": "space"}, "`estimator` must be one of"),
+        ({"order": "entropy"}, "`order` and `num_inference_steps` must be left out without estimator=policy"),
+        ({"estimator": "policy", "order": "candidate"}, "`order` must not depend on the tokens that are drawn"),
+        ({"estimator": "policy", "num_inference_steps": 0}, "`num_inference_steps` must be an integer >= 1"),
         ({"batch_size": 0}, "`batch_size` must be"),
         ({"batch_size": "automatic"}, "`batch_size` must be"),
         ({"batch_size": "auto", "max_batch_size": 0}, "`max_batch_size` must be"),

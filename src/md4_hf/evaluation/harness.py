@@ -39,9 +39,10 @@ from ..core.reverse_steps import SAMPLER_OPTIONS
 from ..core.text_encoding import decode_continuation, encode_texts
 from ..data.collators import PaddingCollator
 from ..data.tokenizers import load_tokenizer
-from ..hub.loading import load_model, load_scheduler, make_pipeline
+from ..hub.loading import default_scheduler, load_model, load_scheduler, make_pipeline
 from ..objective.estimators import ANY_ORDER, TIME, check_estimator, example_nelbo
 from ..objective.objectives import Objective
+from ..objective.order_likelihood import POLICY, OrderLikelihood
 from ..utils.hardware import choose_device
 from ..utils.integers import as_integer
 
@@ -147,7 +148,9 @@ class MD4LM(LM):
         base: Base model of an adapter, if not the one it names.
         draws: Draws per request, each a forward pass of one row. The estimate for n tokens has a relative standard
             error of about 3 / sqrt(n * draws), of which the choices of a question share most.
-        estimator: "time" or "any_order", see `example_nelbo`; by default the latter where the model allows it.
+        estimator: "time" or "any_order", see `example_nelbo`; by default the latter where the model allows it. Or
+            "policy", the likelihood under a sampler, see `OrderLikelihood`, exact for orders without noise.
+        order, num_inference_steps: Sampler of "policy"; by default those of the model's scheduler.
         batch_size: Rows per forward pass, each one draw of one request or one generation; "auto" begins with
             `max_batch_size` and halves it as often as memory is short.
         max_length: Tokens of context and continuation together; the model's length by default, which is the most.
@@ -168,6 +171,8 @@ class MD4LM(LM):
         draws: int = 128,
         seed: int = 0,
         estimator: str | None = None,
+        order: str | None = None,
+        num_inference_steps: int | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         max_length: int | None = None,
@@ -178,8 +183,14 @@ class MD4LM(LM):
         super().__init__()
         self.draws = integer_setting("draws", draws, 1)
         self.seed = integer_setting("seed", seed)
-        if estimator is not None and estimator not in ESTIMATORS:
-            raise ValueError(f"`estimator` must be one of {sorted(ESTIMATORS)}, got {estimator!r}.")
+        estimators = sorted([*ESTIMATORS, POLICY])
+        if estimator is not None and estimator not in estimators:
+            raise ValueError(f"`estimator` must be one of {estimators}, got {estimator!r}.")
+        if estimator != POLICY and (order, num_inference_steps) != (None, None):
+            raise ValueError(
+                f"`order` and `num_inference_steps` must be left out without estimator={POLICY}, got {order!r} and "
+                f"{num_inference_steps!r}."
+            )
         self.is_auto_batch = isinstance(batch_size, str) and batch_size.partition(":")[0] == "auto"
         name, size = "batch_size", batch_size
         if self.is_auto_batch:
@@ -197,6 +208,7 @@ class MD4LM(LM):
         self.estimator = estimator or (ANY_ORDER if self.objective.any_order_obstacle is None else TIME)
         if self.estimator == ANY_ORDER:
             check_estimator(self.estimator, self.objective)
+        self.policy = self._policy(order, num_inference_steps) if self.estimator == POLICY else None
         longest = config.max_position_embeddings
         self.max_length = longest if max_length is None else integer_setting("max_length", max_length, 1, longest)
         default = min(DEFAULT_MAX_GEN_TOKS, max(self.max_length // 2, 1))
@@ -328,12 +340,16 @@ class MD4LM(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Size and precision of the model, and how the bounds are estimated, for the harness to record."""
-        estimate = {"bound_estimator": self.estimator, "bound_draws": self.draws, "bound_seed": self.seed}
+        estimate = {"estimator": self.estimator} if self.policy is None else self.policy.facts
+        if self.is_autoregressive:
+            estimate = {"estimator": "exact"}
+        elif self.policy is None or not self.policy.is_exact:
+            estimate = {**estimate, "draws": self.draws, "seed": self.seed}
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
             "model_revision": self.revision,
-            **({"bound_estimator": "exact"} if self.is_autoregressive else estimate),
+            **{f"bound_{name}": value for name, value in estimate.items()},
         }
 
     def _join_processes(self, device: torch.device):
@@ -421,7 +437,20 @@ class MD4LM(LM):
         """`(batch,)` bounds on −log p: the one place where the likelihood is estimated."""
         index = torch.tensor([sequence.index for sequence in batch], device=self._device)
         options = {"seed": self.seed, "num_draws": self.draws}
+        if self.policy is not None:
+            return self.policy(self.model, inputs, index, **options)[0]
         return ESTIMATORS[self.estimator](self.model, self.objective, inputs, index, **options)[0]
+
+    def _policy(self, order: str | None, num_inference_steps: int | None) -> OrderLikelihood:
+        """The likelihood under the sampler of this order."""
+        steps = None if num_inference_steps is None else integer_setting("num_inference_steps", num_inference_steps, 1)
+        config = self.model.config
+        scheduler = self._own_scheduler() or default_scheduler(config)
+        return OrderLikelihood(scheduler, config, order=order, num_inference_steps=steps)
+
+    def _own_scheduler(self):
+        """The scheduler that is saved with the model; None where there is none."""
+        return load_scheduler(self.pretrained, revision=self.revision) if isinstance(self.pretrained, str) else None
 
     def _generate(
         self, prompts: list[list[int]], options: GenerationOptions, generators: list[torch.Generator]
@@ -441,9 +470,7 @@ class MD4LM(LM):
     @functools.cached_property
     def _pipeline(self):
         """The pipeline, made when it is first needed: diffusers takes seconds to import."""
-        is_named = isinstance(self.pretrained, str)
-        scheduler = load_scheduler(self.pretrained, revision=self.revision) if is_named else None
-        pipeline = make_pipeline(self.model, self.tokenizer, scheduler)
+        pipeline = make_pipeline(self.model, self.tokenizer, self._own_scheduler())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -249,6 +249,8 @@ def plot_frontier(path: str | os.PathLike, points: Sequence[Point], references: 
                 axes.plot(*place, "k*", markersize=13, label="real text", linestyle="none")
             axes.set(title=f"at most {count} network calls", xlabel="entropy of the tokens, nats")
             axes.set(ylabel="generative perplexity", yscale="log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _cell(value: float, spec: str) -> str:

@@ -419,6 +419,20 @@ def test_bad_options_are_refused_whatever_order_is_in_use(options, message):
         MaskedDiffusionScheduler(MASK, **options)
 
 
+@pytest.mark.parametrize(
+    ("forced", "message"),
+    [
+        ([1, 2], "`forced_tokens` must be integers|`forced_tokens` must be a tensor"),
+        (torch.zeros(1, 4), "`forced_tokens` must"),
+        (torch.zeros(1, 3, dtype=torch.long), "`forced_tokens` must have shape"),
+        (torch.full((1, 4), VOCAB), rf"`forced_tokens` must be in \[0, {VOCAB - 1}\]"),
+    ],
+)
+def test_forced_tokens_are_ids_of_the_samples_shape(forced, message):
+    with pytest.raises(ValueError, match=message):
+        make().step(torch.zeros(1, 4, VOCAB), 1.0, torch.full((1, 4), MASK), forced_tokens=forced)
+
+
 @pytest.mark.parametrize("name", ORDERS)
 def test_orders_are_refused_with_the_schedules_of_genmd4(name):
     with pytest.raises(ValueError, match='`order` must be "random" with the schedules of GenMD4'):

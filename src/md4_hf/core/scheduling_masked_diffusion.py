@@ -477,7 +477,12 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
             plan = self.plan_step(timestep, state, generator)
         logits = _at_candidates(logits, plan.candidates, masked)
         candidates = sent(plan.candidates, state.device)
-        forced = None if forced_tokens is None else forced_tokens.to(state.device)[candidates]
+        forced = None
+        if forced_tokens is not None:
+            check_tensor("forced_tokens", forced_tokens, "integers")
+            check_shape("forced_tokens", forced_tokens, state.shape)
+            forced = forced_tokens.to(state.device)[candidates]
+            check_range("forced_tokens", forced, model_output.shape[-1] - 1)
         how = TokenDraw(mask_token_id, temperature, top_p, top_k, forced)
         drawn = plan.draw(logits, how)
 

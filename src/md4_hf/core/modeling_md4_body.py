@@ -217,7 +217,7 @@ class TransformerBody(TextBody):
         hidden_states = self._embed(model, tokens)
         attention = self._attention(model, inputs, hidden_states, position_ids, layout)
         modulations = self._modulations(model, inputs, layout, hidden_states.dtype)
-        for layer, modulation in zip(model.layers, modulations, strict=False):
+        for layer, modulation in zip(model.layers, modulations[:-1], strict=True):
             last_rows = rows if layer is model.layers[-1] else None
             hidden_states = layer(hidden_states, modulation, rows=last_rows, **attention, **options)
         hidden_states = model.norm(hidden_states)

@@ -434,9 +434,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         self._upload_folder(folder, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """Read the index of a folder with this class in place of any copy of it that the folder carries."""
-        index = super()._dict_from_json_file(json_file)
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **entries: Any) -> dict[str, Any]:
+        """Read the index of a folder with this class in place of any copy of it that the folder carries.
+
+        Older releases of diffusers also give the `entries` of a DDUF file.
+        """
+        index = super()._dict_from_json_file(json_file, **entries)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
         return index

@@ -207,7 +207,8 @@ def test_a_resumed_run_logs_what_the_unbroken_one_does(tmp_path, kind):
         resumed = make_trainer(tmp_path / str(step), tiny_model(**model), **options)
         output = resumed.train(resume_from_checkpoint=str(tmp_path / str(step) / f"checkpoint-{step}"))
         assert resumed.state.log_history[:-1] == unbroken.state.log_history[:-1] and len(losses(resumed)) == 2
-        assert 0.2 < abs(output.training_loss) < 10, "a mean over the steps of this training"
+        least = -10 if kind == "genmd4" else 0.2  # the leave-one-out loss has either sign
+        assert least < output.training_loss < 10, "a mean over the steps of this training"
 
 
 @pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "cosine", "constant", "greedy"])

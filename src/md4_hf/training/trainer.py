@@ -455,7 +455,14 @@ class MD4Trainer(Trainer):
             if self.is_deepspeed_enabled
             else options_outlast_loading(self.optimizer, self.lr_scheduler)
         )
-        with state_errors(Path(checkpoint, "optimizer.pt or scheduler.pt")), kept:
+        # Without an index: transformers 5.17 has several processes read to "cpu:0", which torch does not restore to.
+        is_indexed = self.args.device.type == "cpu" and self.args.device.index is not None
+        device = torch.device("cpu") if is_indexed else self.args.device
+        with (
+            state_errors(Path(checkpoint, "optimizer.pt or scheduler.pt")),
+            kept,
+            changed(self.args, _setup_devices=device),
+        ):
             super()._load_optimizer_and_scheduler(checkpoint)
         self.sums.load(checkpoint)
         if self.ema is not None:

@@ -23,10 +23,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .configuration_md4 import MD4Config
-from .input_checks import unused_ranges
+from .input_checks import has_tokenizer, unused_ranges
 from .modeling_md4_body import BodyInputs, TextBody, positions_in_documents
 from .modeling_md4_layers import MD4Head, at_rows
-from .text_encoding import has_tokenizer
 
 
 PROBE_LENGTH = 4  # tokens of the passes that a new model is tried with

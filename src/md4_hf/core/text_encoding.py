@@ -18,27 +18,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import cached_file
 
 
 # Texts to stand before a continuation. With one of them no token reaches across: they are of different classes.
 LEADS = (".", "0", "a", "\n")
 PROBES = ("a", "Z")
 SPACES = r"\s*"
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("vocab.json", "vocab.txt"),
-)
 METHODS_OF_A_CALL = ("__call__", "_call_one", "_encode_plus", "_batch_encode_plus")  # in transformers 5 and 4
-
-
-def has_tokenizer(name_or_path: str, hub: dict[str, Any]) -> bool:
-    """Whether there are files of a tokenizer beside a model; without them, transformers would make an empty one.
-
-    `hub` are arguments of `cached_file`, such as the revision.
-    """
-    options = {**hub, "_raise_exceptions_for_missing_entries": False}
-    return any(cached_file(name_or_path, name, **options) is not None for name in TOKENIZER_FILES)
 
 
 def encode_texts(

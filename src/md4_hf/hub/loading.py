@@ -16,7 +16,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
-from ..core.text_encoding import has_tokenizer
+from ..core.input_checks import has_tokenizer
 from ..data.tokenizers import load_tokenizer
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path

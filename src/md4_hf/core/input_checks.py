@@ -12,15 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import cached_file
 
 from .configuration_md4 import MD4Config
-
-
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("vocab.json", "vocab.txt"),
-)
 
 
 def check_tensor(name: str, x: Any, kind: str):
@@ -128,15 +121,6 @@ def check_per_example(name: str, x: Tensor | None, batch: int, largest: int, rea
         found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"`{name}` must have shape ({batch},), one per example, got {found}.")
     check_range(name, x, largest)
-
-
-def has_tokenizer(name_or_path: str, hub: dict[str, Any]) -> bool:
-    """Whether there are files of a tokenizer beside a model; without them, transformers would make an empty one.
-
-    `hub` are arguments of `cached_file`, such as the revision.
-    """
-    options = {**hub, "_raise_exceptions_for_missing_entries": False}
-    return any(cached_file(name_or_path, name, **options) is not None for name in TOKENIZER_FILES)
 
 
 def match_tokenizer(tokenizer: Any, config: Any):

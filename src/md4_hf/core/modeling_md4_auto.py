@@ -23,7 +23,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .configuration_md4 import MD4Config
-from .input_checks import has_tokenizer, unused_ranges
+from .input_checks import unused_ranges
+from .modeling_md4_base import has_tokenizer
 from .modeling_md4_body import BodyInputs, TextBody, positions_in_documents
 from .modeling_md4_layers import MD4Head, at_rows
 

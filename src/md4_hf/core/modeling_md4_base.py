@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +29,10 @@ logger = logging.get_logger(__name__)
 # Standard deviation of a standard normal truncated at +-2, by which the initial draws are divided, as in JAX.
 TRUNCATED_NORMAL_STD = 0.87962566103423978
 HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr", "tags")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.json", "vocab.txt"),
+)
 
 
 class MD4PreTrainedModel(PreTrainedModel):
@@ -197,3 +202,12 @@ def check_shards(name_or_path: str, variant: str | None, **hub):
     files = index.get("weight_map") if isinstance(index, dict) and isinstance(index.get("metadata"), dict) else None
     if not isinstance(files, dict) or not all(isinstance(x, str) and Path(x).name == x for x in files.values()):
         raise ValueError(f"`weight_map` in {name} must name files beside it, got {files} in {name_or_path}.")
+
+
+def has_tokenizer(name_or_path: str, hub: dict[str, Any]) -> bool:
+    """Whether there are files of a tokenizer beside a model; without them, transformers would make an empty one.
+
+    `hub` are arguments of `cached_file`, such as the revision.
+    """
+    options = {**hub, "_raise_exceptions_for_missing_entries": False}
+    return any(cached_file(name_or_path, name, **options) is not None for name in TOKENIZER_FILES)

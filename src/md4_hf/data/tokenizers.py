@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..core.input_checks import has_tokenizer
+from ..core.modeling_md4_base import has_tokenizer
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hub_access import from_hub

@@ -14,7 +14,8 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME, logging
 
 from ..core.configuration_md4 import MD4Config
-from ..core.input_checks import has_tokenizer, match_tokenizer
+from ..core.input_checks import match_tokenizer
+from ..core.modeling_md4_base import has_tokenizer
 from ..data.tokenizers import ensure_mask_token, load_tokenizer
 from ..utils.errors import did_you_mean, file_errors_as_value_errors
 from ..utils.files import check_can_be_written, is_empty_or_absent, looks_like_path, whole_folder

@@ -15,8 +15,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from ..core.modeling_md4_base import has_tokenizer
 from ..core.modeling_md4_causal import MD4ForCausalLM
-from ..core.input_checks import has_tokenizer
 from ..data.tokenizers import load_tokenizer
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path

@@ -296,10 +296,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
         Arguments as in `step`, and the memory of the rows, by default that of the loop that calls `step`.
         """
-        state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
-        index = self._step_index(timestep, state.shape[0])
-        memory = self._own_memory(state, is_start=bool((index == 0).all())) if memory is None else memory
-        return self._plan(state, index.to(state.device), _uniform(state.shape, generator, state.device), memory)
+        return self._plan(*self._state_of(timestep, sample, generator, memory, begins=True))
 
     @torch.no_grad()
     def plan_correction(
@@ -316,10 +313,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """
         if self.config.corrector_steps == 0:
             raise ValueError("`corrector_steps` must be >= 1 in the scheduler's config for corrections, got 0.")
-        state = sample.cpu() if sample.device.type == "mps" else sample
-        index = self._step_index(timestep, state.shape[0])
-        memory = self._own_memory(state, is_start=False) if memory is None else memory
-        noise, index = _uniform(state.shape, generator, state.device), index.to(state.device)
+        state, index, noise, memory = self._state_of(timestep, sample, generator, memory, begins=False)
         if isinstance(self.corrector, GibbsCorrector):
             may_change = memory.fillable & (state != self._mask_token_id())
             flat = (x.flatten(1) for x in (may_change, memory.confidence, noise[..., 0]))
@@ -330,6 +324,16 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         else:
             rates = self.corrector.rates(self.token_schedule.alpha(s).double(), s[:, None])
         return self._plan_by_rates(state, rates, torch.zeros_like(index, dtype=torch.bool), noise, memory)
+
+    def _state_of(
+        self, timestep: float | Tensor, sample: Tensor, generator: Generators, memory: RowMemory | None, begins: bool
+    ) -> tuple[Tensor, Tensor, Tensor, RowMemory | None]:
+        """Ids, indices of the steps `(batch,)`, noise and memory of a step; the first step `begins` a memory."""
+        state = sample.cpu() if sample.device.type == "mps" else sample  # mps has no float64
+        index = self._step_index(timestep, state.shape[0])
+        if memory is None:
+            memory = self._own_memory(state, is_start=begins and bool((index == 0).all()))
+        return state, index.to(state.device), _uniform(state.shape, generator, state.device), memory
 
     def _plan(self, state: Tensor, index: Tensor, noise: Tensor, memory: RowMemory | None) -> StepPlan:
         """Plan of a reverse step for ids `(batch, ...)`, at the steps `(batch,)`."""

@@ -469,8 +469,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             return DenoiserInputs(*common)
         is_block_model = getattr(config, "block_size", None) is not None
         if use_cache:
-            window = config.max_position_embeddings // block_length * block_length - block_length
-            window = window if is_block_model else config.max_position_embeddings - block_length
+            window = config.max_position_embeddings - block_length
+            if is_block_model:  # whole blocks
+                window -= window % block_length
             return CachedBlockInputs(*common, block_length, self.model, window, is_block_model)
         # A block model is told the time of each block.
         sees_share = getattr(config, "time_conditioning", True) and not is_block_model
@@ -624,11 +625,6 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         for name, rule, expected, found in agreements:
             if found != expected:
                 raise ValueError(f"`{name}` must have {rule} {expected}, got {found}.")
-
-    @staticmethod
-    def _check_blocks(block_length: int | None, callback: Any):
-        if block_length is not None and callback is not None:
-            raise ValueError("`callback_on_step_end` must be None with `block_length`.")
 
     def _check_call(self, num_samples: int, guidance_scale: float, class_labels, is_given: bool, tensor_names):
         if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):

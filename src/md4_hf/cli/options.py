@@ -81,9 +81,7 @@ class PolicyArguments:
     order: str | None = option("Which masked tokens are decided first.", choices=[*POLICY_ORDERS])
     num_inference_steps: int | None = option("Steps: forward passes per sequence, at most one per token.")
     order_temperature: float | None = option("Temperature of the ranking; above 0 it is drawn.")
-    quota: str | None = option(
-        "How the number of tokens of a step is rounded, or drawn.", choices=["ceil", "floor", "binomial"]
-    )
+    quota: str | None = option("How the number of tokens of a step is rounded, or drawn.", choices=[*QUOTA_NAMES])
     threshold: float | None = option("Confidence of the orders threshold and klass, in (0, 1].")
     factor: float | None = option("Factor of the order factor, > 0.")
     entropy_bound: float | None = option("Bound of the order entropy_bound in nats, >= 0.")

@@ -8,17 +8,21 @@ import torch
 from commands import failure, outcome
 from peers import publish, state_of, words_tokenizer
 from safetensors.torch import load_file, save_file
+from tiny import quiet
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
+    DynamicCache,
     GPT2Config,
     LlamaConfig,
     ModernBertConfig,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from md4_hf import MD4ForMaskedDiffusion, load_pipeline
@@ -156,8 +160,13 @@ BAD = {
     "mask behind the rows": ({}, {"mask_token": "40"}, "`mask_token_id` must be"),
     "layers": ({"num_hidden_layers": 2}, {"mask_token": "w34"}, "got also .'model.layers.2"),
     "shapes": ({"intermediate_size": 50}, {"mask_token": "w34"}, r"gate_proj.weight' of shape \(50, 32\)"),
-    "blocks": ({"block_size": 4}, {"mask_token": "w34"}, "`block_size` must be the length .*, 24, .* block by block"),
-    "other blocks": ({"bd_size": 8}, {"mask_token": "w34"}, "`bd_size` must be the length of the text, 24"),
+    "blocks": ({"bd_size": 8}, {"mask_token": "w34"}, "`bd_size` must be the length of the text, 24, or be joined by"),
+    "other blocks": ({"block_length": 8}, {"mask_token": "w34"}, "Give `block_size` if they do not"),
+    "blocks with windows": (
+        {"model_type": "a2d-mistral", "block_size": 4, "sliding_window": 8},
+        {"mask_token": "w34"},
+        "`block_size` must be None for a backbone of type 'mistral' with sliding windows of 8, got 4",
+    ),
     "fields": ({"hidden_size": "wide"}, {"mask_token": "w34"}, "`checkpoint` must have the config of a 'llama'"),
     "recurrent": ({"model_type": "a2d-mamba"}, {"mask_token": "w34"}, "attend to all tokens, got 'mamba'"),
     "nothing": (
@@ -202,13 +211,51 @@ def test_options_that_contradict_a_family_are_refused(golden, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_sdar_is_converted_where_one_block_is_all_of_the_text(tmp_path):
-    model = redressed(tmp_path / "peer", "qwen3", model_type="sdar", architectures=["SDARForCausalLM"], block_size=4)
+@pytest.fixture(scope="module")
+def sdar(golden, tmp_path_factory):
+    """The record of an SDAR, and the folder that its published form became."""
+    tensors, record = golden("peers/sdar_h64_block4")
+    root = tmp_path_factory.mktemp("sdar")
+    assert convert(publish(root / "peer", state_of(tensors), record["config"]), root / "out") == "sdar"
+    return tensors, record, root / "out"
+
+
+@torch.no_grad()
+def test_an_sdar_becomes_a_block_model_with_its_logits(sdar):
+    tensors, record, folder = sdar
+    model, ids, cache = AutoModel.from_pretrained(folder), tensors["inputs/input_ids"], DynamicCache()
+    assert model.config.block_size == record["block_size"]
+    cached = [model(block, past_key_values=cache).logits for block in ids.split(record["block_size"], dim=1)]
+    tokens = [i for i in range(record["vocab_size_including_mask"]) if i != record["mask_token_id"]]
+    for logits in (model(ids).logits, torch.cat(cached, dim=1)):
+        torch.testing.assert_close(logits[..., tokens], tensors["outputs/logits"][..., tokens], atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(
+    "run", ["sequential", "sequential_2", "static", "static_fewer", "dynamic", "dynamic_temperature_top_p"]
+)
+def test_runs_of_an_sdar_are_runs_of_the_pipeline(sdar, run, use_cache):
+    tensors, record, folder = sdar
+    settings, start = record["generate"][run], tensors[f"generate/{run}/start"]
+    orders = {"sequential": "sequential", "low_confidence_static": "confidence", "low_confidence_dynamic": "threshold"}
+    found = quiet(load_pipeline(str(folder), device="cpu"))(
+        input_ids=start,
+        num_inference_steps=settings["denoising_steps"],
+        order=orders[settings["remasking_strategy"]],
+        threshold=settings.get("confidence_threshold"),
+        logits_processor=[TemperatureLogitsWarper(settings["temperature"]), TopPLogitsWarper(settings["top_p"])],
+        temperature=0.0,
+        use_cache=use_cache,
+        output_type="ids",
+    ).sequences
+    assert torch.equal(found, tensors[f"generate/{run}/states"][-1])
+
+
+def test_an_sdar_whose_block_is_all_of_the_text_attends_both_ways(tmp_path):
+    model = redressed(tmp_path / "peer", "qwen3", model_type="sdar", architectures=["SDARForCausalLM"])
     config_file = tmp_path / "peer" / "config.json"
     config = json.loads(config_file.read_text()) | {"attn_implementation": "flex_attention"}
-    config_file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="`block_size` must be the length .* block by block"):
-        convert(str(tmp_path / "peer"), tmp_path / "out", mask_token="w34")
     config_file.write_text(json.dumps({**config, "block_size": None}))
     with pytest.raises(ValueError, match="`block_size` must be in the config"):
         convert(str(tmp_path / "peer"), tmp_path / "out", mask_token="w34")
@@ -216,3 +263,13 @@ def test_an_sdar_is_converted_where_one_block_is_all_of_the_text(tmp_path):
     assert convert(str(tmp_path / "peer"), tmp_path / "out", mask_token="w34") == "sdar"
     assert_same_logits(tmp_path / "out", model, is_masked=False)
     assert "model.backbone.model.layers.0.self_attn.q_norm.weight" in load_file(tmp_path / "out" / "model.safetensors")
+
+
+@pytest.mark.parametrize(("name", "predicts_next"), [("llama", False), ("qwen2", True)])
+@torch.no_grad()
+def test_blocks_that_the_config_names_are_the_model_s(tmp_path, name, predicts_next):
+    redressed(tmp_path / "peer", name, block_size=4, bd_size=4, predicts_next=predicts_next)
+    convert(str(tmp_path / "peer"), tmp_path / "out", mask_token="w34")
+    model, ids = AutoModel.from_pretrained(tmp_path / "out"), some_ids()
+    assert (model.config.block_size, model.config.predicts_next) == (4, predicts_next)
+    torch.testing.assert_close(model(ids[:, :8]).logits, model(ids).logits[:, :8], atol=1e-5, rtol=0.0)

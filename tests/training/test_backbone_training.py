@@ -141,24 +141,35 @@ def test_annealing_is_refused_where_no_attention_is_opened(backbone, tmp_path, i
         MD4Trainer(model, training_arguments(tmp_path, attention_annealing_steps=2))
 
 
-def test_a_backbone_trains_is_evaluated_and_finetuned_from_the_command_line(backbone, tmp_path, capsys):
+def test_annealing_is_refused_where_blocks_say_what_is_seen(backbone, tmp_path):
+    model = MD4ForMaskedDiffusion.from_backbone(backbone, block_size=4)
+    with pytest.raises(ValueError, match="`attention_annealing_steps` must be 0 for a model whose blocks see"):
+        MD4Trainer(model, training_arguments(tmp_path, attention_annealing_steps=2))
+
+
+@pytest.mark.parametrize("blocks", [None, 8])
+def test_a_backbone_trains_is_evaluated_and_finetuned_from_the_command_line(backbone, tmp_path, capsys, blocks):
     text = tmp_path / "my.txt"
     text.write_text("It was the best of times, it was the worst of times. " * 40)
     run, common = tmp_path / "run", ["--data", str(text), "--per_device_train_batch_size", "4", "--max_steps", "2"]
     common += ["--save_strategy", "no"]
-    options = ["--predicts_next", "true", "--attention_annealing_steps", "1", "--backbone_lr_multiplier", "0.5"]
+    options = ["--predicts_next", "true", "--backbone_lr_multiplier", "0.5"]
+    options += ["--diffusion_block_size", "8"] if blocks else ["--attention_annealing_steps", "1"]
     options += ["--block_size", "24", "--ema_decay", "0", "--masking_schedule", "cosine"]
     assert not main(["train", "--backbone_name_or_path", str(backbone), *options, *common, "--output_dir", str(run)])
     config = json.loads((run / "config.json").read_text())
     assert (config["backbone"], config["vocab_size"], config["mask_token_id"]) == ("auto", 258, 257)
+    assert config["block_size"] == blocks
     assert config["backbone_config"]["model_type"] == "llama" and config["backbone_config"]["is_causal"] is False
     assert (
         config["predicts_next"] and config["masking_schedule"] == "cosine" and config["max_position_embeddings"] == 24
     )
     card = (run / "README.md").read_text()
     assert "2 layers of width 16, llama of transformers, bidirectional" in card
-    assert not main(["evaluate", str(run), "--data", str(text), "--draws", "1", "--estimator", "any_order"])
-    assert not main(["sample", str(run), "--length", "8", "--num_inference_steps", "2", "--quiet"])
+    estimator = [] if blocks else ["--estimator", "any_order"]
+    assert not main(["evaluate", str(run), "--data", str(text), "--draws", "1", *estimator])
+    length = "50" if blocks else "8"
+    assert not main(["sample", str(run), "--length", length, "--num_inference_steps", "2", "--quiet"])
     adapter = tmp_path / "adapter"
     assert not main(["finetune", str(run), *common, "--output_dir", str(adapter)])
     assert load_model(str(adapter)).config.backbone == "auto"
@@ -171,6 +182,11 @@ def test_a_backbone_trains_is_evaluated_and_finetuned_from_the_command_line(back
         (["--objective", "ar"], '--objective must be "md4" or "genmd4" with --backbone_name_or_path'),
         (["--block_size", "65"], "--block_size must be at most the model's 64 tokens"),
         (["--time_conditioning", "true"], "--time_conditioning must be left out"),
+        (["--diffusion_block_size", "2000"], "--diffusion_block_size must fit into the model's length, got 2000"),
+        (
+            ["--diffusion_block_size", "4", "--keep_causal", "true"],
+            "--diffusion_block_size must be None for a backbone",
+        ),
         (["--model_name_or_path", "runs/x"], "--model_name_or_path must be left out with --backbone_name_or_path"),
         (
             ["--document_mask", "true", "--attention_annealing_steps", "3"],

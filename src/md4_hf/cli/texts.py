@@ -35,7 +35,7 @@ from ..utils.options import check_left_out
 from ..utils.processes import on_first_process, print_on_first
 from .images import check_no_images
 from .material import Material, describe_data
-from .train_options import ModelArguments, StartArguments
+from .train_options import ModelArguments, StartArguments, errors_in_names_of_options
 
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,8 @@ def model_of_backbone(
     fields = {"max_position_embeddings": length or DataArguments.block_size, **model_args.fields_with_backbone()}
     if Path(name_or_path).exists():  # "gpt2" is the id of a repository
         check_model_name(name_or_path, argument)
-    with from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
+    in_words = errors_in_names_of_options()
+    with in_words, from_hub(name_or_path), file_errors_as_value_errors(argument, name_or_path):
         model = MD4ForMaskedDiffusion.from_backbone(
             name_or_path, tokenizer, is_causal=is_causal, dtype=torch.float32, **fields
         )

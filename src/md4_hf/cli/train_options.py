@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +25,22 @@ CHANGEABLE_FIELDS = (
 # Fields of a new model whose network is a backbone's: those of the diffusion process, and of how the network is used.
 FIELDS_WITH_BACKBONE = (
     *("masking_schedule", "schedule_power", "schedule_eps", "learn_masking_schedule", "schedule_first_time"),
-    *("num_train_timesteps", "predicts_next", "attn_implementation", "time_conditioning", "num_classes"),
+    *("num_train_timesteps", "predicts_next", "attn_implementation", "time_conditioning", "num_classes", "block_size"),
 )
 CONFIG_NAMES = {"diffusion_block_size": "block_size"}  # of fields whose name an option of the data has
 SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule"}
+
+
+@contextlib.contextmanager
+def errors_in_names_of_options() -> Iterator[None]:
+    """Let a ValueError of the model's configuration name the options that its fields have on the command line."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for option_name, field in CONFIG_NAMES.items():
+            message = message.replace(f"`{field}`", f"`{option_name}`")
+        raise ValueError(message) from error
 
 
 @dataclass
@@ -137,7 +151,8 @@ class ModelArguments:
         """Configuration of a new model with these sizes."""
         from ..core.configuration_md4 import MD4Config
 
-        return MD4Config(**sizes, **self.given())
+        with errors_in_names_of_options():
+            return MD4Config(**sizes, **self.given())
 
     def given(self) -> dict[str, Any]:
         """Fields of the configuration that have a value."""
@@ -148,7 +163,8 @@ class ModelArguments:
         """Fields that have a value, for a new model whose network is a backbone's; a ValueError for the network's."""
         if self.is_causal:
             raise ValueError('`objective` must be "md4" or "genmd4" with `backbone_name_or_path`, got "ar".')
-        others = [field.name for field in dataclasses.fields(self) if field.name not in FIELDS_WITH_BACKBONE]
+        names = [field.name for field in dataclasses.fields(self)]
+        others = [name for name in names if CONFIG_NAMES.get(name, name) not in FIELDS_WITH_BACKBONE]
         check_left_out(self, [name for name in others if name != "is_causal"], "with --backbone_name_or_path")
         return {name: value for name, value in self.given().items() if name in FIELDS_WITH_BACKBONE}
 
@@ -158,13 +174,15 @@ class ModelArguments:
         Raises:
             ValueError: For a field that the weights depend on, if it differs.
         """
-        for name, value in self.given().items():
-            if name in CHANGEABLE_FIELDS:
-                setattr(config, name, value)
-            elif name != "attn_implementation" and getattr(config, name) != value:
-                hint = ", which `objective` sets," if name in SET_BY_OBJECTIVE else ""
-                raise ValueError(f"`{name}`{hint} must be the trained model's {getattr(config, name)}, got {value}.")
-        config.check()
+        with errors_in_names_of_options():
+            for name, value in self.given().items():
+                own = getattr(config, name, None)
+                if name in CHANGEABLE_FIELDS:
+                    setattr(config, name, value)
+                elif name != "attn_implementation" and own != value:
+                    hint = ", which `objective` sets," if name in SET_BY_OBJECTIVE else ""
+                    raise ValueError(f"`{name}`{hint} must be the trained model's {own}, got {value}.")
+            config.check()
 
 
 @dataclass

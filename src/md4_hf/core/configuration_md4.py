@@ -47,7 +47,7 @@ BACKBONES = {
     ),
     "unet": _IMAGES,
     "uvit": _IMAGES,
-    "auto": Backbone(left_out=("time_conditioning", "num_classes", "is_causal", "block_size"), has_rotary=False),
+    "auto": Backbone(left_out=("time_conditioning", "num_classes", "is_causal"), has_rotary=False),
 }
 # Fields that are those of `backbone_config`, where it has them.
 FIELDS_OF_BACKBONE = (
@@ -148,7 +148,8 @@ class MD4Config(PreTrainedConfig):
         num_train_timesteps (`int`, *optional*): Steps of discrete-time training; `None` trains in continuous time.
         block_size (`int`, *optional*):
             Tokens per block of a block diffusion model of text, whose blocks are denoised from the left, each given the
-            ones before it; 1 is autoregression. `None` denoises whole rows. Not with GenMD4 or `backbone="auto"`.
+            ones before it; 1 is autoregression. `None` denoises whole rows. Not with GenMD4; with `"auto"`, for causal
+            language models that attend both ways.
         tie_word_embeddings (`bool`, defaults to `False`):
             Whether the head shares the embedding's weight; needs `embedding_size=None`.
 

@@ -80,6 +80,7 @@ class MD4Model(MD4PreTrainedModel):
     """MD4 network of the kind that `backbone` names, without its head: ids to hidden states."""
 
     _auto_map = {"AutoConfig": "configuration_md4.MD4Config", "AutoModel": "modeling_md4.MD4Model"}
+    num_positions: int | None = None  # of a network whose positions are learned
 
     def __init__(self, config: MD4Config):
         super().__init__(config)
@@ -249,6 +250,11 @@ class MD4ForMaskedDiffusion(MD4PreTrainedModel):
         """Replace the head."""
         is_plain = type(new_embeddings) is nn.Linear  # as transformers makes it
         self.lm_head = MD4Head.with_parameters_of(new_embeddings) if is_plain else new_embeddings
+
+    @property
+    def num_positions(self) -> int | None:
+        """Number of tokens that the network has positions for; None where they have no end."""
+        return self.model.num_positions
 
     @property
     def masking_process(self) -> MD4Process | GenMD4Process:

@@ -13,19 +13,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    Cache,
+    DynamicCache,
+    PreTrainedModel,
+)
+from transformers.cache_utils import DynamicLayer
 from transformers.integrations import deepspeed as deepspeed_settings
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from .block_layout import BlockLayout, positions_in_documents
 from .configuration_md4 import MD4Config
 from .input_checks import unused_ranges
 from .modeling_md4_base import has_tokenizer
-from .modeling_md4_body import BodyInputs, TextBody, positions_in_documents
+from .modeling_md4_body import BodyInputs, TextBody
 from .modeling_md4_layers import MD4Head, at_rows
 
 
@@ -114,6 +126,8 @@ class AutoBody(TextBody):
             "bias": head.bias is not None,
         }
         model.first_position, model.num_positions = learned_positions(language_model)
+        if model.config.block_size is not None:
+            check_sees_blocks(self, model)
 
     def new_head(self, model: PreTrainedModel, config: MD4Config) -> nn.Module:
         """Make a linear head of the shape of the language model's."""
@@ -133,49 +147,63 @@ class AutoBody(TextBody):
                 f"`input_ids` must have at most {model.num_positions} tokens, the backbone's positions, got {length}."
             )
         mask = inputs.attention_mask
-        has_own_mask = inputs.document_ids is not None or (mask is not None and mask.dim() == 4)
-        obstacle = obstacle_to_pair_masks(model.backbone, length) if has_own_mask else None
+        of_pairs = {
+            "block_size": model.config.block_size is not None,
+            "document_ids": inputs.document_ids is not None,
+            "attention_mask": mask is not None and mask.dim() == 4,
+        }
+        name = next((name for name, is_given in of_pairs.items() if is_given), None)
+        obstacle = None if name is None else obstacle_to_pair_masks(model.backbone, length)
         if obstacle is not None:
-            name = "attention_mask" if inputs.document_ids is None else "document_ids"
             raise ValueError(f"`{name}` must not hide tokens from some others of a row for a backbone {obstacle}.")
 
     def check_cache(self, model: PreTrainedModel, document_ids: Tensor | None):
         """Raise a ValueError where keys and values of earlier tokens cannot be used."""
         super().check_cache(model, document_ids)
         config = model.config
-        if config.predicts_next or language_model_class(config.backbone_config) is not AutoModelForCausalLM:
+        loses_state = config.predicts_next and config.block_size is None  # of the token before the first one
+        if loses_state or language_model_class(config.backbone_config) is not AutoModelForCausalLM:
             raise ValueError(
-                "`past_key_values` must be None for a backbone that keeps none, or that predicts the next token: sample"
-                " from it in blocks with `use_cache=False`."
+                "`past_key_values` must be None for a backbone that keeps none, or that predicts the next token without"
+                " `block_size`: sample from it in blocks with `use_cache=False`."
             )
 
     def run(self, model: PreTrainedModel, inputs: BodyInputs, **options) -> BaseModelOutput:
         """Hidden states `(batch, length, width)` for the head, or those of the rows, from the language model."""
-        name = "inputs_embeds" if inputs.tokens.is_floating_point() else "input_ids"
-        arguments = {name: inputs.tokens, **self._attention(model, inputs)}
-        if inputs.past_key_values is not None:
-            arguments |= {"past_key_values": inputs.past_key_values, "use_cache": True}
-        elif language_model_class(model.config.backbone_config) is AutoModelForCausalLM:
+        config, past, tokens = model.config, inputs.past_key_values, inputs.tokens
+        layout = None if config.block_size is None else self.layout(config, inputs, self.positions(inputs))
+        name = "inputs_embeds" if tokens.is_floating_point() else "input_ids"
+        tokens = tokens if inputs.clean_ids is None else torch.cat([tokens, inputs.clean_ids], dim=1)
+        arguments = {name: tokens, **self._attention(model, inputs, layout)}
+        if past is not None:
+            arguments |= {"past_key_values": past, "use_cache": True}
+        elif language_model_class(config.backbone_config) is AutoModelForCausalLM:
             arguments["use_cache"] = False
+        last_state = state_in_cache(past) if inputs.num_past and config.predicts_next else None
         recorded = ("output_hidden_states", "output_attentions")
-        options = {name: getattr(model.config, name) for name in recorded} | options
+        options = {name: getattr(config, name) for name in recorded} | options
         outputs = model.backbone(**arguments, **options, return_dict=True)
         states = outputs.logits  # of the identity in place of the head
-        if model.config.predicts_next:
-            states = states_before(states, inputs)
+        if config.predicts_next:
+            if past is not None:
+                keep_state(past, states)
+            states = states_before(states, inputs, layout, last_state)
+        elif inputs.clean_ids is not None:
+            states = states[:, : inputs.tokens.shape[1]]
         return BaseModelOutput(
             last_hidden_state=at_rows(states, inputs.rows),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def _attention(self, model: PreTrainedModel, inputs: BodyInputs) -> dict[str, Tensor | None]:
+    def _attention(self, model: PreTrainedModel, inputs: BodyInputs, layout: BlockLayout | None) -> dict:
         """Mask and positions for the language model."""
-        mask, position_ids = inputs.attention_mask, inputs.position_ids
-        if inputs.document_ids is not None:
-            mask = document_mask(inputs, keeps_causal(model.config.backbone_config))
-            if position_ids is None:
-                position_ids = positions_in_documents(inputs.document_ids)
+        position_ids = inputs.position_ids
+        if layout is not None:
+            position_ids = layout.doubled(self.positions(inputs))
+        elif position_ids is None and inputs.document_ids is not None:
+            position_ids = positions_in_documents(inputs.document_ids)
+        mask = attention_of(inputs, keeps_causal(model.config.backbone_config), layout)
         if mask is not None and mask.dim() == 4:  # eager attention adds it
             dtype = model.backbone.dtype
             mask = additive(mask, dtype) if mask.dtype == torch.bool else mask.to(dtype)
@@ -190,11 +218,17 @@ def additive(is_open: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(is_open.shape, dtype=dtype, device=is_open.device).masked_fill(~is_open, torch.finfo(dtype).min)
 
 
-def document_mask(inputs: BodyInputs, is_causal: bool) -> Tensor:
-    """Booleans `(batch, 1, length, length)`: whether a token attends to another, of its document and no padding."""
-    documents = inputs.document_ids
-    is_open = documents[:, :, None] == documents[:, None, :]
-    return without_padding(is_open.tril() if is_causal else is_open, inputs.attention_mask)
+def attention_of(inputs: BodyInputs, is_causal: bool, layout: BlockLayout | None) -> Tensor | None:
+    """Attention mask of the inputs, which becomes one of pairs `(batch, 1, tokens, tokens)` for documents or blocks."""
+    mask, documents, is_open = inputs.attention_mask, inputs.document_ids, None
+    if layout is not None and not inputs.num_past:  # a single block sees all of itself, and what the cache holds
+        mask, documents = layout.doubled_or_none(mask), layout.doubled_or_none(documents)
+        is_open = layout.pairs()
+    if documents is not None:
+        is_alike = documents[:, :, None] == documents[:, None, :]
+        is_open = is_alike if is_open is None else is_open & is_alike
+        is_open = is_open.tril() if is_causal else is_open
+    return mask if is_open is None else without_padding(is_open, mask)
 
 
 def without_padding(is_open: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -205,19 +239,54 @@ def without_padding(is_open: Tensor, attention_mask: Tensor | None) -> Tensor:
     return is_open[:, None]
 
 
-def states_before(states: Tensor, inputs: BodyInputs) -> Tensor:
-    """Move hidden states `(batch, length, width)` to the next position, whose token they predict.
+def states_before(
+    states: Tensor, inputs: BodyInputs, layout: BlockLayout | None = None, last_state: Tensor | None = None
+) -> Tensor:
+    """Hidden states `(batch, length, width)`, moved to the next position, whose token they predict.
 
-    The first token of a row and of a document, and one behind padding, have none before them and keep their own.
+    The first token of a row and of a document, and one behind padding, have none before them and keep their own. The
+    first of a block has that of the decided token before it.
+
+    Args:
+        states: `(batch, length, width)`, or `(batch, 2 length, width)` where those of x_0 follow.
+        inputs: Inputs of the body.
+        layout: Blocks of a block model.
+        last_state: State `(batch, 1, width)` of the token before the first one, which is in the cache.
     """
-    batch, length = states.shape[:2]
+    batch, length = inputs.tokens.shape[:2]
+    own, mask = states[:, :length], inputs.attention_mask
+    before = torch.cat([own[:, :1] if last_state is None else last_state, own[:, :-1]], dim=1)
+    if layout is not None and layout.has_clean:
+        of_clean = states[:, length:].roll(1, dims=1)
+        before = torch.where(layout.begins()[..., None], of_clean, before)
     is_first = torch.zeros((batch, length), dtype=torch.bool, device=states.device)
-    is_first[:, 0] = True
+    is_first[:, 0] = last_state is None
     if inputs.document_ids is not None:
         is_first[:, 1:] |= inputs.document_ids[:, 1:] != inputs.document_ids[:, :-1]
-    if inputs.attention_mask is not None and inputs.attention_mask.dim() == 2:
-        is_first[:, 1:] |= inputs.attention_mask[:, :-1] == 0
-    return torch.where(is_first[..., None], states, states.roll(1, dims=1))
+    if mask is not None and mask.dim() == 2:
+        is_first |= F.pad(mask[:, :-1] == 0, (1, 0))[:, -length:]
+    return torch.where(is_first[..., None], own, before)
+
+
+def keep_state(past_key_values: Cache, states: Tensor):
+    """Add the last hidden states `(batch, length, width)` to a cache, as keys without values of one more layer."""
+    layers = past_key_values.layers
+    if not has_states(past_key_values):
+        layers.append(DynamicLayer())
+    layers[-1].update(states[:, None], states[:, None, :, :0])
+
+
+def has_states(past_key_values: Cache) -> bool:
+    """Whether a cache has hidden states that `keep_state` added."""
+    layers = past_key_values.layers
+    return bool(layers) and layers[-1].is_initialized and layers[-1].values.shape[-1] == 0
+
+
+def state_in_cache(past_key_values: Cache) -> Tensor:
+    """Hidden state `(batch, 1, width)` of the last token in a cache."""
+    if not has_states(past_key_values):
+        raise ValueError("`past_key_values` must come from this model, which keeps its last states there too.")
+    return past_key_values.layers[-1].keys[:, 0, -1:]
 
 
 def learned_positions(language_model: PreTrainedModel) -> tuple[int, int | None]:
@@ -253,6 +322,60 @@ def obstacle_to_pair_masks(backbone: PreTrainedModel, length: int) -> str | None
 def keeps_causal(config) -> bool:
     """Whether tokens of a backbone see only those before them."""
     return language_model_class(config) is AutoModelForCausalLM and getattr(config, "is_causal", None) is not False
+
+
+def check_sees_blocks(body: AutoBody, model: PreTrainedModel):
+    """Raise a ValueError for a backbone that is no causal model attending both ways, or that has attention of its own.
+
+    A model with weights is tried: [x_t ; x_0] in one pass has to give the states of the blocks one by one, and so has a
+    cache.
+    """
+    backbone, length = model.backbone, model.config.max_position_embeddings
+    obstacle = obstacle_to_pair_masks(backbone, length)
+    if language_model_class(backbone.config) is not AutoModelForCausalLM:
+        obstacle = "that keeps no keys and values of decided blocks"
+    elif keeps_causal(backbone.config):
+        obstacle = "that stays causal (`is_causal=False` in its configuration opens it)"
+    elif obstacle is None and can_be_tried(backbone) and not tells_blocks_apart(body, model):
+        obstacle = "that does not follow the attention, positions or cache that it is given"
+    if obstacle is not None:
+        kind, size = backbone.config.model_type, model.config.block_size
+        raise ValueError(f"`block_size` must be None for a backbone of type {kind!r} {obstacle}, got {size}.")
+
+
+def can_be_tried(backbone: PreTrainedModel) -> bool:
+    """Whether a model has weights at hand, and attention that needs no compiler."""
+    has_weights = not is_deepspeed_zero3_enabled() and all(x.device.type != "meta" for x in backbone.parameters())
+    return has_weights and backbone.config._attn_implementation in ("eager", "sdpa")
+
+
+@torch.no_grad()
+def tells_blocks_apart(body: AutoBody, model: PreTrainedModel) -> bool:
+    """Whether two blocks of x_t, with x_0 behind them, have the states that they have one by one."""
+    backbone, own_size, was_training = model.backbone, model.config.block_size, model.backbone.training
+    ids = torch.arange(1, 2 * PROBE_LENGTH + 1, device=backbone.device)[None] % backbone.config.vocab_size
+    x0, xt = ids.chunk(2, dim=1)
+    half, cache = PROBE_LENGTH // 2, DynamicCache()
+
+    def states(tokens: Tensor, **inputs: Any) -> Tensor:
+        return body.run(model, BodyInputs(tokens, **inputs)).last_hidden_state
+
+    try:
+        backbone.eval()
+        model.config.block_size = half
+        first, second = xt.split(half, dim=1)
+        at_once = states(xt, clean_ids=x0)
+        alone = torch.cat([states(first), states(torch.cat([x0[:, :half], second], dim=1))[:, half:]], dim=1)
+        states(x0[:, :half], past_key_values=cache)
+        cached = states(second, past_key_values=cache)
+    except (AttributeError, RuntimeError, TypeError):  # it takes no positions, or no mask of pairs
+        return False
+    finally:
+        backbone.train(was_training)
+        model.config.block_size = own_size
+    tolerance = PROBE_TOLERANCE * alone.abs().max()
+    found = torch.cat([at_once, cached], dim=1)
+    return torch.allclose(found, torch.cat([alone, alone[:, half:]], dim=1), rtol=0, atol=tolerance)
 
 
 # From a language model to an MD4 model --------------------------------------------------------------------------------

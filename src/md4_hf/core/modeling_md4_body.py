@@ -153,6 +153,22 @@ class TextBody(MD4Body):
         if model.training and model.is_gradient_checkpointing:
             raise ValueError("`past_key_values` must be None in training with gradient checkpointing.")
 
+    def positions(self, inputs: BodyInputs) -> Tensor:
+        """Positions of the tokens, `(batch or 1, length)`."""
+        if inputs.position_ids is not None:
+            return inputs.position_ids
+        if inputs.document_ids is not None:
+            return positions_in_documents(inputs.document_ids)
+        first, length = inputs.num_past, inputs.tokens.shape[1]
+        return torch.arange(first, first + length, device=inputs.tokens.device)[None]
+
+    def layout(self, config: MD4Config, inputs: BodyInputs, position_ids: Tensor) -> BlockLayout | None:
+        """Blocks of the tokens, None for a model without blocks."""
+        if config.block_size is None:
+            return None
+        blocks = block_numbers(position_ids, config.block_size, inputs.document_ids)
+        return BlockLayout(blocks, inputs.clean_ids is not None)
+
 
 def check_backend(config: MD4Config, needs: str):
     """Raise a ValueError for a kind of attention that ignores the masks of documents and blocks."""
@@ -207,8 +223,8 @@ class TransformerBody(TextBody):
 
     def run(self, model: PreTrainedModel, inputs: BodyInputs, **options) -> BaseModelOutput:
         """Hidden states `(batch, length, hidden)`, or of the rows alone, which the last feed-forward is run for."""
-        position_ids = self._positions(inputs)
-        layout = self._layout(model.config, inputs, position_ids)
+        position_ids = self.positions(inputs)
+        layout = self.layout(model.config, inputs, position_ids)
         tokens, rows, length = inputs.tokens, inputs.rows, inputs.tokens.shape[1]
         if inputs.clean_ids is not None:  # behind x_t; of its hidden states the last feed-forward is spared
             rows = torch.arange(tokens.numel(), device=tokens.device) if rows is None else rows
@@ -227,22 +243,6 @@ class TransformerBody(TextBody):
         if inputs.clean_ids is not None and inputs.rows is None:
             hidden_states = hidden_states.unflatten(0, inputs.tokens.shape[:2])
         return BaseModelOutput(last_hidden_state=hidden_states)
-
-    def _positions(self, inputs: BodyInputs) -> Tensor:
-        """Positions of the tokens, `(batch or 1, length)`."""
-        if inputs.position_ids is not None:
-            return inputs.position_ids
-        if inputs.document_ids is not None:
-            return positions_in_documents(inputs.document_ids)
-        first, length = inputs.num_past, inputs.tokens.shape[1]
-        return torch.arange(first, first + length, device=inputs.tokens.device)[None]
-
-    def _layout(self, config: MD4Config, inputs: BodyInputs, position_ids: Tensor) -> BlockLayout | None:
-        """Blocks of the tokens, None for a model without blocks."""
-        if config.block_size is None:
-            return None
-        blocks = block_numbers(position_ids, config.block_size, inputs.document_ids)
-        return BlockLayout(blocks, inputs.clean_ids is not None)
 
     def _modulations(
         self, model: PreTrainedModel, inputs: BodyInputs, layout: BlockLayout | None, dtype: torch.dtype

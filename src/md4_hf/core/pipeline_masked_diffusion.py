@@ -328,6 +328,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 raise ValueError("`classifier` must be None with `block_length`, as it sees whole sequences.")
             self._classifier = ClassifierGuidance(classifier, classifier_scale, classifier_method, self.mask_token_id)
         rows = self._inputs.rows(request)
+        longest, num_positions = max(map(len, rows)), getattr(self.model, "num_positions", None)
+        if num_positions is not None and longest > num_positions:
+            raise ValueError(f"`length` must be at most {num_positions}, the network's positions, got {longest}.")
         if labels is not None:
             if len(labels) not in (1, len(rows)):
                 raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")

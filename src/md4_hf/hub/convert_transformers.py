@@ -31,11 +31,20 @@ from .weight_files import WeightFiles
 # Types of networks that are recognised by the names of their tensors, where the configuration names none.
 RECOGNISED_BY_KEYS = ("llama", "qwen2", "qwen3", "modernbert", "bert", "roberta", "gpt2")
 TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "tie_word_embeddings": True}
-BLOCKS = ("block_size", "bd_size", "block_length")  # fields that say how long a block is
+BLOCKS = "block_size"  # field of a model whose attention is block-causal
+OF_SAMPLERS = ("bd_size", "block_length")  # fields for blocks that do not say what the attention is
 # Fields of a checkpoint's configuration that are not its network's.
-OF_THE_CHECKPOINT = ("model_type", "auto_map", "attn_implementation", "mask_token_id", "predicts_next", *BLOCKS)
+OF_THE_CHECKPOINT = (
+    "model_type",
+    "auto_map",
+    "attn_implementation",
+    "mask_token_id",
+    "predicts_next",
+    BLOCKS,
+    *OF_SAMPLERS,
+)
 TYPES: dict[str, Any] = {
-    **dict.fromkeys(("mask_token_id", "vocab_size", *BLOCKS), int | None),
+    **dict.fromkeys(("mask_token_id", "vocab_size", BLOCKS, *OF_SAMPLERS), int | None),
     "predicts_next": bool,
     "architectures": list | None,
 }
@@ -60,7 +69,7 @@ class Redressed(Family):
         return self.network is not None and are_keys_of(self.network, keys)
 
     def configuration(self, source: Mapping[str, Any]) -> MD4Config:
-        """Configuration of the converted model; a ValueError for missing fields, and for a model of blocks."""
+        """Configuration of the converted model, with the blocks of the checkpoint; a ValueError for missing fields."""
         check_types(source, TYPES)
         network = self.network or network_named(source)
         if network is None:
@@ -75,17 +84,16 @@ class Redressed(Family):
                 f"one of type {source.get('model_type')!r}. A model that was not trained to fill masks is made one by "
                 "`md4 train --backbone_name_or_path`."
             )
-        config = MD4Config(
+        length = getattr(body, "max_position_embeddings", None) or MD4Config.max_position_embeddings
+        return MD4Config(
             backbone="auto",
             backbone_config=body,
             predicts_next=source.get("predicts_next", False),
             mask_token_id=source["mask_token_id"],
-            max_position_embeddings=getattr(body, "max_position_embeddings", None)
-            or MD4Config.max_position_embeddings,
+            max_position_embeddings=length,
+            block_size=shorter_block_size(source, length),
             **LINEAR,
         )
-        check_one_block(source, config.max_position_embeddings)
-        return config
 
     def scheduler(self, source: Mapping[str, Any], config: MD4Config) -> MaskedDiffusionScheduler:
         """Equal steps on the linear schedule."""
@@ -133,8 +141,8 @@ class SDAR(Redressed):
         return False
 
     def configuration(self, source: Mapping[str, Any]) -> MD4Config:
-        """As for Qwen3; a ValueError for blocks shorter than the text, and where their length is not said."""
-        required(source, "block_size")
+        """As for Qwen3; a ValueError where the length of a block is not said."""
+        required(source, BLOCKS)
         return super().configuration(source)
 
 
@@ -162,14 +170,16 @@ def body_of(network: str, source: Mapping[str, Any]) -> PreTrainedConfig:
     return body
 
 
-def check_one_block(source: Mapping[str, Any], length: int):
-    """Raise a ValueError if the configuration names blocks that are shorter than the text."""
-    for name in BLOCKS:
-        if source.get(name) is not None and source[name] < length:
+def shorter_block_size(source: Mapping[str, Any], length: int) -> int | None:
+    """Tokens of a block, None where one is all of the text; a ValueError for fields that leave the attention open."""
+    for name in OF_SAMPLERS:
+        if source.get(BLOCKS) is None and source.get(name) is not None and source[name] < length:
             raise ValueError(
-                f"`{name}` must be the length of the text, {length}, to be converted, got {source[name]}: a language "
-                "model of transformers attends to all tokens here, and cannot decode block by block."
+                f"`{name}` must be the length of the text, {length}, or be joined by `{BLOCKS}` in the config, got "
+                f"{source[name]}: it does not say whether tokens see later blocks. Give `{BLOCKS}` if they do not."
             )
+    block_size = source.get(BLOCKS)
+    return None if block_size is None or block_size >= length else block_size
 
 
 def empty_language_model(body: PreTrainedConfig) -> PreTrainedModel:

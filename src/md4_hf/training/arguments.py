@@ -144,6 +144,8 @@ def check_annealing(num_steps: int, model: Any):
     backbone, length = getattr(network, "backbone", None), model.config.max_position_embeddings
     is_opened = backbone is not None and getattr(backbone.config, "is_causal", None) is False
     obstacle = obstacle_to_pair_masks(backbone, length) if is_opened else "that was not causal, or stays so"
+    if model.config.block_size is not None:
+        obstacle = "whose blocks see what they are to see from the beginning (`block_size`)"
     if obstacle is None and backbone.config._attn_implementation not in ("eager", "sdpa"):
         obstacle = f"with {backbone.config._attn_implementation}"
     if obstacle is not None:

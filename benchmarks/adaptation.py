@@ -10,19 +10,15 @@ rates, from the same order of blocks. With `--kept` an interrupted benchmark goe
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import shlex
-import statistics
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from kept_runs import kept, mean_and_error
 from measuring import machine, publish
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -56,19 +52,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--kept", type=Path, help="Folder that keeps what is done, to go on there.")
     parser.add_argument("--output", help="Markdown file to write, with a plot beside it; printed if left out.")
     return parser.parse_args()
-
-
-def kept(folder: Path | None, facts: dict[str, Any], compute: Callable[[], Any]) -> Any:
-    """A result from the folder, or computed and kept there, under the hash of all that determines it."""
-    if folder is None:
-        return compute()
-    key = json.dumps({**facts, "network": [NETWORK, LENGTH, BATCH, RATE_OF_BASE], "version": 1}, sort_keys=True)
-    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if not file.is_file():
-        result = compute()
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"facts": facts, "result": result}) + "\n")
-    return json.loads(file.read_text())["result"]
 
 
 def llama_config() -> LlamaConfig:
@@ -132,12 +115,6 @@ def run(arm: str, seed: int, base: Path, blocks, heldout, args: argparse.Namespa
     return [(log["step"], log["eval_loss"] / math.log(2)) for log in logs if "eval_loss" in log]
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean over the seeds, and its standard error."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.mean(values), error
-
-
 def plot(path: Path, steps: list[int], curves: dict[str, list[tuple[float, float]]]):
     """Draw the bits of each arm over the steps."""
     with figure_file(path) as (panel,):
@@ -158,7 +135,8 @@ def measure(args: argparse.Namespace) -> tuple[float, dict[str, list[list[tuple[
     tokenizer = md4_hf.build_byte_tokenizer()
     documents = md4_hf.load_train_validation(md4_hf.DataArguments(data=args.data, validation_fraction=0.03))
     blocks, heldout = (md4_hf.pack(part, tokenizer, LENGTH)[0] for part in documents)
-    of_base = {"base_steps": args.base_steps, "blocks": [len(blocks), blocks[0]["input_ids"], blocks[-1]["input_ids"]]}
+    of_base = {"network": [NETWORK, LENGTH, BATCH, RATE_OF_BASE], "base_steps": args.base_steps}
+    of_base |= {"blocks": [len(blocks), blocks[0]["input_ids"], blocks[-1]["input_ids"]]}
     of_arms = of_base | {name: getattr(args, name) for name in ("max_steps", "learning_rate", "evaluations")}
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary) if args.kept is None else args.kept / f"base-{args.base_steps}"

@@ -3,35 +3,29 @@
 
 python benchmarks/genmd4.py --data pydoc my.txt --output benchmarks/results/genmd4.md
 
-Every run is a `md4 train` whose result is kept in the work folder: an interrupted benchmark goes on where it was.
+Every run is a `md4 train` whose result is kept in the work folder: an interrupted benchmark resumes where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import math
-import os
 import shlex
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
+from kept_runs import mean_and_error, trained
 from measuring import machine, publish
 from tqdm import tqdm
 
 import md4_hf
-from md4_hf.cli import main
-from md4_hf.utils.files import write_whole
 
 
 OBJECTIVES = ("md4", "genmd4")
 NETWORK = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "block_size": 64}
 TRAINING = {"learning_rate": 2e-3, "warmup_steps": 50, "use_muon": "false", "bf16": "false", "total_batch_size": 32}
-QUIET = {"eval_strategy": "no", "save_strategy": "no", "card_samples": 0, "disable_tqdm": "true"}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,34 +40,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(folder: Path, data: str, objective: str, seed: int, max_steps: int) -> dict[str, float]:
-    """The held-out figures of one run, and how long it took; read if it has been done."""
-    result = folder / "benchmark.json"
-    if not result.exists():
-        if folder.exists():
-            raise SystemExit(f"{folder} holds an unfinished run: remove it to start that run again.")
-        options = {
-            **{
-                "preset": "tiny",
-                "tokenizer": "text8",
-                "data": data,
-                "objective": objective,
-                "seed": seed,
-                "max_steps": max_steps,
-            },
-            **{"output_dir": folder, "final_eval_draws": 16, "ema_decay": 0.99},
-            **NETWORK,
-            **TRAINING,
-            **QUIET,
-        }
-        argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        start = time.perf_counter()
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            main(["train", *argv])
-        metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
-        metrics["seconds"] = time.perf_counter() - start
-        write_whole(result, json.dumps(metrics))
-    return json.loads(result.read_text(encoding="utf-8"))
+def train(folder: Path, data: str, objective: str, seed: int, max_steps: int) -> tuple[Path, dict[str, float]]:
+    """Folder and held-out figures of one run, with the seconds that it took; read if it has been done."""
+    chosen = {"preset": "tiny", "tokenizer": "text8", "data": data, "objective": objective, "seed": seed}
+    chosen |= {"max_steps": max_steps, "final_eval_draws": 16, "ema_decay": 0.99}
+    return trained(folder, {**chosen, **NETWORK, **TRAINING})
 
 
 def exponents(folder: Path) -> tuple[float, float]:
@@ -94,22 +65,20 @@ def table(data: str, runs: dict[str, list[dict]], folders: dict[str, list[Path]]
     ]
     for objective, results in runs.items():
         bits = [result["eval_bits_per_token"] for result in results]
-        error = statistics.stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
+        mean, error = mean_and_error(bits)
         each = ", ".join(
             f"{r['eval_bits_per_token']:.4f} ± {r['eval_loss_stderr'] / math.log(2):.4f}" for r in results
         )
         ranges = [exponents(folder) for folder in folders[objective]] if objective == "genmd4" else []
         learned = ", ".join(f"{low:.2f} to {high:.2f}" for low, high in ranges) or "–"
         seconds = statistics.median(result["seconds"] for result in results)
-        lines.append(
-            f"| {objective} | {statistics.mean(bits):.4f} ± {error:.4f} | {each} | {learned} | {seconds:.0f} |"
-        )
+        lines.append(f"| {objective} | {mean:.4f} ± {error:.4f} | {each} | {learned} | {seconds:.0f} |")
     pairs = zip(*(runs[objective] for objective in OBJECTIVES), strict=True)
     differences = [new["eval_bits_per_token"] - old["eval_bits_per_token"] for old, new in pairs]
-    spread = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    mean, spread = mean_and_error(differences)
     lines += [
         "",
-        f"GenMD4 − MD4, paired by seed: {statistics.mean(differences):+.4f} ± {spread:.4f} bits per letter.",
+        f"GenMD4 − MD4, paired by seed: {mean:+.4f} ± {spread:.4f} bits per letter.",
         "",
     ]
     return lines
@@ -137,8 +106,8 @@ def report(args: argparse.Namespace) -> str:
         data: {objective: [] for objective in OBJECTIVES} for data in args.data
     }
     for data, objective, seed in tqdm(jobs, desc="runs"):
-        folder = Path(args.work_dir) / f"{Path(data).stem}-{objective}-{args.max_steps}-{seed}"
-        runs[data][objective].append(train(folder, data, objective, seed, args.max_steps))
+        folder, figures = train(Path(args.work_dir), data, objective, seed, args.max_steps)
+        runs[data][objective].append(figures)
         folders[data][objective].append(folder)
     for data in args.data:
         lines += table(data, runs[data], folders[data])

@@ -17,6 +17,7 @@ CORE = Path(md4_hf.__file__).parent / "core"
 # Files that a saved pipeline carries, and a saved model.
 PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {
     "__init__.py",
+    "causal_decoding.py",
     "modeling_md4_causal.py",
     "pipeline_causal.py",
 }
@@ -24,12 +25,18 @@ OF_PIPELINES = (
     *("pipeline_", "remote_pipeline", "scheduling_", "image_processing_", "text_encoding", "token_filter"),
     *(
         "denoiser_inputs",
+        "denoising",
         "foreign_scheduler",
         "guidance",
+        "image_inputs",
         "opening_orders",
         "remasking",
         "reverse_steps",
+        "row_generators",
+        "sampling_call",
         "sampling_runs",
+        "scheduler_base",
+        "text_ends",
     ),
 )
 MODEL_CODE = {name for name in PIPELINE_CODE if not name.startswith(OF_PIPELINES)}

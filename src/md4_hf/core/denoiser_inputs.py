@@ -255,3 +255,47 @@ def _in_rows(x: Tensor, rows: Tensor, total: int) -> Tensor:
     if len(x) == total:
         return x
     return x.new_zeros(total, *x.shape[1:]).index_copy(0, rows.to(x.device), x)
+
+
+def block_length_of(config: Any, given: int | None) -> int | None:
+    """Block length of a call: that of a block model, or what is given; None for whole sequences."""
+    own = getattr(config, "block_size", None)
+    if own is None or own == config.max_position_embeddings:
+        return given
+    if given not in (None, own):
+        raise ValueError(f"`block_length` must be the model's own, {own}, or left out, got {given!r}.")
+    return own
+
+
+def make_inputs(
+    model: Any,
+    guidance: Guidance,
+    attention_mask: Tensor | None,
+    block_length: int | None,
+    use_cache: bool,
+    schedule: MaskingSchedule,
+) -> DenoiserInputs:
+    """Inputs of a denoiser for the rows of a call, whole or in blocks.
+
+    Args:
+        model: The denoiser.
+        guidance: Guidance of the call.
+        attention_mask: `(rows, length)`, 1 for tokens and 0 for padding, or None without padding.
+        block_length: Tokens of a block, or None.
+        use_cache: Whether blocks see the tokens before them by cached keys and values.
+        schedule: Masking schedule of the scheduler.
+    """
+    attention_mask = None if attention_mask is None else guidance.copies(attention_mask)
+    config = model.config
+    common = (attention_mask, guidance, config.mask_token_id)
+    if block_length is None:
+        return DenoiserInputs(*common)
+    is_block_model = getattr(config, "block_size", None) is not None
+    if use_cache:
+        window = config.max_position_embeddings - block_length
+        if is_block_model:  # whole blocks
+            window -= window % block_length
+        return CachedBlockInputs(*common, block_length, model, window, is_block_model)
+    # A block model is told the time of each block.
+    sees_share = getattr(config, "time_conditioning", True) and not is_block_model
+    return WholeBlockInputs(*common, block_length, schedule if sees_share else None, is_block_model)

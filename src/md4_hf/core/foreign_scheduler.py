@@ -11,10 +11,10 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor
 
 from .reverse_steps import StepPlan
+from .scheduler_base import SchedulerMixin
 from .schedules import LinearSchedule, MaskingSchedule, TokenPolynomialSchedule
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
@@ -158,3 +158,23 @@ def as_sampler(scheduler: SchedulerMixin, mask_token_id: int) -> MaskedDiffusion
     if scheduler.config.mask_token_id is None:
         scheduler.register_to_config(mask_token_id=mask_token_id)
     return scheduler
+
+
+def scheduler_of_call(
+    scheduler: SchedulerMixin,
+    model: Any,
+    num_inference_steps: int | None,
+    options: dict[str, Any],
+    device: str | torch.device,
+) -> MaskedDiffusionScheduler | ForeignScheduler:
+    """Scheduler of a call, with its times: the one given, or one with those of the options that are not None."""
+    own = as_sampler(scheduler, model.config.mask_token_id)
+    own.set_token_schedule(None)
+    made = own.with_options(**options)
+    made.set_token_schedule(getattr(model, "token_schedule", None))
+    if num_inference_steps is None:
+        num_inference_steps = made.config.get("num_inference_steps")
+    made.set_timesteps(num_inference_steps, device=device)
+    if made is not own:  # of which callbacks read the times
+        scheduler.set_timesteps(num_inference_steps, device=device)
+    return made

@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from .input_checks import integers
 
 
 Classifier: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -165,3 +167,55 @@ class ClassifierGuidance:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"`classifier` must return a tensor of shape ({len(t)},), one number a row, got {found}.")
         return value
+
+
+def null_class_of(config: Any) -> int | None:
+    """Label that stands for no class; None if the model has none."""
+    return getattr(config, "null_class", None)
+
+
+def class_labels_of(config: Any, class_labels: Any) -> Tensor | None:
+    """Class labels of a call `(labels,)`, by default the null class; None for a model without classes.
+
+    A ValueError for labels out of range, for a model without classes, or if there is no default.
+    """
+    num_classes, null_class = getattr(config, "num_classes", None), null_class_of(config)
+    if class_labels is None:
+        if num_classes is not None and null_class is None:
+            raise ValueError(f"`class_labels` must be given: the model has {num_classes} classes.")
+        return None if null_class is None else torch.tensor([null_class])
+    if num_classes is None:
+        raise ValueError("`class_labels` must be None: the model is not class-conditional.")
+    labels = integers("class_labels", class_labels).reshape(-1)
+    if not (len(labels) and 0 <= labels.min() <= labels.max() < num_classes):
+        raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
+    return labels
+
+
+def check_guidance(config: Any, scale: float, has_classes: bool, has_prompt: bool):
+    """Raise a ValueError for a scale out of range, and for one that needs a condition that is not given."""
+    if not (isinstance(scale, Real) and 0.0 <= scale < math.inf):
+        raise ValueError(f"`guidance_scale` must be finite and >= 0, got {scale!r}.")
+    if scale != 1.0 and has_classes and null_class_of(config) is None:
+        raise ValueError(
+            f"`guidance_scale` must be 1 for `class_labels` of a model without a null class, got {scale}."
+        )
+    if scale != 1.0 and not has_classes and not has_prompt:
+        raise ValueError(f"`guidance_scale` must be 1 without `class_labels` and without a prompt, got {scale}.")
+
+
+def make_guidance(config: Any, scale: float, labels: Tensor | None, by_class: bool, given: Tensor) -> Guidance:
+    """Guidance of a call, by its class or by what is `given` `(rows, ...)`.
+
+    Args:
+        config: The model's configuration.
+        scale: The scale, >= 0.
+        labels: `(rows,)` labels, or None for a model without classes.
+        by_class: Whether the condition is the class.
+        given: `(rows, ...)` booleans: positions that are given.
+    """
+    if scale == 1.0:
+        return Guidance(labels)
+    if by_class:
+        return ClassGuidance(scale, labels, null_class_of(config))
+    return PromptGuidance(scale, labels, given, config.mask_token_id)

@@ -113,6 +113,12 @@ def check_num_items(num_items: Tensor | int | None):
         raise ValueError(f"`num_items_in_batch` must be a number > 0, got {num_items!r}.")
 
 
+def check_at_least_one(name: str, number: Any):
+    """Raise a ValueError unless this is an integer >= 1."""
+    if isinstance(number, bool) or not (isinstance(number, int) and number >= 1):
+        raise ValueError(f"`{name}` must be >= 1, got {number!r}.")
+
+
 def check_per_example(name: str, x: Tensor | None, batch: int, largest: int, reason: str):
     """Raise a ValueError unless `x` is given, has shape `(batch,)`, and lies in [0, largest]."""
     if x is None:
@@ -142,3 +148,14 @@ def unused_ranges(used_ids: set[int], vocab_size: int) -> list[list[int]] | None
     """Ascending ranges `[first, end)` of the ids below `vocab_size` that are not used, None if there are none."""
     bounds = sorted({-1, *used_ids, vocab_size})
     return [[a + 1, b] for a, b in pairwise(bounds) if b > a + 1] or None
+
+
+def integers(name: str, values) -> Tensor:
+    """Convert a number, list or tensor of integers to an int64 tensor; other numbers are not rounded."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
+    if tensor.numel() and (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool):
+        raise ValueError(f"`{name}` must be integers, got {values!r}.")
+    return tensor.long()

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Inputs and outputs of the pipeline: arguments to rows of ids, with their checks, and rows to text or images."""
+"""Inputs and outputs of a sampler of text: arguments to rows of ids, with their checks, and rows to text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import PIL.Image
 import torch
-from diffusers.utils import logging
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from .input_checks import integers
 from .text_encoding import encode_texts
 
 
@@ -22,23 +21,38 @@ logger = logging.get_logger(__name__)
 
 GAP = re.compile(r"<mask:([^<>]*)>")
 MOST_DIGITS = 9  # of the size of a gap
-IDS = ("ids", "seq")  # output types without decoding; the second one is diffusers' word
 
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of a call that determine what is filled in, and the number of rows if nothing is given."""
+    """Arguments of a call that determine what is filled in."""
 
-    prompt: Any
-    input_ids: Any
-    image: Any
-    mask_image: Any
-    length: int | None
-    gen_length: int | None
-    block_length: int | None
-    use_cache: bool
-    eos_early_stop: bool
-    num_unprompted: int
+    prompt: Any = None
+    input_ids: Any = None
+    image: Any = None
+    mask_image: Any = None
+    length: int | None = None
+    gen_length: int | None = None
+    max_new_tokens: int | None = None
+    block_length: int | None = None
+    use_cache: bool = True
+    eos_early_stop: bool = False
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is a prompt or an image."""
+        return not (self.prompt is None and self.input_ids is None and self.image is None)
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Arguments that say how long rows become, by name: at most one may be given."""
+        names = ("length", "gen_length", "max_new_tokens")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def new_tokens(self) -> int | None:
+        """Number of tokens after each prompt, if it is given."""
+        return self.gen_length if self.max_new_tokens is None else self.max_new_tokens
 
     @property
     def is_bounded(self) -> bool:
@@ -79,12 +93,13 @@ class TextInputs:
             self._check_blocks(request)
 
     def _check_lengths(self, request: Request):
-        length, gen_length, longest = request.length, request.gen_length, self.config.max_position_embeddings
-        if length is not None and gen_length is not None:
-            raise ValueError(f"Only one of `length` and `gen_length` may be given, got {length} and {gen_length}.")
-        name, number = ("length", length) if gen_length is None else ("gen_length", gen_length)
-        if number is None:
+        lengths, longest = request.lengths, self.config.max_position_embeddings
+        if len(lengths) > 1:
+            names, values = (" and ".join(map(str, x)) for x in ((f"`{name}`" for name in lengths), lengths.values()))
+            raise ValueError(f"Only one of {names} may be given, got {values}.")
+        if not lengths:
             return
+        ((name, number),) = lengths.items()
         is_integer = isinstance(number, int) and not isinstance(number, bool)
         if request.is_bounded and not (is_integer and 1 <= number <= longest):
             where = "without `block_length`" if request.block_length is None else "with `use_cache=False`"
@@ -119,15 +134,18 @@ class TextInputs:
         own = getattr(self.processor, "eos_token_id", None)
         return [token for token in dict.fromkeys([own, *given]) if token is not None]
 
-    def rows(self, request: Request) -> list[Tensor]:
-        """Ids of each prompt, `(length,)`, with masks appended up to the final length."""
+    def rows(self, request: Request, num_unprompted: int = 1) -> list[Tensor]:
+        """Ids of each prompt, `(length,)`, with masks appended up to the final length.
+
+        Without a prompt there are `num_unprompted` rows.
+        """
         input_ids = request.input_ids
         if request.prompt is not None:
             prompts = request.prompt if isinstance(request.prompt, list) else [request.prompt]
-            longest = max(self.config.max_position_embeddings, request.length or 0, request.gen_length or 0)
+            longest = max([self.config.max_position_embeddings, *request.lengths.values()])
             input_ids = self._encode(prompts, longest)
         if input_ids is None:
-            input_ids = [[]] * request.num_unprompted
+            input_ids = [[]] * num_unprompted
         rows = id_rows(input_ids)
         if not rows:
             raise ValueError("`prompt` or `input_ids` must hold at least one row, got none.")
@@ -156,12 +174,12 @@ class TextInputs:
         if request.is_bounded and len(row) > longest:
             raise ValueError(f"A prompt must not be longer than the model's {longest} tokens, got {len(row)}.")
         length = request.length
-        if request.gen_length is not None:
-            length = len(row) + request.gen_length
+        if request.new_tokens is not None:
+            length = len(row) + request.new_tokens
             if request.is_bounded and length > longest:
                 raise ValueError(
-                    f"`gen_length` must leave room for the prompt: at most {longest - len(row)} of the model's "
-                    f"{longest} tokens after {len(row)}, got {request.gen_length}."
+                    f"`{next(iter(request.lengths))}` must leave room for the prompt: at most {longest - len(row)} of "
+                    f"the model's {longest} tokens after {len(row)}, got {request.new_tokens}."
                 )
         if length is None:
             length = len(row) if (row == mask_token_id).any() else longest
@@ -184,119 +202,6 @@ class TextInputs:
         return [self.processor.decode(ids, skip_special_tokens=skip_special_tokens) for ids in sequences]
 
 
-class ImageInputs:
-    """Inputs and outputs of a model of images: images with masks or ids in, ids or images out."""
-
-    output_types: ClassVar[tuple[str, ...]] = ("pil", "np", "pt")  # the first is the default
-    output_name: ClassVar[str] = "images"
-    processor_name: ClassVar[str] = "an image processor"
-    eos_token_ids: ClassVar[list[int]] = []
-
-    def __init__(self, config, image_processor: BaseImageProcessor | None):
-        self.config, self.processor = config, image_processor
-
-    def check(self, request: Request):
-        """Raise a ValueError for arguments that contradict each other."""
-        request.check_left_out(("prompt", "length", "gen_length", "block_length"), "text")
-        if request.eos_early_stop:
-            raise ValueError("`eos_early_stop` must be False: the model is not one of text.")
-        if request.image is not None and request.input_ids is not None:
-            raise ValueError("Only one of `image` and `input_ids` may be given.")
-        if request.image is not None and self.processor is None:
-            raise ValueError("`image` needs a pipeline with an image processor; give `input_ids`.")
-        if request.image is not None and request.mask_image is None:
-            raise ValueError("`mask_image` must be given with `image`: it is the part to fill.")
-        if request.mask_image is not None and request.image is None and request.input_ids is None:
-            raise ValueError("`mask_image` needs `image` or `input_ids`, of which it is the part to fill.")
-
-    def rows(self, request: Request) -> list[Tensor]:
-        """Ids `(channels, height, width)` of each image, with masks where it is to be filled."""
-        input_ids, mask_token_id, shape = request.input_ids, self.config.mask_token_id, self.config.sample_shape
-        if request.image is not None:
-            input_ids = self.processor(request.image, return_tensors="pt")["input_ids"]
-        if input_ids is None:
-            return list(torch.full((request.num_unprompted, *shape), mask_token_id))
-        ids = integers("input_ids", input_ids).cpu()
-        ids = ids[None] if ids.dim() == 3 else ids
-        if ids.dim() != 4 or not ids.numel() or ids.shape[1] != shape[0]:
-            found = tuple(ids.shape)
-            raise ValueError(f"`input_ids` must have shape (batch, {shape[0]}, height, width), got {found}.")
-        check_ids(ids, self.config)
-        if request.mask_image is not None:
-            ids = torch.where(fill_mask(request.mask_image, ids.shape), mask_token_id, ids)
-        return list(ids)
-
-    def batch(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, None]:
-        """Stack images, which need no padding and no attention mask."""
-        return torch.stack(rows).to(device), None
-
-    def decode(self, sequences: Tensor, output_type: str, skip_special_tokens: bool = True):
-        """Convert ids `(rows, channels, height, width)` to images, in which masks are grey."""
-        grey = self.processor.num_levels // 2
-        ids = sequences.masked_fill(sequences == self.config.mask_token_id, grey)
-        return self.processor.postprocess(ids.cpu(), output_type=output_type)
-
-
-def output_type_of(inputs: TextInputs | ImageInputs, output_type: str | None) -> str:
-    """Output type of a call, by default the first one of these inputs; a ValueError if they cannot serve it."""
-    if output_type is None:
-        output_type = inputs.output_types[0]
-    choices = (*inputs.output_types, *IDS)
-    if not isinstance(output_type, str) or output_type not in choices:
-        raise ValueError(f"`output_type` must be one of {choices}, got {output_type!r}.")
-    if output_type in IDS:
-        return IDS[0]
-    if inputs.processor is None:
-        raise ValueError(
-            f'`output_type="{output_type}"` needs a pipeline with {inputs.processor_name}; ask for "ids".'
-        )
-    return output_type
-
-
-class EndOfText:
-    """Rows that end early: at the first EOS token behind all that is given, once everything before it is decided.
-
-    The rest of such a row is filled with EOS tokens.
-
-    Args:
-        eos_token_ids: Ids that end a row, of which the first one fills the rest.
-        sample: `(rows, length)` ids at the start, with masks where tokens are to be drawn.
-        attention_mask: `(rows, length)`, 0 for padding, or None without padding.
-        mask_token_id: The mask id.
-    """
-
-    def __init__(self, eos_token_ids: list[int], sample: Tensor, attention_mask: Tensor | None, mask_token_id: int):
-        self.eos_token_ids = torch.tensor(eos_token_ids, device=sample.device)
-        self.mask_token_id = mask_token_id
-        masked = sample == mask_token_id
-        given = ~masked if attention_mask is None else ~masked & (attention_mask == 1)
-        given_from_here_on = given.flip(1).cumsum(dim=1).flip(1) > 0
-        self.is_free = masked & ~given_from_here_on
-
-    def reached(self, sample: Tensor) -> Tensor:
-        """Rows `(rows,)` of ids `(rows, length)` that have ended."""
-        return self._ends(sample).any(dim=1)
-
-    def filled(self, sample: Tensor) -> Tensor:
-        """Ids `(rows, length)` with EOS tokens behind the end of the rows that have ended."""
-        return torch.where(self._behind(sample), self.eos_token_ids[0], sample)
-
-    def cut(self, sample: Tensor, sequences: list[Tensor]) -> list[Tensor]:
-        """Sequences of the rows without what lies behind their ends."""
-        behind = self._behind(sample).sum(dim=1).tolist()
-        return [ids[: len(ids) - count] for ids, count in zip(sequences, behind, strict=True)]
-
-    def _ends(self, sample: Tensor) -> Tensor:
-        """Booleans `(rows, length)`: EOS tokens that are drawn, with no mask before them."""
-        is_decided = (sample == self.mask_token_id).cumsum(dim=1) == 0
-        return torch.isin(sample, self.eos_token_ids) & self.is_free & is_decided
-
-    def _behind(self, sample: Tensor) -> Tensor:
-        """Booleans `(rows, length)`: positions behind the first end of their row."""
-        ends = self._ends(sample).long()
-        return self.is_free & (ends.cumsum(dim=1) > ends)
-
-
 def check_ids(ids: Tensor, config):
     """Raise a ValueError for ids outside the model's vocabulary."""
     size = config.vocab_size
@@ -315,47 +220,6 @@ def id_rows(input_ids) -> list[Tensor]:
     return rows
 
 
-def fill_mask(mask_image, shape: torch.Size) -> Tensor:
-    """Booleans that broadcast with images of this shape and are true where these are to be filled."""
-    given = mask_image if isinstance(mask_image, (list, tuple)) else [mask_image]
-    masks = [one_fill_mask(mask) for mask in given]
-    if not masks or len({mask.shape[1:] for mask in masks}) != 1:
-        raise ValueError(f"`mask_image` must hold masks of one size, got {[tuple(mask.shape) for mask in masks]}.")
-    mask = torch.cat(masks)
-    fits = mask.shape[2:] == shape[2:] and mask.shape[1] in (1, shape[1])
-    if not fits or (len(mask) != shape[0] and 1 not in (len(mask), shape[0])):
-        raise ValueError(
-            f"`mask_image` must have shape {tuple(shape[2:])}, (batch, height, width) or (batch, channels, height, "
-            f"width) for images of shape {tuple(shape)}, got {tuple(mask.shape)}."
-        )
-    return mask
-
-
-def one_fill_mask(mask_image) -> Tensor:
-    """Convert a picture, array or tensor to booleans `(batch, channels, height, width)`, with axes of 1 if missing."""
-    if isinstance(mask_image, PIL.Image.Image):
-        mask_image = mask_image.convert("L")
-    elif not isinstance(mask_image, (np.ndarray, Tensor)):
-        raise ValueError(f"`mask_image` must be pictures, arrays or tensors, got {type(mask_image).__name__}.")
-    try:
-        mask = mask_image.cpu() if isinstance(mask_image, Tensor) else torch.from_numpy(np.array(mask_image))
-    except TypeError as error:
-        raise ValueError(f"`mask_image` must be boolean, 8-bit or numbers in [0, 1]: {error}") from error
-    if mask.dim() not in (2, 3, 4):
-        raise ValueError(f"`mask_image` must have 2 to 4 axes, got shape {tuple(mask.shape)}.")
-    if mask.dtype == torch.uint8:
-        if mask.numel() and mask.max() == 1:
-            raise ValueError("`mask_image` must have 255 for white where it is 8-bit, got 1 as the largest value.")
-        mask = mask / 255
-    if mask.dtype != torch.bool:
-        if not (mask.dtype.is_floating_point and ((mask >= 0.0) & (mask <= 1.0)).all()):
-            raise ValueError(
-                f"`mask_image` must be boolean, 8-bit or numbers in [0, 1], got other values of {mask.dtype}."
-            )
-        mask = mask >= 0.5
-    return mask[None, None] if mask.dim() == 2 else mask[:, None] if mask.dim() == 3 else mask
-
-
 @functools.cache
 def warn_once(message: str):
     """Log a warning, unless it has been logged before: a prompt may come in many calls."""
@@ -371,38 +235,3 @@ def expand_gaps(text: str, mask_token: str, longest: int) -> str:
     if any(len(size) > MOST_DIGITS for size in sizes) or sum(map(int, sizes)) > longest:
         raise ValueError(f"`prompt` must have gaps of at most {longest} tokens in all, the length, got {text!r}.")
     return GAP.sub(lambda gap: mask_token * int(gap.group(1)), text)
-
-
-def integers(name: str, values) -> Tensor:
-    """Convert a number, list or tensor of integers to an int64 tensor; other numbers are not rounded."""
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"`{name}` must be integers, got {values!r}.") from error
-    if tensor.numel() and (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool):
-        raise ValueError(f"`{name}` must be integers, got {values!r}.")
-    return tensor.long()
-
-
-def row_generators(generator: torch.Generator | list[torch.Generator] | None, num_rows: int) -> list[torch.Generator]:
-    """Create one generator per row, seeded by the row's own of a list, or in turn by a single one (or torch's)."""
-    given = generator if isinstance(generator, list) else [generator]
-    if not all(x is None or isinstance(x, torch.Generator) for x in given):
-        raise ValueError(f"`generator` must be a torch.Generator, a list of them or None, got {generator!r}.")
-    if not isinstance(generator, list):
-        given = [generator] * num_rows
-    elif len(generator) != num_rows:
-        raise ValueError(f"`generator` must hold one generator per row, {num_rows}, got {len(generator)}.")
-    # A list is seeded from too, so that a list of one generator gives the same draws as that generator alone.
-    return reseed_all(given)
-
-
-def reseed_all(generators: list) -> list[torch.Generator]:
-    """Seed a fresh generator from each: a row uses only its first numbers, so that padding shifts no later draws."""
-    return [reseed(generator) for generator in generators]
-
-
-def reseed(generator: torch.Generator | None) -> torch.Generator:
-    """Create a generator seeded by one draw from the given one (or from torch's own)."""
-    device = generator.device if generator is not None else "cpu"
-    return torch.Generator("cpu").manual_seed(torch.randint(2**62, (), generator=generator, device=device).item())

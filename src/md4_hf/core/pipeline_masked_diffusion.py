@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import itertools
 import json
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -25,24 +23,16 @@ from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from .denoiser_inputs import BlockInputs, CachedBlockInputs, DenoiserInputs, WholeBlockInputs
-from .foreign_scheduler import ForeignScheduler, as_sampler
-from .guidance import ClassGuidance, Classifier, ClassifierGuidance, Guidance, PromptGuidance
-from .input_checks import match_tokenizer
+from .denoiser_inputs import block_length_of
+from .denoising import Denoising, Observer
+from .foreign_scheduler import as_sampler
+from .guidance import Classifier
+from .image_inputs import ImageInputs, output_type_of
+from .input_checks import check_at_least_one, match_tokenizer
 from .modeling_md4_base import copy_code
-from .pipeline_inputs import (
-    EndOfText,
-    ImageInputs,
-    Request,
-    TextInputs,
-    integers,
-    output_type_of,
-    reseed_all,
-    row_generators,
-)
-from .sampling_runs import Look, Run, start_run
-from .scheduling_masked_diffusion import MaskedDiffusionScheduler
-from .token_filter import LogitsProcessing, TokenFilter
+from .pipeline_inputs import Request, TextInputs
+from .sampling_call import SamplingCall, SamplingOptions
+from .token_filter import LogitsProcessing
 
 
 CALLBACK_TENSORS = ["sample", "logits"]
@@ -97,6 +87,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "model"
     _optional_components = ["tokenizer", "image_processor"]
     _callback_tensor_inputs = CALLBACK_TENSORS
+    _loop_class: ClassVar[type[Denoising]] = Denoising
 
     def __init__(
         self,
@@ -155,7 +146,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     @property
     def num_timesteps(self) -> int:
         """Number of steps of the last call."""
-        return self._num_timesteps
+        return self._observer.num_timesteps
 
     @property
     def interrupt(self) -> bool:
@@ -308,66 +299,63 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         tensor_names = ["sample"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             tensor_names = callback_on_step_end.tensor_inputs
+        if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
+            argument = "callback_on_step_end_tensor_inputs"
+            raise ValueError(f"`{argument}` must be among {CALLBACK_TENSORS}, got {tensor_names!r}.")
         device = self._execution_device  # not `self.device`: an offloaded model does not run where its weights lie
-        output_type = output_type_of(self._inputs, output_type)
-        labels = self._labels(class_labels)
-        num_unprompted = 1 if labels is None else len(labels)
-        block_length = self._block_length(block_length)
+        inputs = self._inputs
+        output_type = output_type_of(inputs, output_type)
+        check_at_least_one("num_samples", num_samples)
         request = Request(
-            *(prompt, input_ids, image, mask_image, length, gen_length, block_length, use_cache, eos_early_stop),
-            num_unprompted=num_unprompted,
+            prompt=prompt,
+            input_ids=input_ids,
+            image=image,
+            mask_image=mask_image,
+            length=length,
+            gen_length=gen_length,
+            block_length=block_length_of(self.model.config, block_length),
+            use_cache=use_cache,
+            eos_early_stop=eos_early_stop,
         )
-        self._inputs.check(request)
-        is_given = not (prompt is None and input_ids is None and image is None)
-        self._check_call(num_samples, guidance_scale, class_labels, is_given, tensor_names)
         if callback_on_step_end is not None and not request.is_bounded:
             raise ValueError("`callback_on_step_end` must be None with `block_length` and its cache.")
-        self._classifier = None
-        if classifier is not None:
-            if not request.is_bounded:
-                raise ValueError("`classifier` must be None with `block_length`, as it sees whole sequences.")
-            self._classifier = ClassifierGuidance(classifier, classifier_scale, classifier_method, self.mask_token_id)
-        rows = self._inputs.rows(request)
-        longest, num_positions = max(map(len, rows)), getattr(self.model, "num_positions", None)
-        if num_positions is not None and longest > num_positions:
-            raise ValueError(f"`length` must be at most {num_positions}, the network's positions, got {longest}.")
-        if labels is not None:
-            if len(labels) not in (1, len(rows)):
-                raise ValueError(f"`class_labels` must hold 1 or {len(rows)} labels, got {len(labels)}.")
-            labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(device)
-        rows = [row for row in rows for _ in range(num_samples)]
-        generators = row_generators(generator, len(rows))
-        self._token_filter = TokenFilter(self.model, suppress_tokens, logits_processor)
-        sampler = {"order": order, "order_temperature": order_temperature, "quota": quota, "threshold": threshold}
-        sampler |= {"factor": factor, "entropy_bound": entropy_bound, "kl_bound": kl_bound}
-        sampler |= {"remasking": remasking, "eta": eta, "corrector": corrector, "corrector_steps": corrector_steps}
-        sampler |= {"corrector_eta": corrector_eta, "corrector_size": corrector_size}
-        sampler |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-        self._sampler = self._scheduler_of_call(num_inference_steps, sampler, device)
-
-        self._num_timesteps = len(self._sampler.timesteps)
-        self._guidance_scale = float(guidance_scale)
-        self._interrupt = False
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            sample, attention_mask = self._inputs.batch(rows, device)
-            self._end_of_text = None
-            if eos_early_stop:
-                eos_token_ids = self._inputs.eos_token_ids
-                self._end_of_text = EndOfText(eos_token_ids, sample, attention_mask, self.mask_token_id)
-            self._guidance = self._guidance_of(class_labels is not None, labels, sample != self.mask_token_id)
-            inputs = self._denoiser_inputs(attention_mask, block_length, use_cache)
-            run = (generators, callback_on_step_end, tensor_names)
-            if isinstance(inputs, BlockInputs):
-                sample = self._denoise_blocks(sample, inputs, *run)
-            else:
-                sample = self._denoise(sample, inputs, *run)
-        finally:
-            self.model.train(was_training)
+        options = SamplingOptions(
+            sampler={
+                "order": order,
+                "order_temperature": order_temperature,
+                "quota": quota,
+                "threshold": threshold,
+                "factor": factor,
+                "entropy_bound": entropy_bound,
+                "kl_bound": kl_bound,
+                "remasking": remasking,
+                "eta": eta,
+                "corrector": corrector,
+                "corrector_steps": corrector_steps,
+                "corrector_eta": corrector_eta,
+                "corrector_size": corrector_size,
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+            },
+            num_samples=num_samples,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            classifier=classifier,
+            classifier_scale=classifier_scale,
+            classifier_method=classifier_method,
+            num_inference_steps=num_inference_steps,
+            suppress_tokens=suppress_tokens,
+            logits_processor=logits_processor,
+            generator=generator,
+        )
+        call = SamplingCall(self.model, self.scheduler, inputs, request, options, device, self._loop_class)
+        self._token_filter, self._guidance_scale, self._interrupt = call.token_filter, float(guidance_scale), False
+        self._observer = PipelineObserver(self, callback_on_step_end, tensor_names)
+        sample = call.run(self._observer)
         self.maybe_free_model_hooks()
-        output = self._output(sample, rows, output_type, skip_special_tokens)
-        return output if return_dict else (output.sequences, getattr(output, self._inputs.output_name))
+        output = self._output(call, sample, output_type, skip_special_tokens)
+        return output if return_dict else (output.sequences, getattr(output, inputs.output_name))
 
     def preview(
         self, sample: torch.LongTensor, output_type: str = "pil"
@@ -447,171 +435,18 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             index["_class_name"] = index["_class_name"][-1]
         return index
 
-    def _scheduler_of_call(
-        self, num_inference_steps: int | None, sampler: dict[str, Any], device: torch.device
-    ) -> MaskedDiffusionScheduler | ForeignScheduler:
-        """Scheduler of a call: the pipeline's own, or one with other entries where these are given; with its times."""
-        own = as_sampler(self.scheduler, self.mask_token_id)
-        own.set_token_schedule(None)
-        scheduler = own.with_options(**sampler)
-        scheduler.set_token_schedule(getattr(self.model, "token_schedule", None))
-        if num_inference_steps is None:
-            num_inference_steps = scheduler.config.get("num_inference_steps")
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        if scheduler is not own:  # of which callbacks read the times
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
-        return scheduler
-
-    def _denoiser_inputs(
-        self, attention_mask: Tensor | None, block_length: int | None, use_cache: bool
-    ) -> DenoiserInputs:
-        """Inputs of the denoiser for the rows of a call, whole or in blocks."""
-        attention_mask = None if attention_mask is None else self._guidance.copies(attention_mask)
-        common, config = (attention_mask, self._guidance, self.mask_token_id), self.model.config
-        if block_length is None:
-            return DenoiserInputs(*common)
-        is_block_model = getattr(config, "block_size", None) is not None
-        if use_cache:
-            window = config.max_position_embeddings - block_length
-            if is_block_model:  # whole blocks
-                window -= window % block_length
-            return CachedBlockInputs(*common, block_length, self.model, window, is_block_model)
-        # A block model is told the time of each block.
-        sees_share = getattr(config, "time_conditioning", True) and not is_block_model
-        return WholeBlockInputs(*common, block_length, self._sampler.schedule if sees_share else None, is_block_model)
-
-    def _block_length(self, given: int | None) -> int | None:
-        """Block length of a call: that of a block model, or what is given."""
-        config = self.model.config
-        own = getattr(config, "block_size", None)
-        if own is None or own == config.max_position_embeddings:
-            return given
-        if given not in (None, own):
-            raise ValueError(f"`block_length` must be the model's own, {own}, or left out, got {given!r}.")
-        return own
-
     def _output(
-        self, sample: Tensor, rows: list[Tensor], output_type: str, skip_special_tokens: bool
+        self, call: SamplingCall, sample: Tensor, output_type: str, skip_special_tokens: bool
     ) -> MaskedDiffusionPipelineOutput:
-        """Output of a call, of the sample and the rows at its start."""
-        end = self._end_of_text
+        """Output of a call, of its sample."""
+        end = call.end_of_text
         sample = sample if end is None else end.filled(sample)
-        sequences = [ids[: len(row)] for ids, row in zip(sample.cpu(), rows, strict=True)]
+        sequences = [ids[: len(row)] for ids, row in zip(sample.cpu(), call.rows, strict=True)]
         if len({len(ids) for ids in sequences}) == 1:
             sequences = torch.stack(sequences)
         shown = sequences if end is None else end.cut(sample, sequences)
         decoded = None if output_type == "ids" else self._inputs.decode(shown, output_type, skip_special_tokens)
         return MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
-
-    def _denoise(
-        self,
-        sample: Tensor,
-        inputs: DenoiserInputs,
-        generators: list[torch.Generator],
-        callback: Callback | None,
-        tensor_names: list[str],
-    ) -> Tensor:
-        """Fill the masks of ids `(rows, ...)`.
-
-        Without a callback each row goes at once to its own next step. A callback sees the steps one by one: all rows
-        wait until the grid has come to their step.
-        """
-        run = start_run(self._sampler, sample, generators)
-        logits = None
-        with self.progress_bar(total=run.num_steps) as progress:
-            for step in range(run.num_steps) if callback is not None else [run.num_steps - 1]:
-                taken = None
-                while True:
-                    if callback is None or taken is None:  # a callback may have the step drawn anew
-                        self._end_rows(run, inputs)
-                    look = None if self._interrupt else run.look(until=step)
-                    if look is None:
-                        break
-                    taken, logits = look, self._predict(look, inputs, len(sample))
-                    self._take(run, look, logits)
-                    progress.update(run.step - progress.n)
-                if self._interrupt:
-                    break
-                if callback is not None:
-                    seen = inputs.whole(run.sample)
-                    tensors, drawn = {"sample": seen, "logits": logits}, seen.clone()
-                    number, t = inputs.first_step + step, self._sampler.timesteps[step]
-                    returned = callback(self, number, t, {name: tensors[name] for name in tensor_names}) or {}
-                    logits, changed = returned.get("logits", logits), returned.get("sample", seen)
-                    if not torch.equal(changed, drawn):
-                        inputs.replace(changed)
-                        run.replace(inputs.part(changed), step)
-                    elif taken is not None and "logits" in returned:
-                        self._take(run, taken, self._token_filter.suppress(logits))
-                progress.update(step + 1 - progress.n)
-        return run.sample
-
-    def _denoise_blocks(
-        self,
-        sample: Tensor,
-        inputs: BlockInputs,
-        generators: list[torch.Generator],
-        callback: Callback | None,
-        tensor_names: list[str],
-    ) -> Tensor:
-        """Fill the masks block by block, each block with a run of its own when those before it are decided."""
-        num_steps, length = self._sampler.num_inference_steps, sample.shape[1]
-        starts = inputs.starts(sample == self.mask_token_id)
-        self._num_timesteps = num_steps * math.ceil((length - int(starts.min())) / inputs.block_length)
-        while not self._interrupt and int(starts.min()) < length and (sample == self.mask_token_id).any():
-            inputs.begin(sample, starts)
-            sample = inputs.whole(self._denoise(inputs.part(sample), inputs, generators, callback, tensor_names))
-            if self._end_of_text is not None:
-                sample = self._end_of_text.filled(sample)
-            generators, starts = reseed_all(generators), starts + inputs.block_length
-            inputs.first_step += num_steps
-        return sample
-
-    def _end_rows(self, run: Run, inputs: DenoiserInputs):
-        """Take rows out of a run whose text has ended."""
-        if self._end_of_text is not None:
-            whole = inputs.whole(run.sample)
-            rows = self._end_of_text.reached(whole).nonzero().squeeze(1)
-            run.stop(rows.cpu(), inputs.part(self._end_of_text.filled(whole))[rows])
-
-    def _take(self, run: Run, look: Look, logits: Tensor):
-        """Take the step of the rows that a run has looked at."""
-        plan: Any = look.plan  # of the kind that this scheduler makes
-        output: Any = self._sampler.step(logits, look.timesteps, look.sample, plan=plan)
-        run.take(look, output)
-
-    def _predict(self, look: Look, inputs: DenoiserInputs, num_rows: int) -> Tensor:
-        """Guided, filtered logits at the candidates of the rows that a run looks at."""
-        device = look.sample.device
-        plan = (look.plan.candidates, look.plan.hidden)
-        rows, t, candidates, hidden = (x.to(device, non_blocking=True) for x in (look.rows, look.times, *plan))
-        sample = look.sample.masked_fill(hidden, self.mask_token_id)
-        sample, candidates, t = inputs.seen(sample, candidates, t, rows)
-        guidance = self._guidance
-        copies = torch.cat([rows + copy * num_rows for copy in range(guidance.num_copies)])
-        seen = guidance.ids(self._sampler.scale_model_input(sample, t), rows, inputs.start)
-        output = self.model(
-            input_ids=seen,
-            timesteps=guidance.copies(t),
-            position_mask=guidance.copies(candidates),
-            **inputs.of(copies),
-        )
-        logits = getattr(output, "logits", None)
-        if not isinstance(logits, Tensor):
-            raise ValueError(f"`model` must return an output with a tensor `logits`, got {type(output).__name__}.")
-        ids = functools.partial(inputs.ids_at, sample, rows, candidates)
-        logits = guidance.joined(logits)
-        if self._classifier is not None:
-            logits = self._classifier(logits, sample, candidates, t)
-        return self._token_filter(logits, ids)
-
-    def _guidance_of(self, by_class: bool, labels: Tensor | None, given: Tensor) -> Guidance:
-        """Guidance of a call, by its class or by what is `given` `(rows, ...)`."""
-        if self._guidance_scale == 1.0:
-            return Guidance(labels)
-        if by_class:
-            return ClassGuidance(self._guidance_scale, labels, self._null_class())
-        return PromptGuidance(self._guidance_scale, labels, given, self.mask_token_id)
 
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
@@ -629,40 +464,29 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             if found != expected:
                 raise ValueError(f"`{name}` must have {rule} {expected}, got {found}.")
 
-    def _check_call(self, num_samples: int, guidance_scale: float, class_labels, is_given: bool, tensor_names):
-        if isinstance(num_samples, bool) or not (isinstance(num_samples, int) and num_samples >= 1):
-            raise ValueError(f"`num_samples` must be >= 1, got {num_samples!r}.")
-        if not isinstance(tensor_names, (list, tuple)) or any(name not in CALLBACK_TENSORS for name in tensor_names):
-            argument = "callback_on_step_end_tensor_inputs"
-            raise ValueError(f"`{argument}` must be among {CALLBACK_TENSORS}, got {tensor_names!r}.")
-        if not (isinstance(guidance_scale, Real) and 0.0 <= guidance_scale < math.inf):
-            raise ValueError(f"`guidance_scale` must be finite and >= 0, got {guidance_scale!r}.")
-        if guidance_scale != 1.0 and class_labels is not None and self._null_class() is None:
-            raise ValueError(
-                f"`guidance_scale` must be 1 for `class_labels` of a model without a null class, got {guidance_scale}."
-            )
-        if guidance_scale != 1.0 and class_labels is None and not is_given:
-            raise ValueError(
-                f"`guidance_scale` must be 1 without `class_labels` and without a prompt, got {guidance_scale}."
-            )
 
-    def _null_class(self) -> int | None:
-        """Label that stands for no class; None if the model has none."""
-        return getattr(self.model.config, "null_class", None)
+class PipelineObserver(Observer):
+    """Shows the progress of a pipeline's call, calls back, and stops the loop where the pipeline is interrupted."""
 
-    def _labels(self, class_labels) -> Tensor | None:
-        """Class labels of a call `(labels,)`, by default the null class; None for a model without classes."""
-        num_classes, null_class = getattr(self.model.config, "num_classes", None), self._null_class()
-        if class_labels is None:
-            if num_classes is not None and null_class is None:
-                raise ValueError(f"`class_labels` must be given: the model has {num_classes} classes.")
-            return None if null_class is None else torch.tensor([null_class])
-        if num_classes is None:
-            raise ValueError("`class_labels` must be None: the model is not class-conditional.")
-        labels = integers("class_labels", class_labels).reshape(-1)
-        if not (len(labels) and 0 <= labels.min() <= labels.max() < num_classes):
-            raise ValueError(f"`class_labels` must be in [0, {num_classes}), got {labels.tolist()}.")
-        return labels
+    def __init__(self, pipeline: MaskedDiffusionPipeline, callback: Callback | None, tensor_names: list[str]):
+        self.pipeline, self.callback, self.tensor_names = pipeline, callback, tensor_names
+        self.sees_steps = callback is not None
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the pipeline is interrupted."""
+        return self.pipeline.interrupt
+
+    @contextlib.contextmanager
+    def progress(self, num_steps: int) -> Iterator[Callable[[int], Any]]:
+        """Show a progress bar, see `Observer.progress`."""
+        with self.pipeline.progress_bar(total=num_steps) as bar:
+            yield lambda num_done: bar.update(num_done - bar.n)
+
+    def after_step(self, number: int, timestep: Tensor, tensors: dict[str, Tensor | None]) -> dict[str, Any]:
+        """Call back, see `Observer.after_step`."""
+        given = {name: tensors[name] for name in self.tensor_names}
+        return self.callback(self.pipeline, number, timestep, given) or {}
 
 
 def _check_config(model: Any):

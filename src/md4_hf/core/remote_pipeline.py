@@ -13,8 +13,10 @@ from .block_layout import BlockLayout  # noqa: F401
 from .compat import commit_of  # noqa: F401
 from .configuration_md4 import MD4Config  # noqa: F401
 from .denoiser_inputs import DenoiserInputs  # noqa: F401
+from .denoising import Denoising  # noqa: F401
 from .foreign_scheduler import ForeignScheduler  # noqa: F401
 from .guidance import Guidance  # noqa: F401
+from .image_inputs import ImageInputs  # noqa: F401
 from .image_processing_md4 import MD4ImageProcessor
 from .input_checks import check_tensor  # noqa: F401
 from .linear_nelbo import linear_nelbo  # noqa: F401
@@ -31,10 +33,14 @@ from .pipeline_inputs import TextInputs  # noqa: F401
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline  # noqa: F401
 from .remasking import Remasking  # noqa: F401
 from .reverse_steps import StepPlan  # noqa: F401
+from .row_generators import reseed_all  # noqa: F401
+from .sampling_call import SamplingCall  # noqa: F401
 from .sampling_runs import start_run  # noqa: F401
+from .scheduler_base import SchedulerMixin  # noqa: F401
 from .schedules import MaskingSchedule  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .text_encoding import encode_texts  # noqa: F401
+from .text_ends import EndOfText  # noqa: F401
 from .token_filter import TokenFilter  # noqa: F401
 
 

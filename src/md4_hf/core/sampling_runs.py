@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .foreign_scheduler import ForeignOutput, ForeignPlan, ForeignScheduler
-from .pipeline_inputs import reseed_all
 from .reverse_steps import RowMemory, StepPlan
+from .row_generators import reseed_all
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 
 

@@ -11,9 +11,6 @@ from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from .input_checks import check_range, check_shape, check_tensor
@@ -21,6 +18,7 @@ from .masked_diffusion import check_top_k, check_top_p, corrupt
 from .opening_orders import QUOTAS, make_order, opening_quota
 from .remasking import GibbsCorrector, StepRates, make_corrector, make_remasking
 from .reverse_steps import OrderedPlan, RowMemory, StepPlan, ThinnedPlan, TokenDraw, ancestral_sampler, sent
+from .scheduler_base import BaseOutput, ConfigMixin, SchedulerMixin, register_to_config
 from .schedules import MaskingSchedule, TokenPolynomialSchedule, left_broadcast, make_schedule
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from .input_checks import integers
 from .masked_diffusion import is_unused
-from .pipeline_inputs import integers
 
 
 LogitsProcessing: TypeAlias = Callable[[Tensor, Tensor], Tensor] | Iterable[Callable[[Tensor, Tensor], Tensor]]

@@ -20,6 +20,8 @@ DIFFUSERS_LOADER = "diffusers.pipelines.pipeline_utils"
 # Our modules with classes for diffusers and those between them, which import it themselves; the last name of each.
 DIFFUSERS_CLASSES = {
     f"{PACKAGE}.core.pipeline_masked_diffusion": "MaskedDiffusionPipeline",
+    f"{PACKAGE}.core.sampling_call": "SamplingCall",
+    f"{PACKAGE}.core.denoising": "Denoising",
     f"{PACKAGE}.core.sampling_runs": "start_run",
     f"{PACKAGE}.core.foreign_scheduler": "as_sampler",
     f"{PACKAGE}.core.scheduling_masked_diffusion": "MaskedDiffusionScheduler",

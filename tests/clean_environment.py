@@ -21,24 +21,8 @@ PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {
     "modeling_md4_causal.py",
     "pipeline_causal.py",
 }
-OF_PIPELINES = (
-    *("pipeline_", "remote_pipeline", "scheduling_", "image_processing_", "text_encoding", "token_filter"),
-    *(
-        "denoiser_inputs",
-        "denoising",
-        "foreign_scheduler",
-        "guidance",
-        "image_inputs",
-        "opening_orders",
-        "remasking",
-        "reverse_steps",
-        "row_generators",
-        "sampling_call",
-        "sampling_runs",
-        "scheduler_base",
-        "text_ends",
-    ),
-)
+# A model carries its samplers, for `generate`, but not the pipeline around them.
+OF_PIPELINES = ("pipeline_masked_diffusion", "remote_pipeline", "image_")
 MODEL_CODE = {name for name in PIPELINE_CODE if not name.startswith(OF_PIPELINES)}
 
 

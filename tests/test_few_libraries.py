@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from clean_environment import link_packages, run_isolated
+from tiny import quiet, random_model, seeded
 
 import md4_hf
+from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler
 
 
 SOURCES = Path(md4_hf.__file__).parents[1]
@@ -53,6 +55,31 @@ for genmd4 in (False, True):
     model.eval().save_pretrained({str(tmp_path / "model")!r})
     again = AutoModelForMaskedLM.from_pretrained({str(tmp_path / "model")!r})
     assert torch.equal(score(again), score(model))
+print("done")
+"""
+    assert "done" in run(code)
+
+
+def test_a_model_generates_and_draws_what_the_pipeline_draws(run, tmp_path):
+    model = random_model(10, 12, std=0.3, time_conditioning=False, block_size=4)
+    settings = {"num_inference_steps": 3, "order": "margin", "temperature": 0.5}
+    pipe = quiet(MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(**settings)))
+    pipe.save_pretrained(tmp_path / "model")
+    samplers = [{}, {"order": "random", "remasking": "cap", "eta": 0.2}, {"corrector": "gibbs", "corrector_steps": 1}]
+    expected = [
+        pipe(input_ids=[[1, 2], [3]], gen_length=15, generator=seeded(5), output_type="ids", **options).sequences
+        for options in samplers
+    ]
+    code = f"""
+from transformers import AutoModel
+model = AutoModel.from_pretrained({str(tmp_path / "model")!r})
+for options, expected in zip({samplers!r}, {[[row.tolist() for row in rows] for rows in expected]!r}):
+    found = model.generate([[1, 2], [3]], max_new_tokens=15, seed=5, **options)
+    assert [found[0].tolist(), found[1, 1:].tolist()] == expected, options
+try:
+    model.generate([[1]], max_new_tokens=3, order="first")
+except ValueError as error:
+    assert "`order` must be one of" in str(error)
 print("done")
 """
     assert "done" in run(code)

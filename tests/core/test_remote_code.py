@@ -50,7 +50,9 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("remote")
     for name, kwargs in (("timed", {}), ("timeless", {"time_conditioning": False})):
         make_pipeline(**kwargs).save_pretrained(root / name)
-        torch.save(answer(AutoModel.from_pretrained(root / name)).logits, root / f"{name}.pt")
+        model = AutoModel.from_pretrained(root / name)
+        torch.save(answer(model).logits, root / f"{name}.pt")
+        torch.save(model.generate([[1, 2]], max_new_tokens=9, seed=0), root / f"{name}_text.pt")
     AutoModel.from_pretrained(root / "timed").model.save_pretrained(root / "bare")
     for backbone in ("unet", "uvit"):
         model = make_image_model(backbone)
@@ -95,6 +97,8 @@ for name in ("timed", "timeless"):
     for loader in (AutoModel, AutoModelForMaskedLM):
         model = loader.from_pretrained(f"{{root}}/{{name}}", trust_remote_code=True)
         assert torch.equal(answer(model).logits, torch.load(f"{{root}}/{{name}}.pt")), name
+        text = model.generate(torch.tensor([[1, 2]]), max_new_tokens=9, seed=0)
+        assert torch.equal(text, torch.load(f"{{root}}/{{name}}_text.pt")), "by the scheduler of the folder"
     tokenizer = AutoTokenizer.from_pretrained(f"{{root}}/{{name}}", trust_remote_code=True)
     assert tokenizer.mask_token_id == 27
 for backbone in ("unet", "uvit"):

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -69,8 +69,14 @@ class Denoising:
     end_of_text: EndOfText | None = None
     observer: Observer = field(default_factory=Observer)
 
+    shows_steps: ClassVar[bool] = True  # to an observer that sees them
+
     def __post_init__(self):
         self.observer.num_timesteps = len(self.scheduler.timesteps)
+
+    @classmethod
+    def check(cls, request: Any, options: Any):
+        """Raise a ValueError for a `Request` or `SamplingOptions` that this loop cannot serve."""
 
     def __call__(self, sample: Tensor, inputs: DenoiserInputs, generators: list[torch.Generator]) -> Tensor:
         """Fill the masks of ids `(rows, ...)`, with one generator for each row."""

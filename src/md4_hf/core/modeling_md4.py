@@ -17,6 +17,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_md4 import MD4Config
+from .generation_md4 import MD4Generation
 from .input_checks import (
     can_check_values,
     check_num_items,
@@ -171,7 +172,7 @@ class MD4Model(MD4PreTrainedModel):
         return self.body.run(self, inputs, **kwargs)
 
 
-class MD4ForMaskedDiffusion(MD4PreTrainedModel):
+class MD4ForMaskedDiffusion(MD4Generation, MD4PreTrainedModel):
     """MD4 network with its head; the loss is the negative evidence lower bound (NELBO) of masked diffusion."""
 
     _auto_map = {

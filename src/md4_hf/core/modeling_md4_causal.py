@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -10,6 +12,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_md4 import MD4Config
+from .generation_md4 import MD4Generation
 from .input_checks import check_num_items, check_shape
 from .masked_diffusion import IGNORE_INDEX
 from .modeling_md4 import MaskedDiffusionOutput, MD4Model
@@ -17,12 +20,12 @@ from .modeling_md4_base import MD4PreTrainedModel
 from .modeling_md4_layers import logits_of, nelbo_of_rows, number_of_items
 
 
-class MD4ForCausalLM(MD4PreTrainedModel):
+class MD4ForCausalLM(MD4Generation, MD4PreTrainedModel):
     """MD4's network with causal attention and the loss -log p: the baseline to compare masked diffusion with.
 
     Its parameters are those of the masked diffusion model with the same configuration except `is_causal`. The mask
     token is put before the first token, so that every token is predicted, including the first. A time-conditioned
-    network is always given t = 0. `make_pipeline` samples from it; transformers' `generate` is not defined.
+    network is always given t = 0. `generate` and `make_pipeline` sample from it.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -129,6 +132,12 @@ class MD4ForCausalLM(MD4PreTrainedModel):
             return_dict=True,
         ).last_hidden_state
         return logits_of(self.lm_head, hidden_states[:, -1], self.config)
+
+    def _loop_class(self) -> Any:
+        """The sampling loop, token by token."""
+        from .causal_decoding import CausalDecoding
+
+        return CausalDecoding
 
     def _timesteps(self, input_ids: Tensor) -> Tensor | None:
         return torch.zeros(input_ids.shape[0], device=input_ids.device) if self.config.time_conditioning else None

@@ -3,15 +3,9 @@
 
 from __future__ import annotations
 
-import inspect
-
 from .causal_decoding import CausalDecoding
 from .foreign_scheduler import ForeignScheduler, as_sampler
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline
-from .reverse_steps import SAMPLER_OPTIONS
-
-
-REFUSED = ("num_inference_steps", "block_length", "callback_on_step_end", "classifier", *SAMPLER_OPTIONS)
 
 
 class CausalPipeline(MaskedDiffusionPipeline):
@@ -35,18 +29,3 @@ class CausalPipeline(MaskedDiffusionPipeline):
             raise ValueError(
                 f"`scheduler` must be a MaskedDiffusionScheduler for an autoregressive model, got {found}."
             )
-
-    def __call__(self, *args, **kwargs):
-        """Generate text; arguments, result and errors as in `MaskedDiffusionPipeline`."""
-        given = inspect.signature(super().__call__).bind(*args, **kwargs).arguments
-        for name in REFUSED:
-            if given.get(name) is not None:
-                raise ValueError(f"`{name}` must be left out for an autoregressive model, got {given[name]!r}.")
-        if given.get("use_cache", True) is not True:
-            raise ValueError(f"`use_cache` must be left out for an autoregressive model, got {given['use_cache']!r}.")
-        if given.get("guidance_scale", 1.0) != 1.0 and given.get("class_labels") is None:
-            raise ValueError(
-                "`guidance_scale` must be 1 without `class_labels` for an autoregressive model, got "
-                f"{given['guidance_scale']!r}."
-            )
-        return super().__call__(*args, **kwargs)

@@ -37,6 +37,7 @@ class Request:
     block_length: int | None = None
     use_cache: bool = True
     eos_early_stop: bool = False
+    length_name: str = "length"  # of the argument that errors ask for
 
     @property
     def is_given(self) -> bool:
@@ -67,14 +68,26 @@ class Request:
 
 
 class TextInputs:
-    """Inputs and outputs of a model of text: prompts or ids in, ids or text out."""
+    """Inputs and outputs of a model of text: prompts or ids in, ids or text out.
+
+    Args:
+        config: The model's configuration.
+        tokenizer: For text in and out, if there is any.
+        eos_token_id: Id or ids that end a text, in place of the tokenizer's and the configuration's.
+    """
 
     output_types: ClassVar[tuple[str, ...]] = ("text",)
     output_name: ClassVar[str] = "texts"
     processor_name: ClassVar[str] = "a tokenizer"
 
-    def __init__(self, config, tokenizer: PreTrainedTokenizerBase | None):
+    def __init__(
+        self,
+        config,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        eos_token_id: int | list[int] | None = None,
+    ):
         self.config, self.processor = config, tokenizer
+        self._eos_token_ids = None if eos_token_id is None else checked_ids("eos_token_id", eos_token_id, config)
 
     def check(self, request: Request):
         """Raise a ValueError for arguments that contradict each other, or that the model cannot serve."""
@@ -129,6 +142,8 @@ class TextInputs:
     @property
     def eos_token_ids(self) -> list[int]:
         """Ids that end a text: the tokenizer's, and those of the model's configuration; none if there are none."""
+        if self._eos_token_ids is not None:
+            return self._eos_token_ids
         given = getattr(self.config, "eos_token_id", None)
         given = given if isinstance(given, (list, tuple)) else [given]
         own = getattr(self.processor, "eos_token_id", None)
@@ -184,7 +199,7 @@ class TextInputs:
         if length is None:
             length = len(row) if (row == mask_token_id).any() else longest
             if len(row) > length:
-                raise ValueError(f"`length` must be given to continue a prompt of {len(row)} tokens.")
+                raise ValueError(f"`{request.length_name}` must be given to continue a prompt of {len(row)} tokens.")
         if len(row) > length:
             raise ValueError(f"`length` must be at least the prompt's {len(row)} tokens, got {length}.")
         return torch.cat([row, row.new_full((length - len(row),), mask_token_id)])
@@ -207,6 +222,14 @@ def check_ids(ids: Tensor, config):
     size = config.vocab_size
     if ids.numel() and not 0 <= ids.min() <= ids.max() < size:
         raise ValueError(f"`input_ids` must be in [0, {size}), got values from {ids.min()} to {ids.max()}.")
+
+
+def checked_ids(name: str, ids: int | list[int], config) -> list[int]:
+    """One or more ids as a list; a ValueError unless they are in the model's vocabulary."""
+    values = integers(name, ids).reshape(-1).tolist()
+    if not values or not 0 <= min(values) <= max(values) < config.vocab_size:
+        raise ValueError(f"`{name}` must be one or more ids in [0, {config.vocab_size}), got {ids!r}.")
+    return values
 
 
 def id_rows(input_ids) -> list[Tensor]:

@@ -163,6 +163,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         num_samples: int = 1,
         length: int | None = None,
         gen_length: int | None = None,
+        max_new_tokens: int | None = None,
         block_length: int | None = None,
         use_cache: bool = True,
         eos_early_stop: bool = False,
@@ -216,7 +217,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             length (`int`, *optional*):
                 Tokens per row; masks are appended up to it. Without it, a prompt that holds masks keeps its own length,
                 and any other row is continued to the model's `max_position_embeddings`.
-            gen_length (`int`, *optional*): New tokens after the prompt, >= 1, in place of `length`.
+            gen_length, max_new_tokens (`int`, *optional*): New tokens after the prompt, >= 1, in place of `length`.
             block_length (`int`, *optional*):
                 Tokens per block, to generate text block by block from the left. Each block has a reverse process of
                 its own, of `num_inference_steps` steps. A block model (`config.block_size`) has its own length, and
@@ -296,6 +297,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Raises:
             ValueError: For arguments out of range or that contradict each other, before any computation.
         """
+        given = locals()
         tensor_names = ["sample"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             tensor_names = callback_on_step_end.tensor_inputs
@@ -313,42 +315,16 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             mask_image=mask_image,
             length=length,
             gen_length=gen_length,
+            max_new_tokens=max_new_tokens,
             block_length=block_length_of(self.model.config, block_length),
             use_cache=use_cache,
             eos_early_stop=eos_early_stop,
         )
+        if callback_on_step_end is not None and not self._loop_class.shows_steps:
+            raise ValueError("`callback_on_step_end` must be left out for an autoregressive model.")
         if callback_on_step_end is not None and not request.is_bounded:
             raise ValueError("`callback_on_step_end` must be None with `block_length` and its cache.")
-        options = SamplingOptions(
-            sampler={
-                "order": order,
-                "order_temperature": order_temperature,
-                "quota": quota,
-                "threshold": threshold,
-                "factor": factor,
-                "entropy_bound": entropy_bound,
-                "kl_bound": kl_bound,
-                "remasking": remasking,
-                "eta": eta,
-                "corrector": corrector,
-                "corrector_steps": corrector_steps,
-                "corrector_eta": corrector_eta,
-                "corrector_size": corrector_size,
-                "temperature": temperature,
-                "top_p": top_p,
-                "top_k": top_k,
-            },
-            num_samples=num_samples,
-            class_labels=class_labels,
-            guidance_scale=guidance_scale,
-            classifier=classifier,
-            classifier_scale=classifier_scale,
-            classifier_method=classifier_method,
-            num_inference_steps=num_inference_steps,
-            suppress_tokens=suppress_tokens,
-            logits_processor=logits_processor,
-            generator=generator,
-        )
+        options = SamplingOptions.of(given)
         call = SamplingCall(self.model, self.scheduler, inputs, request, options, device, self._loop_class)
         self._token_filter, self._guidance_scale, self._interrupt = call.token_filter, float(guidance_scale), False
         self._observer = PipelineObserver(self, callback_on_step_end, tensor_names)
@@ -439,12 +415,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         self, call: SamplingCall, sample: Tensor, output_type: str, skip_special_tokens: bool
     ) -> MaskedDiffusionPipelineOutput:
         """Output of a call, of its sample."""
-        end = call.end_of_text
-        sample = sample if end is None else end.filled(sample)
-        sequences = [ids[: len(row)] for ids, row in zip(sample.cpu(), call.rows, strict=True)]
+        sequences, shown = call.sequences(sample), call.shown(sample)
         if len({len(ids) for ids in sequences}) == 1:
             sequences = torch.stack(sequences)
-        shown = sequences if end is None else end.cut(sample, sequences)
         decoded = None if output_type == "ids" else self._inputs.decode(shown, output_type, skip_special_tokens)
         return MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
 

@@ -15,6 +15,7 @@ from .configuration_md4 import MD4Config  # noqa: F401
 from .denoiser_inputs import DenoiserInputs  # noqa: F401
 from .denoising import Denoising  # noqa: F401
 from .foreign_scheduler import ForeignScheduler  # noqa: F401
+from .generation_md4 import MD4Generation  # noqa: F401
 from .guidance import Guidance  # noqa: F401
 from .image_inputs import ImageInputs  # noqa: F401
 from .image_processing_md4 import MD4ImageProcessor

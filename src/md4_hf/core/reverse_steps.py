@@ -24,6 +24,7 @@ SAMPLER_OPTIONS = (
     *("order", "order_temperature", "quota", "threshold", "factor", "entropy_bound", "kl_bound"),
     *("remasking", "eta", "corrector", "corrector_steps", "corrector_eta", "corrector_size"),
 )
+DRAW_OPTIONS = ("temperature", "top_p", "top_k")  # and those that say how tokens are drawn
 # Number of float64 probabilities that exist at a time while tokens are drawn.
 PROBABILITIES_AT_A_TIME = 2**22
 

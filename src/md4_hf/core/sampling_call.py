@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +14,12 @@ from .denoiser_inputs import make_inputs
 from .denoising import Denoising, Observer, evaluating
 from .foreign_scheduler import scheduler_of_call
 from .guidance import Classifier, ClassifierGuidance, check_guidance, class_labels_of, make_guidance
-from .pipeline_inputs import Request, TextInputs
+from .pipeline_inputs import Request
+from .reverse_steps import DRAW_OPTIONS, SAMPLER_OPTIONS
 from .row_generators import row_generators
 from .scheduler_base import SchedulerMixin
 from .text_ends import EndOfText
 from .token_filter import LogitsProcessing, TokenFilter
-
-
-if TYPE_CHECKING:
-    from .image_inputs import ImageInputs
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,13 @@ class SamplingOptions:
     logits_processor: LogitsProcessing | None = None
     generator: torch.Generator | list[torch.Generator] | None = None
 
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> SamplingOptions:
+        """Take the options out of the arguments of a call, by their names."""
+        sampler = {name: arguments[name] for name in (*SAMPLER_OPTIONS, *DRAW_OPTIONS)}
+        own = {field.name: arguments[field.name] for field in fields(cls) if field.name in arguments}
+        return cls(**own, sampler=sampler)
+
 
 class SamplingCall:
     """Rows to fill and all that is needed for it; `run` fills them.
@@ -53,7 +58,7 @@ class SamplingCall:
     Args:
         model: The denoiser.
         scheduler: Scheduler of which this call takes one with its own options.
-        inputs: What arguments mean to this kind of model.
+        inputs: What arguments mean to this kind of model: `TextInputs`, or those of images.
         request: What is to be filled.
         options: How tokens are drawn.
         device: Device of the ids.
@@ -67,7 +72,7 @@ class SamplingCall:
         self,
         model: Any,
         scheduler: SchedulerMixin,
-        inputs: TextInputs | ImageInputs,
+        inputs: Any,
         request: Request,
         options: SamplingOptions,
         device: torch.device,
@@ -76,6 +81,7 @@ class SamplingCall:
         self.model, self.inputs, self.request, self.options, self.device = model, inputs, request, options, device
         self.loop_class = loop_class
         config, num_samples = model.config, options.num_samples
+        loop_class.check(request, options)
         self.by_class = options.class_labels is not None
         labels = class_labels_of(config, options.class_labels)
         inputs.check(request)
@@ -120,4 +126,14 @@ class SamplingCall:
             inputs = make_inputs(self.model, guidance, attention_mask, *blocks)
             filters = (self.token_filter, guidance, self.classifier, self.end_of_text)
             loop = self.loop_class(self.model, self.scheduler, *filters, observer or Observer())
-            return loop(sample, inputs, self.generators)
+            sample = loop(sample, inputs, self.generators)
+        return sample if self.end_of_text is None else self.end_of_text.filled(sample)
+
+    def sequences(self, sample: Tensor) -> list[Tensor]:
+        """Ids of each row, on the CPU, cut to its own length; behind the end of a text there are EOS tokens."""
+        return [ids[: len(row)] for ids, row in zip(sample.cpu(), self.rows, strict=True)]
+
+    def shown(self, sample: Tensor) -> list[Tensor]:
+        """Ids of each row up to the end of its text."""
+        sequences = self.sequences(sample)
+        return sequences if self.end_of_text is None else self.end_of_text.cut(sample, sequences)

@@ -174,6 +174,13 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.token_schedule: TokenPolynomialSchedule | None = None
         self.set_timesteps(num_inference_steps)
 
+    @classmethod
+    def for_model(cls, config: Any, **entries: Any) -> MaskedDiffusionScheduler:
+        """Scheduler with the masking schedule of a model's configuration and the paper's grid for it, and `entries`."""
+        own = {name: getattr(config, name) for name in ("masking_schedule", "schedule_power", "schedule_eps")}
+        grid = "cosine" if config.masking_schedule == "linear" else "uniform"
+        return cls(**{"mask_token_id": config.mask_token_id, "timestep_grid": grid, **own, **entries})
+
     def with_options(self, **options: Any) -> MaskedDiffusionScheduler:
         """Scheduler with entries of the configuration replaced by those given that are not None; itself if none is."""
         options = {name: value for name, value in options.items() if value is not None}

@@ -181,13 +181,7 @@ def default_scheduler(config: MD4Config):
     """Scheduler with the masking schedule of a model's configuration and the paper's grid for it."""
     from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 
-    return MaskedDiffusionScheduler(
-        mask_token_id=config.mask_token_id,
-        masking_schedule=config.masking_schedule,
-        schedule_power=config.schedule_power,
-        schedule_eps=config.schedule_eps,
-        timestep_grid="cosine" if config.masking_schedule == "linear" else "uniform",
-    )
+    return MaskedDiffusionScheduler.for_model(config)
 
 
 def load_pipeline(

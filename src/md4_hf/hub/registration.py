@@ -120,6 +120,8 @@ def register_with_diffusers():
     Components of folders that carry their code are named as classes of transformers and diffusers, see
     `remote_pipeline`. Idempotent. While one of our modules is being imported nothing is done: its end calls this again.
     """
+    if DIFFUSERS_LOADER not in sys.modules:  # a model has imported its samplers; diffusers may not even be there
+        return
     if any(_is_underway(module, name) for module, name in DIFFUSERS_CLASSES.items()):
         return
     import diffusers

@@ -40,6 +40,7 @@ LIBRARIES = {
     "image_inputs": {"torch", "transformers", "numpy", "PIL"},
     "scheduler_base": {"diffusers"},  # or stand-ins, where it is not installed
     "text_encoding": {"transformers"},
+    "chat_messages": {"transformers"},
     "pipeline_masked_diffusion": {"torch", "transformers", "diffusers", "huggingface_hub", "numpy", "PIL"},
     "remote_pipeline": {"transformers", "diffusers"},
     "token_filter": {"torch", "transformers"},

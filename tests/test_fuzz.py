@@ -474,7 +474,7 @@ def test_data_arguments_work_or_name_what_is_wrong(values, tmp_path, monkeypatch
         assert parts is None or all(len(part) for part in parts)
 
 
-PAIRS = {"prompt_column": "prompt", "response_column": "response", "response_end": "fill"}
+PAIRS = {"prompt_column": "prompt", "response_column": "response", "eos": "padded"}
 
 
 @fuzz(60, values=changed(PAIRS), block_size=st.integers(-1, 12) | ANYTHING, texts=TEXTS)

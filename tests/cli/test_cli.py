@@ -236,7 +236,7 @@ def adapter(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")
     rows = [{"prompt": f"say {word} ", "response": word[::-1]} for word in ("abcd", "bcde", "cdef", "defg") * 8]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
+    columns = ["--prompt_column", "prompt", "--response_column", "response", "--eos", "none"]
     options = ["--max_steps", "6", "--save_steps", "3", "--learning_rate", "0.01", "--final_eval_draws", "2"]
     data = ["--data", str(folder / "pairs.jsonl"), *columns]
     main(["finetune", str(run), *data, *options, "--output_dir", str(folder / "out")])
@@ -251,7 +251,7 @@ def test_fine_tuning_leaves_an_adapter_that_every_command_opens(run, adapter, ca
     main(["sample", str(adapter), "--prompt", "say ", "--seed", "0"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("say ")
     recorded = json.loads((adapter / "eval_results.json").read_text())
-    columns = ["--prompt_column", "prompt", "--response_column", "response", "--response_end", "none"]
+    columns = ["--prompt_column", "prompt", "--response_column", "response", "--eos", "none"]
     pairs = ["--data", str(adapter.parent / "pairs.jsonl"), *columns, "--draws", "2"]
     main(["evaluate", str(adapter), *pairs])
     assert f"{recorded['eval_loss']:9.4f}" in capsys.readouterr().out, "the adapter, on its held-out pairs"

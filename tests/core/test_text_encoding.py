@@ -147,7 +147,7 @@ def test_pairs_decode_to_the_letter(tokenizer, prompt, response):
         Dataset.from_dict({"prompt": [prompt], "response": [response]}),
         tokenizer,
         64,
-        PairArguments("prompt", "response", response_end="none"),
+        PairArguments("prompt", "response", eos="none"),
     )
     assert rows[0]["input_ids"] == first + second
     assert rows[0]["labels"] == [-100] * len(first) + second
@@ -250,7 +250,7 @@ def test_a_text_has_the_same_ids_everywhere(tokenizer):
     (expected,) = encode_texts(tokenizer, [text])
     documents = Dataset.from_dict({"text": [text], "prompt": [text], "response": ["Paris"]})
     blocks, _ = pack(documents.select_columns("text"), tokenizer, 1)
-    rows, _ = encode_pairs(documents, tokenizer, 64, PairArguments("prompt", "response", response_end="none"))
+    rows, _ = encode_pairs(documents, tokenizer, 64, PairArguments("prompt", "response", eos="none"))
     (row,) = rows
     model = random_model(len(tokenizer), 64, 0.3, mask_token_id=tokenizer.mask_token_id)
     pipeline = make_pipeline(model, tokenizer)

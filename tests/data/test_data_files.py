@@ -340,7 +340,7 @@ def test_other_columns_may_change_late_in_a_file_or_between_files(change, stream
 def test_columns_of_pairs_are_read_alone_too(tmp_path):
     rows = [{"q": f"q{i}", "a": f"a{i}", "meta": None if i < 9 else {"x": [i]}} for i in range(10)]
     write(tmp_path, **{"x.jsonl": "\n".join(map(json.dumps, rows))})
-    arguments = PairArguments("q", "a", "none")
+    arguments = PairArguments("q", "a", eos="none")
     train, heldout = load_pairs(DataArguments(data=str(tmp_path / "x.jsonl")), arguments)
     assert train.column_names == ["q", "a"] and heldout[:] == {"q": ["q9"], "a": ["a9"]}
     assert len(encode_pairs(train, build_byte_tokenizer(), 8, arguments)[0]) == 9

@@ -22,8 +22,8 @@ from md4_hf import (
 EOS = 256
 
 
-def columns(response_end="fill"):
-    return PairArguments("prompt", "response", response_end)
+def columns(eos="padded"):
+    return PairArguments("prompt", "response", eos=eos)
 
 
 def pairs(*rows):
@@ -31,18 +31,36 @@ def pairs(*rows):
     return Dataset.from_dict({"prompt": list(prompts), "response": list(responses)})
 
 
-def encode(*rows, response_end="fill", block_size=8):
-    return encode_pairs(pairs(*rows), build_byte_tokenizer(), block_size, columns(response_end))
+def encode(*rows, eos="padded", block_size=8, **options):
+    return encode_pairs(pairs(*rows), build_byte_tokenizer(), block_size, columns(eos), **options)
 
 
-@pytest.mark.parametrize(
-    ("response_end", "tail"), [("fill", [EOS, EOS, EOS, EOS]), ("eos", [EOS]), ("none", [])], ids=str
-)
-def test_the_prompt_is_given_and_the_response_with_its_end_is_scored(response_end, tail):
-    examples, report = encode(("ab", "cd"), response_end=response_end)
+@pytest.mark.parametrize(("eos", "tail"), [("padded", [EOS, EOS, EOS, EOS]), ("scored", [EOS]), ("none", [])], ids=str)
+def test_the_prompt_is_given_and_the_response_with_its_end_is_scored(eos, tail):
+    examples, report = encode(("ab", "cd"), eos=eos)
     assert examples[0]["input_ids"] == [97, 98, 99, 100, *tail]
     assert examples[0]["labels"] == [-100, -100, 99, 100, *tail]
     assert (report.num_pairs, report.num_kept, report.num_scored_tokens) == (1, 1, 2 + len(tail))
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 2), (3, 2), (4, 4), (5, 1), (7, 3), (16, 4)])
+def test_padding_ends_with_the_block_of_a_block_model_and_with_the_row(size, count):
+    examples, _ = encode(("ab", "cd"), diffusion_block_size=size)
+    assert examples[0]["input_ids"] == [97, 98, 99, 100] + [EOS] * count
+
+
+def test_a_response_that_ends_with_eos_has_no_other():
+    for eos in ("scored", "none"):
+        assert encode(("ab", "c<|endoftext|>"), eos=eos)[0][0]["labels"] == [-100, -100, 99, EOS]
+
+
+@pytest.mark.parametrize(("earlier", "eos"), [("fill", "padded"), ("eos", "scored"), ("none", "none")])
+def test_an_earlier_name_of_the_end_is_replaced_with_a_warning(earlier, eos):
+    with pytest.warns(FutureWarning, match=f"`response_end` is deprecated: write `eos` '{eos}'"):
+        arguments = PairArguments("prompt", "response", earlier)
+    assert arguments == columns(eos)
+    with pytest.raises(ValueError, match="`response_end` must be left out with `eos`"):
+        PairArguments("prompt", "response", earlier, eos="none" if eos == "padded" else "padded")
 
 
 def test_what_does_not_fit_or_says_nothing_is_left_out_and_counted():
@@ -70,16 +88,23 @@ def test_bad_columns_and_tokenizers_are_named():
     with pytest.raises(ValueError, match=r"`prompt_column` must be one of the columns .* got 'q'"):
         encode_pairs(pairs(("a", "b")), tokenizer, 8, PairArguments("q", "response"))
     numbers = Dataset.from_dict({"prompt": ["a"], "response": [1]})
-    with pytest.raises(ValueError, match="`response_column` must hold strings, got 'response'"):
+    with pytest.raises(ValueError, match="`response_column` must hold strings or lists of messages, got 'response'"):
         encode_pairs(numbers, tokenizer, 8, columns())
-    with pytest.raises(ValueError, match='`response_end` must be "none" for a tokenizer without an EOS token'):
+    with pytest.raises(ValueError, match='`eos` must be "none" for a tokenizer without an EOS token'):
         encode_pairs(pairs(("a", "b")), build_text8_tokenizer(), 8, columns())
-    with pytest.raises(ValueError, match="`block_size` must leave some of the 2 pairs, got 2: 1 are longer, 1 have"):
+    with pytest.raises(
+        ValueError,
+        match=r"`block_size` must leave some of the 2 pairs, got 2: 1 are longer \(up to 5 tokens\), 1 have",
+    ):
         encode(("abc", "d"), ("a", ""), block_size=2)
     with pytest.raises(ValueError, match="`prompt_column` and `response_column` must be given together"):
         PairArguments("prompt")
     with pytest.raises(ValueError, match="`response_end` must be one of"):
         PairArguments("prompt", "response", "stop")
+    with pytest.raises(ValueError, match="`eos` must be one of"):
+        PairArguments("prompt", "response", eos="stop")
+    with pytest.raises(ValueError, match="`messages_column` must be left out with `prompt_column`"):
+        PairArguments("prompt", "response", messages_column="messages")
 
 
 def write_pairs(path, count):

@@ -94,6 +94,6 @@ def test_fine_tuning_on_eos_trains_and_saves_the_head_and_says_so(base, tmp_path
 
 
 def test_fine_tuning_on_known_tokens_leaves_the_head_alone(base, tmp_path, capsys):
-    main(["finetune", str(base), *pairs_of(tmp_path, "quick fox"), "--response_end", "none", "--max_steps", "1"])
+    main(["finetune", str(base), *pairs_of(tmp_path, "quick fox"), "--eos", "none", "--max_steps", "1"])
     assert "never trained" not in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] is None

@@ -9,11 +9,13 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..core.configuration_md4 import MD4Config
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..data.arguments import DataArguments, PairArguments
 from ..data.fidelity import check_text_is_kept
 from ..data.mixture import prepare_sources
-from ..data.pairs import encode_pairs, load_pair_sources
+from ..data.pairs import PairReport, find_pair_columns, load_pair_sources
+from ..data.row_packing import pack_rows
 from ..hub.adapters import add_adapter, is_adapted
 from ..hub.loading import adapter_base, load_model
 from ..hub.lora_arguments import OPTIONS_OF_NEW_ADAPTERS, LoraArguments
@@ -48,9 +50,12 @@ def finetune(
     tokenizer = texts.open_tokenizer(rest.model, model.config)
     data_args.block_size = data_args.block_size or model.config.max_position_embeddings
     texts.check_block_size(data_args.block_size, model.config)
+    pair_args = find_pair_columns(data_args, pair_args)
+    texts.check_pairs(data_args, pair_args, model.config)
+    texts.set_chat_template(tokenizer, pair_args)
     with args.main_process_first(desc="preparing the data"):
         verbose = args.process_index == 0
-        train_examples, heldout_examples = prepare_examples(data_args, pair_args, tokenizer, verbose)
+        train_examples, heldout_examples = prepare_examples(data_args, pair_args, tokenizer, model.config, verbose)
     if run.prepare_only:
         return
     if not is_adapted(model):
@@ -103,24 +108,49 @@ def scored_ids(examples, tokenizer) -> set[int]:
     return found - {IGNORE_INDEX}
 
 
-def prepare_examples(data_args: DataArguments, pair_args: PairArguments, tokenizer, verbose: bool) -> tuple:
+def prepare_examples(
+    data_args: DataArguments, pair_args: PairArguments, tokenizer, config: MD4Config, verbose: bool
+) -> tuple:
     """Training and held-out examples: of prompts and responses if their columns are named, else blocks of text."""
     if not pair_args.given:
         return texts.prepare_blocks(data_args, tokenizer, verbose)
-    texts.check_pair_data(data_args)
+    if verbose:
+        print(describe_columns(pair_args))
 
     def encode(name: str, pairs):
-        share = check_text_is_kept(pairs, tokenizer, name, (pair_args.prompt_column, pair_args.response_column))
-        encoded, report = encode_pairs(pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc)
+        share = check_text_is_kept(pairs, tokenizer, name, tuple(pair_args.columns.values()))
+        encoded, report = texts.encode_as_asked(pairs, tokenizer, data_args, pair_args, config)
         if verbose:
-            left_out = f"{report.num_too_long} too long, {report.num_empty} with an empty response left out"
-            print(
-                f"{name}: {report.num_kept:,} of {counted(report.num_pairs, 'pair')} ({left_out}), "
-                f"{counted(report.num_scored_tokens, 'scored token')}; {texts.describe_share(share)}"
-            )
+            print(f"{name}: {describe_pairs(report, pair_args)}; {texts.describe_share(share)}")
         return encoded
 
-    return prepare_sources(data_args, partial(load_pair_sources, arguments=pair_args), encode)
+    train, heldout = prepare_sources(data_args, partial(load_pair_sources, arguments=pair_args), encode)
+    if pair_args.packing:
+        count, train = len(train), pack_rows(train, data_args.block_size)
+        if verbose:
+            print(f"training data: {counted(count, 'example')} in {counted(len(train), 'row')}")
+    return train, heldout
+
+
+def describe_columns(pair_args: PairArguments) -> str:
+    """Columns and ends of prompts and responses, or of conversations, in words."""
+    kind = "prompts and responses" if pair_args.messages_column is None else "conversations"
+    names = " and ".join(repr(column) for column in pair_args.columns.values())
+    return f"{kind} of the column{'s' if len(pair_args.columns) > 1 else ''} {names}; EOS: {pair_args.eos_policy}"
+
+
+def describe_pairs(report: PairReport, pair_args: PairArguments) -> str:
+    """Numbers of responses in words."""
+    kind, rows = "pair", ""
+    if pair_args.messages_column is not None:
+        kind = "answer" if pair_args.turns == "each" else "conversation"
+        rows = f" in {counted(report.num_rows, 'conversation')}" if kind == "answer" else ""
+    longest = f", the longest has {report.max_tokens:,} tokens" if report.num_too_long else ""
+    left_out = f"{report.num_too_long} too long{longest}, {report.num_empty} with an empty response left out"
+    return (
+        f"{report.num_kept:,} of {counted(report.num_pairs, kind)}{rows} ({left_out}), "
+        f"{counted(report.num_scored_tokens, 'scored token')}"
+    )
 
 
 def first_prompt(example: dict, tokenizer) -> str:

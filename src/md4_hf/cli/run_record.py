@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .. import __version__
 from ..data.arguments import DIGITS, PYDOC, DataArguments
+from ..data.conversations import TEMPLATES
 from ..objective.example_order import can_be_ordered, sampled_sha256
 from ..training.checkpoints import CHECKPOINT_NAME
 from ..utils.files import write_whole
@@ -29,8 +30,8 @@ FILE_NAME = "options.yaml"
 # Options of a single start of the run, those that the others stand for, and secrets.
 NOT_RECORDED = ("output_dir", "resume_from_checkpoint", "prepare_only", "config", "preset", "help_all")
 # Options that may be paths of this machine.
-PATHS = ("data", "validation_data", "model_name_or_path", "backbone_name_or_path", "tokenizer")
-BUILT_IN = (PYDOC, DIGITS, "text8", "bytes")
+PATHS = ("data", "validation_data", "model_name_or_path", "backbone_name_or_path", "tokenizer", "chat_template")
+BUILT_IN = (PYDOC, DIGITS, "text8", "bytes", *TEMPLATES)
 DATA = ("training_data", "held_out_data")
 
 

@@ -17,11 +17,12 @@ from ..core.input_checks import match_tokenizer
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
+from ..data.conversations import read_chat_template
 from ..data.documents import load_sources, load_train_validation, load_validation
 from ..data.fidelity import check_text_is_kept
 from ..data.mixture import prepare_sources
 from ..data.packing import DOCUMENTS_PER_BATCH, PackingReport, pack
-from ..data.pairs import encode_pairs, load_pair_table, load_pairs
+from ..data.pairs import encode_pairs, find_pair_columns, load_pair_table, load_pairs
 from ..data.pieces import split_long_text
 from ..data.tokenizers import bpe_size, build_byte_tokenizer, load_tokenizer, num_rows, train_bpe_tokenizer
 from ..evaluation.baselines import ngram_bits_per_character
@@ -190,11 +191,30 @@ def pack_documents(documents, tokenizer, data_args: DataArguments):
     )
 
 
-def check_pair_data(data_args: DataArguments):
-    """Refuse options of documents for prompts and responses."""
+def check_pairs(data_args: DataArguments, pair_args: PairArguments, config: MD4Config):
+    """Refuse options of documents for prompts and responses, and theirs for documents."""
+    if not pair_args.given:
+        options = ["eos", "turns", "packing", "chat_template"]
+        return check_left_out(pair_args, options, "for text, which has no responses")
     check_left_out(data_args, ["text_column", "validation_text_column"], "with prompts and responses")
     if data_args.document_mask:
-        raise ValueError("`document_mask` must be False with prompts and responses: each pair is a row of its own.")
+        raise ValueError("`document_mask` must be False with prompts and responses: `packing` keeps them apart.")
+    if pair_args.packing and pair_args.eos_policy == "padded" and config.block_size is None:
+        rule = 'must be False with `eos` "padded", where each example fills a row; choose "scored" or "none"'
+        raise ValueError(f"`packing` {rule}, got True.")
+
+
+def set_chat_template(tokenizer, pair_args: PairArguments):
+    """Give the tokenizer the chat template that is named, if one is."""
+    if pair_args.chat_template is not None:
+        tokenizer.chat_template = read_chat_template(pair_args.chat_template)
+
+
+def encode_as_asked(pairs, tokenizer, data_args: DataArguments, pair_args: PairArguments, config: MD4Config):
+    """`encode_pairs` with the options of the command, for a model of this configuration."""
+    return encode_pairs(
+        pairs, tokenizer, data_args.block_size, pair_args, data_args.num_proc, diffusion_block_size=config.block_size
+    )
 
 
 def describe_text(data_args: DataArguments, tokenizer, prompt: str | None = None) -> dict:
@@ -250,10 +270,12 @@ class TextEvaluation:
 
     def examples(self, data_args: DataArguments, pair_args: PairArguments, image_args: ImageDataArguments):
         """The data named for validation, or the held-out part of the data, as pairs or as blocks of text."""
+        pair_args = find_pair_columns(data_args, pair_args, of_validation=True)
+        check_pairs(data_args, pair_args, self.config)
         if pair_args.given:
-            check_pair_data(data_args)
+            set_chat_template(self.processor, pair_args)
             pairs = load_validation(data_args, partial(load_pairs, arguments=pair_args), load_pair_table(pair_args))
-            return encode_pairs(pairs, self.processor, data_args.block_size, pair_args, data_args.num_proc)[0]
+            return encode_as_asked(pairs, self.processor, data_args, pair_args, self.config)[0]
         documents = load_validation(data_args)
         if (share := check_text_is_kept(documents, self.processor, "validation data")) < 1:
             logger.warning("In the validation data, %s.", describe_share(share))

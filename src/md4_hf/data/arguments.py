@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 from ..utils.options import check_at_least, check_left_out, check_options, option
 
 
 PYDOC, DIGITS = "pydoc", "digits"  # data that come with Python and with scikit-learn
-RESPONSE_ENDS = ("fill", "eos", "none")
+EOS_POLICIES = ("padded", "scored", "none")
+RESPONSE_ENDS = {"fill": "padded", "eos": "scored", "none": "none"}  # earlier names, of --response_end
+TURNS = ("each", "together")
 
 
 @dataclass
@@ -104,17 +107,44 @@ class ImageDataArguments:
 
 @dataclass
 class PairArguments:
-    """Columns of a data set of prompts and responses, and how a response ends."""
+    """Columns of a data set of prompts and responses or of conversations, and how a response ends."""
 
-    _argument_group_name = "prompts and responses (without them, the text of --data is packed into blocks)"
+    _argument_group_name = (
+        "prompts and responses, conversations (where the data have columns of these names, or others are named)"
+    )
 
-    prompt_column: str | None = option("Column with the prompts; they are given, never masked and not scored.")
-    response_column: str | None = option("Column with the responses; only they are scored.")
-    response_end: str = option(
-        'End of a response: "fill" (EOS tokens up to --block_size, all scored: the model learns how long '
-        'responses are, and leaves the rest of its canvas empty), "eos" (one EOS, scored) or "none".',
-        default="fill",
+    prompt_column: str | None = option(
+        'Column with the prompts, "prompt" unless named: strings or lists of messages; they are given, never masked '
+        "and not scored."
+    )
+    response_column: str | None = option(
+        'Column with the responses, "completion" or "response" unless named; only they are scored.'
+    )
+    response_end: str | None = option(
+        'Deprecated: --eos under its earlier name, with the values "fill" (padded), "eos" (scored) and "none".',
         choices=list(RESPONSE_ENDS),
+    )
+    messages_column: str | None = option(
+        'Column with conversations, "messages" unless named: lists of messages {role, content}, which the chat '
+        "template of the tokenizer writes. Only answers of the assistant are scored."
+    )
+    chat_template: str | None = option(
+        'Chat template in place of the tokenizer\'s, saved with the adapter: a Jinja file, or "chatml".'
+    )
+    eos: str | None = option(
+        'End of a response: "padded" (EOS tokens up to --block_size, or to the end of the block of a block model, all '
+        'scored: the model learns how long responses are, and leaves the rest of its canvas empty), "scored" (one EOS) '
+        'or "none"; "padded" if left out.',
+        choices=list(EOS_POLICIES),
+    )
+    turns: str = option(
+        'Examples of a conversation: "each" (one for each answer, given what was said before) or "together" (one, with '
+        "all answers: fewer tokens, but of a model that is not causal an answer sees what was said later).",
+        default="each",
+        choices=list(TURNS),
+    )
+    packing: bool = option(
+        "Put several examples into a row of --block_size tokens in training; each sees itself alone.", default=False
     )
 
     def __post_init__(self):
@@ -122,10 +152,41 @@ class PairArguments:
         if (self.prompt_column is None) != (self.response_column is None):
             given = {"prompt_column": self.prompt_column, "response_column": self.response_column}
             raise ValueError(f"`prompt_column` and `response_column` must be given together, got {given}.")
-        if self.response_end not in RESPONSE_ENDS:
-            raise ValueError(f"`response_end` must be one of {RESPONSE_ENDS}, got {self.response_end!r}.")
+        if self.messages_column is not None and self.prompt_column is not None:
+            raise ValueError(f"`messages_column` must be left out with `prompt_column`, got {self.messages_column!r}.")
+        self._check_end()
+        if self.turns not in TURNS:
+            raise ValueError(f"`turns` must be one of {TURNS}, got {self.turns!r}.")
+
+    def _check_end(self):
+        """Check how a response ends; an earlier name is replaced."""
+        if self.response_end is not None:
+            if self.response_end not in RESPONSE_ENDS:
+                raise ValueError(f"`response_end` must be one of {tuple(RESPONSE_ENDS)}, got {self.response_end!r}.")
+            eos = RESPONSE_ENDS[self.response_end]
+            if self.eos not in (None, eos):
+                raise ValueError(f"`response_end` must be left out with `eos`, got {self.response_end!r}.")
+            warnings.warn(
+                f"`response_end` is deprecated: write `eos` {eos!r} for {self.response_end!r}.",
+                FutureWarning,
+                stacklevel=4,
+            )
+            self.eos, self.response_end = eos, None
+        if self.eos not in (None, *EOS_POLICIES):
+            raise ValueError(f"`eos` must be one of {EOS_POLICIES}, got {self.eos!r}.")
+
+    @property
+    def eos_policy(self) -> str:
+        """End of a response, a value of `EOS_POLICIES`."""
+        return self.eos or EOS_POLICIES[0]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Names of the columns that are named, by their options."""
+        named = {name: getattr(self, name) for name in ("messages_column", "prompt_column", "response_column")}
+        return {name: column for name, column in named.items() if column is not None}
 
     @property
     def given(self) -> bool:
-        """Whether the data are prompts and responses."""
-        return self.prompt_column is not None
+        """Whether the columns of prompts and responses, or of conversations, are named."""
+        return bool(self.columns)

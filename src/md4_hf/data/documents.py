@@ -11,7 +11,7 @@ of `datasets`, and the others read it.
 import codecs
 import contextlib
 import glob
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,15 @@ from .files import (
 )
 from .loading_errors import data_errors, find_cause
 from .progress import without_bars
-from .readers import STRING, columns_of_file, files_of_builder, load_columns, open_file
+from .readers import (
+    MESSAGES,
+    STRING,
+    columns_of_file,
+    columns_of_schema,
+    files_of_builder,
+    load_columns,
+    open_file,
+)
 
 
 # Builders of `datasets` and their options, which load all columns.
@@ -67,6 +75,9 @@ MODULES: dict[str, tuple[str, dict[str, str]]] = {
     IMAGE: ("imagefolder", {}),
 }
 SUFFIXES_OF_DATA = " ".join(suffix for suffix, kind in FORMATS.items() if kind != IMAGE)
+# What the columns of options may hold, strings where nothing else is said; and in words.
+HELD = {"messages_column": (MESSAGES,), "prompt_column": (STRING, MESSAGES), "response_column": (STRING, MESSAGES)}
+WORDS = {STRING: "strings", MESSAGES: "lists of messages {role, content}"}
 MAX_TEXT_FILE_BYTES = 2**31 - 1  # Arrow addresses the characters of a string column with 32 bits
 
 
@@ -148,7 +159,7 @@ def load_table(
     streaming: bool = False,
     argument: str = "data",
 ) -> Dataset | IterableDataset:
-    """Loads a data set with all its columns, or those columns of strings that are asked for.
+    """Loads a data set with all its columns, or those columns of strings or messages that are asked for.
 
     Args:
         data: a table, a folder of tables of one format or of images, or the id of a data set on the Hub.
@@ -193,9 +204,8 @@ def _load_files(
         with without_bars():  # "Generating train split", of a list of files
             return load_dataset(module, data_files=escaped, split=split, streaming=streaming, **options)
     with data_errors(argument):
-        if files.format != TEXT:
-            _check_columns(columns, columns_of_file(first, files.format))
-        return load_columns(files, list(dict.fromkeys(columns.values())), split, streaming)
+        kinds = _kinds_of_columns(columns, columns_of_file(first, files.format))
+        return load_columns(files, kinds, split, streaming)
 
 
 def _check_whole_split(split: str, streaming: bool, argument: str):
@@ -231,9 +241,6 @@ def _load_from_hub(
     `datasets` gives every column a type; where another than those asked for has none, or changes it, only these are
     read. Of a stream, whose first rows do not tell, always.
     """
-    not_found = f'`{argument}` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
-    if looks_like_path(data):
-        raise FileNotFoundError(not_found)
 
     def load_only() -> Dataset | IterableDataset | None:
         """The columns asked for, read by our own readers; None where `datasets` has to read them all."""
@@ -241,30 +248,68 @@ def _load_from_hub(
         files = files_of_builder(builder)
         if columns is None or files is None:
             return None
-        _check_columns(columns, columns_of_file(_first_file(files, split, argument), files.format))
-        names = list(dict.fromkeys(columns.values()))
+        kinds = _kinds_of_columns(columns, columns_of_file(_first_file(files, split, argument), files.format))
         facts = {"dataset_name": builder.dataset_name, "repo_id": builder.repo_id, "hash": builder.hash}
-        return load_columns(files, names, split, streaming, **facts)
+        return load_columns(files, kinds, split, streaming, **facts)
 
+    with _not_found_on_hub(data, argument):
+        try:
+            if streaming and columns is not None and (stream := load_only()) is not None:
+                return stream
+            return load_dataset(data, config, split=split, revision=revision, streaming=streaming)
+        except (DatasetGenerationError, ValueError) as error:
+            if columns is None or streaming or find_cause(error, OSError) or (table := load_only()) is None:
+                raise
+            return table
+
+
+@contextlib.contextmanager
+def _not_found_on_hub(data: str, argument: str) -> Iterator[None]:
+    """Turn an error within the context for data that are not on the Hub into one that names the argument."""
+    rule = f'`{argument}` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
+    if looks_like_path(data):
+        raise FileNotFoundError(rule)
     try:
-        if streaming and columns is not None and (stream := load_only()) is not None:
-            return stream
-        return load_dataset(data, config, split=split, revision=revision, streaming=streaming)
+        yield
     except DatasetNotFoundError as error:
-        raise FileNotFoundError(not_found) from error
-    except (DatasetGenerationError, ValueError) as error:
-        if columns is None or streaming or find_cause(error, OSError) or (table := load_only()) is None:
-            raise
-        return table
+        raise FileNotFoundError(rule) from error
 
 
-def _check_columns(columns: Mapping[str, str], found: Mapping[str, str]):
-    """Refuse columns that are missing or hold no strings; `found` has types in words."""
+def _kinds_of_columns(columns: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
+    """Types in words of the columns to read, from those `found`; a ValueError for one that is missing or not read."""
     for option, column in columns.items():
         if found and column not in found:
             raise ValueError(f"`{option}` must be one of the columns {sorted(found)}, got {column!r}.")
-        if found and found[column] != STRING:
-            raise ValueError(f"`{option}` must hold strings, got {column!r} with {found[column]}.")
+        held = HELD.get(option, (STRING,))
+        if found and found[column] not in held:
+            rule = " or ".join(WORDS[kind] for kind in held)
+            raise ValueError(f"`{option}` must hold {rule}, got {column!r} with {found[column]}.")
+    return {column: found.get(column, HELD.get(option, (STRING,))[0]) for option, column in columns.items()}
+
+
+def columns_of_data(
+    data: str, config: str | None, split: str, revision: str | None, argument: str
+) -> dict[str, str] | None:
+    """Columns of a data set, each with its type in words; None for text, and where they are not known beforehand.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_table`.
+    """
+    if is_text(data):
+        return None
+    with file_errors_as_value_errors(argument, data), data_errors(argument):
+        if Path(data).expanduser().exists():
+            files = find_files(data, config, argument)
+            if files is None or files.format == IMAGE:
+                return None
+            return columns_of_file(_first_file(files, split, argument), files.format)
+        with from_hub(data), _not_found_on_hub(data, argument):
+            builder = load_dataset_builder(data, config, revision=revision)
+            files = files_of_builder(builder)
+            if files is not None:
+                return columns_of_file(_first_file(files, split, argument), files.format)
+            features = builder.info.features
+            return None if features is None else columns_of_schema(features.arrow_schema)
 
 
 def _check_no_revision(revision: str | None, data: str, argument: str):

@@ -33,7 +33,7 @@ def check_text_is_kept(
         documents: data set; of a stream the first documents are read.
         tokenizer: tokenizer with any normaliser.
         name: name of the data for the error, such as "training data".
-        columns: columns with texts.
+        columns: columns with texts, or with messages.
 
     Returns:
         the share, in [0.5, 1].
@@ -92,9 +92,17 @@ def _sample(documents: Dataset | IterableDataset, columns: Sequence[str]) -> lis
     else:
         chosen = np.unique(np.linspace(0, max(len(documents) - 1, 0), NUM_WINDOWS).astype(int))
         rows = list(documents.select(chosen[: len(documents)]))
-    texts = [text for row in rows for column in columns if (text := row[column])]
+    texts = [text for row in rows for column in columns for text in _texts(row[column]) if text]
     per_text = math.ceil(NUM_WINDOWS / max(len(texts), 1))
     return [window for text in texts for window in _windows(text, per_text)]
+
+
+def _texts(value: str | list | None) -> list[str]:
+    """A text, or the contents of messages; what is malformed is for others to report."""
+    if not isinstance(value, list):
+        return [value or ""]
+    contents = [message.get("content") for message in value if isinstance(message, dict)]
+    return [content for content in contents if isinstance(content, str)]
 
 
 def _windows(text: str, count: int) -> list[str]:

@@ -1,7 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Readers of data files, one for each format, that read only the columns of text that are asked for.
+"""Readers of data files, one for each format, that read only the columns of text or messages that are asked for.
 
-    documents = load_columns(DataFiles("JSON lines", {"train": ("a.jsonl",)}), ["text"], split="train")
+    documents = load_columns(DataFiles("JSON lines", {"train": ("a.jsonl",)}), {"text": "string"}, split="train")
 
 `datasets` gives every column a type, and fails where another column changes it late in a file, or has a type that it
 does not know (a map, a string_view).
@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset, SplitGenerator, Value
+from datasets import Dataset, Features, IterableDataset, List, SplitGenerator, Value
 from datasets.builder import Key
 from datasets.packaged_modules.arrow.arrow import Arrow
 from datasets.packaged_modules.json.json import Json
@@ -40,7 +40,9 @@ from .progress import advance, progress_bar
 ROWS_PER_TABLE = 1000
 CHARACTERS_PER_TABLE = 2**23
 ROWS_TO_LOOK_AT = 1000  # for the columns of a file whose format has no schema
-STRING = "string"
+STRING, MESSAGES = "string", "messages"  # what a column may hold: texts, or lists of messages {role, content}
+FEATURES = {STRING: Value("string"), MESSAGES: List({"role": Value("string"), "content": Value("string")})}
+ARROW_TYPES = {kind: Features({"x": feature}).arrow_schema.field("x").type for kind, feature in FEATURES.items()}
 
 
 def _open(path: str) -> BinaryIO:
@@ -77,8 +79,8 @@ def _as_text(file: BinaryIO, newline: str | None = "\n") -> io.TextIOWrapper:
 
 
 # Formats --------------------------------------------------------------------------------------------------------------
-# `columns(file)` gives the columns, each with its type in words, "string" if it holds strings; `tables(file, columns)`
-# yields the columns asked for.
+# `columns(file)` gives the columns, each with its type in words, of which `STRING` and `MESSAGES` can be read;
+# `tables(file, columns)` yields the columns asked for, given with their types in words.
 
 
 class TextReader:
@@ -88,7 +90,7 @@ class TextReader:
         """The one column `text`."""
         return {"text": STRING}
 
-    def tables(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def tables(self, file: BinaryIO, columns: Mapping[str, str]) -> Iterator[pa.Table]:
         """Yield a table of one row; line ends become line breaks."""
         yield _table(columns, [{"text": _as_text(file, newline=None).read()}])
 
@@ -101,21 +103,16 @@ class JsonReader:
         found: dict[str, str] = {}
         for row in itertools.islice(self._rows(file), ROWS_TO_LOOK_AT):
             for name, value in row.items():
-                kind = STRING if isinstance(value, str) or value is None else type(value).__name__
-                found[name] = kind if found.get(name, STRING) == STRING else found[name]
+                found[name] = _kind_of(value) if found.get(name, STRING) == STRING else found[name]
         return found
 
-    def tables(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def tables(self, file: BinaryIO, columns: Mapping[str, str]) -> Iterator[pa.Table]:
         """Yield rows; one without a column has None there."""
-        waiting: list[dict[str, str | None]] = []
+        waiting: list[dict[str, Any]] = []
         characters = 0
         for number, row in enumerate(self._rows(file), start=1):
-            values = {name: row.get(name) for name in columns}
-            for name, value in values.items():
-                if not isinstance(value, str | None):
-                    raise DataFileError(f"row {number} must have a string in the column {name!r}, got {value!r:.80}")
-            waiting.append(values)
-            characters += sum(len(value or "") for value in values.values())
+            waiting.append({name: _checked(row.get(name), kind, name, number) for name, kind in columns.items()})
+            characters += sum(_num_characters(value) for value in waiting[-1].values())
             if len(waiting) == ROWS_PER_TABLE or characters > CHARACTERS_PER_TABLE:
                 yield _table(columns, waiting)
                 waiting, characters = [], 0
@@ -154,7 +151,7 @@ class CsvReader:
         """Names in the first line."""
         return dict.fromkeys(next(self._rows(file), []), STRING)
 
-    def tables(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def tables(self, file: BinaryIO, columns: Mapping[str, str]) -> Iterator[pa.Table]:
         """Yield rows; one that ends before a column has None there."""
         rows = self._rows(file)
         names = next(rows, [])
@@ -181,12 +178,11 @@ class ParquetReader:
 
     def columns(self, file: BinaryIO) -> dict[str, str]:
         """Columns of the schema."""
-        return _columns_of_schema(pq.read_schema(file))
+        return columns_of_schema(pq.read_schema(file))
 
-    def tables(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def tables(self, file: BinaryIO, columns: Mapping[str, str]) -> Iterator[pa.Table]:
         """Yield row groups, or parts of them."""
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_TABLE, columns=list(columns)):
-            yield _cast(batch, columns)
+        yield from _cast(pq.ParquetFile(file).iter_batches(ROWS_PER_TABLE, columns=list(columns)), columns)
 
 
 class ArrowReader:
@@ -194,13 +190,16 @@ class ArrowReader:
 
     def columns(self, file: BinaryIO) -> dict[str, str]:
         """Columns of the schema."""
-        return _columns_of_schema(_open_arrow(file)[0])
+        return columns_of_schema(_open_arrow(file)[0])
 
-    def tables(self, file: BinaryIO, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def tables(self, file: BinaryIO, columns: Mapping[str, str]) -> Iterator[pa.Table]:
         """Yield record batches."""
-        for batch in _open_arrow(file)[1]:
-            batch.validate(full=True)
-            yield _cast(batch, columns)
+        yield from _cast(map(_validated, _open_arrow(file)[1]), columns)
+
+
+def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+    batch.validate(full=True)
+    return batch
 
 
 def _open_arrow(file: BinaryIO) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -213,8 +212,21 @@ def _open_arrow(file: BinaryIO) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         return table.schema, (table.get_batch(index) for index in range(table.num_record_batches))
 
 
-def _columns_of_schema(schema: pa.Schema) -> dict[str, str]:
-    return {field.name: STRING if _holds_strings(field.type) else f"Value('{field.type}')" for field in schema}
+def columns_of_schema(schema: pa.Schema) -> dict[str, str]:
+    """Columns of an Arrow schema, each with its type in words."""
+    return {field.name: _kind_of_type(field.type) for field in schema}
+
+
+def _kind_of_type(kind: pa.DataType) -> str:
+    """Type of an Arrow column in words."""
+    if _holds_strings(kind):
+        return STRING
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if is_list and pa.types.is_struct(kind.value_type):
+        fields = {field.name: field.type for field in kind.value_type}
+        if all(name in fields and _holds_strings(fields[name]) for name in ("role", "content")):
+            return MESSAGES
+    return f"Value('{kind}')"
 
 
 def _holds_strings(kind: pa.DataType) -> bool:
@@ -224,12 +236,58 @@ def _holds_strings(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _cast(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.Table:
-    return pa.table({name: batch.column(name).cast(pa.string()) for name in columns})
+def _cast(batches: Iterable[pa.RecordBatch], columns: Mapping[str, str]) -> Iterator[pa.Table]:
+    """Yield the columns of batches in the types that they are read as."""
+    first = 1
+    for batch in batches:
+        arrays = {}
+        for name, kind in columns.items():
+            column = batch.column(name)
+            if kind == MESSAGES:  # whose order of fields is free
+                rows = enumerate(column.to_pylist(), start=first)
+                arrays[name] = pa.array([_checked(row, kind, name, number) for number, row in rows], ARROW_TYPES[kind])
+            else:
+                arrays[name] = column.cast(ARROW_TYPES[kind])
+        first += batch.num_rows
+        yield pa.table(arrays)
 
 
-def _table(columns: Sequence[str], rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in columns})
+def _table(columns: Mapping[str, str], rows: list[dict[str, Any]]) -> pa.Table:
+    arrays = {name: pa.array([row.get(name) for row in rows], ARROW_TYPES[kind]) for name, kind in columns.items()}
+    return pa.table(arrays)
+
+
+def _kind_of(value: Any) -> str:
+    """Type of a value of JSON in words."""
+    if isinstance(value, str | None):
+        return STRING
+    is_messages = isinstance(value, list) and all(
+        isinstance(x, dict) and {"role", "content"} <= x.keys() for x in value
+    )
+    return MESSAGES if is_messages else type(value).__name__
+
+
+def _checked(value: Any, kind: str, name: str, number: int) -> Any:
+    """A value of this type in words, or None; of messages, role and content.
+
+    Raises:
+        DataFileError: the value of row `number`, counted from 1, in the column `name` is another.
+    """
+    if value is None or (kind == STRING and isinstance(value, str)):
+        return value
+    if kind == MESSAGES and _kind_of(value) == MESSAGES:
+        messages = [{key: message[key] for key in ("role", "content")} for message in value]
+        if all(isinstance(text, str) for message in messages for text in message.values()):
+            return messages
+    rule = "a string" if kind == STRING else "a list of messages {role, content}, both strings,"
+    raise DataFileError(f"row {number} must have {rule} in the column {name!r}, got {value!r:.80}")
+
+
+def _num_characters(value: Any) -> int:
+    """Characters of a string, or of the contents of messages."""
+    if isinstance(value, list):
+        return sum(len(message["content"]) for message in value)
+    return len(value or "")
 
 
 READERS: dict[str, Any] = {
@@ -244,7 +302,7 @@ READERS: dict[str, Any] = {
 
 
 def columns_of_file(name: str, format: str) -> dict[str, str]:
-    """Columns of a file, each with its type in words, "string" if it holds strings.
+    """Columns of a file, each with its type in words: `STRING`, `MESSAGES`, or one that is not read.
 
     Raises:
         DataFileError: the file is not well-formed.
@@ -295,17 +353,17 @@ class ColumnsConfig(datasets.BuilderConfig):
 
     format: str = TEXT
     splits: dict[str, tuple[str, ...]] | None = None
-    columns: tuple[str, ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()  # with their types in words
     versions: tuple = ()
 
 
 class ColumnsBuilder(datasets.ArrowBasedBuilder):
-    """Builder of a data set with some columns of text."""
+    """Builder of a data set with some columns of text or messages."""
 
     BUILDER_CONFIG_CLASS = ColumnsConfig
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=Features({name: Value("string") for name in self.config.columns}))
+        return datasets.DatasetInfo(features=Features({name: FEATURES[kind] for name, kind in self.config.columns}))
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
         generators = []
@@ -324,7 +382,7 @@ class ColumnsBuilder(datasets.ArrowBasedBuilder):
         yield from names
 
     def _generate_tables(self, files: list[str], names: list[str]) -> Iterator[tuple[Key, pa.Table]]:
-        reader, columns = READERS[self.config.format], self.config.columns
+        reader, columns = READERS[self.config.format], dict(self.config.columns)
         for file_index, (path, name) in enumerate(zip(files, names, strict=True)):
             self._check_columns(path, name)
             with _open(path) as file:
@@ -338,19 +396,19 @@ class ColumnsBuilder(datasets.ArrowBasedBuilder):
         """Raise a DataFileError where a file lacks a column: its rows would all be empty."""
         with _open(path) as file:
             found = _naming(name, lambda: READERS[self.config.format].columns(_decompressed(file, name)))
-        missing = [column for column in self.config.columns if column not in found]
+        missing = [column for column, _ in self.config.columns if column not in found]
         if found and missing:
             raise DataFileError(f"{name!r} must have the column {missing[0]!r}, got {sorted(found)}")
 
 
 def load_columns(
-    files: DataFiles, columns: Sequence[str], split: str = "train", streaming: bool = False, **options: Any
+    files: DataFiles, columns: Mapping[str, str], split: str = "train", streaming: bool = False, **options: Any
 ) -> Dataset | IterableDataset:
-    """Loads some columns of text of files as a data set.
+    """Loads some columns of text or messages of files as a data set.
 
     Args:
         files: files of one format, on this machine or on the Hub (`hf://`).
-        columns: names of the columns.
+        columns: names of the columns, with `STRING` or `MESSAGES` for what they hold.
         split: one of the splits; slices and sums of them for `datasets`.
         streaming: returns an `IterableDataset` that reads the files as it goes.
         options: more for the builder of `datasets`.
@@ -363,7 +421,7 @@ def load_columns(
     builder = ColumnsBuilder(
         format=files.format,
         splits=dict(files.splits),
-        columns=tuple(columns),
+        columns=tuple(columns.items()),
         versions=tuple((os.path.getsize(name), os.stat(name).st_mtime_ns) for name in local),
         **{"dataset_name": "columns", **options},
     )

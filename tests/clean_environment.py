@@ -22,7 +22,7 @@ PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {
     "pipeline_causal.py",
 }
 # A model carries its samplers, for `generate`, but not the pipeline around them.
-OF_PIPELINES = ("pipeline_masked_diffusion", "remote_pipeline", "image_", "chat_messages")
+OF_PIPELINES = ("pipeline_masked_diffusion", "remote_pipeline", "image_", "chat_")
 MODEL_CODE = {name for name in PIPELINE_CODE if not name.startswith(OF_PIPELINES)}
 
 

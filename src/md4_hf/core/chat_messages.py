@@ -14,6 +14,7 @@ from .text_encoding import encode_texts
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 ASSISTANT = "assistant"
+PROBE = "answer-of-the-assistant"  # to see what a template puts behind it
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase):
@@ -59,6 +60,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Any, where: str 
     check_chat_template(tokenizer)
     text = render_prompt(tokenizer, check_messages(messages, where), where)
     return encode_texts(tokenizer, [text])[0]
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], where: str) -> str:
+    """Text that the template puts behind an answer, up to the EOS token if there is one."""
+    answered = [*messages, {"role": ASSISTANT, "content": PROBE}]
+    behind = render_messages(tokenizer, answered, where)[0].rpartition(PROBE)[2]
+    return behind.partition(tokenizer.eos_token)[0] if tokenizer.eos_token else behind
 
 
 def render_messages(

@@ -23,6 +23,7 @@ from huggingface_hub import create_repo
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from .chat_inputs import ChatInputs
 from .denoiser_inputs import block_length_of
 from .denoising import Denoising, Observer
 from .foreign_scheduler import as_sampler
@@ -55,7 +56,8 @@ class MaskedDiffusionPipelineOutput(BaseOutput):
     Args:
         sequences (`torch.LongTensor` of shape `(rows, length)`, or `list[torch.LongTensor]`):
             The ids, on the CPU, a list if rows differ in length; for images, `(rows, channels, height, width)`.
-        texts (`list[str]`, *optional*): The decoded rows, with `output_type="text"`.
+        texts (`list[str]`, *optional*):
+            The decoded rows, with `output_type="text"`; of `messages` the answers alone.
         images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
             The decoded images, in the form that `MD4ImageProcessor.postprocess` gives them.
     """
@@ -133,6 +135,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             return TextInputs(self.model.config, self.tokenizer)
         return ImageInputs(self.model.config, self.image_processor)
 
+    def _chat_inputs(self, messages: Any) -> ChatInputs:
+        """Inputs of a call with messages; a ValueError for a model of images."""
+        if self.image_shape is not None:
+            raise ValueError("`messages` must be None: the model is not one of text.")
+        return ChatInputs(self.model.config, self.tokenizer, messages)
+
     @property
     def guidance_scale(self) -> float:
         """Guidance scale of the last call."""
@@ -157,6 +165,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     def __call__(
         self,
         prompt: str | list[str] | None = None,
+        messages: list[dict[str, str]] | list[list[dict[str, str]]] | None = None,
         input_ids: torch.LongTensor | list[list[int]] | None = None,
         image: Any = None,
         mask_image: Any = None,
@@ -166,7 +175,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         max_new_tokens: int | None = None,
         block_length: int | None = None,
         use_cache: bool = True,
-        eos_early_stop: bool = False,
+        eos_early_stop: bool | None = None,
         class_labels: int | list[int] | torch.LongTensor | None = None,
         guidance_scale: float = 1.0,
         classifier: Classifier | None = None,
@@ -204,7 +213,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         Args:
             prompt (`str` or `list[str]`, *optional*):
                 Text whose gaps are filled in: mask tokens (`tokenizer.mask_token`), or `<mask:n>` for n >= 1 of them.
-                Without `prompt` and `input_ids`, the samples are unconditional.
+                Without `prompt`, `messages` and `input_ids`, the samples are unconditional.
+            messages (`list[dict]` or `list[list[dict]]`, *optional*):
+                A conversation, or several, as messages with a `role` and a `content`, to be answered: the chat template
+                of the tokenizer writes them. `texts` are then the answers alone, and `sequences` have the prompts too.
             input_ids (`torch.LongTensor` of shape `(batch, length)` or `list[list[int]]`, *optional*):
                 Ids in place of `prompt`; rows may differ in length. For images, `(batch, channels, height, width)`.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
@@ -230,9 +242,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 With `False`, the network runs on whole sequences and sees the masks of later blocks too, as LLaDA
                 does: exact for the model, up to its own length. Blocks of a row begin at its first mask. A model that
                 sees the time is told the one at which the expected share of the row's masks is left.
-            eos_early_stop (`bool`, defaults to `False`):
+            eos_early_stop (`bool`, *optional*):
                 Whether a row ends with an EOS token that is drawn behind all given tokens, once everything before it is
-                decided. The rest is filled with EOS tokens, left out of the text, and costs no network calls.
+                decided. The rest is filled with EOS tokens, left out of the text, and costs no network calls. By
+                default with `messages`, if there is an EOS token.
             class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
                 Label of each prompt (or of all), for class-conditional models. A model with a null class
                 (`config.null_class`) samples without a label if none is given.
@@ -305,7 +318,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             argument = "callback_on_step_end_tensor_inputs"
             raise ValueError(f"`{argument}` must be among {CALLBACK_TENSORS}, got {tensor_names!r}.")
         device = self._execution_device  # not `self.device`: an offloaded model does not run where its weights lie
-        inputs = self._inputs
+        inputs = self._inputs if messages is None else self._chat_inputs(messages)
         output_type = output_type_of(inputs, output_type)
         check_at_least_one("num_samples", num_samples)
         request = Request(
@@ -318,8 +331,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             max_new_tokens=max_new_tokens,
             block_length=block_length_of(self.model.config, block_length),
             use_cache=use_cache,
-            eos_early_stop=eos_early_stop,
+            eos_early_stop=False if eos_early_stop is None else eos_early_stop,
         )
+        if isinstance(inputs, ChatInputs):
+            request = inputs.completed(request, eos_early_stop)
         if callback_on_step_end is not None and not self._loop_class.shows_steps:
             raise ValueError("`callback_on_step_end` must be left out for an autoregressive model.")
         if callback_on_step_end is not None and not request.is_bounded:
@@ -418,8 +433,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         sequences, shown = call.sequences(sample), call.shown(sample)
         if len({len(ids) for ids in sequences}) == 1:
             sequences = torch.stack(sequences)
-        decoded = None if output_type == "ids" else self._inputs.decode(shown, output_type, skip_special_tokens)
-        return MaskedDiffusionPipelineOutput(sequences=sequences, **{self._inputs.output_name: decoded})
+        decoded = None if output_type == "ids" else call.inputs.decode(shown, output_type, skip_special_tokens)
+        return MaskedDiffusionPipelineOutput(sequences=sequences, **{call.inputs.output_name: decoded})
 
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""

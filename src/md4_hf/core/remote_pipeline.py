@@ -10,6 +10,7 @@ import diffusers
 import transformers
 
 from .block_layout import BlockLayout  # noqa: F401
+from .chat_inputs import ChatInputs  # noqa: F401
 from .chat_messages import encode_prompt  # noqa: F401
 from .compat import commit_of  # noqa: F401
 from .configuration_md4 import MD4Config  # noqa: F401

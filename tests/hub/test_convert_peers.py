@@ -28,12 +28,14 @@ from md4_hf import (
     MD4ForMaskedDiffusion,
     add_adapter,
     load_pipeline,
+    make_schedule,
     unmask_probability,
 )
 from md4_hf.cli import main
 from md4_hf.cli.options import FAMILY_NAMES
 from md4_hf.core.masked_diffusion import masked_count_weights
 from md4_hf.hub.convert import FAMILIES, convert
+from md4_hf.objective.clipping import ClippedRates
 
 
 MDLM, MDLM_TIME, SEDD, RADD = "peers/mdlm_notime_h64", "peers/mdlm_time_h64", "peers/sedd_absorb_h64", "peers/radd_h64"
@@ -198,6 +200,36 @@ def test_a_bd3lm_is_a_block_model_with_the_authors_logits_and_losses(golden, tmp
         expected = tensors["outputs/loss_token"]
         found = output.token_nelbo * tensors["inputs/attention_mask"]
         torch.testing.assert_close(found, expected, atol=1e-4 * expected.max().item(), rtol=0.0)
+
+
+@pytest.mark.parametrize("clip", ["0.001_1", "0.3_0.8", "0.5_1", "0.6_0.9", "1_1"])
+def test_clipped_times_are_those_of_a_bd3lm(golden, clip):
+    tensors, _ = golden(BD3LM)
+    uniform = tensors["inputs/block_uniform"]
+    stratified = (uniform + torch.arange(uniform.numel()).view(uniform.shape)) / uniform.numel() % 1.0
+    rates = ClippedRates(*map(float, clip.split("_")))
+    times = rates.times(make_schedule("linear", eps=0.0), stratified).repeat_interleave(4, dim=1)
+    torch.testing.assert_close(times, tensors[f"outputs/t_clip_{clip}"], atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize(("name", "clip"), [("clipped", "0.3_0.8"), ("heavy", "0.6_0.9")])
+def test_losses_at_clipped_rates_are_those_of_a_bd3lm(golden, tmp_path, name, clip):
+    tensors, record = golden(BD3LM)
+    convert(publish(tmp_path / "peer", state_of(tensors), record["config"]), tmp_path / "out")
+    model, t = AutoModel.from_pretrained(tmp_path / "out"), tensors[f"outputs/t_clip_{clip}"]
+    xt, scored = tensors[f"inputs/xt_{name}"], tensors["inputs/attention_mask"]
+    weights = ClippedRates(*map(float, clip.split("_"))).weights(make_schedule("linear", eps=0.0), t)
+    with torch.no_grad():
+        for output_logits in (False, True):
+            output = model(
+                xt,
+                output_logits=output_logits,
+                timesteps=t,
+                labels=tensors["inputs/x0"],
+                loss_weights=weights * scored,
+                num_items_in_batch=scored.sum(),
+            )
+            torch.testing.assert_close(output.loss, tensors[f"outputs/loss_{name}"], atol=1e-4, rtol=1e-4)
 
 
 def test_a_bd3lm_has_the_authors_logits_in_sampling_with_a_cache_and_without(golden, tmp_path):

@@ -119,6 +119,20 @@ def check_at_least_one(name: str, number: Any):
         raise ValueError(f"`{name}` must be >= 1, got {number!r}.")
 
 
+def check_loss_weights(loss_weights: Tensor | None, labels: Tensor | None, timesteps: Tensor | None, config):
+    """Raise a ValueError for weights of a loss that is GenMD4's, without times, or of another shape than they."""
+    if loss_weights is None:
+        return
+    if config.learn_masking_schedule:
+        raise ValueError("`loss_weights` must be None for GenMD4, whose loss is no weighted cross entropy.")
+    if labels is None or timesteps is None:
+        missing = "labels" if labels is None else "timesteps"
+        raise ValueError(
+            f"`loss_weights` need `labels` and the `timesteps` at which they are masked, got no `{missing}`."
+        )
+    check_shape("loss_weights", loss_weights, timesteps.shape)
+
+
 def check_per_example(name: str, x: Tensor | None, batch: int, largest: int, reason: str):
     """Raise a ValueError unless `x` is given, has shape `(batch,)`, and lies in [0, largest]."""
     if x is None:

@@ -20,6 +20,7 @@ from .configuration_md4 import MD4Config
 from .generation_md4 import MD4Generation
 from .input_checks import (
     can_check_values,
+    check_loss_weights,
     check_num_items,
     check_options,
     check_range,
@@ -27,7 +28,15 @@ from .input_checks import (
     check_tensor,
     given_tokens,
 )
-from .masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, is_unused, md4_process, stratified_times
+from .masked_diffusion import (
+    IGNORE_INDEX,
+    GenMD4Process,
+    MD4Process,
+    is_unused,
+    md4_process,
+    stratified_times,
+    token_nelbo,
+)
 from .modeling_md4_auto import AutoBody, adopt_backbone
 from .modeling_md4_base import MD4PreTrainedModel
 from .modeling_md4_body import BodyInputs, MD4Body, TransformerBody, check_times
@@ -288,6 +297,7 @@ class MD4ForMaskedDiffusion(MD4Generation, MD4PreTrainedModel):
         document_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         max_masked: int | None = None,
+        loss_weights: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedDiffusionOutput:
         r"""
@@ -317,6 +327,8 @@ class MD4ForMaskedDiffusion(MD4Generation, MD4PreTrainedModel):
                 `loss` has no second derivative, and `token_nelbo` of a compiled model has no gradient.
             max_masked: Upper bound on the number of masked tokens of the batch; more are an error. With it, a step on
                 an accelerator does not wait for their number, and a compiled step is of this size.
+            loss_weights: Weights of the cross entropies of masked tokens, of the shape of `timesteps`, in place of the
+                NELBO's: `loss` is then no bound, and there is no other output but it and the logits. Not for GenMD4.
 
         Raises:
             ValueError: As in `MD4Model.forward`, and for labels that hold the mask id or do not fit the input's shape.
@@ -324,6 +336,7 @@ class MD4ForMaskedDiffusion(MD4Generation, MD4PreTrainedModel):
         tokens = given_tokens(input_ids, inputs_embeds)
         check_options(tokens, inputs_embeds, labels, position_mask, mask_noise, max_masked)
         check_num_items(num_items_in_batch)
+        check_loss_weights(loss_weights, labels, timesteps, self.config)
         if labels is not None:
             self._check_labels(input_ids, labels, position_mask)
             input_ids, timesteps, class_labels = self._noised(input_ids, labels, timesteps, class_labels, mask_noise)
@@ -331,10 +344,10 @@ class MD4ForMaskedDiffusion(MD4Generation, MD4PreTrainedModel):
         copies = input_ids.shape[1] if has_copies else None
         inputs = {"timesteps": timesteps, "class_labels": class_labels, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "document_ids": document_ids, "labels": labels}
-        inputs |= {"input_ids": input_ids, "position_mask": position_mask}
+        inputs |= {"input_ids": input_ids, "position_mask": position_mask, "loss_weights": loss_weights}
         if copies is not None:
             inputs = rows_of_copies(copies, inputs)
-        row_labels, row_mask = inputs.pop("labels"), inputs.pop("position_mask")
+        row_labels, row_mask, row_weights = (inputs.pop(k) for k in ("labels", "position_mask", "loss_weights"))
         if output_logits is None:
             output_logits = labels is None or not self.training
         is_masked = None if output_logits else self._scored_masks(inputs["input_ids"], row_labels)
@@ -349,11 +362,17 @@ class MD4ForMaskedDiffusion(MD4Generation, MD4PreTrainedModel):
         if labels is not None:
             x0, xt, t = row_labels, inputs["input_ids"], inputs["timesteps"].float()
             if logits is None:
-                total, values = self._masked_nelbo(hidden_states, rows, is_masked, x0, t)
-            else:
+                total, values = self._masked_nelbo(hidden_states, rows, is_masked, x0, t, row_weights)
+            elif row_weights is None:
                 values = self.masking_process.token_nelbo(logits, x0, xt, t)
                 total = values.sum()
-            losses = self._losses(total, values, xt, labels, timesteps.float(), copies, num_items_in_batch)
+            else:
+                total = token_nelbo(logits, x0, xt, row_weights, self.config.mask_token_id).sum()
+            if row_weights is None:
+                losses = self._losses(total, values, xt, labels, timesteps.float(), copies, num_items_in_batch)
+            else:
+                num_items = number_of_items(labels != IGNORE_INDEX, num_items_in_batch, total.device)
+                losses = {"loss": total / (copies or 1) / num_items}
         if position_mask is None:
             logits = fold_copies(logits, copies)
         return MaskedDiffusionOutput(
@@ -431,15 +450,23 @@ class MD4ForMaskedDiffusion(MD4Generation, MD4PreTrainedModel):
         return None if self.model.body.selects_rows else rows
 
     def _masked_nelbo(
-        self, hidden_states: Tensor, rows: Tensor | None, is_masked: Tensor, x0: Tensor, t: Tensor
+        self,
+        hidden_states: Tensor,
+        rows: Tensor | None,
+        is_masked: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Diffusion part of the NELBO from the hidden states of masked tokens: its sum, and its value for each token.
 
         `rows` are the flat indices of the hidden states: all masked tokens, and possibly padding after them. Without
-        rows, and where the body does not select them, the hidden states are those of all tokens.
+        rows, and where the body does not select them, the hidden states are those of all tokens. `weights` take the
+        place of those at the times `t`, whose shape they have.
         """
         process = self.masking_process
-        target, weight = x0.flatten(), left_broadcast(process.weight(t), x0.dim()).expand(x0.shape).flatten()
+        weights = process.weight(t) if weights is None else weights
+        target, weight = x0.flatten(), left_broadcast(weights, x0.dim()).expand(x0.shape).flatten()
         if rows is None:
             weight = torch.where(is_masked, weight, 0.0)
             hidden_states = hidden_states.flatten(0, 1) if self.model.body.selects_rows else hidden_states

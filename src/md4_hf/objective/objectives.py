@@ -7,7 +7,7 @@ MD4, GenMD4 and autoregression are siblings that answer the same calls.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.block_layout import block_numbers, positions_in_documents, times_of_tokens
 from ..core.masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, md4_process, rescale_times
+from .clipping import ClippedRates
 from .noise import most_masked_tokens
 
 
@@ -30,11 +31,23 @@ class Objective:
     class_dropout: float = 0.0  # probability with which it takes the place of a label in training
 
     is_autoregressive: ClassVar[bool] = False  # then the likelihood is exact, and nothing is drawn
-    loss_is_bound: ClassVar[bool] = True  # whether the training loss is the NELBO itself, and no surrogate
+    kind: ClassVar[str] = "MD4"  # in errors
 
     def num_times(self, shape: torch.Size) -> int:
         """Number of times of each example of a batch of ids of this shape."""
         return 1
+
+    @property
+    def training_bound(self) -> str | None:
+        """Name of the output of a training step that is the NELBO: "loss", "nelbo" beside a surrogate, or None."""
+        return "loss"
+
+    def clipped(self, rates: ClippedRates | None) -> Objective:
+        """The objective of a training with these mask rates; a ValueError where the masks are not drawn by one time."""
+        if rates is not None:
+            found = [rates.low, rates.high]
+            raise ValueError(f"`schedule_clip` must be None for a training of {self.kind}, got {found}.")
+        return self
 
     @property
     def any_order_obstacle(self) -> str | None:
@@ -87,10 +100,50 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class MD4Objective(Objective):
-    """MD4: x_t is drawn here, from the fixed schedule."""
+class FixedScheduleObjective(Objective):
+    """Masked diffusion with a fixed schedule, from which x_t is drawn here."""
 
     process: MD4Process
+    _: KW_ONLY
+    rates: ClippedRates | None = None  # mask rates of the training, if they are clipped
+
+    @property
+    def training_bound(self) -> str | None:
+        """Name of the output of a training step that is the NELBO: none of a loss at clipped mask rates."""
+        return "loss" if self.rates is None else None
+
+    def clipped(self, rates: ClippedRates | None) -> Objective:
+        """The objective of a training with these mask rates; a ValueError in discrete time."""
+        if rates is not None and self.process.num_timesteps is not None:
+            found, steps = [rates.low, rates.high], self.process.num_timesteps
+            raise ValueError(f"`schedule_clip` must be None in discrete time, of {steps} steps, got {found}.")
+        return replace(self, rates=rates)
+
+    def _with_xt(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor, blocks: Tensor | None = None):
+        """Model inputs with x_t as `input_ids`, its `timesteps`, the clean `labels`, and weights of clipped rates.
+
+        `uniform` are `(batch,)`, or `(batch, blocks)` with the numbers of the blocks of the tokens, `(batch, length)`.
+        """
+        process, labels = self.process, scored_labels(inputs)
+        times = {"timesteps": process.times(uniform)}
+        if self.rates is not None:
+            times["timesteps"] = self.rates.times(process.schedule, uniform)
+            times["loss_weights"] = self.rates.weights(process.schedule, times["timesteps"])
+        if blocks is not None:
+            times = {name: times_of_tokens(x, blocks) for name, x in times.items()}
+        xt = process.draw_xt(inputs["input_ids"], labels, times["timesteps"], noise)
+        return {**inputs, "input_ids": xt, "labels": labels, **times}
+
+    def _most_masked(self, num_times: int, total: int, length: int) -> int | None:
+        """Bound on the masked tokens of these many stretches of tokens that have one time, of all in the step."""
+        schedule = self.process.schedule if self.rates is None else self.rates
+        return most_masked_tokens(schedule, self.process.num_timesteps, num_times, total, length)
+
+
+@dataclass(frozen=True)
+class MD4Objective(FixedScheduleObjective):
+    """MD4: each example has one time."""
+
     sees_time: bool = True  # whether the denoiser is told the time
 
     @property
@@ -100,20 +153,17 @@ class MD4Objective(Objective):
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t as `input_ids`, its `timesteps` and the clean `labels`; see `Objective.noised`."""
-        timesteps, labels = self.process.times(uniform), scored_labels(inputs)
-        xt = self.process.draw_xt(inputs["input_ids"], labels, timesteps, noise)
-        return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
+        return self._with_xt(inputs, uniform, noise)
 
     def most_masked(self, num_examples: int, total: int, length: int) -> int | None:
         """Bound on the masked tokens of a micro-batch: see `most_masked_tokens`."""
-        return most_masked_tokens(self.process.schedule, self.process.num_timesteps, num_examples, total, length)
+        return self._most_masked(num_examples, total, length)
 
 
 @dataclass(frozen=True)
-class BlockObjective(Objective):
-    """MD4 in blocks: each block of each example has its own time. x_t is drawn here, from the fixed schedule."""
+class BlockObjective(FixedScheduleObjective):
+    """MD4 in blocks: each block of each example has its own time."""
 
-    process: MD4Process
     block_size: int
 
     any_order_obstacle = "a block model, whose bound is a sum over blocks"
@@ -124,21 +174,17 @@ class BlockObjective(Objective):
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t as `input_ids`, `timesteps` `(batch, length)` and `labels`; see `Objective.noised`."""
-        ids, labels, uniform = inputs["input_ids"], scored_labels(inputs), uniform.reshape(len(uniform), -1)
-        documents = inputs.get("document_ids")
+        ids, documents, uniform = inputs["input_ids"], inputs.get("document_ids"), uniform.reshape(len(uniform), -1)
         if documents is None:
             blocks = torch.arange(ids.shape[-1], device=ids.device)[None] // self.block_size
         else:  # blocks that have no time of their own share those of others
             blocks = block_numbers(positions_in_documents(documents), self.block_size, documents) % uniform.shape[1]
-        timesteps = self.process.times(times_of_tokens(uniform, blocks))
-        xt = self.process.draw_xt(ids, labels, timesteps, noise)
-        return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
+        return self._with_xt(inputs, uniform, noise, blocks)
 
     def most_masked(self, num_examples: int, total: int, length: int) -> int | None:
         """Bound on the masked tokens of a micro-batch: see `most_masked_tokens`."""
         blocks = self.num_times(torch.Size((num_examples, length)))
-        schedule, steps = self.process.schedule, self.process.num_timesteps
-        return most_masked_tokens(schedule, steps, num_examples * blocks, total * blocks, self.block_size)
+        return self._most_masked(num_examples * blocks, total * blocks, self.block_size)
 
 
 @dataclass(frozen=True)
@@ -147,7 +193,8 @@ class GenMD4Objective(Objective):
 
     first_time: float  # t_1, where the times begin
 
-    loss_is_bound: ClassVar[bool] = False
+    kind = "GenMD4, whose tokens have schedules of their own"
+    training_bound = "nelbo"
     any_order_obstacle = OF_TIMES
 
     def noise_shape(self, shape: torch.Size, num_copies: int = GenMD4Process.training_copies) -> torch.Size:
@@ -165,6 +212,7 @@ class AutoregressiveObjective(Objective):
     """Autoregression, of an `MD4ForCausalLM`: nothing is noised, and the loss is -log p itself."""
 
     is_autoregressive: ClassVar[bool] = True
+    kind = "a causal model"
     any_order_obstacle = "a causal model, which needs none"
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:

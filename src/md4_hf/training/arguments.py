@@ -17,6 +17,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from ..core.modeling_md4_auto import obstacle_to_pair_masks
+from ..objective.clipping import clipped_rates
 from ..objective.estimators import check_estimator, nelbo_metrics
 from ..utils.options import option
 from .elbo_arguments import ElboArguments
@@ -28,7 +29,7 @@ from .renamed_arguments import RenamedArguments
 SAME_ON_ALL_RANKS = (
     *("seed", "data_seed", "max_steps", "num_train_epochs", "learning_rate", "ema_decay", "num_copies", "output_dir"),
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("backbone_lr_multiplier", "attention_annealing_steps"),
+    *("backbone_lr_multiplier", "attention_annealing_steps", "schedule_clip"),
     *("save_steps", "eval_steps", "eval_seed", "eval_draws", "random_flip", "on_nonfinite"),
 )
 LEAST_VALUES = {
@@ -91,6 +92,7 @@ class MD4TrainingArguments(ElboArguments, RenamedArguments):
         for name, is_kept, rule in rules:
             if not is_kept:
                 raise ValueError(f"`{name}` must be {rule}, got {getattr(self, name)}.")
+        clipped_rates(self.schedule_clip)
         check_estimator(self.eval_estimator)
         check_reporters(self.report_to)
         if self.data_seed is None:

@@ -118,6 +118,8 @@ class BitsProgressCallback(ProgressCallback):
         if not sys.stderr.isatty():
             super().on_log(args, state, control, logs=logs, **kwargs)
         elif self.training_bar is not None:  # there is one on the first process, while it trains
+            if "loss" in logs and "bits_per_token" not in logs:  # a loss that is no bound
+                self._shown["train"] = f"loss {logs['loss']:.3f}"
             if "bits_per_token" in logs:
                 self._shown["train"] = f"{logs['bits_per_token']:.3f} bits/token"
             if "eval_bits_per_token" in logs:

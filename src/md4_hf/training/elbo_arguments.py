@@ -32,6 +32,10 @@ class ElboArguments:
         "from 0 to 1; 0 shows all at once.",
         default=0,
     )
+    schedule_clip: list[float] | None = option(
+        "Lowest and highest share of masks in training, such as 0.3 0.8, drawn uniformly: the loss varies less, and is "
+        "no bound (evaluations are). From the schedule if left out."
+    )
     eval_draws: int = option("Stratified draws of time and masks per example in an evaluation.", default=1)
     eval_seed: int = option("Seed of the evaluation noise.", default=0)
     eval_estimator: str = option(

@@ -51,7 +51,8 @@ def _plot_training(axes: Any, train: Log, scale: float):
         return
     bits = [entry.get("nelbo", entry["loss"]) / math.log(2) * scale for entry in train]
     marker = "." if len(bits) == 1 else None  # one point has no line
-    axes.plot(_steps(train), bits, color="tab:gray", linewidth=1.0, marker=marker, label="train")
+    label = "train" if all("bits_per_token" in entry for entry in train) else "train (no bound)"
+    axes.plot(_steps(train), bits, color="tab:gray", linewidth=1.0, marker=marker, label=label)
 
 
 def _plot_heldout(axes: Any, heldout: Log):

@@ -178,6 +178,15 @@ def _diffusion_rows(config) -> Rows:
     return [*blocks, ("Masking schedule", f"{kind} (eps {config.schedule_eps:g})"), ("Training time", time)]
 
 
+def _clip_rows(schedule_clip: Sequence[float] | None) -> Rows:
+    if schedule_clip is None:
+        return []
+    low, high = schedule_clip
+    return [
+        ("Mask rates", f"uniform in [{low:g}, {high:g}] in training, whose losses are no bounds; evaluated at all")
+    ]
+
+
 @dataclass(frozen=True)
 class _Kind:
     """The texts of a card that differ between masked diffusion of text, that of images, and the causal baseline."""
@@ -288,6 +297,7 @@ def _facts(kind: _Kind, model, args, state, facts: CardFacts) -> Rows:
         ("Data", facts.data),
         ("Parameters", f"{parameters:,}{of_which}"),
         *kind.network_rows(model.config),
+        *_clip_rows(args.schedule_clip),
         ("Optimizer steps", f"{state.global_step:,}"),
         ("Tokens seen", f"{state.num_input_tokens_seen:,}" if state.num_input_tokens_seen else "not counted"),
         (f"{kind.modality.example.capitalize()}s per step", f"{step_examples:,}"),

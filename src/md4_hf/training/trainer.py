@@ -27,6 +27,7 @@ from ..data.collators import PaddingCollator
 from ..data.images import check_image_processor_matches
 from ..data.mixture import MixedStream
 from ..hub.adapters import is_adapted, untie_adapted_weights
+from ..objective.clipping import clipped_rates
 from ..objective.estimators import NelboEstimate, nelbo_metrics
 from ..objective.example_order import NOISE_INDEX, OrderedExamples, can_be_ordered
 from ..objective.figures import SIZE_COLUMNS
@@ -117,11 +118,10 @@ class MD4Trainer(Trainer):
             plugin = self.accelerator.state.fsdp_plugin
             keep_float32(plugin, weights=self.model.config.learn_masking_schedule)
             shard_blocks(plugin, self.model)
-        self.objective = Objective.of_config(model.config)
+        objective = Objective.of_config(model.config)
+        self.objective = objective.clipped(clipped_rates(args.schedule_clip))
         num_timesteps = model.config.num_train_timesteps
-        self.estimate: NelboEstimate | OrderLikelihood = NelboEstimate(
-            self.objective, args.eval_estimator, num_timesteps
-        )
+        self.estimate: NelboEstimate | OrderLikelihood = NelboEstimate(objective, args.eval_estimator, num_timesteps)
         self.card_facts = CardFacts(license=args.license)
         self.repository = Repository(self)
         self.run_lock = RunLock(args)
@@ -337,20 +337,25 @@ class MD4Trainer(Trainer):
         """NELBO in nats per scored token of the whole optimizer step, on noise drawn for this step."""
         inputs = noised_batch(inputs, self.objective, self.args, self.state.global_step)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if not self.objective.loss_is_bound:
+        if self.objective.training_bound == "nelbo":
             self.sums.add_nelbo(outputs.nelbo)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """Log the loss in bits per token too; for GenMD4, whose loss is a surrogate, the bound and its bits."""
+        """Log the bound in bits per token too; for GenMD4, whose loss is a surrogate, the bound itself as well.
+
+        At clipped mask rates (`schedule_clip`) no bound is known.
+        """
         if "loss" in logs:
             nelbo, steps = self.sums.take()
-            if not self.objective.loss_is_bound:
+            bound = self.objective.training_bound
+            if bound == "nelbo":
                 total = self.accelerator.reduce(torch.as_tensor(nelbo, device=self.args.device), "sum")
                 logs["nelbo"] = total.item() / max(steps, 1)
             if self.sums.num_left_out:
                 logs["num_left_out"] = self.sums.num_left_out
-            logs["bits_per_token"] = logs.get("nelbo", logs["loss"]) / math.log(2)
+            if bound is not None:
+                logs["bits_per_token"] = logs[bound] / math.log(2)
         super().log(logs, start_time)
 
     def _set_signature_columns_if_needed(self):

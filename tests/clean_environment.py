@@ -15,12 +15,11 @@ import md4_hf
 
 CORE = Path(md4_hf.__file__).parent / "core"
 # Files that a saved pipeline carries, and a saved model.
-PIPELINE_CODE = {path.name for path in CORE.glob("*.py")} - {
-    "__init__.py",
-    "causal_decoding.py",
-    "modeling_md4_causal.py",
-    "pipeline_causal.py",
-}
+BASELINES = (
+    *("modeling_md4_causal", "modeling_md4_discrete", "discrete_kernels", "discrete_processes"),
+    *("baseline_decoding", "causal_decoding", "discrete_decoding", "pipeline_baselines"),
+)  # open with the package only
+PIPELINE_CODE = {path.name for path in CORE.glob("*.py") if path.stem not in ("__init__", *BASELINES)}
 # A model carries its samplers, for `generate`, but not the pipeline around them.
 OF_PIPELINES = ("pipeline_masked_diffusion", "remote_pipeline", "image_", "chat_")
 MODEL_CODE = {name for name in PIPELINE_CODE if not name.startswith(OF_PIPELINES)}

@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from clean_environment import BASELINES
 
 from md4_hf.hub.registration import DIFFUSERS_CLASSES
 
@@ -35,6 +36,8 @@ LIBRARIES = {
     "schedules": {"torch"},
     "masked_diffusion": {"torch"},
     "linear_nelbo": {"torch"},
+    "discrete_kernels": {"torch"},
+    "discrete_processes": {"torch"},
     "input_checks": {"torch"},
     "image_processing_md4": {"torch", "transformers", "numpy", "PIL"},
     "image_inputs": {"torch", "transformers", "numpy", "PIL"},
@@ -138,13 +141,8 @@ def test_portable_files_find_each_other(module):
 
 
 def test_the_pipeline_that_is_saved_names_every_portable_file():
-    """diffusers copies only the files that the first one names; a causal model opens with the package alone."""
-    named = imports_of("core.remote_pipeline") | {
-        "core.remote_pipeline",
-        "core.causal_decoding",
-        "core.modeling_md4_causal",
-        "core.pipeline_causal",
-    }
+    """diffusers copies only the files that the first one names; baselines open with the package alone."""
+    named = imports_of("core.remote_pipeline") | {"core.remote_pipeline", *(f"core.{name}" for name in BASELINES)}
     assert named == set(PORTABLE)
 
 

@@ -40,6 +40,7 @@ _LAZY = {
     ],
     "core.modeling_md4": ["MD4ForMaskedDiffusion", "MD4Model", "MaskedDiffusionOutput"],
     "core.modeling_md4_causal": ["MD4ForCausalLM"],
+    "core.modeling_md4_discrete": ["MD4ForDiscreteDiffusion"],
     "core.pipeline_masked_diffusion": ["MaskedDiffusionPipeline", "MaskedDiffusionPipelineOutput"],
     "core.schedules": ["MaskingSchedule", "TokenPolynomialSchedule", "make_schedule"],
     "core.scheduling_masked_diffusion": ["MaskedDiffusionScheduler", "MaskedDiffusionSchedulerOutput"],
@@ -58,7 +59,7 @@ _LAZY = {
     "hub.loading": ["load_model", "load_pipeline", "make_pipeline"],
     "hub.lora_arguments": ["LoraArguments"],
     "objective.estimators": ["example_nelbo", "nelbo_given_noise", "nelbo_metrics"],
-    "objective.objectives": ["Diffusion", "Objective"],
+    "objective.objectives": ["Objective"],
     "training.arguments": ["MD4TrainingArguments"],
     "training.ema": ["EmaCallback"],
     "training.model_card": ["CardFacts"],
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from .core.configuration_md4 import MD4Config
     from .core.modeling_md4 import MaskedDiffusionOutput, MD4ForMaskedDiffusion, MD4Model
     from .core.modeling_md4_causal import MD4ForCausalLM
+    from .core.modeling_md4_discrete import MD4ForDiscreteDiffusion
     from .core.pipeline_masked_diffusion import MaskedDiffusionPipeline
     from .core.scheduling_masked_diffusion import MaskedDiffusionScheduler
     from .training.arguments import MD4TrainingArguments

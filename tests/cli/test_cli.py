@@ -605,7 +605,7 @@ def test_a_model_that_is_missing_is_named(words, capsys):
         (["trian"], "unknown command 'trian'. Did you mean 'train'?"),
         (["train", "--presett", "tiny"], "unknown options: --presett tiny. Did you mean '--preset'?"),
         (["train", "--preset", "Tinny"], "got 'Tinny'. Did you mean 'tiny'?"),
-        (["train", "--objective", "gen-md4"], "must be one of md4, genmd4, ar, got 'gen-md4'. Did you mean 'genmd4'?"),
+        (["train", "--objective", "gen-md4"], "sedd-absorb, uniform, got 'gen-md4'. Did you mean 'genmd4'?"),
         (["suite", "MODEL", "zeroshot"], "Did you mean 'zero-shot'?"),
         (["suite", "MODEL", "zero-shot", "--tasks", "wikitext-2"], "Did you mean 'wikitext2'?"),
         (["train", "--config", "options.yaml"], "unknown options in options.yaml: learning-rte. Did you mean"),

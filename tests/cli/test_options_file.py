@@ -53,8 +53,8 @@ def test_a_value_is_read_as_on_the_command_line(tmp_path, command, text, expecte
 
 
 BAD = [
-    ("train", "objective: genmd", "--objective must be one of md4, genmd4, ar, got 'genmd'"),
-    ("train", "objective: 3", "--objective must be one of md4, genmd4, ar, got 3"),
+    ("train", "objective: genmd", "sedd-absorb, uniform, got 'genmd'"),
+    ("train", "objective: 3", "sedd-absorb, uniform, got 3"),
     ("train", "eval_strategy: off", "--eval_strategy must be one of no, steps, epoch"),
     ("train", "masking_schedule: lin", "--masking_schedule must be one of linear"),
     ("train", "on_nonfinite: ignore", "--on_nonfinite must be one of stop, skip"),

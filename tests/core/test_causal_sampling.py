@@ -10,7 +10,7 @@ from toy import ToyWorld
 from transformers import DynamicCache, RepetitionPenaltyLogitsProcessor
 
 from md4_hf import MD4Config, MD4ForCausalLM, build_byte_tokenizer, load_pipeline, make_pipeline
-from md4_hf.core.pipeline_causal import CausalPipeline
+from md4_hf.core.pipeline_baselines import CausalPipeline
 
 
 MASK = VOCAB

@@ -13,7 +13,7 @@ from tiny import quiet, random_image_model, random_model, seeded
 
 from md4_hf import MaskedDiffusionPipeline, MaskedDiffusionScheduler, MD4Config, load_pipeline
 from md4_hf.core.modeling_md4_causal import MD4ForCausalLM
-from md4_hf.core.pipeline_causal import CausalPipeline
+from md4_hf.core.pipeline_baselines import CausalPipeline
 
 
 MASK, LENGTH = 27, 16

@@ -96,9 +96,10 @@ def open_model(name: str, options: EstimateArguments) -> tuple[Any, TextEvaluati
     if model.config.is_causal:
         check_left_out(options, ["draws", "estimator", "rounds", "target_stderr", "seed"], "for a causal model")
     if options.num_timesteps is not None:
-        if model.config.is_causal or (model.config.learn_masking_schedule and options.num_timesteps):
+        is_other = model.config.is_causal or model.config.baseline is not None
+        if is_other or (model.config.learn_masking_schedule and options.num_timesteps):
             raise ValueError(
-                f"`num_timesteps` must be left out for GenMD4 and causal models, got {options.num_timesteps}."
+                f"`num_timesteps` must be left out for GenMD4 and baselines, got {options.num_timesteps}."
             )
         model.config.num_train_timesteps = options.num_timesteps or None
         model.config.check()
@@ -166,7 +167,7 @@ def describe_model(name: str, model, tokenizer, options: EstimateArguments) -> d
 def _objective(config) -> str:
     if config.is_causal:
         return "autoregressive"
-    return "genmd4" if config.learn_masking_schedule else "md4"
+    return config.baseline or ("genmd4" if config.learn_masking_schedule else "md4")
 
 
 def harness(rest: argparse.Namespace):

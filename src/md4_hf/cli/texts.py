@@ -15,7 +15,6 @@ import torch
 from ..core.configuration_md4 import MD4Config
 from ..core.input_checks import match_tokenizer
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
-from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..data.conversations import read_chat_template
 from ..data.documents import load_sources, load_train_validation, load_validation
@@ -27,6 +26,7 @@ from ..data.pieces import split_long_text
 from ..data.tokenizers import bpe_size, build_byte_tokenizer, load_tokenizer, num_rows, train_bpe_tokenizer
 from ..evaluation.baselines import ngram_bits_per_character
 from ..hub.loading import load_config, load_model
+from ..hub.model_classes import model_class_of
 from ..objective.figures import counted
 from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
@@ -119,7 +119,7 @@ def make_model(start: StartArguments, model_args: ModelArguments, tokenizer, len
         match_tokenizer(tokenizer, config)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
-        return (MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion)(config)
+        return model_class_of(config)(config)
     check_left_out(start, ["pad_vocab_to_multiple_of"], "with `model_name_or_path`")
     config = load_config(name_or_path, argument="model_name_or_path")
     match_tokenizer(tokenizer, config)

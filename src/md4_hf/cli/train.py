@@ -28,7 +28,7 @@ from .material import Material
 from .run_record import FILE_NAME as RECORD_NAME
 from .run_record import RecordCallback, RunRecord
 from .texts import prepare_text_training
-from .train_options import ModelArguments, RunArguments, StartArguments
+from .train_options import BASELINE_NAMES, ModelArguments, RunArguments, StartArguments
 
 
 STAGING_FOLDER = ".model-in-progress"
@@ -61,6 +61,9 @@ def choose_objective(objective: str, model_args: ModelArguments):
         model_args.is_causal, model_args.learn_masking_schedule = True, False
         if BACKBONES[model_args.backbone or "transformer"].is_image:
             raise ValueError(f'`objective` must be "md4" or "genmd4" for images, got "{objective}".')
+    if objective in BASELINE_NAMES:
+        model_args.baseline, model_args.time_conditioning = objective, objective != "ardm"
+        return
     if objective != "genmd4":
         return
     if model_args.masking_schedule not in (None, "linear", "poly"):

@@ -28,7 +28,8 @@ FIELDS_WITH_BACKBONE = (
     *("num_train_timesteps", "predicts_next", "attn_implementation", "time_conditioning", "num_classes", "block_size"),
 )
 CONFIG_NAMES = {"diffusion_block_size": "block_size"}  # of fields whose name an option of the data has
-SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule"}
+SET_BY_OBJECTIVE = {"is_causal", "learn_masking_schedule", "baseline"}
+BASELINE_NAMES = ("ardm", "d3pm-absorb", "d3pm-uniform", "multinomial", "sedd-absorb", "uniform")
 
 
 @contextlib.contextmanager
@@ -56,9 +57,10 @@ class StartArguments:
     )
     keep_causal: bool = option("Leave the attention of a causal --backbone_name_or_path causal.", default=False)
     objective: str = option(
-        '"md4"; "genmd4", which learns a masking schedule for each token; or "ar", an autoregressive baseline.',
+        '"md4"; "genmd4", which learns a masking schedule for each token; or a baseline to compare with, such as "ar", '
+        "autoregression.",
         default="md4",
-        choices=["md4", "genmd4", "ar"],
+        choices=["md4", "genmd4", "ar", *BASELINE_NAMES],
     )
     tokenizer: str | None = option(
         '"bytes", which keeps every text and is the default; "bpe:N", N tokens trained on the data, such as bpe:2048; '
@@ -133,6 +135,8 @@ class ModelArguments:
         "Predict each token from the state before it, as a causal --backbone_name_or_path does."
     )
     is_causal: bool | None = option("Autoregressive baseline: each token sees only those before it.")
+    baseline: str | None = option("Baseline in place of MD4, which --objective sets.", choices=[*BASELINE_NAMES])
+    hybrid_weight: float | None = option("D3PM's lambda: weight of the cross entropy that is added to the bound.")
     num_train_timesteps: int | None = option("Steps of discrete-time training; continuous time if left out.")
     diffusion_block_size: int | None = option(
         "Tokens per block of a block diffusion model, which denoises blocks from the left; whole rows if left out."
@@ -163,6 +167,10 @@ class ModelArguments:
         """Fields that have a value, for a new model whose network is a backbone's; a ValueError for the network's."""
         if self.is_causal:
             raise ValueError('`objective` must be "md4" or "genmd4" with `backbone_name_or_path`, got "ar".')
+        if self.baseline is not None:
+            raise ValueError(
+                f'`objective` must be "md4" or "genmd4" with `backbone_name_or_path`, got "{self.baseline}".'
+            )
         names = [field.name for field in dataclasses.fields(self)]
         others = [name for name in names if CONFIG_NAMES.get(name, name) not in FIELDS_WITH_BACKBONE]
         check_left_out(self, [name for name in others if name != "is_causal"], "with --backbone_name_or_path")

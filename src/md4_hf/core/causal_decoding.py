@@ -4,40 +4,22 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .baseline_decoding import BaselineDecoding
 from .denoiser_inputs import DenoiserInputs
-from .denoising import Denoising
 from .masked_diffusion import draw_categorical
-from .reverse_steps import SAMPLER_OPTIONS, token_probabilities
+from .reverse_steps import token_probabilities
 
 
-REFUSED = ("num_inference_steps", "classifier")
+class CausalDecoding(BaselineDecoding):
+    """Sampling loop of a call of an `MD4ForCausalLM`."""
 
-
-class CausalDecoding(Denoising):
-    """Sampling loop of a call of an `MD4ForCausalLM`; the scheduler only says how tokens are drawn."""
-
-    shows_steps = False
-
-    @classmethod
-    def check(cls, request: Any, options: Any):
-        """Raise a ValueError for what has no meaning token by token."""
-        given = {name: options.sampler.get(name) for name in SAMPLER_OPTIONS} | {"block_length": request.block_length}
-        given |= {name: getattr(options, name) for name in REFUSED}
-        given["use_cache"] = None if request.use_cache is True else request.use_cache
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"`{name}` must be left out for an autoregressive model, got {value!r}.")
-        if options.guidance_scale != 1.0 and options.class_labels is None:
-            raise ValueError(
-                "`guidance_scale` must be 1 without `class_labels` for an autoregressive model, got "
-                f"{options.guidance_scale!r}."
-            )
+    kind = "an autoregressive model"
+    refused = ("num_inference_steps", "classifier")
 
     def __call__(self, sample: Tensor, inputs: DenoiserInputs, generators: list[torch.Generator]) -> Tensor:
         """Draw the tokens of ids `(rows, length)` that are masked, from the left."""

@@ -49,6 +49,31 @@ BACKBONES = {
     "uvit": _IMAGES,
     "auto": Backbone(left_out=("time_conditioning", "num_classes", "is_causal"), has_rotary=False),
 }
+DEFAULT_CHAIN_LENGTH = 1000
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Facts about a method that takes the place of MD4."""
+
+    fields: dict[str, Any]  # that have these values, whatever is left at its default
+    is_chain: bool = False  # of `num_train_timesteps`
+    has_hybrid_loss: bool = False
+    model_class: str = "MD4ForDiscreteDiffusion"
+
+
+_CONTINUOUS = {"masking_schedule": "loglinear", "num_train_timesteps": None}
+BASELINES = {
+    "ardm": Baseline(
+        {"masking_schedule": "linear", "schedule_eps": 0.0, "time_conditioning": False, "num_train_timesteps": None},
+        model_class="MD4ForMaskedDiffusion",
+    ),
+    "d3pm-absorb": Baseline({}, is_chain=True, has_hybrid_loss=True),
+    "d3pm-uniform": Baseline({}, is_chain=True, has_hybrid_loss=True),
+    "multinomial": Baseline({}, is_chain=True),
+    "sedd-absorb": Baseline(_CONTINUOUS),
+    "uniform": Baseline(_CONTINUOUS),
+}
 # Fields that are those of `backbone_config`, where it has them.
 FIELDS_OF_BACKBONE = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
@@ -146,6 +171,12 @@ class MD4Config(PreTrainedConfig):
             continuous time and the `"poly"` schedule, whose `schedule_power` is the initial exponent of all tokens.
         schedule_first_time (`float`, defaults to 1e-3): Earliest time t_1 of GenMD4, in (0, 1).
         num_train_timesteps (`int`, *optional*): Steps of discrete-time training; `None` trains in continuous time.
+        baseline (`str`, *optional*):
+            Method to compare MD4 with, in its place: `"ardm"` (MD4 with the number of masks drawn in place of the
+            time), or one of `MD4ForDiscreteDiffusion`: `"d3pm-absorb"`, `"d3pm-uniform"`, `"multinomial"` (chains of
+            `num_train_timesteps`), `"sedd-absorb"`, `"uniform"` (continuous time; the `"loglinear"` schedule).
+        hybrid_weight (`float`, defaults to 0.0):
+            Lambda, the weight of the cross entropy that D3PM adds to each step's term of its bound in training.
         block_size (`int`, *optional*):
             Tokens per block of a block diffusion model of text, whose blocks are denoised from the left, each given the
             ones before it; 1 is autoregression. `None` denoises whole rows. Not with GenMD4; with `"auto"`, for causal
@@ -198,6 +229,8 @@ class MD4Config(PreTrainedConfig):
     schedule_first_time: float | int = 1e-3
     num_train_timesteps: int | None = None
     block_size: int | None = None
+    baseline: Literal["ardm", "d3pm-absorb", "d3pm-uniform", "multinomial", "sedd-absorb", "uniform"] | None = None
+    hybrid_weight: float | int = 0.0
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -208,6 +241,8 @@ class MD4Config(PreTrainedConfig):
         self.channel_multipliers = list(self.channel_multipliers)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
+        if self.baseline is not None:
+            self._take_baseline()
         if self.time_conditioning is None:
             self.time_conditioning = "time_conditioning" not in self.kind.left_out
         self._take_backbone()
@@ -229,7 +264,7 @@ class MD4Config(PreTrainedConfig):
             raise ValueError(f"`transformers_weights` must be left out, got {weights_file}.")
         super().__post_init__(**kwargs)
         if self.architectures is None:  # the Auto classes choose the model class by it
-            self.architectures = ["MD4ForCausalLM" if self.is_causal else "MD4ForMaskedDiffusion"]
+            self.architectures = [self.model_class]
 
     def check(self):
         """Raise a ValueError for values that do not fit, as at the beginning; for fields that were changed since."""
@@ -250,6 +285,13 @@ class MD4Config(PreTrainedConfig):
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def model_class(self) -> str:
+        """Name of the class of the complete model."""
+        if self.is_causal:
+            return "MD4ForCausalLM"
+        return "MD4ForMaskedDiffusion" if self.baseline is None else BASELINES[self.baseline].model_class
 
     @property
     def num_data_tokens(self) -> int:
@@ -315,6 +357,14 @@ class MD4Config(PreTrainedConfig):
         most = getattr(own, "max_position_embeddings", None) or self.max_position_embeddings
         self.max_position_embeddings = min(self.max_position_embeddings, most)
 
+    def _take_baseline(self):
+        """Set the fields of a baseline's process that are left at their defaults."""
+        own = BASELINES[self.baseline]
+        fields = {**own.fields, **({"num_train_timesteps": DEFAULT_CHAIN_LENGTH} if own.is_chain else {})}
+        for name, value in fields.items():
+            if getattr(self, name) == getattr(MD4Config, name):
+                setattr(self, name, value)
+
     def _check(self, name: str, holds: bool, rule: str):
         if not holds:
             raise ValueError(f"`{name}` must {rule}, got {getattr(self, name)}.")
@@ -374,6 +424,9 @@ class MD4Config(PreTrainedConfig):
         self._check("schedule_eps", 0.0 <= self.schedule_eps < 0.5, "be in [0, 0.5)")
         self._check("schedule_power", self.schedule_power > 0.0, "be > 0")
         self._check("schedule_power", self.schedule_power <= MAX_POWER, f"be at most {MAX_POWER:g}")
+        has_hybrid = self.baseline is not None and BASELINES[self.baseline].has_hybrid_loss
+        is_weight = 0.0 <= self.hybrid_weight <= 1.0 if has_hybrid else self.hybrid_weight == 0
+        self._check("hybrid_weight", is_weight, "be in [0, 1] for D3PM, and 0 for all else")
         self._check("schedule_first_time", 0.0 < self.schedule_first_time < 1.0, "be in (0, 1)")
         self._check("norm_eps", 0.0 < self.norm_eps < 1.0, "be in (0, 1)")
         rope = self.rope_parameters or {}
@@ -397,10 +450,22 @@ class MD4Config(PreTrainedConfig):
             self._check(
                 "block_size", not self.learn_masking_schedule, "be None in GenMD4, whose tokens have own times"
             )
+        if self.baseline is not None:
+            self._check_baseline()
         if self.learn_masking_schedule:
             self._check("learn_masking_schedule", not self.is_causal, "be False for a causal model")
             self._check("masking_schedule", self.masking_schedule == "poly", 'be "poly" to be learned')
             self._check("num_train_timesteps", steps is None, "be None in GenMD4")
+
+    def _check_baseline(self):
+        """Check the settings of the process, of which a baseline has fixed ones."""
+        kinds = [self.is_causal, self.learn_masking_schedule, self.block_size is not None, self.is_image]
+        self._check("baseline", not any(kinds), "be None for causal, GenMD4, block and image models")
+        own = BASELINES[self.baseline]
+        for name, value in own.fields.items():
+            self._check(name, getattr(self, name) == value, f'be {value!r} for `baseline="{self.baseline}"`')
+        if own.is_chain:
+            self._check("num_train_timesteps", (self.num_train_timesteps or 0) >= 2, "be at least 2 for a chain")
 
     def validate_rope(self):
         """Validate a rotary embedding, if there is one, as transformers does; missing entries are a ValueError too."""

@@ -90,6 +90,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     _optional_components = ["tokenizer", "image_processor"]
     _callback_tensor_inputs = CALLBACK_TENSORS
     _loop_class: ClassVar[type[Denoising]] = Denoising
+    _model_class: ClassVar[str] = "MD4ForMaskedDiffusion"  # of MD4's own models
 
     def __init__(
         self,
@@ -438,6 +439,12 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
+        found = getattr(self.model.config, "model_class", self._model_class)
+        if found != self._model_class:
+            raise ValueError(
+                f"`model` must be an {self._model_class} for {type(self).__name__}, got an {found}: `make_pipeline` "
+                "makes the pipeline of each model."
+            )
         if getattr(self.model.config, "return_dict", True) is False:
             raise ValueError("`model.config.return_dict` must be True, as outputs are read by name, got False.")
         as_sampler(self.scheduler, self.mask_token_id)

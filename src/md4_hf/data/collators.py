@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core.configuration_md4 import MD4Config
-from ..core.masked_diffusion import IGNORE_INDEX, stratified_times
+from ..core.masked_diffusion import IGNORE_INDEX, GenMD4Process, stratified_times
 from ..objective.objectives import Objective
 
 
@@ -120,7 +120,7 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
         timesteps = timesteps.view(size, num_times) if num_times > 1 else timesteps
         if self.objective.null_class is not None:
             batch = self.objective.drop_classes(batch, torch.rand(size, generator=self.generator))
-        noise = torch.rand(self.objective.noise_shape(shape), generator=self.generator)
+        noise = torch.rand(self.objective.noise_shape(shape, GenMD4Process.training_copies), generator=self.generator)
         if self.default_class is not None:
             batch.setdefault("class_labels", torch.full((size,), self.default_class))
         return self.objective.noised(batch, timesteps, noise)

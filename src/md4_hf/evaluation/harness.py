@@ -33,8 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..core.input_checks import match_tokenizer
 from ..core.masked_diffusion import IGNORE_INDEX
-from ..core.modeling_md4 import MD4ForMaskedDiffusion
-from ..core.modeling_md4_causal import MD4ForCausalLM
+from ..core.modeling_md4_base import MD4PreTrainedModel
 from ..core.reverse_steps import SAMPLER_OPTIONS
 from ..core.text_encoding import decode_continuation, encode_texts
 from ..data.collators import PaddingCollator
@@ -141,8 +140,8 @@ class MD4LM(LM):
     change nothing. It does not generate.
 
     Args:
-        pretrained: Folder or Hub id of a model or of an adapter; or a model, an `MD4ForMaskedDiffusion` or
-            `MD4ForCausalLM`, together with `tokenizer`.
+        pretrained: Folder or Hub id of a model or of an adapter; or a model, such as an `MD4ForMaskedDiffusion`,
+            together with `tokenizer`.
         tokenizer: Tokenizer, or what `load_tokenizer` opens; that of `pretrained` by default.
         revision: Branch, tag or commit of a model on the Hub.
         base: Base model of an adapter, if not the one it names.
@@ -163,7 +162,7 @@ class MD4LM(LM):
 
     def __init__(
         self,
-        pretrained: str | MD4ForMaskedDiffusion | MD4ForCausalLM,
+        pretrained: str | MD4PreTrainedModel,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         *,
         revision: str | None = None,
@@ -498,17 +497,17 @@ def on_this_machine(settings: dict[str, Any]) -> dict[str, Any]:
 
 def open_model(
     pretrained: str | torch.nn.Module, base: str | None, revision: str | None, dtype: str | torch.dtype | None
-) -> MD4ForMaskedDiffusion | MD4ForCausalLM:
+) -> MD4PreTrainedModel:
     """A model of text that needs no class label, opened if it is not open; errors as in `MD4LM`."""
     as_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in (None, "auto") and not (isinstance(as_dtype, torch.dtype) and as_dtype.is_floating_point):
         raise ValueError(f'`dtype` must be "auto" or a floating point type of torch, got {dtype!r}.')
     if isinstance(pretrained, str):
         model = load_model(pretrained, base=base, revision=revision, dtype=dtype)
-    elif isinstance(pretrained, (MD4ForMaskedDiffusion, MD4ForCausalLM)):
+    elif isinstance(pretrained, MD4PreTrainedModel):
         model = pretrained if dtype in (None, "auto") else pretrained.to(as_dtype)
     else:
-        rule = "a folder, a Hub id, an MD4ForMaskedDiffusion or an MD4ForCausalLM"
+        rule = "a folder, a Hub id or an MD4 model"
         raise ValueError(f"`pretrained` must be {rule}, got {pretrained!r}.")
     if model.config.is_image:
         raise ValueError(f"`pretrained` must be a model of text, got one of images: {pretrained}.")

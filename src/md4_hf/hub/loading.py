@@ -16,13 +16,13 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4 import MD4ForMaskedDiffusion
 from ..core.modeling_md4_base import has_tokenizer
-from ..core.modeling_md4_causal import MD4ForCausalLM
 from ..data.tokenizers import load_tokenizer
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hardware import choose_device
 from ..utils.hub_access import MODEL_FILES, check_model_name, from_hub
 from .adapters import load_adapter
+from .model_classes import model_class_of
 from .shards import has_shards
 
 
@@ -135,9 +135,8 @@ def _load_full_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     config = load_config(name_or_path, **{name: kwargs[name] for name in ("revision", "token") if name in kwargs})
     if "MD4Model" in (config.architectures or ()):
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
-    model_class = MD4ForCausalLM if config.is_causal else MD4ForMaskedDiffusion
     with from_hub(name_or_path), file_errors_as_value_errors("model", name_or_path):
-        model = model_class.from_pretrained(name_or_path, **kwargs)
+        model = model_class_of(config).from_pretrained(name_or_path, **kwargs)
     model.config.return_dict = True  # all that opens models here reads outputs by name
     return model
 
@@ -159,7 +158,7 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
     The default image processor has the size, channels and levels of the model, where images of these can be shown.
     """
     from ..core.image_processing_md4 import MODES, WHITE, MD4ImageProcessor
-    from ..core.pipeline_causal import CausalPipeline
+    from ..core.pipeline_baselines import CausalPipeline, DiscretePipeline
     from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
 
     config = getattr(model, "config", None)
@@ -173,7 +172,8 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
         (channels, *size), num_levels = config.sample_shape, config.vocab_size - 1
         if channels in MODES and num_levels <= WHITE + 1:
             image_processor = MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
-    pipeline_class = CausalPipeline if config.is_causal else MaskedDiffusionPipeline
+    baselines = {"MD4ForCausalLM": CausalPipeline, "MD4ForDiscreteDiffusion": DiscretePipeline}
+    pipeline_class = baselines.get(getattr(config, "model_class", ""), MaskedDiffusionPipeline)
     return pipeline_class(model, scheduler, tokenizer, image_processor)
 
 

@@ -60,8 +60,8 @@ def _register_configuration(auto, config_class):
 
 def _register_models(auto, config_class):
     denoiser, network = "modeling_md4.MD4ForMaskedDiffusion", "modeling_md4.MD4Model"
-    baseline = "modeling_md4_causal.MD4ForCausalLM"
-    auto.AutoModel.register(config_class, LazyClasses(denoiser, network, baseline), exist_ok=True)
+    baseline, discrete = "modeling_md4_causal.MD4ForCausalLM", "modeling_md4_discrete.MD4ForDiscreteDiffusion"
+    auto.AutoModel.register(config_class, LazyClasses(denoiser, network, baseline, discrete), exist_ok=True)
     auto.AutoModelForCausalLM.register(config_class, LazyClasses(baseline), exist_ok=True)
     auto.AutoModelForMaskedLM.register(config_class, LazyClasses(denoiser), exist_ok=True)
 

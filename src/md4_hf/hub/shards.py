@@ -19,7 +19,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from transformers.utils import CONFIG_NAME
 
 from ..core.configuration_md4 import MD4Config
-from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from ..core.modeling_md4_base import MD4PreTrainedModel
+from .model_classes import model_class_of
 
 
 FSDP_FOLDER = "pytorch_model_fsdp_0"
@@ -41,7 +42,7 @@ def has_shards(folder: str | os.PathLike) -> bool:
     return (folder / FSDP_FOLDER).is_dir() or any(folder.glob(DEEPSPEED_FOLDERS))
 
 
-def load_shards(folder: str | os.PathLike) -> MD4ForMaskedDiffusion:
+def load_shards(folder: str | os.PathLike) -> MD4PreTrainedModel:
     """Put the model of a checkpoint of FSDP2 (`SHARDED_STATE_DICT`) or DeepSpeed together, on one process, in float32.
 
     Raises:
@@ -51,7 +52,8 @@ def load_shards(folder: str | os.PathLike) -> MD4ForMaskedDiffusion:
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"`checkpoint` must have its {CONFIG_NAME}, got {folder}.")
-    model = MD4ForMaskedDiffusion(MD4Config.from_pretrained(folder)).float()
+    config = MD4Config.from_pretrained(folder)
+    model = model_class_of(config)(config).float()
     try:
         if (folder / FSDP_FOLDER).is_dir():
             weights = model.state_dict()

@@ -61,7 +61,7 @@ def example_nelbo(
     total = torch.zeros(shape[0], device=device)
     for draw in range(num_draws):
         uniform = evaluation_times(seed, index, draw, num_draws, objective.num_times(shape)).to(device)
-        noise = evaluation_mask_noise(seed, index.to(device), draw, shape)
+        noise = evaluation_mask_noise(seed, index.to(device), draw, objective.noise_shape(shape))
         nelbo, reconstruction = nelbo_given_noise(model, objective, inputs, uniform, noise, estimator)
         total += nelbo.to(total.dtype)
     num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
@@ -113,8 +113,8 @@ def nelbo_given_noise(
         model, objective, inputs, estimator: As for `example_nelbo`.
         uniform: In [0, 1), `(batch,)` or `(batch, objective.num_times(...))`: the times, or as `"any_order"` the shares
             of the scored tokens that are masked.
-        noise: In [0, 1), of the shape of `input_ids`: at a time t a token is masked if its number is at least alpha_t;
-            as `"any_order"` those with the lowest numbers are.
+        noise: In [0, 1), of the shape that `objective.noise_shape` gives, for MD4 that of `input_ids`: at a time t a
+            token is masked if its number is at least alpha_t; as `"any_order"` those with the lowest numbers are.
 
     Returns:
         The diffusion part and the reconstruction, each `(batch,)` nats; their sum estimates the bound without bias.

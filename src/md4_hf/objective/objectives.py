@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..core.block_layout import block_numbers, positions_in_documents, times_of_tokens
-from ..core.masked_diffusion import IGNORE_INDEX, GenMD4Process, MD4Process, md4_process, rescale_times
+from ..core.discrete_processes import DiscreteProcess, TokenStates, discrete_process, noised_ids
+from ..core.masked_diffusion import IGNORE_INDEX, MD4Process, mask_lowest, md4_process, rescale_times
 from .clipping import ClippedRates
 from .noise import most_masked_tokens
 
@@ -31,6 +32,7 @@ class Objective:
     class_dropout: float = 0.0  # probability with which it takes the place of a label in training
 
     is_autoregressive: ClassVar[bool] = False  # then the likelihood is exact, and nothing is drawn
+    is_masking: ClassVar[bool] = True  # whether `MaskedDiffusionPipeline` and its sampler fit the model
     kind: ClassVar[str] = "MD4"  # in errors
 
     def num_times(self, shape: torch.Size) -> int:
@@ -63,6 +65,10 @@ class Objective:
     def of_config(config) -> Objective:
         """Objective that an `MD4Config` describes."""
         classes = {"null_class": config.null_class, "class_dropout": config.class_dropout}
+        if config.baseline == "ardm":
+            return AnyOrderObjective(md4_process(config), sees_time=False, **classes)
+        if config.baseline is not None:
+            return DiscreteObjective(discrete_process(config), TokenStates(config), **classes)
         if config.is_causal:
             return AutoregressiveObjective(**classes)
         if config.learn_masking_schedule:
@@ -71,8 +77,8 @@ class Objective:
             return BlockObjective(md4_process(config), config.block_size, **classes)
         return MD4Objective(md4_process(config), sees_time=config.time_conditioning, **classes)
 
-    def noise_shape(self, shape: torch.Size, num_copies: int = GenMD4Process.training_copies) -> torch.Size:
-        """Shape of the mask noise of a training batch whose ids have this shape."""
+    def noise_shape(self, shape: torch.Size, num_copies: int | None = None) -> torch.Size:
+        """Shape of the noise of a batch whose ids have this shape, with so many noised copies of each example."""
         return shape
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -161,6 +167,29 @@ class MD4Objective(FixedScheduleObjective):
 
 
 @dataclass(frozen=True)
+class AnyOrderObjective(MD4Objective):
+    """Order-agnostic autoregression (ARDM: Hoogeboom et al., arXiv:2110.02037): the number of masks is drawn.
+
+    Of N scored tokens n are masked, n uniform in 1 ... N, and the model's weight 1 / t at t = n / N is ARDM's N / n.
+    """
+
+    kind = "ARDM, which draws the number of masks"
+
+    def clipped(self, rates: ClippedRates | None) -> Objective:
+        """The objective itself; a ValueError for mask rates."""
+        return Objective.clipped(self, rates)
+
+    def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Model inputs with x_t as `input_ids`, `timesteps` n / N and `labels`; see `Objective.noised`."""
+        labels = scored_labels(inputs)
+        num_tokens = (labels != IGNORE_INDEX).flatten(1).sum(dim=1)
+        num_masked = torch.minimum(1 + (uniform.double() * num_tokens).long(), num_tokens)
+        xt = mask_lowest(inputs["input_ids"], labels != IGNORE_INDEX, num_masked, self.process.mask_token_id, noise)
+        timesteps = (num_masked / num_tokens.clamp(min=1)).to(uniform.dtype)
+        return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
+
+
+@dataclass(frozen=True)
 class BlockObjective(FixedScheduleObjective):
     """MD4 in blocks: each block of each example has its own time."""
 
@@ -197,9 +226,9 @@ class GenMD4Objective(Objective):
     training_bound = "nelbo"
     any_order_obstacle = OF_TIMES
 
-    def noise_shape(self, shape: torch.Size, num_copies: int = GenMD4Process.training_copies) -> torch.Size:
+    def noise_shape(self, shape: torch.Size, num_copies: int | None = None) -> torch.Size:
         """Shape with an axis of copies, which the leave-one-out gradient needs, after the batch."""
-        return torch.Size((shape[0], num_copies, *shape[1:]))
+        return shape if num_copies is None else torch.Size((shape[0], num_copies, *shape[1:]))
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with clean ids, `timesteps`, `labels` and `mask_noise`, with or without an axis of copies."""
@@ -208,19 +237,44 @@ class GenMD4Objective(Objective):
 
 
 @dataclass(frozen=True)
+class DiscreteObjective(Objective):
+    """D3PM, multinomial diffusion, SEDD and the uniform kernel: tokens are noised here, by the process's kernel."""
+
+    process: DiscreteProcess
+    states: TokenStates
+
+    is_masking: ClassVar[bool] = False
+    kind = "a discrete diffusion baseline"
+    any_order_obstacle = "a model of another process than masking"
+
+    @property
+    def training_bound(self) -> str | None:
+        """Name of the output of a training step that is the NELBO: beside D3PM's hybrid loss, "nelbo"."""
+        return "loss" if self.process.loss_is_bound else "nelbo"
+
+    def noise_shape(self, shape: torch.Size, num_copies: int | None = None) -> torch.Size:
+        """Shape with two numbers for each token: whether it is kept, and else what takes its place."""
+        return torch.Size((*shape, 2))
+
+    def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Model inputs with x_t as `input_ids`, its `timesteps` and the clean `labels`; see `Objective.noised`."""
+        timesteps, labels = self.process.times(uniform), scored_labels(inputs)
+        xt = noised_ids(self.process, self.states, inputs["input_ids"], labels, timesteps, noise)
+        return {**inputs, "input_ids": xt, "timesteps": timesteps, "labels": labels}
+
+
+@dataclass(frozen=True)
 class AutoregressiveObjective(Objective):
     """Autoregression, of an `MD4ForCausalLM`: nothing is noised, and the loss is -log p itself."""
 
     is_autoregressive: ClassVar[bool] = True
+    is_masking: ClassVar[bool] = False
     kind = "a causal model"
     any_order_obstacle = "a causal model, which needs none"
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """The clean batch with its labels; times and noise are not used."""
         return {**inputs, "labels": scored_labels(inputs)}
-
-
-Diffusion = Objective  # the name in version 0.1.0
 
 
 def scored_labels(inputs: Mapping[str, Tensor]) -> Tensor:

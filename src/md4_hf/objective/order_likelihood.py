@@ -161,6 +161,7 @@ def check_has_likelihood(scheduler: MaskedDiffusionScheduler, config: Any):
     obstacles = {
         "a causal model, whose likelihood is exact": config.is_causal,
         "GenMD4, where the time of a token depends on which it is": config.learn_masking_schedule,
+        "a baseline of another process than masking": config.baseline not in (None, "ardm"),
         "a block model, each of whose blocks has a sampler of its own": config.block_size is not None,
     }
     for kind, is_there in obstacles.items():

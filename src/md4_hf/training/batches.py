@@ -126,8 +126,9 @@ def noised_batch(batch: dict[str, Any], objective: Objective, args: MD4TrainingA
     inputs = objective.noised(inputs, timesteps, noise)
     if step < args.attention_annealing_steps:
         inputs["attention_mask"] = annealed_mask(inputs, args, step, ids.shape[-1])
-    if not objective.is_autoregressive:
-        inputs["max_masked"] = most_masked_tokens(ids, objective, args, total, all_scored)
+    bound = most_masked_tokens(ids, objective, args, total, all_scored)
+    if bound is not None:
+        inputs["max_masked"] = bound
     return inputs
 
 

@@ -18,6 +18,14 @@ from ..objective.modality import IMAGES, TEXT, Modality, modality_of
 from ..utils.sharding import count_parameters
 
 
+BASELINE_TITLES = {
+    "ardm": "ARDM (order-agnostic autoregression, arXiv:2110.02037)",
+    "d3pm-absorb": "D3PM with the absorbing kernel (arXiv:2107.03006)",
+    "d3pm-uniform": "D3PM with the uniform kernel (arXiv:2107.03006)",
+    "multinomial": "multinomial diffusion (arXiv:2102.05379)",
+    "sedd-absorb": "SEDD with the absorbing kernel (arXiv:2310.16834)",
+    "uniform": "the uniform kernel in continuous time (arXiv:2412.10193)",
+}
 PAPER = "https://arxiv.org/abs/2406.04329"
 CAUSAL_TAGS = ("md4", "md4_hf", "autoregressive")
 
@@ -79,6 +87,15 @@ ids = tokenizer("some text", return_tensors="pt").input_ids
 print(model(ids, labels=ids).loss)  # -log p in nats per token
 ```"""
 
+_USE_DISCRETE_MODEL = """With md4_hf installed (the model has no code beside it):
+
+```python
+from md4_hf import load_pipeline
+
+pipe = load_pipeline("{location}")
+print(pipe({label}num_samples=1).texts[0])
+```"""
+
 _BOUND = """The likelihood is an upper bound on the negative log-likelihood (NELBO), estimated on
 {heldout}."""
 _NO_LICENSE = "No licence has been chosen for these weights: ask their owner before you use them."
@@ -87,6 +104,10 @@ _SUMMARY_MASKED = "A masked diffusion model ([MD4]({paper})) trained with `md4_h
 _SUMMARY_CAUSAL = (
     "An autoregressive transformer with the network of [MD4]({paper}), trained with `md4_hf`{origin}: the baseline for "
     "masked diffusion models of its size."
+)
+_SUMMARY_DISCRETE = (
+    "A discrete diffusion model with the network of [MD4]({paper}) and another noise, trained with `md4_hf`{origin}: a "
+    "baseline for masked diffusion models of its size."
 )
 _SUMMARY_ADAPTER = "A LoRA adapter for the masked diffusion model ([MD4]({paper})) {base}, made with `md4_hf`."
 
@@ -139,6 +160,13 @@ def _masked_text_rows(config) -> Rows:
     return [*_text_rows(config, _sees_time(config)), *_diffusion_rows(config)]
 
 
+def _discrete_text_rows(config) -> Rows:
+    time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
+    weight = [("Weight of the cross entropy", f"{config.hybrid_weight:g}")] if config.hybrid_weight else []
+    method = ("Method", BASELINE_TITLES[config.baseline])
+    return [method, *_text_rows(config, _sees_time(config)), ("Training time", time), *weight]
+
+
 def _causal_text_rows(config) -> Rows:
     return _text_rows(config, ("Attention", "causal"))
 
@@ -174,8 +202,9 @@ def _sees_time(config) -> tuple[str, str]:
 def _diffusion_rows(config) -> Rows:
     kind = "learned for each token, GenMD4" if config.learn_masking_schedule else config.masking_schedule
     time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
+    method = [] if config.baseline is None else [("Method", BASELINE_TITLES[config.baseline])]
     blocks = [] if config.block_size is None else [("Blocks", f"{config.block_size} tokens, denoised from the left")]
-    return [*blocks, ("Masking schedule", f"{kind} (eps {config.schedule_eps:g})"), ("Training time", time)]
+    return [*method, *blocks, ("Masking schedule", f"{kind} (eps {config.schedule_eps:g})"), ("Training time", time)]
 
 
 def _clip_rows(schedule_clip: Sequence[float] | None) -> Rows:
@@ -223,8 +252,19 @@ _CAUSAL_TEXT = _Kind(
 )
 
 
+_DISCRETE_TEXT = _Kind(
+    TEXT,
+    ("md4", "md4_hf", "discrete-diffusion"),
+    _USE_DISCRETE_MODEL,
+    _discrete_text_rows,
+    summary=_SUMMARY_DISCRETE,
+    method="discrete diffusion",
+)
+_BASELINES = {"MD4ForCausalLM": _CAUSAL_TEXT, "MD4ForDiscreteDiffusion": _DISCRETE_TEXT}
+
+
 def _kind_of(model) -> _Kind:
-    kind = _CAUSAL_TEXT if model.config.is_causal else _MASKED[modality_of(model.config)]
+    kind = _BASELINES.get(model.config.model_class) or _MASKED[modality_of(model.config)]
     if not is_adapted(model):
         return kind
     return replace(kind, tags=(*kind.tags, "lora"), use=_USE_ADAPTER, summary=_SUMMARY_ADAPTER)

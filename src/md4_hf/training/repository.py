@@ -108,7 +108,7 @@ class Repository:
         if is_adapted(model):
             for adapter in model.peft_config:
                 save_base_record(self.base_fingerprint, folder / folder_of_adapter(adapter))
-        elif not self.trainer.objective.is_autoregressive:
+        elif self.trainer.objective.is_masking:
             pipeline = self._make_pipeline(model)
             pipeline.scheduler.save_pretrained(folder)
             pipeline.save_config(folder)

@@ -530,7 +530,7 @@ def check_model(model: Any, model_init: Any = None):
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type != "md4" or not hasattr(model, "get_input_embeddings"):  # which a module with our config has not
         raise ValueError(
-            "`model` must be an MD4 model (`MD4ForMaskedDiffusion`, `MD4ForCausalLM`) or an adapter on one, got "
+            "`model` must be an MD4 model, such as `MD4ForMaskedDiffusion`, or an adapter on one, got "
             f"{type(model).__name__}."
         )
     if not model.config.return_dict:

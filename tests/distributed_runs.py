@@ -33,6 +33,8 @@ LENGTH, VOCAB = 8, 27  # text8's, of which five are used
 MODELS = {
     "genmd4": {"masking_schedule": "poly", "schedule_power": 1.0, "learn_masking_schedule": True},
     "dropout": {"residual_dropout": 0.5},
+    "blocks": {"block_size": 4},
+    "blocks-lora": {"block_size": 4},
 }
 SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 40, "max_position_embeddings": LENGTH}
@@ -44,6 +46,8 @@ BACKBONES["bert"] = (
     AutoModelForMaskedLM,
     BertConfig(**SIZES, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
 )
+BLOCKS = {"llama-blocks": 4, "llama-blocks-lora": 2}  # tokens of a block of a backbone
+BACKBONES |= dict.fromkeys(BLOCKS, BACKBONES["llama-lora"])
 FOLDER_OF_BACKBONES = "MD4_TEST_BACKBONES"
 AUTO = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 ZERO = {**dict.fromkeys(AUTO, "auto"), "zero_allow_untested_optimizer": True}
@@ -65,7 +69,8 @@ def save_backbones(folder):
             torch.nn.init.normal_(parameter, std=0.1)
         model.save_pretrained(folder / name)
         if name != "llama":
-            model = MD4ForMaskedDiffusion.from_backbone(folder / name, build_text8_tokenizer())
+            options = {"block_size": BLOCKS.get(name), "predicts_next": name == "llama-blocks"}
+            model = MD4ForMaskedDiffusion.from_backbone(folder / name, build_text8_tokenizer(), **options)
             model.save_pretrained(folder / name)
     os.environ[FOLDER_OF_BACKBONES] = str(folder)
 
@@ -77,7 +82,7 @@ def model_around_backbone(name):
         return MD4ForMaskedDiffusion.from_backbone(source, build_text8_tokenizer(), predicts_next=True)
     model = load_model(source, dtype=torch.float32)
     torch.manual_seed(0)
-    return add_adapter(model, LoraArguments(lora_r=4)) if name == "llama-lora" else model
+    return add_adapter(model, LoraArguments(lora_r=4)) if name.endswith("lora") else model
 
 
 def make_model(objective):
@@ -87,7 +92,7 @@ def make_model(objective):
     if objective == "genmd4":
         with torch.no_grad():
             model.token_schedule.free_exponents.copy_(torch.linspace(-0.5, 1.5, VOCAB + 1))
-    return add_adapter(model, LoraArguments(lora_r=4)) if objective == "lora" else model
+    return add_adapter(model, LoraArguments(lora_r=4)) if objective.endswith("lora") else model
 
 
 def make_trainer(folder, objective, train_size=21, **options):

@@ -190,6 +190,19 @@ def test_each_block_of_each_example_has_its_own_stratified_time():
     assert [int(x) for x in (t[1:] != t[:-1]).nonzero().squeeze(1)] in ([3, 4, 8], [3, 4])
 
 
+def test_times_do_not_depend_on_the_length_of_the_batch_and_many_are_no_burden():
+    config = MD4Config(vocab_size=VOCAB + 1, max_position_embeddings=32768, block_size=4)
+    objective, uniform = Objective.of_config(config), torch.rand(2, 8192, generator=seeded())
+    long, short = (
+        objective.noised({"input_ids": torch.ones(2, n).long()}, uniform, torch.rand(2, n))["timesteps"]
+        for n in (12, 7)
+    )
+    assert torch.equal(long[:, :7], short)
+    assert 8 * 1024 // 2 < objective.most_masked(8, 64, 1024) <= 8 * 1024
+    times = training_times(0, 1, torch.arange(4, 8), 64, 8192)
+    assert times.shape == (4, 8192) and abs(times[:, :16].mean().item() - 0.5) < 0.1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from distributed_runs import BACKBONES, FOLDER_OF_BACKBONES, run, save_backbones
+from distributed_runs import BACKBONES, BLOCKS, FOLDER_OF_BACKBONES, run, save_backbones
 from launching import HERE, TORCHRUN, succeed
 from safetensors.torch import load_file
 
@@ -19,7 +19,7 @@ from md4_hf.hub.adapters import BASE_RECORD
 
 
 TOLERANCE = 1e-5
-OBJECTIVES = ["md4", "genmd4", "lora"]
+OBJECTIVES = ["md4", "genmd4", "lora", "blocks"]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,8 @@ def launch_runs(folder, kind, objectives, **options):
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "blocks-lora", *BLOCKS])
+@pytest.mark.usefixtures("backbones")
 def test_accumulation_changes_nothing(tmp_path, single, objective, batch, accumulation):
     run(tmp_path, objective, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
     assert_same_run(tmp_path, single(objective), steps=6)
@@ -95,7 +96,7 @@ def test_accumulation_changes_nothing(tmp_path, single, objective, batch, accumu
     [
         ("ddp", OBJECTIVES),
         ("fsdp2-sharded", ["genmd4"]),
-        pytest.param("fsdp2-sharded", ["md4", "lora"], marks=pytest.mark.slow),
+        pytest.param("fsdp2-sharded", ["md4", "lora", "blocks"], marks=pytest.mark.slow),
         *(pytest.param(kind, OBJECTIVES, marks=pytest.mark.slow) for kind in ("fsdp2", "zero1", "zero2", "zero3")),
     ],
 )
@@ -123,7 +124,7 @@ def test_two_processes_train_a_backbone_as_one(tmp_path, single, extensions, kin
     """Backbones of transformers, causal with tied weights, masked, and below an adapter."""
     assert_as_one(tmp_path, single, extensions, kind, [*BACKBONES])
     for objective in BACKBONES:
-        if objective != "llama-lora":
+        if not objective.endswith("lora"):
             repository = tmp_path / objective / "whole" / "repository"
             opened = load_model(str(repository)).state_dict()
             saved = weights(tmp_path / objective / "whole")

@@ -72,6 +72,15 @@ def make_trainer(folder, model=None, train=None, evaluation=None, callbacks=None
     )
 
 
+# A model and the arguments of its training.
+KINDS = {
+    "md4": ({}, {}),
+    "blocks": ({"block_size": 3}, {}),
+    "clipped blocks": ({"block_size": 4, "time_conditioning": False}, {"schedule_clip": [0.3, 0.8]}),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
 def losses(trainer):
     return logged(trainer, "loss")
 
@@ -79,13 +88,15 @@ def losses(trainer):
 # Equal numbers --------------------------------------------------------------------------------------------------------
 
 
-def assert_accumulation_changes_nothing(folder, batch, accumulation, train=None):
+def assert_accumulation_changes_nothing(folder, batch, accumulation, train=None, kind="md4"):
     """Train in whole batches and in micro-batches, in float64: AdamW divides a gradient by its size, and with it the
     rounding of float32, which depends on the processor and on the shape of a batch.
     """
 
+    model, own = KINDS[kind]
+
     def make(folder, **options):
-        return make_trainer(folder, tiny_model().double(), train, **options)
+        return make_trainer(folder, tiny_model(**model).double(), train, **own, **options)
 
     at_once, in_parts = at_once_and_in_parts(make, folder, batch, accumulation)
     assert losses(in_parts) == pytest.approx(losses(at_once), abs=1e-5)
@@ -93,19 +104,27 @@ def assert_accumulation_changes_nothing(folder, batch, accumulation, train=None)
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4), (1, 8)])
-def test_accumulation_changes_neither_losses_nor_weights(tmp_path, batch, accumulation):
-    assert_accumulation_changes_nothing(tmp_path, batch, accumulation)
+@each_kind
+def test_accumulation_changes_neither_losses_nor_weights(tmp_path, batch, accumulation, kind):
+    assert_accumulation_changes_nothing(tmp_path, batch, accumulation, kind=kind)
 
 
-def test_accumulation_weighs_each_token_of_ragged_sequences_alike(tmp_path):
+@each_kind
+def test_accumulation_weighs_each_token_of_ragged_sequences_alike(tmp_path, kind):
     """Neither the padding that a batch adds nor the number of tokens in a micro-batch changes a step."""
     ragged = Dataset.from_dict({"input_ids": [row[: 1 + i % LENGTH] for i, row in enumerate(sequences().tolist())]})
-    assert_accumulation_changes_nothing(tmp_path, 1, 8, ragged)
+    assert_accumulation_changes_nothing(tmp_path, 1, 8, ragged, kind)
 
 
-def test_resuming_gives_the_unbroken_runs_weights(tmp_path):
-    options = {"max_steps": 6, "ema_decay": 0.9, "resumed": {"model": tiny_model(seed=9)}}
-    unbroken, resumed = unbroken_and_resumed(make_trainer, tmp_path, 3, **options)
+@each_kind
+def test_resuming_gives_the_unbroken_runs_weights(tmp_path, kind):
+    model, own = KINDS[kind]
+
+    def make(folder, seed=0, **options):
+        return make_trainer(folder, tiny_model(seed, **model), **own, **options)
+
+    options = {"max_steps": 6, "ema_decay": 0.9, "resumed": {"seed": 9}}
+    unbroken, resumed = unbroken_and_resumed(make, tmp_path, 3, **options)
     assert torch.equal(weights(resumed.model), weights(unbroken.model))
     with resumed.ema_weights(), unbroken.ema_weights():
         assert torch.equal(weights(resumed.model), weights(unbroken.model))
@@ -254,12 +273,18 @@ def test_evaluating_leaves_the_random_state_and_the_weights_alone(tmp_path):
     assert torch.equal(weights(trainer.model), before) and torch.equal(torch.get_rng_state(), state)
 
 
-def test_ragged_sequences_are_scored_without_their_padding(tmp_path):
+@each_kind
+def test_ragged_sequences_are_scored_without_their_padding(tmp_path, kind):
     rows = [sequence[: 3 + index % 5].tolist() for index, sequence in enumerate(sequences(20, seed=1))]
     evaluation = Dataset.from_dict({"input_ids": rows})
-    for batch in (20, 1):
-        metrics = make_trainer(tmp_path, evaluation=evaluation, per_device_eval_batch_size=batch).evaluate()
-        assert metrics["eval_num_tokens"] == sum(map(len, rows))
+    model, own = KINDS[kind]
+    trainers = (
+        make_trainer(tmp_path, tiny_model(**model), evaluation=evaluation, per_device_eval_batch_size=batch, **own)
+        for batch in (20, 1)
+    )
+    padded, alone = (trainer.evaluate() for trainer in trainers)
+    assert padded["eval_num_tokens"] == alone["eval_num_tokens"] == sum(map(len, rows))
+    assert padded["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-6)
 
 
 def test_figures_weigh_examples_by_their_tokens_and_their_error_is_that_of_a_ratio():

@@ -88,7 +88,10 @@ def training_times(seed: int, step: int, index: Tensor, total: int, per_example:
 def _stride(total: int) -> int:
     """A step through `total` strata that meets each once (it has no common factor), near the golden section of them."""
     wanted = total * _GOLDEN_RATIO_CONJUGATE
-    return min((k for k in range(1, total + 1) if math.gcd(k, total) == 1), key=lambda k: abs(k - wanted))
+    below = math.floor(wanted)
+    rings = ((below - distance, below + 1 + distance) for distance in range(total))  # ever farther from it
+    found = ([k for k in ring if 1 <= k <= total and math.gcd(k, total) == 1] for ring in rings)
+    return min(next(filter(None, found)), key=lambda k: abs(k - wanted))
 
 
 @functools.lru_cache(maxsize=64)
@@ -106,12 +109,14 @@ def most_masked_tokens(
         num_examples, total: Examples of the micro-batch, and of the whole optimizer step.
         length: Tokens of an example.
     """
-    stratum = torch.arange(num_examples) * _stride(total) % total
-    # A time lies below the end of its stratum; where the strata begin is drawn anew at each step.
-    end = ((stratum + torch.arange(total)[:, None]) % total + 1).double() / total
+    end = torch.arange(1, total + 1).double() / total  # a time lies below the end of its stratum
     if num_timesteps is not None:
         end = discretize_times(end, num_timesteps).clamp(max=1.0)
-    expected = length * (1.0 - schedule.alpha(end)).sum(dim=1).max().item()
+    masked = torch.fft.rfft(1.0 - schedule.alpha(end))
+    taken = torch.bincount(torch.arange(num_examples) * _stride(total) % total, minlength=total).double()
+    # Where the strata begin is drawn anew at each step: the sums for all beginnings are a circular correlation.
+    sums = torch.fft.irfft(masked * torch.fft.rfft(taken).conj(), n=total)
+    expected = length * sums.max().item()
     deviation = math.sqrt(length * num_examples) / 2.0
     return min(math.ceil(expected + 8.0 * deviation), num_examples * length)
 

@@ -74,7 +74,8 @@ class Objective:
         if config.learn_masking_schedule:
             return GenMD4Objective(config.schedule_first_time, **classes)
         if config.block_size is not None:
-            return BlockObjective(md4_process(config), config.block_size, **classes)
+            num_blocks = -(-config.max_position_embeddings // config.block_size)
+            return BlockObjective(md4_process(config), config.block_size, num_blocks, **classes)
         return MD4Objective(md4_process(config), sees_time=config.time_conditioning, **classes)
 
     def noise_shape(self, shape: torch.Size, num_copies: int | None = None) -> torch.Size:
@@ -140,7 +141,7 @@ class FixedScheduleObjective(Objective):
         xt = process.draw_xt(inputs["input_ids"], labels, times["timesteps"], noise)
         return {**inputs, "input_ids": xt, "labels": labels, **times}
 
-    def _most_masked(self, num_times: int, total: int, length: int) -> int | None:
+    def _most_masked(self, num_times: int, total: int, length: int) -> int:
         """Bound on the masked tokens of these many stretches of tokens that have one time, of all in the step."""
         schedule = self.process.schedule if self.rates is None else self.rates
         return most_masked_tokens(schedule, self.process.num_timesteps, num_times, total, length)
@@ -191,29 +192,36 @@ class AnyOrderObjective(MD4Objective):
 
 @dataclass(frozen=True)
 class BlockObjective(FixedScheduleObjective):
-    """MD4 in blocks: each block of each example has its own time."""
+    """MD4 in blocks: each block of each example has its own time.
+
+    An example has as many times as blocks fit into the model's length, whatever the length of the batch is, so that its
+    noise does not depend on the padding. Further blocks, and those of packed documents, share the times of others.
+    """
 
     block_size: int
+    num_blocks: int
 
     any_order_obstacle = "a block model, whose bound is a sum over blocks"
 
     def num_times(self, shape: torch.Size) -> int:
-        """Number of blocks of a row; of packed documents, whose blocks begin with each of them, at most the tokens."""
-        return -(-shape[-1] // self.block_size)
+        """Number of blocks of a row of the model's length."""
+        return self.num_blocks
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t as `input_ids`, `timesteps` `(batch, length)` and `labels`; see `Objective.noised`."""
         ids, documents, uniform = inputs["input_ids"], inputs.get("document_ids"), uniform.reshape(len(uniform), -1)
         if documents is None:
             blocks = torch.arange(ids.shape[-1], device=ids.device)[None] // self.block_size
-        else:  # blocks that have no time of their own share those of others
-            blocks = block_numbers(positions_in_documents(documents), self.block_size, documents) % uniform.shape[1]
-        return self._with_xt(inputs, uniform, noise, blocks)
+        else:
+            blocks = block_numbers(positions_in_documents(documents), self.block_size, documents)
+        return self._with_xt(inputs, uniform, noise, blocks % uniform.shape[1])
 
     def most_masked(self, num_examples: int, total: int, length: int) -> int | None:
         """Bound on the masked tokens of a micro-batch: see `most_masked_tokens`."""
-        blocks = self.num_times(torch.Size((num_examples, length)))
-        return self._most_masked(num_examples * blocks, total * blocks, self.block_size)
+        blocks, size = self.num_blocks, self.block_size
+        if length > blocks * size:  # more than one block has a time
+            return None
+        return min(self._most_masked(num_examples * blocks, total * blocks, size), num_examples * length)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """A small Hub on this machine: real HTTP servers that speak what `huggingface_hub` says and asks.
 
-`HubServer` listens on two ports of 127.0.0.1. The first is the Hub: repositories, commits, branches, tags, and small
-files. The second is the storage that large files are redirected to, another origin as in reality, so that a client has
+`HubServer` listens on two ports of this machine. The first is the Hub: repositories, commits, branches, tags, and small
+files. The second is the storage that large files are redirected to, another host as in reality, so that a client has
 to find the metadata on the redirect and must keep its token to itself. Everything is kept in memory. Xet is not spoken:
 to push large files a client needs `HF_HUB_DISABLE_XET=1`, because with `hf_xet` installed it tries nothing else.
 
@@ -532,7 +532,10 @@ class HubServer:
         self.signature = secrets.token_hex(8)
         self.lock = threading.RLock()
         self._listeners = [self._listener(routes) for routes in (HUB_ROUTES, STORAGE_ROUTES)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._listeners)
+        hub, storage = (listener.server_port for listener in self._listeners)
+        self.url = f"http://127.0.0.1:{hub}"
+        # By another name: `huggingface_hub` 1.33 tells the storage from the Hub by its host alone, without the port.
+        self.storage_url = f"http://localhost:{storage}"
 
     def _listener(self, routes: list[Route]) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "routes": routes})
@@ -607,7 +610,7 @@ class HubServer:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             # Otherwise transformers asks a Space to convert the weights of a repository that has none as safetensors.
             "DISABLE_SAFETENSORS_CONVERSION": "1",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
             "PYTHONPATH": os.pathsep.join(sys.path),
             **({} if token is None else {"HF_TOKEN": token}),
             **environment,

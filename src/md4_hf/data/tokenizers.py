@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ..core.modeling_md4_base import has_tokenizer
 from ..utils.errors import file_errors_as_value_errors
@@ -147,6 +148,10 @@ def _open_tokenizer(name_or_path: str, **options) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, a Hub id or a file, which is opened with those beside it if it is `tokenizer.json`."""
     path = Path(name_or_path)
     if not path.is_file():
+        hub = {name: options[name] for name in ("revision", "token", "cache_dir")}
+        config = cached_file(name_or_path, CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+        if config is None and has_tokenizer(name_or_path, hub):
+            options["config"] = PreTrainedConfig()  # as transformers, but 5.17 looks for one on the Hub also offline
         return AutoTokenizer.from_pretrained(name_or_path, **options)
     if path.name == "tokenizer.json":
         return AutoTokenizer.from_pretrained(path.parent, **options)

@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -15,29 +16,35 @@ from datasets import Dataset, IterableDataset
 from tiny import (
     at_once_and_in_parts,
     logged,
+    random_image_model,
     random_model,
     trained,
     training_arguments,
     unbroken_and_resumed,
     weights,
 )
-from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback
+from transformers import AutoModel, BertConfig, BertForMaskedLM, TrainerCallback, TrainerState
 
 from md4_hf import (
     DataCollatorForMaskedDiffusion,
     LoraArguments,
+    MaskedDiffusionPipeline,
+    MaskedDiffusionScheduler,
     MD4Config,
     MD4ForMaskedDiffusion,
+    MD4ImageProcessor,
     MD4Trainer,
     PaddingCollator,
     add_adapter,
     build_byte_tokenizer,
+    build_text8_tokenizer,
     nelbo_metrics,
 )
 from md4_hf.objective.example_order import OrderedExamples
 from md4_hf.objective.noise import evaluation_mask_noise, evaluation_times
 from md4_hf.objective.objectives import Objective
 from md4_hf.training.batches import most_masked_tokens
+from md4_hf.training.model_card import CardFacts, make_model_card
 from md4_hf.training.trainer import check_model
 
 
@@ -574,6 +581,23 @@ def test_the_model_card_tells_the_run(tmp_path):
     trainer.create_model_card(data="eight sequences", validation_data="others", datasets=["user/eight"])
     card = (tmp_path / "README.md").read_text()
     assert "name: others" in card and "type: custom" in card and "estimated on\nothers." in card
+
+
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_the_code_of_a_card_opens_the_model(tmp_path, monkeypatch, kind):
+    """As it stands, with every version of transformers, without torchvision."""
+    monkeypatch.chdir(tmp_path)
+    images, text = random_image_model(levels=3, image_size=4), random_model(28, LENGTH, std=0.1)
+    model, component = {"text": (text, build_text8_tokenizer()), "images": (images, MD4ImageProcessor(4, 1, 3))}[kind]
+    name = "tokenizer" if kind == "text" else "image_processor"
+    MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(), **{name: component}).save_pretrained(tmp_path)
+    card = make_model_card(model, training_arguments(tmp_path), TrainerState(), CardFacts(location=str(tmp_path)))
+    namespace = {}
+    for code in re.findall(r"```python\n(.+?)```", card.text, re.DOTALL):
+        exec(code, namespace)
+    assert type(namespace[name]).__name__ == type(component).__name__ and (tmp_path / "sample.png").exists() == (
+        kind == "images"
+    )
 
 
 @pytest.mark.parametrize("use_muon", [False, True])

@@ -57,7 +57,7 @@ _TEMPLATE = """---
 """
 
 
-def _use_pipeline(sample: str, auto_model: str, auto_processor: str, processor: str) -> str:
+def _use_pipeline(sample: str, load: str) -> str:
     return f"""With md4_hf installed:
 
 ```python
@@ -70,12 +70,21 @@ pipe = MaskedDiffusionPipeline.from_pretrained("{{location}}")
 With transformers alone, which runs the code in this repository:
 
 ```python
-from transformers import {", ".join(sorted((auto_model, auto_processor)))}
-
-model = {auto_model}.from_pretrained("{{location}}", trust_remote_code=True)
-{processor} = {auto_processor}.from_pretrained("{{location}}", trust_remote_code=True)
+{load}
 ```"""
 
+
+_LOAD_TEXT_MODEL = """from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("{location}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{location}", trust_remote_code=True)"""
+
+# Not `from transformers import AutoImageProcessor`: 5.17 has it there with torchvision only.
+_LOAD_IMAGE_MODEL = """from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+model = AutoModel.from_pretrained("{location}", trust_remote_code=True)
+image_processor = AutoImageProcessor.from_pretrained("{location}", trust_remote_code=True)"""
 
 _USE_CAUSAL_MODEL = """With md4_hf installed (the model has no code beside it, and no pipeline: it is for likelihoods):
 
@@ -232,9 +241,8 @@ class _Kind:
     nats_type: str = "nelbo"  # the Hub's type of the metric in nats
 
 
-_USE_MODEL = _use_pipeline("print(pipe(num_samples=1).texts[0])", "AutoModelForMaskedLM", "AutoTokenizer", "tokenizer")
-_DRAW_IMAGE = 'pipe({label}num_samples=1).images[0].save("sample.png")'
-_USE_IMAGE_MODEL = _use_pipeline(_DRAW_IMAGE, "AutoModel", "AutoImageProcessor", "image_processor")
+_USE_MODEL = _use_pipeline("print(pipe(num_samples=1).texts[0])", _LOAD_TEXT_MODEL)
+_USE_IMAGE_MODEL = _use_pipeline('pipe({label}num_samples=1).images[0].save("sample.png")', _LOAD_IMAGE_MODEL)
 _MASKED = {
     TEXT: _Kind(TEXT, TEXT.tags, _USE_MODEL, _masked_text_rows),
     IMAGES: _Kind(IMAGES, IMAGES.tags, _USE_IMAGE_MODEL, _image_rows, safety=""),

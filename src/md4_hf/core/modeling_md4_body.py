@@ -5,6 +5,8 @@
 parameters are those that files have; the body itself holds nothing, but says how they are made and run.
 """
 
+from __future__ import annotations  # torch 2.9 does not compile an inner function with objects for annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -89,7 +89,7 @@ class MD4ForCausalLM(MD4Generation, MD4PreTrainedModel):
         # The last token is read only to predict its successor, or for its own states.
         asked = [self.is_asked_for(name, kwargs) for name in ("output_hidden_states", "output_attentions")]
         leaves_last = not any(asked) and (not output_logits or position_mask is not None)
-        length = input_ids.shape[1] - leaves_last
+        length = input_ids.shape[1] - int(leaves_last)  # torch 2.9 exports no difference of a length and a boolean
         outputs = self.model(
             input_ids=_prepend(self.config.mask_token_id, input_ids[:, :length]),
             timesteps=self._timesteps(input_ids),

@@ -177,7 +177,6 @@ def test_it_is_no_generation_mixin_and_its_arguments_are_those_of_the_pipeline(m
         ({"order": "first"}, "`order` must be one of"),
         ({"class_labels": 1}, "`class_labels` must be None: the model is not class-conditional"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_named_before_any_work(model, monkeypatch, arguments, message):
     monkeypatch.setattr(model, "forward", None)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -64,10 +65,10 @@ class ImageInputs:
         """Stack images, which need no padding and no attention mask."""
         return torch.stack(rows).to(device), None
 
-    def decode(self, sequences: Tensor, output_type: str, skip_special_tokens: bool = True):
-        """Convert ids `(rows, channels, height, width)` to images, in which masks are grey."""
-        grey = self.processor.num_levels // 2
-        ids = sequences.masked_fill(sequences == self.config.mask_token_id, grey)
+    def decode(self, sequences: Sequence[Tensor], output_type: str, skip_special_tokens: bool = True):
+        """Convert rows of ids `(channels, height, width)` to images, in which masks are grey."""
+        ids, grey = torch.stack(tuple(sequences)), self.processor.num_levels // 2
+        ids = ids.masked_fill(ids == self.config.mask_token_id, grey)
         return self.processor.postprocess(ids.cpu(), output_type=output_type)
 
 

@@ -23,7 +23,6 @@ class DenoiserInputs:
         mask_token_id: The mask id.
     """
 
-    start = 0  # first column of the ids that the denoiser is given
     first_step = 0  # number of steps of the call before those of the run
 
     def __init__(self, attention_mask: Tensor | None, guidance: Guidance, mask_token_id: int):
@@ -51,6 +50,10 @@ class DenoiserInputs:
             is_padding = self.attention_mask[rows, : ids.shape[1]] == 0
             ids = ids.masked_fill(is_padding, self.mask_token_id)
         return ids[selected.flatten(1).nonzero()[:, 0].to(ids.device)]
+
+    def columns_seen(self, rows: Tensor) -> Tensor | None:
+        """Columns `(n, tokens)` of the ids that the denoiser is given, of the rows `(n,)`; None for all of them."""
+        return None
 
     def part(self, whole: Tensor) -> Tensor:
         """Columns of the run, of whole sequences `(rows, ...)`."""
@@ -92,8 +95,8 @@ class BlockInputs(DenoiserInputs):
         return first - first % self.block_length if self.is_aligned else first
 
     def first_masked(self, masked: Tensor) -> Tensor:
-        """First columns `(rows,)` that have to be filled, where the rows are masked `(rows, length)`."""
-        raise NotImplementedError(f"{type(self).__name__} must define `first_masked`.")
+        """First columns `(rows,)` that have to be filled, where the rows are masked `(rows, length)`: each row's own."""
+        return torch.where(masked.any(dim=1), masked.int().argmax(dim=1), masked.shape[1])
 
     def begin(self, sample: Tensor, starts: Tensor):
         """Go to the blocks that begin at these columns `(rows,)`; all tokens before them are decided."""
@@ -140,10 +143,6 @@ class WholeBlockInputs(BlockInputs):
         self.schedule = schedule
         self._num_masked: Tensor | None = None  # `(rows,)` when the first block begins
 
-    def first_masked(self, masked: Tensor) -> Tensor:
-        """Each row's first masked column, see `BlockInputs.first_masked`."""
-        return torch.where(masked.any(dim=1), masked.int().argmax(dim=1), masked.shape[1])
-
     def begin(self, sample: Tensor, starts: Tensor):
         """Go to these blocks, see `BlockInputs.begin`."""
         super().begin(sample, starts)
@@ -171,7 +170,9 @@ class WholeBlockInputs(BlockInputs):
 class CachedBlockInputs(BlockInputs):
     """Inputs of a denoiser that sees the block, and keys and values of the `window` columns before it.
 
-    Blocks of all rows begin at the first mask of any row. Rows without a mask from the block on are not taken in.
+    The blocks of a block model begin where each row needs them: rows have keys of their own, as many as they have
+    decided tokens, with padding before them. Blocks of other models, for which this is an approximation, all begin at
+    the first mask of any row. Rows without a mask are not taken in.
 
     Args:
         attention_mask, guidance, mask_token_id, block_length, is_aligned: As in `BlockInputs`.
@@ -191,56 +192,101 @@ class CachedBlockInputs(BlockInputs):
     ):
         super().__init__(attention_mask, guidance, mask_token_id, block_length, is_aligned)
         self.model, self.window = model, window
-        self.end = 0
-        self._taken_in: int | None = None  # columns before this one are in the cache, or have left it
-        self._keys_and_values: list[tuple[Tensor, Tensor]] = []  # one pair per layer
+        self.end = 0  # behind the last column of any row's block
+        self._taken_in: Tensor | None = None  # `(rows,)`: columns before these are in the cache, or have left it
+        self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of the rows in it, one pair per layer
+        self._is_cached: Tensor  # `(rows in the cache, columns)` booleans: no padding
+        self._place: Tensor  # `(copies * rows,)` of each row in the cache
 
     def first_masked(self, masked: Tensor) -> Tensor:
-        """First masked column of any row, see `BlockInputs.first_masked`."""
-        has_mask = masked.any(dim=0)
-        start = has_mask.int().argmax() if has_mask.any() else masked.new_tensor(len(has_mask), dtype=torch.long)
-        return start.expand(len(masked))
+        """First masked column of each row, or of any, see `BlockInputs.first_masked`."""
+        first = super().first_masked(masked)
+        return first if self.is_aligned else first.min().expand(len(first))
 
     def begin(self, sample: Tensor, starts: Tensor):
         """Go to these blocks, see `BlockInputs.begin`, with the keys and values of what lies before them."""
         super().begin(sample, starts)
-        start, size = int(starts[0]), self.columns.shape[1]
-        rows = (sample[:, start:] == self.mask_token_id).any(dim=1).nonzero().squeeze(1)
-        first = max(start - self.window, 0) if self._taken_in is None else self._taken_in
-        self._take_in(sample, first, start, rows)
-        self._taken_in, self.start, self.end = start, start, start + size
+        columns, end = self.columns, min(int(starts.max()) + self.columns.shape[1], sample.shape[1])
+        rows = (sample == self.mask_token_id).any(dim=1).nonzero().squeeze(1)
+        firsts = (starts - self.window).clamp(min=0) if self._taken_in is None else self._taken_in
+        self._take_in(sample, firsts, starts, rows)
+        self._taken_in, self.columns, self.end = starts, columns, end
+
+    def columns_seen(self, rows: Tensor) -> Tensor:
+        """Columns of the block, see `DenoiserInputs.columns_seen`."""
+        return self.columns[rows]
 
     def of(self, rows: Tensor) -> dict[str, Any]:
         """Keyword arguments for some rows, with a cache of their own, which the model may extend."""
         inputs = super().of(rows)
-        past = [(key[rows.to(key.device)], value[rows.to(key.device)]) for key, value in self._keys_and_values]
-        inputs["past_key_values"] = DynamicCache(past)
-        seen = past[0][0].shape[2] if past else 0
+        length = self.sample.shape[1]
+        columns = self.columns[rows % len(self.columns)]
+        is_there = columns < length
+        columns = columns.clamp(max=length - 1)
         if self.attention_mask is not None:
-            inputs["attention_mask"] = inputs["attention_mask"][:, self.start - seen : self.end]
-        inputs["position_ids"] = torch.arange(self.start, self.end, device=rows.device)[None]
+            is_there = is_there & (self.attention_mask[rows].gather(1, columns) == 1)
+        past = []
+        if self._cached:
+            places = self._place[rows]
+            past = [tuple(x[places.to(x.device)] for x in pair) for pair in self._cached]
+            is_there = torch.cat([self._is_cached[places], is_there], dim=1)
+        inputs["past_key_values"] = DynamicCache(past)
+        needs_mask = self.attention_mask is not None or (self.is_aligned and not is_there.all())
+        inputs["attention_mask"] = is_there.long() if needs_mask else None
+        inputs["position_ids"] = columns if self.is_aligned else columns[:1]
         return inputs
 
     def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
         """Ids of the row of each selected position of the block, with those before the block."""
-        return super().ids_at(torch.cat([self.sample[rows, : self.start], sample], dim=1), rows, selected)
+        columns = self.columns[rows]
+        ids = _placed(sample, columns, self.sample[rows])[:, : self.end]
+        is_behind = torch.arange(ids.shape[1], device=ids.device) > columns[:, -1:]
+        return super().ids_at(ids.masked_fill(is_behind, self.mask_token_id), rows, selected)
 
-    def _take_in(self, sample: Tensor, start: int, end: int, rows: Tensor):
-        """Add the keys and values of decided columns of some rows, and drop those that leave the window."""
-        if start == end or not len(rows):
+    def _take_in(self, sample: Tensor, firsts: Tensor, ends: Tensor, rows: Tensor):
+        """Add the keys and values of decided columns, from `firsts` to `ends` `(rows,)`, of these rows `(n,)`.
+
+        All other rows leave the cache, and so do columns that leave the window.
+        """
+        num_new = (ends - firsts)[rows]
+        width = int(num_new.max()) if len(rows) else 0
+        if width == 0:
             return
-        self.start, self.end = start, end
-        num_rows, guidance = len(sample), self.guidance
-        copies = torch.cat([rows + copy * num_rows for copy in range(guidance.num_copies)])
-        inputs, ids = self.of(copies), guidance.ids(sample[rows], rows)[:, start:end]
+        fed, new = rows[num_new > 0], torch.arange(width, device=rows.device)
+        self.columns = torch.where(new < num_new.max(), firsts[:, None] + new, 0)
+        copies, columns = self._copies(fed, len(sample)), self.columns[fed]
+        inputs = self.of(copies)
+        is_new = self.guidance.copies(new < num_new[num_new > 0, None])
+        if not is_new.all():
+            seen = inputs["attention_mask"]
+            seen = torch.ones_like(is_new).long() if seen is None else seen
+            inputs["attention_mask"] = torch.cat([seen[:, :-width], seen[:, -width:] * is_new], dim=1)
+        ids = self.guidance.ids(self.part(sample)[fed], fed, columns)
         nowhere, decided = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(len(ids), device=ids.device)
         self.model(input_ids=ids, timesteps=decided, position_mask=nowhere, **inputs)
-        layers = inputs["past_key_values"].layers
-        total = guidance.num_copies * num_rows
-        self._keys_and_values = [
-            tuple(_in_rows(x[:, :, -self.window :], copies, total) for x in (layer.keys, layer.values))
-            for layer in layers
-        ]
+        is_cached = torch.cat([self._is_cached[self._place[copies]], is_new], dim=1) if self._cached else is_new
+        self._keep(inputs["past_key_values"].layers, is_cached, copies, self._copies(rows, len(sample)), len(sample))
+
+    def _keep(self, layers: list, is_cached: Tensor, fed: Tensor, kept: Tensor, num_rows: int):
+        """Keep the keys and values of some rows, padding first, within the window; `kept` has all rows of the cache."""
+        order = is_cached.long().argsort(dim=1, stable=True)
+        is_moved = not is_cached[:, -1].all() or not torch.equal(is_cached.gather(1, order), is_cached)
+        self._place = torch.zeros(self.guidance.num_copies * num_rows, dtype=torch.long, device=kept.device)
+        self._place[kept] = torch.arange(len(kept), device=kept.device)
+
+        def of_cache(x: Tensor, axis: int) -> Tensor:
+            if is_moved:
+                index = order.to(x.device).view(len(order), *[1] * (axis - 1), -1, *[1] * (x.dim() - axis - 1))
+                x = x.gather(axis, index.expand(x.shape))
+            x = x.narrow(axis, max(x.shape[axis] - self.window, 0), min(x.shape[axis], self.window))
+            return _in_rows(x, self._place[fed], len(kept))
+
+        self._cached = [(of_cache(layer.keys, 2), of_cache(layer.values, 2)) for layer in layers]
+        self._is_cached = of_cache(is_cached, 1)
+
+    def _copies(self, rows: Tensor, num_rows: int) -> Tensor:
+        """Numbers of all copies of some rows."""
+        return torch.cat([rows + copy * num_rows for copy in range(self.guidance.num_copies)])
 
 
 def _placed(part: Tensor, columns: Tensor, whole: Tensor) -> Tensor:
@@ -251,7 +297,7 @@ def _placed(part: Tensor, columns: Tensor, whole: Tensor) -> Tensor:
 
 
 def _in_rows(x: Tensor, rows: Tensor, total: int) -> Tensor:
-    """Tensor of `total` rows with `x` `(n, ...)` at the rows `(n,)`, and zeros at those that are not needed."""
+    """Tensor of `total` rows with `x` `(n, ...)` at the rows `(n,)`, ascending, and zeros at the others."""
     if len(x) == total:
         return x
     return x.new_zeros(total, *x.shape[1:]).index_copy(0, rows.to(x.device), x)

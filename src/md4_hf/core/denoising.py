@@ -158,7 +158,7 @@ class Denoising:
         sample = look.sample.masked_fill(hidden, inputs.mask_token_id)
         sample, candidates, t = inputs.seen(sample, candidates, t, rows)
         copies = torch.cat([rows + copy * num_rows for copy in range(guidance.num_copies)])
-        seen = guidance.ids(self.scheduler.scale_model_input(sample, t), rows, inputs.start)
+        seen = guidance.ids(self.scheduler.scale_model_input(sample, t), rows, inputs.columns_seen(rows))
         output = self.model(
             input_ids=seen,
             timesteps=guidance.copies(t),

@@ -36,8 +36,11 @@ class Guidance:
         """Entries `(n, ...)` of rows for each of their copies, `(num_copies * n, ...)`."""
         return torch.cat([x] * self.num_copies) if self.num_copies > 1 else x
 
-    def ids(self, sample: Tensor, rows: Tensor, start: int = 0) -> Tensor:
-        """Ids `(num_copies * n, ...)` that the denoiser sees, for ids `(n, ...)` of rows `(n,)` from a column on."""
+    def ids(self, sample: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Ids `(num_copies * n, ...)` that the denoiser sees, for ids `(n, ...)` of rows `(n,)`.
+
+        `columns` `(n, tokens)` are those of the ids, if they are not all of the row.
+        """
         return self.copies(sample)
 
     def joined(self, logits: Tensor) -> Tensor:
@@ -91,11 +94,11 @@ class PromptGuidance(ClassifierFreeGuidance):
         self.class_labels = None if class_labels is None else self.copies(class_labels)
         self.given, self.mask_token_id = given, mask_token_id
 
-    def ids(self, sample: Tensor, rows: Tensor, start: int = 0) -> Tensor:
+    def ids(self, sample: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """Ids of both copies, see `Guidance.ids`; in the second one what is given is masked."""
         given = self.given[rows]
-        if start or given.shape != sample.shape:  # a part of the columns
-            given = given[:, start : start + sample.shape[1]]
+        if columns is not None:
+            given = given.gather(1, columns.clamp(max=given.shape[1] - 1))
         without = sample.masked_fill(given, self.mask_token_id)
         return without if self.num_copies == 1 else torch.cat([sample, without])
 

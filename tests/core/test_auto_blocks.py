@@ -133,6 +133,15 @@ def test_with_a_cache_and_without_one_text_is_written(folders, name, predicts_ne
         assert (draw(model, rows, length=3 * POSITIONS, **options) != ROWS).all()
 
 
+@each_kind
+@aligned
+def test_ragged_prompts_are_written_with_a_cache_as_without_one(folders, name, predicts_next):
+    model = adapted(folders, name, 4, predicts_next=predicts_next)
+    rows = [[5], [*range(5, 14)], [7, 8, 9, 10, 11], []]
+    cached, whole = (draw(model, rows, use_cache=use_cache, gen_length=3) for use_cache in (True, False))
+    assert all(torch.equal(*pair) for pair in zip(cached, whole, strict=True))
+
+
 def test_it_comes_back_from_disk(folders, tmp_path):
     model = adapted(folders, "qwen3", 4, predicts_next=True)
     model.save_pretrained(tmp_path)

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from test_planned_sampling import CallRecorder
 from tiny import quiet, random_model, seeded
 from torch.testing import assert_close
 from toy import ToyWorld
@@ -263,6 +264,82 @@ def test_text_of_any_length_is_that_of_a_chain_of_blocks(time_conditioning):
     assert torch.equal(long, text)
     beyond = pipe(length=4 * LENGTH + 1, **arguments).sequences
     assert beyond.shape == (1, 4 * LENGTH + 1) and torch.equal(beyond[:, :LENGTH], long) and (beyond != VOCAB).all()
+
+
+RAGGED = [[1, 2, 3], [*range(1, 8), 8, 9, 10], [], [4, 5, 6, 7, VOCAB, 9, 10], [2] * 4]
+SAMPLERS = [
+    {},
+    {"order": "threshold", "threshold": 0.1, "temperature": 0.7, "corrector": "gibbs", "corrector_steps": 1},
+    {"remasking": "cap", "eta": 0.3, "top_k": 9},
+    {"guidance_scale": 1.5},
+]
+
+
+@kinds
+@pytest.mark.parametrize("options", SAMPLERS, ids=str)
+def test_each_row_of_ragged_prompts_has_its_own_blocks(time_conditioning, options):
+    """With a cache and without one, and beyond the model's length, a row is written as it is alone."""
+    model = make(4, time_conditioning=time_conditioning)
+    for gen_length in (2, 9):
+        rows = [row for row in RAGGED if len(row) + gen_length <= LENGTH]
+        cached, whole = (
+            draw(model, rows, use_cache=use_cache, gen_length=gen_length, **options) for use_cache in (True, False)
+        )
+        assert len(rows) > 1 and all(torch.equal(*pair) for pair in zip(cached, whole, strict=True))
+    together = draw(model, RAGGED, gen_length=17, **options)
+    pipe = quiet(MaskedDiffusionPipeline(model, MaskedDiffusionScheduler(num_inference_steps=4)))
+    for number, (row, prompt) in enumerate(zip(together, RAGGED, strict=True)):
+        arguments = {"generator": [seeded(number)], "output_type": "ids", "gen_length": 17, **options}
+        assert torch.equal(pipe(input_ids=[prompt], **arguments).sequences[0], row) and (row != VOCAB).all()
+        given = torch.tensor(prompt)
+        assert torch.equal(row[: len(prompt)][given != VOCAB], given[given != VOCAB])
+
+
+@kinds
+def test_logits_with_a_cache_are_those_without_one(time_conditioning):
+    model, seen = make(4, torch.float32, time_conditioning=time_conditioning), {True: [], False: []}
+    for use_cache, logits in seen.items():
+
+        def look(input_ids, found, logits=logits):
+            logits.append(found)
+            return found
+
+        rows = [row for row in RAGGED if len(row) < 9]
+        draw(model, rows, use_cache=use_cache, gen_length=4, order="entropy", logits_processor=look)
+    assert len(seen[True]) == len(seen[False]) > 5
+    for one, other in zip(*seen.values(), strict=True):
+        assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def network_rows(model, rows, **arguments):
+    """Calls of the network that predict, and their rows in all; tokens of each row."""
+    recorder = CallRecorder(model)
+    sequences = draw(model, rows, gen_length=8, order="confidence", **arguments)
+    recorder.hook.remove()
+    counts = [len(call["input_ids"]) for call in recorder.calls if call["position_mask"].any()]
+    assert all(call["position_mask"].any(dim=1).all() for call in recorder.calls if call["position_mask"].any())
+    return len(counts), sum(counts), sequences
+
+
+def test_rows_are_written_side_by_side_and_leave_the_batch_when_they_have_ended():
+    model = make(4, time_conditioning=False, eos_token_id=5)
+    rows = [[1, 2, 3], [*range(7, 22)], [6]]
+    calls, together, _ = network_rows(model, rows)
+    alone = [network_rows(model, [row]) for row in rows]
+    assert calls == max(count for count, _, _ in alone) < sum(count for count, _, _ in alone)
+    assert together == sum(count for _, count, _ in alone), "no row waits for another one's blocks"
+
+    def end_first(input_ids, logits):
+        """The first row ends with its first token, the others do not."""
+        is_first = (input_ids[:, :3] == torch.tensor(rows[0])).all(dim=1, keepdim=True)
+        is_eos = torch.arange(logits.shape[-1]) == 5
+        return logits.masked_fill(is_first != is_eos, -1e4)
+
+    ended, fewer, sequences = network_rows(model, rows, eos_early_stop=True, logits_processor=end_first)
+    assert sequences[0].tolist() == [1, 2, 3] + [5] * 8 and fewer == together - alone[0][1] + 1
+    assert ended == max(alone[1][0], alone[2][0])
+    generated = model.generate(rows, max_new_tokens=8, order="confidence", logits_processor=end_first, pad_token_id=0)
+    assert generated.shape == (3, 23) and generated[0, 15:].tolist() == [5] + [0] * 7
 
 
 def test_blocks_of_another_length_are_refused():

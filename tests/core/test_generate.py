@@ -147,7 +147,7 @@ def test_it_is_no_generation_mixin_and_its_arguments_are_those_of_the_pipeline(m
     names = {*inspect.signature(model.generate).parameters}
     assert {*SAMPLER_OPTIONS, *DRAW_OPTIONS} <= names
     assert names - {*inspect.signature(MaskedDiffusionPipeline.__call__).parameters} == {
-        *("attention_mask", "num_return_sequences", "eos_token_id", "pad_token_id", "seed", "scheduler")
+        *("attention_mask", "num_return_sequences", "eos_token_id", "pad_token_id", "tokenizer", "seed", "scheduler")
     }
     assert model.train().generate([[1]], max_new_tokens=2).shape == (1, 3) and model.training
     model.eval()

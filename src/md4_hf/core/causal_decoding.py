@@ -32,7 +32,7 @@ class CausalDecoding(BaselineDecoding):
         uniform = torch.stack([torch.rand(length, generator=g, dtype=torch.float64) for g in generators])
         sample, cache = sample.clone(), DynamicCache()
         start = int(masked.any(dim=0).int().argmax()) if masked.any() else length
-        new, how, end = sample[:, :start], self.scheduler.config, self.end_of_text
+        new, how = sample[:, :start], self.scheduler.config
         with self.observer.progress(length - start) as done:
             for column in range(start, length):
                 logits = self._next_logits(new, sample[:, :column], cache, inputs)
@@ -40,10 +40,9 @@ class CausalDecoding(BaselineDecoding):
                 drawn = draw_categorical(mu, uniform[:, column].to(mu.device)).to(sample.device)
                 is_open = sample[:, column] == inputs.mask_token_id
                 sample[:, column] = torch.where(is_open, drawn, sample[:, column])
-                if end is not None:
-                    sample = end.filled(sample)
-                    if not (sample == inputs.mask_token_id).any():
-                        break
+                sample = self._finished(sample)
+                if self.end_of_text is not None and not (sample == inputs.mask_token_id).any():
+                    break
                 new = sample[:, column : column + 1]
                 done(column + 1 - start)
         return sample

@@ -24,6 +24,7 @@ class DenoiserInputs:
     """
 
     first_step = 0  # number of steps of the call before those of the run
+    end: int | None = None  # behind the last column of the run; None for the end of the rows
 
     def __init__(self, attention_mask: Tensor | None, guidance: Guidance, mask_token_id: int):
         self.attention_mask, self.guidance, self.mask_token_id = attention_mask, guidance, mask_token_id
@@ -39,6 +40,10 @@ class DenoiserInputs:
         `sample`, `candidates` and `times` are those of the run, for the rows `(n,)`.
         """
         return sample, candidates, times
+
+    def told(self, times: Tensor, rows: Tensor) -> Tensor:
+        """Times that the denoiser is told, `(n,)` or of each token `(n, tokens)`, of `times` `(n,)` of the rows."""
+        return times
 
     def ids_at(self, sample: Tensor, rows: Tensor, selected: Tensor) -> Tensor:
         """Ids of the row of each selected position, in order, with masks for padding; `(selected, tokens)`.
@@ -95,7 +100,7 @@ class BlockInputs(DenoiserInputs):
         return first - first % self.block_length if self.is_aligned else first
 
     def first_masked(self, masked: Tensor) -> Tensor:
-        """First columns `(rows,)` that have to be filled, where the rows are masked `(rows, length)`: each row's own."""
+        """First column of each row `(rows,)` that has to be filled, from where the rows are masked `(rows, length)`."""
         return torch.where(masked.any(dim=1), masked.int().argmax(dim=1), masked.shape[1])
 
     def begin(self, sample: Tensor, starts: Tensor):
@@ -103,6 +108,7 @@ class BlockInputs(DenoiserInputs):
         self.sample = sample
         size = min(self.block_length, sample.shape[1] - int(starts.min()))
         self.columns = starts[:, None] + torch.arange(size, device=sample.device)
+        self.end = min(int(starts.max()) + size, sample.shape[1])
 
     def part(self, whole: Tensor) -> Tensor:
         """Columns of the block, of sequences `(rows, length)`; any token but the mask where there are none."""
@@ -123,7 +129,8 @@ class WholeBlockInputs(BlockInputs):
     """Inputs of a denoiser that sees whole sequences, with the masks of later blocks (LLaDA, arXiv:2502.09992).
 
     The blocks of each row begin at its own first mask. A denoiser that sees the time is told the one at which its
-    schedule masks the share of the row's masks that are left: those expected in the block, and all of later blocks.
+    schedule masks the share of the row's masks that are left: those expected in the block, and all of later blocks. A
+    block model is told the time of the block, and 0 of all before it, masked ones of a copy without prompt too.
 
     Args:
         attention_mask, guidance, mask_token_id, block_length, is_aligned: As in `BlockInputs`.
@@ -151,6 +158,13 @@ class WholeBlockInputs(BlockInputs):
         self._in_block = (self.part(sample) == self.mask_token_id).sum(dim=1)
         self._later = masked - self._in_block
 
+    def told(self, times: Tensor, rows: Tensor) -> Tensor:
+        """Times of the tokens of a block model that sees them, see `DenoiserInputs.told`."""
+        if self.schedule is None or not self.is_aligned:
+            return times
+        columns = self.columns[rows]
+        return _placed(times[:, None].expand(columns.shape), columns, times.new_zeros(self.sample[rows].shape))
+
     def seen(self, sample: Tensor, candidates: Tensor, times: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whole sequences, the candidates in them, and the times, see `DenoiserInputs.seen`."""
         columns, whole = self.columns[rows], self.sample[rows]
@@ -158,7 +172,7 @@ class WholeBlockInputs(BlockInputs):
         return _placed(sample, columns, whole), where, self._times(times, rows)
 
     def _times(self, times: Tensor, rows: Tensor) -> Tensor:
-        if self.schedule is None:
+        if self.schedule is None or self.is_aligned:
             return times
         rows = rows.cpu()  # mps has no float64
         in_block, later, num_masked = (x.cpu()[rows] for x in (self._in_block, self._later, self._num_masked))
@@ -192,9 +206,9 @@ class CachedBlockInputs(BlockInputs):
     ):
         super().__init__(attention_mask, guidance, mask_token_id, block_length, is_aligned)
         self.model, self.window = model, window
-        self.end = 0  # behind the last column of any row's block
         self._taken_in: Tensor | None = None  # `(rows,)`: columns before these are in the cache, or have left it
         self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of the rows in it, one pair per layer
+        self._has_padding = False  # whether any row's tokens or keys are to be hidden
         self._is_cached: Tensor  # `(rows in the cache, columns)` booleans: no padding
         self._place: Tensor  # `(copies * rows,)` of each row in the cache
 
@@ -206,11 +220,14 @@ class CachedBlockInputs(BlockInputs):
     def begin(self, sample: Tensor, starts: Tensor):
         """Go to these blocks, see `BlockInputs.begin`, with the keys and values of what lies before them."""
         super().begin(sample, starts)
-        columns, end = self.columns, min(int(starts.max()) + self.columns.shape[1], sample.shape[1])
+        columns, length = self.columns, sample.shape[1]
+        # Of equal rows nothing has to be hidden.
+        is_ragged = self.is_aligned and not ((columns < length).all() and (starts == starts[0]).all())
+        self._has_padding = self.attention_mask is not None or bool(is_ragged)
         rows = (sample == self.mask_token_id).any(dim=1).nonzero().squeeze(1)
         firsts = (starts - self.window).clamp(min=0) if self._taken_in is None else self._taken_in
         self._take_in(sample, firsts, starts, rows)
-        self._taken_in, self.columns, self.end = starts, columns, end
+        self._taken_in, self.columns = starts, columns
 
     def columns_seen(self, rows: Tensor) -> Tensor:
         """Columns of the block, see `DenoiserInputs.columns_seen`."""
@@ -231,8 +248,7 @@ class CachedBlockInputs(BlockInputs):
             past = [tuple(x[places.to(x.device)] for x in pair) for pair in self._cached]
             is_there = torch.cat([self._is_cached[places], is_there], dim=1)
         inputs["past_key_values"] = DynamicCache(past)
-        needs_mask = self.attention_mask is not None or (self.is_aligned and not is_there.all())
-        inputs["attention_mask"] = is_there.long() if needs_mask else None
+        inputs["attention_mask"] = is_there.long() if self._has_padding else None
         inputs["position_ids"] = columns if self.is_aligned else columns[:1]
         return inputs
 
@@ -253,14 +269,12 @@ class CachedBlockInputs(BlockInputs):
         if width == 0:
             return
         fed, new = rows[num_new > 0], torch.arange(width, device=rows.device)
-        self.columns = torch.where(new < num_new.max(), firsts[:, None] + new, 0)
+        self.columns = firsts[:, None] + new
         copies, columns = self._copies(fed, len(sample)), self.columns[fed]
         inputs = self.of(copies)
         is_new = self.guidance.copies(new < num_new[num_new > 0, None])
-        if not is_new.all():
-            seen = inputs["attention_mask"]
-            seen = torch.ones_like(is_new).long() if seen is None else seen
-            inputs["attention_mask"] = torch.cat([seen[:, :-width], seen[:, -width:] * is_new], dim=1)
+        if self._has_padding:
+            inputs["attention_mask"][:, -width:] *= is_new
         ids = self.guidance.ids(self.part(sample)[fed], fed, columns)
         nowhere, decided = torch.zeros_like(ids, dtype=torch.bool), torch.zeros(len(ids), device=ids.device)
         self.model(input_ids=ids, timesteps=decided, position_mask=nowhere, **inputs)
@@ -342,6 +356,5 @@ def make_inputs(
         if is_block_model:  # whole blocks
             window -= window % block_length
         return CachedBlockInputs(*common, block_length, model, window, is_block_model)
-    # A block model is told the time of each block.
-    sees_share = getattr(config, "time_conditioning", True) and not is_block_model
-    return WholeBlockInputs(*common, block_length, schedule if sees_share else None, is_block_model)
+    sees_time = getattr(config, "time_conditioning", True)
+    return WholeBlockInputs(*common, block_length, schedule if sees_time else None, is_block_model)

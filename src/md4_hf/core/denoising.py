@@ -20,6 +20,7 @@ from .row_generators import reseed_all
 from .sampling_runs import Look, Run, start_run
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .text_ends import EndOfText
+from .text_stream import TextStream
 from .token_filter import TokenFilter
 
 
@@ -58,6 +59,7 @@ class Denoising:
         guidance: Guidance by class or prompt.
         classifier: Guidance by a classifier, if there is one.
         end_of_text: Where texts end, if they may end early.
+        stream: Is handed the text, of one row, as it is written.
         observer: Looks on.
     """
 
@@ -67,6 +69,7 @@ class Denoising:
     guidance: Guidance
     classifier: ClassifierGuidance | None = None
     end_of_text: EndOfText | None = None
+    stream: TextStream | None = None
     observer: Observer = field(default_factory=Observer)
 
     shows_steps: ClassVar[bool] = True  # to an observer that sees them
@@ -82,7 +85,7 @@ class Denoising:
         """Fill the masks of ids `(rows, ...)`, with one generator for each row."""
         if isinstance(inputs, BlockInputs):
             return self._fill_blocks(sample, inputs, generators)
-        return self._fill(sample, inputs, generators)
+        return self._finished(self._fill(sample, inputs, generators))
 
     def _fill_blocks(self, sample: Tensor, inputs: BlockInputs, generators: list[torch.Generator]) -> Tensor:
         """Fill the masks block by block, each block with a run of its own when those before it are decided."""
@@ -91,11 +94,19 @@ class Denoising:
         self.observer.num_timesteps = num_steps * math.ceil((length - int(starts.min())) / inputs.block_length)
         while not self.observer.is_interrupted and int(starts.min()) < length and (sample == mask_token_id).any():
             inputs.begin(sample, starts)
-            sample = inputs.whole(self._fill(inputs.part(sample), inputs, generators))
-            if self.end_of_text is not None:
-                sample = self.end_of_text.filled(sample)
+            sample = self._finished(inputs.whole(self._fill(inputs.part(sample), inputs, generators)))
             generators, starts = reseed_all(generators), starts + inputs.block_length
             inputs.first_step += num_steps
+        return sample
+
+    def _finished(self, sample: Tensor) -> Tensor:
+        """Fill ids `(rows, ...)` behind the ends of their texts, and hand what is decided to the streamer."""
+        num_behind = 0
+        if self.end_of_text is not None:
+            sample = self.end_of_text.filled(sample)
+            num_behind = int(self.end_of_text.num_behind(sample)[0])
+        if self.stream is not None:
+            self.stream.put(sample, sample.shape[1] - num_behind)
         return sample
 
     def _fill(self, sample: Tensor, inputs: DenoiserInputs, generators: list[torch.Generator]) -> Tensor:
@@ -113,6 +124,8 @@ class Denoising:
                         break
                     taken, logits = look, self._predict(look, inputs, len(sample))
                     self._take(run, look, logits)
+                    if self.stream is not None:
+                        self.stream.draft(inputs.whole(run.sample), inputs.end)
                     done(run.step)
                 if observer.is_interrupted:
                     break
@@ -161,7 +174,7 @@ class Denoising:
         seen = guidance.ids(self.scheduler.scale_model_input(sample, t), rows, inputs.columns_seen(rows))
         output = self.model(
             input_ids=seen,
-            timesteps=guidance.copies(t),
+            timesteps=guidance.copies(inputs.told(t, rows)),
             position_mask=guidance.copies(candidates),
             **inputs.of(copies),
         )

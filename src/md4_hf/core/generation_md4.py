@@ -62,6 +62,9 @@ class MD4Generation:
         eos_early_stop: bool | None = None,
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int | None = None,
+        stop_strings: str | list[str] | None = None,
+        tokenizer: Any = None,
+        streamer: Any = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | None = None,
         scheduler: Any = None,
@@ -91,6 +94,12 @@ class MD4Generation:
                 EOS token; the rest of the row is then padding.
             eos_token_id: Id or ids that end a text, the configuration's by default.
             pad_token_id: Id of the padding behind the end of a text, the configuration's, or else the EOS token's.
+            stop_strings: Strings that end a row where its new text has one, the token that completes it included; with
+                `tokenizer`.
+            tokenizer: Tokenizer for `stop_strings`, whose EOS token ends texts too.
+            streamer: `TextStreamer` of transformers or another object with its `put(ids)` and `end()`, for one row: the
+                prompt, then each block when it is finished, without blocks the rest as a whole. A `put_draft(ids)`, as
+                `TextDiffusionStreamer` has it, gets the block that is being written after each step, with its masks.
             generator: One generator that seeds one for each row, or a list of one per row.
             seed: Seed of a generator, in its place.
             scheduler: A `MaskedDiffusionScheduler`, or another one that the pipeline takes. By default the one saved
@@ -105,7 +114,7 @@ class MD4Generation:
         """
         given = locals()
         from .denoiser_inputs import block_length_of
-        from .pipeline_inputs import Request, TextInputs
+        from .pipeline_inputs import Request, TextInputs, checked_ids, padding_id
         from .sampling_call import SamplingCall, SamplingOptions
 
         config = self.config
@@ -113,7 +122,7 @@ class MD4Generation:
             raise ValueError("`generate` must be called on a model of text: `MaskedDiffusionPipeline` draws images.")
         check_at_least_one("num_return_sequences", num_return_sequences)
         prompts = Prompts.of(input_ids, attention_mask)
-        inputs = TextInputs(config, eos_token_id=eos_token_id)
+        inputs = TextInputs(config, tokenizer, eos_token_id)
         request = Request(
             input_ids=prompts.rows,
             max_new_tokens=max_new_tokens,
@@ -121,10 +130,14 @@ class MD4Generation:
             block_length=block_length_of(config, block_length),
             use_cache=use_cache,
             eos_early_stop=bool(inputs.eos_token_ids) if eos_early_stop is None else eos_early_stop,
+            stop_strings=stop_strings,
+            streamer=streamer,
         )
         own = {"num_samples": num_return_sequences, "generator": _generator(generator, seed)}
         options = SamplingOptions.of({**given, **own})
-        padding = _padding(config, pad_token_id, inputs.eos_token_ids)
+        if pad_token_id is not None:
+            (pad_token_id,) = checked_ids("pad_token_id", pad_token_id, config)
+        padding = padding_id(config, pad_token_id, config.pad_token_id, *inputs.eos_token_ids)
         scheduler = self._own_scheduler() if scheduler is None else scheduler
         call = SamplingCall(self, scheduler, inputs, request, options, self.device, self._loop_class())
         sample = call.run()
@@ -215,16 +228,6 @@ class Prompts:
 def _padded(rows: list[Tensor], padding: int, side: str) -> Tensor:
     """Rows padded to the longest, `(rows, length)`."""
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding, padding_side=side)
-
-
-def _padding(config: Any, pad_token_id: int | None, eos_token_ids: list[int]) -> int:
-    """Id of the padding: the given one, that of the configuration, the first that ends a text, or any but the mask."""
-    if pad_token_id is not None:
-        if not (isinstance(pad_token_id, int) and 0 <= pad_token_id < config.vocab_size):
-            raise ValueError(f"`pad_token_id` must be in [0, {config.vocab_size}), got {pad_token_id!r}.")
-        return pad_token_id
-    candidates = [config.pad_token_id, *eos_token_ids, 0 if config.mask_token_id != 0 else 1]
-    return next(token for token in candidates if token is not None)
 
 
 def _generator(generator: Any, seed: int | None) -> Any:

@@ -32,7 +32,8 @@ class ImageInputs:
 
     def check(self, request: Request):
         """Raise a ValueError for arguments that contradict each other."""
-        request.check_left_out(("prompt", "length", "gen_length", "max_new_tokens", "block_length"), "text")
+        names = ("prompt", "length", "gen_length", "max_new_tokens", "block_length", "stop_strings", "streamer")
+        request.check_left_out(names, "text")
         if request.eos_early_stop:
             raise ValueError("`eos_early_stop` must be False: the model is not one of text.")
         if request.image is not None and request.input_ids is not None:
@@ -60,6 +61,9 @@ class ImageInputs:
         if request.mask_image is not None:
             ids = torch.where(fill_mask(request.mask_image, ids.shape), mask_token_id, ids)
         return list(ids)
+
+    def end_of_text(self, request: Request, sample: Tensor, attention_mask: None) -> None:
+        """None, as images have no end."""
 
     def batch(self, rows: list[Tensor], device: torch.device) -> tuple[Tensor, None]:
         """Stack images, which need no padding and no attention mask."""

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .input_checks import integers
 from .text_encoding import encode_texts
+from .text_ends import EndOfText, StopStrings
 
 
 logger = logging.get_logger(__name__)
@@ -37,6 +38,8 @@ class Request:
     block_length: int | None = None
     use_cache: bool = True
     eos_early_stop: bool = False
+    stop_strings: str | list[str] | None = None
+    streamer: Any = None
     length_name: str = "length"  # of the argument that errors ask for
 
     @property
@@ -101,9 +104,19 @@ class TextInputs:
                 raise ValueError(f"`{name}` must be True or False, got {getattr(request, name)!r}.")
         if request.eos_early_stop and not self.eos_token_ids:
             raise ValueError("`eos_early_stop` needs an EOS token, of the tokenizer or in the model's config.")
+        self._check_stop_strings(request.stop_strings)
         self._check_lengths(request)
         if request.block_length is not None:
             self._check_blocks(request)
+
+    def _check_stop_strings(self, strings: str | list[str] | None):
+        if strings is None:
+            return
+        found = [strings] if isinstance(strings, str) else strings
+        if not (isinstance(found, (list, tuple)) and found and all(isinstance(x, str) and x for x in found)):
+            raise ValueError(f"`stop_strings` must be one or more strings that are not empty, got {strings!r}.")
+        if self.processor is None:
+            raise ValueError("`stop_strings` need a tokenizer.")
 
     def _check_lengths(self, request: Request):
         lengths, longest = request.lengths, self.config.max_position_embeddings
@@ -148,6 +161,18 @@ class TextInputs:
         given = given if isinstance(given, (list, tuple)) else [given]
         own = getattr(self.processor, "eos_token_id", None)
         return [token for token in dict.fromkeys([own, *given]) if token is not None]
+
+    def end_of_text(self, request: Request, sample: Tensor, attention_mask: Tensor | None) -> EndOfText | None:
+        """Where texts end, for ids and mask `(rows, length)` at the start; None if they are of full length."""
+        strings, eos_token_ids = request.stop_strings, self.eos_token_ids if request.eos_early_stop else []
+        if strings is None and not request.eos_early_stop:
+            return None
+        stop = None
+        if strings is not None and self.processor is not None:
+            stop = StopStrings([strings] if isinstance(strings, str) else [*strings], self.processor)
+        config = self.config
+        padding = padding_id(config, *self.eos_token_ids, getattr(config, "pad_token_id", None))
+        return EndOfText(sample, attention_mask, config.mask_token_id, padding, eos_token_ids, stop)
 
     def rows(self, request: Request, num_unprompted: int = 1) -> list[Tensor]:
         """Ids of each prompt, `(length,)`, with masks appended up to the final length.
@@ -222,6 +247,11 @@ def check_ids(ids: Tensor, config):
     size = config.vocab_size
     if ids.numel() and not 0 <= ids.min() <= ids.max() < size:
         raise ValueError(f"`input_ids` must be in [0, {size}), got values from {ids.min()} to {ids.max()}.")
+
+
+def padding_id(config, *candidates: int | None) -> int:
+    """Id behind the end of a text: the first candidate that is not None, else any but the mask."""
+    return next((token for token in candidates if token is not None), 0 if config.mask_token_id != 0 else 1)
 
 
 def checked_ids(name: str, ids: int | list[int], config) -> list[int]:

@@ -177,6 +177,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         block_length: int | None = None,
         use_cache: bool = True,
         eos_early_stop: bool | None = None,
+        stop_strings: str | list[str] | None = None,
         class_labels: int | list[int] | torch.LongTensor | None = None,
         guidance_scale: float = 1.0,
         classifier: Classifier | None = None,
@@ -204,6 +205,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str | None = None,
         skip_special_tokens: bool = True,
+        streamer: Any = None,
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
@@ -247,6 +249,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 Whether a row ends with an EOS token that is drawn behind all given tokens, once everything before it is
                 decided. The rest is filled with EOS tokens, left out of the text, and costs no network calls. By
                 default with `messages`, if there is an EOS token.
+            stop_strings (`str` or `list[str]`, *optional*):
+                Strings that end a row where its new text has one: the text then ends with the token that completes it.
             class_labels (`int`, `list[int]` or `torch.LongTensor`, *optional*):
                 Label of each prompt (or of all), for class-conditional models. A model with a null class
                 (`config.null_class`) samples without a label if none is given.
@@ -297,6 +301,11 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 `"text"` (the default) or `"ids"`; for images `"pil"` (the default), `"np"`, `"pt"` or `"ids"`. `"seq"`
                 is another word for `"ids"`.
             skip_special_tokens (`bool`, defaults to `True`): Whether special tokens are left out of the text.
+            streamer (`TextStreamer`, *optional*):
+                Any object with `put(ids)` and `end()`, as transformers' streamers have them, for one row of text: it
+                gets the prompt, then each block when it is finished, without blocks the rest as a whole. A
+                `put_draft(ids)`, as `TextDiffusionStreamer` has it, gets the block that is being written after each
+                step, with its masks.
             return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
             callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
                 Called as `callback(pipeline, step, timestep, tensors)`, with steps counted over all blocks. The
@@ -333,6 +342,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
             block_length=block_length_of(self.model.config, block_length),
             use_cache=use_cache,
             eos_early_stop=False if eos_early_stop is None else eos_early_stop,
+            stop_strings=stop_strings,
+            streamer=streamer,
         )
         if isinstance(inputs, ChatInputs):
             request = inputs.completed(request, eos_early_stop)

@@ -44,6 +44,7 @@ from .schedules import MaskingSchedule  # noqa: F401
 from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 from .text_encoding import encode_texts  # noqa: F401
 from .text_ends import EndOfText  # noqa: F401
+from .text_stream import TextStream  # noqa: F401
 from .token_filter import TokenFilter  # noqa: F401
 
 

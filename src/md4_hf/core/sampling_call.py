@@ -19,6 +19,7 @@ from .reverse_steps import DRAW_OPTIONS, SAMPLER_OPTIONS
 from .row_generators import row_generators
 from .scheduler_base import SchedulerMixin
 from .text_ends import EndOfText
+from .text_stream import check_streamer, streaming
 from .token_filter import LogitsProcessing, TokenFilter
 
 
@@ -97,6 +98,7 @@ class SamplingCall:
             labels = labels.expand(len(rows)).repeat_interleave(num_samples).to(device)
         self.labels = labels
         self.rows = [row for row in rows for _ in range(num_samples)]
+        check_streamer(request.streamer, len(self.rows))
         self.generators = row_generators(options.generator, len(self.rows))
         self.token_filter = TokenFilter(model, options.suppress_tokens, options.logits_processor)
         self.scheduler = scheduler_of_call(scheduler, model, options.num_inference_steps, options.sampler, device)
@@ -114,23 +116,22 @@ class SamplingCall:
 
     def run(self, observer: Observer | None = None) -> Tensor:
         """Ids `(rows, ...)` without masks, padded to the longest row; `end_of_text` then knows where texts end."""
-        request, options, config = self.request, self.options, self.model.config
+        request, config = self.request, self.model.config
         with evaluating(self.model):
             sample, attention_mask = self.inputs.batch(self.rows, self.device)
-            if request.eos_early_stop:
-                ids = self.inputs.eos_token_ids
-                self.end_of_text = EndOfText(ids, sample, attention_mask, config.mask_token_id)
+            self.end_of_text = self.inputs.end_of_text(request, sample, attention_mask)
             given = sample != config.mask_token_id
-            guidance = make_guidance(config, float(options.guidance_scale), self.labels, self.by_class, given)
+            scale = float(self.options.guidance_scale)
+            guidance = make_guidance(config, scale, self.labels, self.by_class, given)
             blocks = (request.block_length, request.use_cache, self.scheduler.schedule)
             inputs = make_inputs(self.model, guidance, attention_mask, *blocks)
-            filters = (self.token_filter, guidance, self.classifier, self.end_of_text)
-            loop = self.loop_class(self.model, self.scheduler, *filters, observer or Observer())
-            sample = loop(sample, inputs, self.generators)
-        return sample if self.end_of_text is None else self.end_of_text.filled(sample)
+            with streaming(request.streamer, sample, config.mask_token_id) as stream:
+                how = (self.token_filter, guidance, self.classifier, self.end_of_text, stream)
+                loop = self.loop_class(self.model, self.scheduler, *how, observer or Observer())
+                return loop(sample, inputs, self.generators)
 
     def sequences(self, sample: Tensor) -> list[Tensor]:
-        """Ids of each row, on the CPU, cut to its own length; behind the end of a text there are EOS tokens."""
+        """Ids of each row, on the CPU, cut to its own length; behind the end of a text there is padding."""
         return [ids[: len(row)] for ids, row in zip(sample.cpu(), self.rows, strict=True)]
 
     def shown(self, sample: Tensor) -> list[Tensor]:

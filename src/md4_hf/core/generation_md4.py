@@ -114,7 +114,7 @@ class MD4Generation:
         """
         given = locals()
         from .denoiser_inputs import block_length_of
-        from .pipeline_inputs import Request, TextInputs, checked_ids, padding_id
+        from .pipeline_inputs import Request, TextInputs, padding_id
         from .sampling_call import SamplingCall, SamplingOptions
 
         config = self.config
@@ -135,8 +135,8 @@ class MD4Generation:
         )
         own = {"num_samples": num_return_sequences, "generator": _generator(generator, seed)}
         options = SamplingOptions.of({**given, **own})
-        if pad_token_id is not None:
-            (pad_token_id,) = checked_ids("pad_token_id", pad_token_id, config)
+        if pad_token_id is not None and not (isinstance(pad_token_id, int) and 0 <= pad_token_id < config.vocab_size):
+            raise ValueError(f"`pad_token_id` must be in [0, {config.vocab_size}), got {pad_token_id!r}.")
         padding = padding_id(config, pad_token_id, config.pad_token_id, *inputs.eos_token_ids)
         scheduler = self._own_scheduler() if scheduler is None else scheduler
         call = SamplingCall(self, scheduler, inputs, request, options, self.device, self._loop_class())

@@ -300,6 +300,16 @@ def test_pipelines_work_or_name_what_is_wrong(pipelines, which, values):
         assert all(MASK not in row and len(row) >= 0 for row in output.sequences)
 
 
+GENERATE = arguments_of(MD4ForMaskedDiffusion.generate, num_inference_steps=2)
+
+
+@fuzz(200, which=st.integers(0, 1), values=changed(GENERATE, NO_LARGE_ONES | TENSORS | IDS))
+def test_generating_works_or_names_what_is_wrong(pipelines, which, values):
+    ids = documented(pipelines[which].model.generate, names=GENERATE, **values)
+    if ids is not None:
+        assert ids.dim() == 2 and (ids != MASK).all()
+
+
 IMAGES = st.sampled_from(
     [
         torch.full((2, 1, 2, 3), MASK),

@@ -168,7 +168,7 @@ def test_it_is_no_generation_mixin_and_its_arguments_are_those_of_the_pipeline(m
         ({"input_ids": [[1]], "attention_mask": torch.ones(1, 1)}, "`attention_mask` must be None with lists of ids"),
         ({"input_ids": None, "attention_mask": torch.ones(1, 1)}, "`attention_mask` must be None without `input_ids`"),
         ({"seed": 1, "generator": seeded()}, "Only one of `generator` and `seed` may be given"),
-        ({"seed": 1.5}, "`seed` must be an integer, got 1.5"),
+        ({"seed": 1.5}, r"`seed` must be an integer in \[0, 2\*\*64\), got 1.5"),
         ({"num_return_sequences": 0}, "`num_return_sequences` must be >= 1, got 0"),
         ({"eos_token_id": 99}, r"`eos_token_id` must be one or more ids in \[0, 28\), got 99"),
         ({"pad_token_id": -1}, r"`pad_token_id` must be in \[0, 28\), got -1"),

@@ -196,7 +196,7 @@ class Prompts:
             if attention_mask is not None:
                 raise ValueError("`attention_mask` must be None with lists of ids, which are padded here.")
             return cls(rows)
-        ids = input_ids.cpu().view(len(rows), -1)
+        ids = input_ids.cpu().reshape(len(rows), input_ids.shape[-1])
         if attention_mask is None:
             return cls(rows, torch.ones_like(ids, dtype=torch.bool), ids, input_ids.device)
         check_shape("attention_mask", attention_mask, ids.shape)
@@ -236,8 +236,8 @@ def _generator(generator: Any, seed: int | None) -> Any:
         return generator
     if generator is not None:
         raise ValueError(f"Only one of `generator` and `seed` may be given, got {generator!r} and {seed!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"`seed` must be an integer, got {seed!r}.")
+    if isinstance(seed, bool) or not (isinstance(seed, int) and 0 <= seed < 2**64):
+        raise ValueError(f"`seed` must be an integer in [0, 2**64), got {seed!r}.")
     return torch.Generator().manual_seed(seed)
 
 

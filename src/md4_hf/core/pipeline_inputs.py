@@ -115,7 +115,7 @@ class TextInputs:
         found = [strings] if isinstance(strings, str) else strings
         if not (isinstance(found, (list, tuple)) and found and all(isinstance(x, str) and x for x in found)):
             raise ValueError(f"`stop_strings` must be one or more strings that are not empty, got {strings!r}.")
-        if self.processor is None:
+        if not callable(getattr(self.processor, "decode", None)):
             raise ValueError("`stop_strings` need a tokenizer.")
 
     def _check_lengths(self, request: Request):

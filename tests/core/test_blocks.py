@@ -158,8 +158,9 @@ def test_the_lean_loss_of_training_is_that_of_all_logits(time_conditioning, chec
         assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-5)
 
 
-def test_padding_and_packed_documents_are_each_as_alone():
-    model = make(4, time_conditioning=False)
+@kinds
+def test_padding_and_packed_documents_are_each_as_alone(time_conditioning):
+    model = make(4, time_conditioning=time_conditioning)
     x0, t, xt = noised(4, batch=1)
     with torch.no_grad():
         alone = [model(xt[:, a:b], timesteps=t[:, a:b], labels=x0[:, a:b]).token_nelbo for a, b in ((0, 7), (0, 5))]

@@ -139,14 +139,41 @@ def test_both_estimators_estimate_one_bound_and_the_any_order_one_varies_less(na
     assert (errors["any_order"] < 0.5 * errors["time"]).all()
 
 
-def test_the_model_gives_one_bound_by_both_estimators_for_rows_of_any_length(tmp_path):
-    model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False)
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_the_model_gives_one_bound_by_both_estimators_for_rows_of_any_length(tmp_path, block_size):
+    model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, block_size=block_size)
     trainers = [make_trainer(tmp_path, model, eval_estimator=name, eval_draws=20) for name in ("time", "any_order")]
     one, other = (evaluate_in_rounds(trainer, examples(), Stopping(rounds=8)) for trainer in trainers)
     error = math.hypot(one.monte_carlo_stderr, other.monte_carlo_stderr)
     assert abs(one.metrics()["loss"] - other.metrics()["loss"]) < 4.0 * error
     assert other.monte_carlo_stderr < 0.6 * one.monte_carlo_stderr
     assert one.num_tokens.tolist() == other.num_tokens.tolist()
+
+
+def test_with_blocks_of_one_token_a_draw_of_the_any_order_estimator_is_minus_log_p():
+    model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, block_size=1, schedule_eps=0.0).eval()
+    ids = torch.randint(VOCAB, (3, LENGTH))
+    xt, t = torch.full_like(ids, VOCAB), torch.ones(ids.shape)
+    expected = model(xt, timesteps=t, labels=ids).token_nelbo.sum(dim=1)
+    found = estimate(model, ids, torch.arange(3), num_draws=1, estimator="any_order")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_packed_documents_in_blocks_have_the_counts_of_each_alone():
+    """All choices of each block, once on average: the mean over draws is that of the documents alone."""
+    model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, block_size=2, schedule_eps=0.0).eval()
+    first, second = torch.randint(VOCAB, (1, 3)), torch.randint(VOCAB, (1, 5))
+    packed = {"input_ids": torch.cat([first, second], dim=1), "document_ids": torch.tensor([[0] * 3 + [1] * 5])}
+
+    @torch.no_grad()
+    def nats(inputs, seed):
+        options = {"seed": seed, "num_draws": 64, "estimator": "any_order"}
+        return example_nelbo(model, Objective.of(model), inputs, torch.arange(1), **options)[0].item()
+
+    together = [nats(packed, seed) for seed in range(8)]
+    apart = [nats({"input_ids": first}, seed) + nats({"input_ids": second}, seed) for seed in range(8)]
+    error = math.hypot(np.std(together), np.std(apart)) / math.sqrt(8)
+    assert abs(np.mean(together) - np.mean(apart)) < 4.0 * error and error < 0.02 * np.mean(apart)
 
 
 @pytest.mark.parametrize("power", [25.0, 1000.0])
@@ -161,14 +188,16 @@ def test_the_any_order_estimate_is_that_of_the_linear_schedule_however_steep_ano
     torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("block_size", [None, 3])
 @pytest.mark.parametrize("estimator", ["time", "any_order"])
-def test_an_estimate_depends_neither_on_the_batch_nor_on_the_order(tmp_path, estimator):
+def test_an_estimate_depends_neither_on_the_batch_nor_on_the_order(tmp_path, estimator, block_size):
     losses, options = [], {"eval_estimator": estimator, "eval_draws": 3}
     for batch in (1, 4, 16):
-        trainer = make_trainer(tmp_path, per_device_eval_batch_size=batch, **options)
+        model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, block_size=block_size)
+        trainer = make_trainer(tmp_path, model, per_device_eval_batch_size=batch, **options)
         losses.append(trainer.evaluate(examples(11).shuffle(seed=batch))["eval_loss"])
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
-    model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False).eval()
+    model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, block_size=block_size).eval()
     ids, order = torch.randint(VOCAB, (6, LENGTH)), torch.tensor([4, 2, 0, 5, 1, 3])
     options = {"num_draws": 2, "estimator": estimator}
     values = estimate(model, ids, torch.arange(6), **options)

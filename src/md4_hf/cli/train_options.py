@@ -41,7 +41,7 @@ def errors_in_names_of_options() -> Iterator[None]:
         message = str(error)
         for option_name, field in CONFIG_NAMES.items():
             message = message.replace(f"`{field}`", f"`{option_name}`")
-        raise ValueError(message) from error
+        raise ValueError(message) from error.__cause__
 
 
 @dataclass

@@ -46,10 +46,12 @@ class BlockLayout:
     Args:
         blocks: Numbers of the blocks, of x_t only.
         has_clean: Whether x_0 follows x_t.
+        most: Upper bound on how many blocks there are in a row.
     """
 
     blocks: Tensor
     has_clean: bool
+    most: int
 
     def doubled(self, x: Tensor) -> Tensor:
         """Entries `(batch, length, ...)` of tokens for x_t and x_0."""
@@ -92,8 +94,7 @@ class BlockLayout:
         is_masked = tokens == config.mask_token_id
         local = self._local().expand(is_masked.shape)
         given = timesteps if timesteps.dim() == 2 else torch.where(is_masked, timesteps[:, None], 0.0)
-        num_blocks = -(-is_masked.shape[1] // config.block_size) + 1  # one more where the first is not whole
-        return given.new_zeros(len(is_masked), num_blocks).scatter_reduce(1, local, given, reduce="amax")
+        return given.new_zeros(len(is_masked), self.most).scatter_reduce(1, local, given, reduce="amax")
 
     def at_tokens(self, x: Tensor) -> Tensor:
         """Entries `(batch, blocks, width)` of the blocks for their tokens of x_t, `(batch, length, width)`."""

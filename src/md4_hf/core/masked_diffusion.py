@@ -119,14 +119,29 @@ def _binomial(num_trials: int, probability: Tensor) -> Tensor:
     return (log_choose + torch.xlogy(n, p) + torch.special.xlog1py(n.flip(0), -p)).exp()
 
 
-def mask_lowest(x0: Tensor, is_scored: Tensor, num_masked: Tensor, mask_token_id: int, noise: Tensor) -> Tensor:
+def mask_lowest(
+    x0: Tensor,
+    is_scored: Tensor,
+    num_masked: Tensor,
+    mask_token_id: int,
+    noise: Tensor,
+    blocks: Tensor | None = None,
+) -> Tensor:
     """Draw x_t with exactly `num_masked` masked tokens, the scored ones of lowest noise: all choices equally likely.
 
     Clean ids, booleans and uniform numbers are `(batch, ...)`; `num_masked` is `(batch,)`, at most the scored tokens.
+    With the numbers of the blocks of the tokens, `(batch, length)`, it is `(batch, blocks)`: so many in each.
     """
     order = noise.masked_fill(~is_scored, math.inf).flatten(1).argsort(dim=1, stable=True)
     rank = torch.arange(order.shape[1], device=order.device)
-    chosen = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, rank < num_masked[:, None])
+    if blocks is None:
+        is_low = rank < num_masked[:, None]
+    else:
+        order = order.gather(1, blocks.gather(1, order).argsort(dim=1, stable=True))  # block by block
+        of_rank = blocks.gather(1, order)
+        sizes = torch.zeros_like(num_masked).scatter_add(1, blocks, torch.ones_like(blocks))
+        is_low = rank - (sizes.cumsum(dim=1) - sizes).gather(1, of_rank) < num_masked.gather(1, of_rank)
+    chosen = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, is_low)
     return torch.where(chosen.view_as(x0), mask_token_id, x0)
 
 

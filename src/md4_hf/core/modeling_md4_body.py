@@ -127,8 +127,6 @@ class TextBody(MD4Body):
             shape = tuple(mask.shape)
             raise ValueError(f"`attention_mask` must be (batch, length) with `document_ids`, got {shape}.")
         check_backend(config, "`document_ids` need")
-        if config.block_size is not None and config.time_conditioning:
-            raise ValueError("`document_ids` must be None for a block model with `time_conditioning`.")
 
     def check_blocks(self, config: MD4Config, inputs: BodyInputs):
         """Raise a ValueError for inputs that a block model cannot see."""
@@ -169,7 +167,9 @@ class TextBody(MD4Body):
         if config.block_size is None:
             return None
         blocks = block_numbers(position_ids, config.block_size, inputs.document_ids)
-        return BlockLayout(blocks, inputs.clean_ids is not None)
+        length = inputs.tokens.shape[1]
+        most = -(-length // config.block_size) + 1  # one more where the first is not whole
+        return BlockLayout(blocks, inputs.clean_ids is not None, most if inputs.document_ids is None else length)
 
 
 def check_backend(config: MD4Config, needs: str):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.masked_diffusion import IGNORE_INDEX, discretize_times, mask_lowest, masked_count_weights, nelbo_weight
 from ..core.schedules import MaskingSchedule
 from .noise import evaluation_mask_noise, evaluation_times
-from .objectives import MD4Objective, Objective, scored_labels
+from .objectives import FixedScheduleObjective, Objective, scored_labels
 
 
 TIME, ANY_ORDER = "time", "any_order"
@@ -39,7 +39,8 @@ def example_nelbo(
     - `"time"`: a draw is a time, and each token is masked with its probability;
     - `"any_order"`: a draw is a number n of masked tokens, uniform in 1 ... N, and which they are; its term has the
       weight N·w_n (`masked_count_weights`). The number of masked tokens does not vary at a given weight, so that the
-      variance is smaller. It needs a model that does not see the time and has a fixed schedule.
+      variance is smaller. It needs a model that does not see the time and has a fixed schedule. In a block model, each
+      block has a number of its own.
 
     For a causal model the result is -log p, and nothing is drawn.
 
@@ -112,7 +113,7 @@ def nelbo_given_noise(
     Args:
         model, objective, inputs, estimator: As for `example_nelbo`.
         uniform: In [0, 1), `(batch,)` or `(batch, objective.num_times(...))`: the times, or as `"any_order"` the shares
-            of the scored tokens that are masked.
+            of the scored tokens, of a row or of each block, that are masked.
         noise: In [0, 1), of the shape that `objective.noise_shape` gives, for MD4 that of `input_ids`: at a time t a
             token is masked if its number is at least alpha_t; as `"any_order"` those with the lowest numbers are.
 
@@ -140,21 +141,29 @@ def _draw_by_time(
 
 
 def _draw_by_count(
-    model: Callable, objective: MD4Objective, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
+    model: Callable, objective: FixedScheduleObjective, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One draw of both by the number of masked tokens, a uniform share of the scored ones."""
+    """One draw of both by the number of masked tokens, a uniform share of the scored ones of a row or of each block."""
     process, is_scored = objective.process, inputs["labels"] != IGNORE_INDEX
-    num_tokens = is_scored.flatten(1).sum(dim=1)
+    blocks, num_tokens = objective.blocks(inputs), is_scored.flatten(1).sum(dim=1)
+    if blocks is not None:
+        num_blocks = int(blocks.max()) + 1
+        num_tokens = blocks.new_zeros(len(blocks), num_blocks).scatter_add(1, blocks, is_scored.long())
+        uniform = uniform.view(len(blocks), -1)
+        uniform = uniform[:, torch.arange(num_blocks, device=uniform.device) % uniform.shape[1]]
     num_masked = 1 + (uniform.double() * num_tokens).long().clamp(max=num_tokens - 1)
-    counts = zip(num_tokens.clamp(min=1).tolist(), num_masked.tolist(), strict=True)
-    weights_of = functools.partial(masked_count_weights, process.schedule, num_timesteps=process.num_timesteps)
-    weight = torch.stack([count * weights_of(count)[masked] for count, masked in counts])
-    xt = mask_lowest(inputs["input_ids"], is_scored, num_masked, process.mask_token_id, noise)
+    xt = mask_lowest(inputs["input_ids"], is_scored, num_masked, process.mask_token_id, noise, blocks)
+    weight = torch.zeros_like(num_masked, dtype=torch.float64)
+    for count in num_tokens[num_tokens > 0].unique().tolist():
+        at, weights = num_tokens == count, masked_count_weights(process.schedule, count, process.num_timesteps)
+        weight[at] = count * weights.to(weight.device)[num_masked[at]]
     # The model, which does not see the time, gives weight(t)·(-log mu): that weight is taken out again.
     t, given = _time_of_moderate_weight(process.schedule, process.num_timesteps)
-    output = model(**{**inputs, "input_ids": xt, "timesteps": torch.full_like(uniform, t)}, output_logits=False)
-    nats = output.token_nelbo.flatten(1).sum(dim=1).double() / given
-    return weight.to(nats.device) * nats, output.reconstruction_nelbo
+    times = uniform.new_full(uniform.shape[:1], t)
+    output = model(**{**inputs, "input_ids": xt, "timesteps": times}, output_logits=False)
+    nats = output.token_nelbo.flatten(1).double() / given
+    weight = weight[:, None] if blocks is None else weight.gather(1, blocks)
+    return (weight.to(nats.device) * nats).sum(dim=1), output.reconstruction_nelbo
 
 
 @functools.lru_cache(maxsize=16)

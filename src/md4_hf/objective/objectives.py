@@ -75,7 +75,8 @@ class Objective:
             return GenMD4Objective(config.schedule_first_time, **classes)
         if config.block_size is not None:
             num_blocks = -(-config.max_position_embeddings // config.block_size)
-            return BlockObjective(md4_process(config), config.block_size, num_blocks, **classes)
+            sees_time = config.time_conditioning
+            return BlockObjective(md4_process(config), config.block_size, num_blocks, sees_time=sees_time, **classes)
         return MD4Objective(md4_process(config), sees_time=config.time_conditioning, **classes)
 
     def noise_shape(self, shape: torch.Size, num_copies: int | None = None) -> torch.Size:
@@ -112,7 +113,17 @@ class FixedScheduleObjective(Objective):
 
     process: MD4Process
     _: KW_ONLY
+    sees_time: bool = True  # whether the denoiser is told the time
     rates: ClippedRates | None = None  # mask rates of the training, if they are clipped
+
+    @property
+    def any_order_obstacle(self) -> str | None:
+        """The time that the denoiser sees."""
+        return OF_TIMES if self.sees_time else None
+
+    def blocks(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Number of the block of each token, `(batch, length)`; None where a row has one time for all of it."""
+        return None
 
     @property
     def training_bound(self) -> str | None:
@@ -150,13 +161,6 @@ class FixedScheduleObjective(Objective):
 @dataclass(frozen=True)
 class MD4Objective(FixedScheduleObjective):
     """MD4: each example has one time."""
-
-    sees_time: bool = True  # whether the denoiser is told the time
-
-    @property
-    def any_order_obstacle(self) -> str | None:
-        """The time that the denoiser sees."""
-        return OF_TIMES if self.sees_time else None
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t as `input_ids`, its `timesteps` and the clean `labels`; see `Objective.noised`."""
@@ -201,20 +205,21 @@ class BlockObjective(FixedScheduleObjective):
     block_size: int
     num_blocks: int
 
-    any_order_obstacle = "a block model, whose bound is a sum over blocks"
-
     def num_times(self, shape: torch.Size) -> int:
         """Number of blocks of a row of the model's length."""
         return self.num_blocks
 
     def noised(self, inputs: Mapping[str, Tensor], uniform: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Model inputs with x_t as `input_ids`, `timesteps` `(batch, length)` and `labels`; see `Objective.noised`."""
-        ids, documents, uniform = inputs["input_ids"], inputs.get("document_ids"), uniform.reshape(len(uniform), -1)
+        uniform = uniform.reshape(len(uniform), -1)
+        return self._with_xt(inputs, uniform, noise, self.blocks(inputs) % uniform.shape[1])
+
+    def blocks(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Number of the block of each token, `(batch, length)`; blocks begin with each document of a packed row."""
+        ids, documents = inputs["input_ids"], inputs.get("document_ids")
         if documents is None:
-            blocks = torch.arange(ids.shape[-1], device=ids.device)[None] // self.block_size
-        else:
-            blocks = block_numbers(positions_in_documents(documents), self.block_size, documents)
-        return self._with_xt(inputs, uniform, noise, blocks % uniform.shape[1])
+            return (torch.arange(ids.shape[-1], device=ids.device) // self.block_size).expand(ids.shape)
+        return block_numbers(positions_in_documents(documents), self.block_size, documents)
 
     def most_masked(self, num_examples: int, total: int, length: int) -> int | None:
         """Bound on the masked tokens of a micro-batch: see `most_masked_tokens`."""

@@ -106,6 +106,8 @@ class MD4Trainer(Trainer):
         check_arguments(args, model.config, kwargs)
         check_annealing(args.attention_annealing_steps, model.get_base_model() if is_adapted(model) else model)
         check_processing_class(kwargs.get("processing_class"), model.config)
+        objective = Objective.of_config(model.config)
+        self.objective = objective.clipped(clipped_rates(args.schedule_clip))
         if args.matmul_precision is not None:
             torch.set_float32_matmul_precision(args.matmul_precision)
         self.is_image = model.config.is_image
@@ -118,8 +120,6 @@ class MD4Trainer(Trainer):
             plugin = self.accelerator.state.fsdp_plugin
             keep_float32(plugin, weights=self.model.config.learn_masking_schedule)
             shard_blocks(plugin, self.model)
-        objective = Objective.of_config(model.config)
-        self.objective = objective.clipped(clipped_rates(args.schedule_clip))
         num_timesteps = model.config.num_train_timesteps
         self.estimate: NelboEstimate | OrderLikelihood = NelboEstimate(objective, args.eval_estimator, num_timesteps)
         self.card_facts = CardFacts(license=args.license)

@@ -170,6 +170,24 @@ def test_a_text_ends_with_its_end(tmp_path, monkeypatch):
     for row in rows:
         end = row["ids"].index(256) if 256 in row["ids"] else 16
         assert row["ids"][end:] == [256] * (16 - end) and row["text"] == bytes(row["ids"][:end]).decode()
+    letters = [str(token) for token in range(257) if token not in (97, 98)]
+    main(
+        [
+            *command[:-1],
+            "y.jsonl",
+            "--stop_strings",
+            "bb",
+            "aba",
+            "--order",
+            "sequential",
+            "--suppress_tokens",
+            *letters,
+        ]
+    )
+    texts = [row["text"] for row in rows_of(tmp_path / "y.jsonl")]
+    assert any(len(text) < 16 for text in texts)
+    for text in texts:
+        assert "bb" not in text[:-1] and "aba" not in text[:-1] and (len(text) == 16 or text.endswith(("bb", "aba")))
 
 
 # Prompts --------------------------------------------------------------------------------------------------------------

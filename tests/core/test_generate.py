@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from diffusers import BlockRefinementScheduler
 from test_causal import causal_model
 from tiny import quiet, random_image_model, random_model, seeded, with_normal_weights
 from transformers import AutoModel, BertConfig, GPT2Config
@@ -140,6 +141,20 @@ def test_the_scheduler_is_that_of_the_folder_and_the_pipelines(model, tmp_path):
     assert torch.equal(again.generate([[1]], max_new_tokens=9, seed=1, scheduler=pipe.scheduler), expected)
     other = again.generate([[1]], max_new_tokens=9, seed=1, order="random")
     assert not torch.equal(other, expected) and torch.equal(again.generate([[1]], max_new_tokens=9, seed=1), expected)
+
+
+def test_another_mask_id_and_another_kind_of_scheduler_are_noticed(tmp_path):
+    model = random_model(MASK + 1, LENGTH, std=0.2)
+    model.generate([[1]], num_inference_steps=2)
+    model.resize_token_embeddings(20)  # whose last row becomes the mask's
+    assert (model.generate([[1]], num_inference_steps=2, num_return_sequences=9) < 19).all()
+    model.save_pretrained(tmp_path)
+    BlockRefinementScheduler().save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`scheduler` must be given where another kind is saved .* BlockRefinement"):
+        again.generate([[1]])
+    refined = again.generate([[1]], scheduler=BlockRefinementScheduler(), num_inference_steps=8, seed=0)
+    assert refined.shape == (1, LENGTH) and (refined < 19).all()
 
 
 def test_it_is_no_generation_mixin_and_its_arguments_are_those_of_the_pipeline(model):

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core.foreign_scheduler import as_sampler
-from ..core.reverse_steps import SAMPLER_OPTIONS
+from ..core.reverse_steps import DRAW_OPTIONS, SAMPLER_OPTIONS
 from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from ..core.text_encoding import encode_texts
 from ..evaluation.provenance import weights_sha256
@@ -22,10 +22,10 @@ from .options import SamplerArguments
 from .sample_files import Row, Sink
 
 
-DRAW_OPTIONS = ("temperature", "top_p", "top_k")
 SCHEDULER_OPTIONS = (*SAMPLER_OPTIONS, *DRAW_OPTIONS)
 ARGUMENTS_OF_PIPELINE = (
-    *("num_inference_steps", "length", "gen_length", "block_length", "use_cache", "eos_early_stop", "guidance_scale"),
+    *("num_inference_steps", "length", "gen_length", "block_length", "use_cache"),
+    *("eos_early_stop", "stop_strings", "guidance_scale"),
     *SCHEDULER_OPTIONS,
 )
 # When an entry of the scheduler's configuration has an effect, for those that not always have one.

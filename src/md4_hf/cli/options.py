@@ -147,6 +147,7 @@ class SamplerArguments:
         default=True,
     )
     eos_early_stop: bool = option("End a text with its first EOS token once all before it is decided.", default=False)
+    stop_strings: list[str] | None = option("Strings that end a text where it has one, the string included.")
     order: str | None = option(
         "Which positions are unmasked first (docs/samplers.md). This and the following options are the scheduler's own "
         "by default.",

@@ -26,7 +26,7 @@ class MD4Generation:
 
     config: Any
     device: Any
-    _saved_scheduler: Any = None
+    _scheduler_entries: dict[str, Any] | None = None  # of the scheduler saved with the model, once it is asked for
 
     @torch.no_grad()
     def generate(
@@ -153,16 +153,15 @@ class MD4Generation:
         """Scheduler that is saved with the model, or else the default one for it."""
         from .scheduling_masked_diffusion import MaskedDiffusionScheduler
 
-        if self._saved_scheduler is None:
-            entries = _saved_entries(self.config)
-            name = entries.pop("_class_name", MaskedDiffusionScheduler.__name__)
-            if name != MaskedDiffusionScheduler.__name__:
-                rule = "be given where another kind is saved with the model"
-                raise ValueError(f"`scheduler` must {rule}, got None for {name}.")
-            known = inspect.signature(MaskedDiffusionScheduler.__init__).parameters
-            known_entries = {entry: value for entry, value in entries.items() if entry in known}
-            self._saved_scheduler = MaskedDiffusionScheduler.for_model(self.config, **known_entries)
-        return self._saved_scheduler
+        if self._scheduler_entries is None:
+            self._scheduler_entries = _saved_entries(self.config)
+        entries, kind = self._scheduler_entries, MaskedDiffusionScheduler
+        name = entries.get("_class_name", kind.__name__)
+        if name != kind.__name__:
+            rule = "be given where another kind is saved with the model"
+            raise ValueError(f"`scheduler` must {rule}, got None for {name}.")
+        known = {entry: entries[entry] for entry in inspect.signature(kind.__init__).parameters if entry in entries}
+        return kind.for_model(self.config, **{**known, "mask_token_id": self.config.mask_token_id})
 
 
 @dataclass

@@ -159,6 +159,15 @@ COMMANDS: dict[str, Command] = {
         {**MODEL, "[text]": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'},
         stands_for={"prompt": "text", "path": "output"},
     ),
+    "chat": Command(
+        "chat.chat",
+        "talk with a model that is fine-tuned on conversations",
+        "Talk with a model on the terminal, where an answer is shown while it is unmasked: /reset begins anew, /steps "
+        "N and /temperature X change the sampler, /exit or Ctrl-D ends, Ctrl-C ends an answer. From a pipe, each line "
+        "is a message, and the answers are printed.",
+        (options.ChatArguments,),
+        MODEL,
+    ),
     "schedules": Command(
         "schedules.schedules",
         "show the masking schedules that a GenMD4 model has learned",

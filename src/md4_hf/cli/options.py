@@ -4,7 +4,7 @@ schedules and export; and of convert."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,24 @@ class SampleArguments(SamplerArguments):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, 1, "batch_size", "enlarge")
+
+
+@dataclass
+class ChatArguments(SamplerArguments):
+    """Drawing of answers, one at a time, which end with the end that the chat template or EOS gives them."""
+
+    num_samples: int = field(default=1, init=False)
+    length: int | None = field(default=None, init=False)
+    gen_length: int | None = field(default=None, init=False)
+    eos_early_stop: bool = field(default=True, init=False)
+    class_labels: list[int] | None = field(default=None, init=False)
+    max_new_tokens: int | None = option("Tokens of an answer at most; by default the model's length has room for.")
+    system: str | None = option("Message of the system that begins each conversation.")
+    chat_template: str | None = option('Chat template in place of the tokenizer\'s: a Jinja file, or "chatml".')
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, 1, "max_new_tokens")
 
 
 @dataclass

@@ -1,0 +1,238 @@
+# Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
+"""`md4 chat`: a conversation on a terminal, or answers to the lines of a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from ..core.chat_messages import ASSISTANT, check_chat_template, encode_prompt, end_of_answer
+from ..core.denoiser_inputs import block_length_of
+from ..data.conversations import read_chat_template
+from ..hub.loading import load_pipeline
+from ..objective.figures import counted
+from ..objective.noise import sample_seed
+from .draw import ARGUMENTS_OF_PIPELINE, check_ranges, sampler_config, suppressed_ids
+from .live_text import LiveText
+from .options import ChatArguments
+
+
+INVITATION = "> "
+HELP = """/reset           begin a new conversation
+/steps N         steps of an answer, of a block model those of each block
+/temperature X   0 takes the most probable tokens
+/help            these lines
+/exit            end; so does Ctrl-D, and Ctrl-C ends an answer"""
+# Arguments of the pipeline that follow from the conversation.
+NOT_ASKED_FOR = ("length", "gen_length", "eos_early_stop")
+
+
+def chat(options: ChatArguments, rest: argparse.Namespace):
+    """Talk with a model; from a pipe, answer each line."""
+    check_ranges(options)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    pipeline = open_chat(rest.model, options)
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    talk = Chat(pipeline, options, shows_drafts=is_terminal)
+    if not is_terminal:
+        talk.answer_lines(line.rstrip("\r\n") for line in sys.stdin)
+        return
+    with contextlib.suppress(ImportError):  # of systems without it
+        import readline  # noqa: F401  (the line can then be edited, and earlier ones are found)
+    print(f"{rest.model}. /help lists the commands, /exit ends.")
+    while talk.is_open:
+        try:
+            talk.take(input(INVITATION))
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D ends.)")
+
+
+def open_chat(model: str, options: ChatArguments):
+    """The pipeline of a model of text whose tokenizer has a chat template."""
+    names = {"base": options.base, "revision": options.revision}
+    pipeline = load_pipeline(model, **names, dtype=options.dtype, device=options.device)
+    if pipeline.image_shape is not None:
+        raise ValueError(f"`model` must be a model of text, got the model of images {model}.")
+    if pipeline.tokenizer is None:
+        raise ValueError(f"`model` must have a tokenizer to chat, got {model} without.")
+    if options.chat_template is not None:
+        pipeline.tokenizer.chat_template = read_chat_template(options.chat_template)
+    check_chat_template(pipeline.tokenizer)
+    sampler_config(pipeline, options)  # refuses options without effect
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@dataclass
+class Chat:
+    """A conversation with a pipeline, and what its user has set.
+
+    Args:
+        pipeline: Pipeline of text with a tokenizer and a chat template.
+        options: Options of the command.
+        shows_drafts: Whether standard output is a terminal, on which an answer is shown while it is written.
+    """
+
+    pipeline: Any
+    options: ChatArguments
+    shows_drafts: bool = False
+    is_open: bool = True
+    num_answers: int = 0
+    messages: list[dict[str, str]] = field(init=False)
+    arguments: dict[str, Any] = field(init=False)
+
+    def __post_init__(self):
+        names = [name for name in ARGUMENTS_OF_PIPELINE if name not in NOT_ASKED_FOR]
+        self.arguments = {name: getattr(self.options, name) for name in (*names, "max_new_tokens")}
+        self.arguments["suppress_tokens"] = suppressed_ids(self.options.suppress_tokens, self.pipeline.tokenizer)
+        self.reset()
+
+    def reset(self):
+        """Begin a new conversation."""
+        system = self.options.system
+        self.messages = [] if system is None else [{"role": "system", "content": system}]
+
+    def answer_lines(self, lines: Iterator[str]):
+        """Answer lines of a pipe until they end; an error ends the process."""
+        for line in lines:
+            if self.is_open and line.strip():
+                self.take(line)
+
+    def take(self, line: str):
+        """Do what a line says: a command, or a message to answer."""
+        if not line.strip():
+            return
+        if line.startswith("/"):
+            self._command(*line[1:].strip().partition(" ")[::2])
+            return
+        before = [*self.messages]
+        self.messages.append({"role": "user", "content": line})
+        try:
+            self.fit()
+            answer = self.answer()
+        except KeyboardInterrupt:
+            self.messages = before
+            if not self.shows_drafts:
+                raise
+            print("\n(The answer is ended; it and the message are left out of the conversation.)")
+        except ValueError as error:
+            self.messages = before
+            if not self.shows_drafts:
+                raise
+            print(f"({error})")
+        else:
+            self.messages.append({"role": ASSISTANT, "content": answer})
+
+    def answer(self) -> str:
+        """Answer to the conversation, which is shown."""
+        streamer = self._streamer()
+        output = self.pipeline(
+            messages=self.messages,
+            generator=self._generator(),
+            **self.arguments,
+            **({} if streamer is None else {"streamer": streamer}),
+        )
+        self.num_answers += 1
+        (answer,) = output.texts
+        if streamer is None:
+            print(answer, flush=True)
+        else:
+            streamer.finish(answer)
+        return answer
+
+    def fit(self):
+        """Drop the oldest turns until the model can read the conversation and has room for an answer.
+
+        Raises:
+            ValueError: The last message alone is too long.
+        """
+        longest, num_dropped = self.max_prompt_tokens, 0
+        while (length := len(encode_prompt(self.pipeline.tokenizer, self.messages))) > longest:
+            users = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
+            if len(users) == 1:
+                raise ValueError(
+                    f"A message must have at most {longest} tokens with what the chat template adds, got {length}."
+                )
+            del self.messages[users[0] : users[1]]
+            num_dropped += 1
+        if num_dropped:
+            turns = counted(num_dropped, "turn")
+            print(f"(The conversation is too long for the model: the oldest {turns} left out.)", file=sys.stderr)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of a conversation that leave `max_new_tokens`, or else a quarter of the model's length, to an answer.
+
+        Of a model that writes block by block to any length, always a quarter.
+        """
+        config, asked = self.pipeline.model.config, self.arguments
+        length = config.max_position_embeddings
+        room = asked["max_new_tokens"] or length // 4
+        if asked["use_cache"] and block_length_of(config, asked["block_length"]) is not None:
+            room = min(room, length // 4)
+        return max(length - room, 1)
+
+    def _streamer(self) -> LiveText | None:
+        if not self.shows_drafts:
+            return None
+        tokenizer = self.pipeline.tokenizer
+        end = end_of_answer(tokenizer, self.messages, "`messages`").strip()
+        return LiveText(tokenizer, sys.stdout, end)
+
+    def _generator(self) -> torch.Generator | None:
+        """Source of the draws of the next answer, by the seed if there is one."""
+        if self.options.seed is None:
+            return None
+        return torch.Generator().manual_seed(sample_seed(self.options.seed, self.num_answers))
+
+    def _command(self, name: str, value: str):
+        commands: dict[str, Callable[[str], str | None]] = {
+            "reset": self._reset,
+            "steps": self._steps,
+            "temperature": self._temperature,
+            "help": lambda value: HELP,
+            "exit": self._exit,
+        }
+        if name not in commands:
+            said: str | None = f"(/{name} is no command.)\n{HELP}"
+        else:
+            try:
+                said = commands[name](value.strip())
+            except ValueError as error:
+                said = f"({error})"
+        if said is not None:
+            print(said, file=sys.stdout if self.shows_drafts else sys.stderr)
+
+    def _reset(self, value: str) -> str:
+        self.reset()
+        return "(A new conversation.)"
+
+    def _exit(self, value: str) -> None:
+        self.is_open = False
+
+    def _steps(self, value: str) -> str:
+        if not (value.isdecimal() and int(value) >= 1):
+            raise ValueError(f"/steps must have a number >= 1, got {value!r}.")
+        self.arguments["num_inference_steps"] = int(value)
+        return f"({counted(int(value), 'step')}.)"
+
+    def _temperature(self, value: str) -> str:
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number < float("inf"):
+            raise ValueError(f"/temperature must have a number >= 0, got {value!r}.")
+        self.arguments["temperature"] = number
+        return f"(Temperature {number:g}.)"

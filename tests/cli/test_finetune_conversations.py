@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from commands import failure
 from tiny import random_model
 from transformers import AutoTokenizer
 
-from md4_hf import MD4Config, MD4ForMaskedDiffusion, build_byte_tokenizer, build_text8_tokenizer
+from md4_hf import MD4Config, MD4ForMaskedDiffusion, build_byte_tokenizer, build_text8_tokenizer, load_model
 from md4_hf.cli import main
 
 
@@ -68,6 +69,19 @@ def test_fine_tuning_on_conversations_lowers_the_loss_of_their_answers(packing, 
     assert AutoTokenizer.from_pretrained("after").chat_template == SHORT
     card = (folder / "after" / "README.md").read_text()
     assert "u:say 14" in card and "short.jinja" not in card
+
+
+def test_all_weights_are_trained_and_saved_as_a_model(base, folder, capsys):
+    result = finetune(base, "full", "--full", "--eos", "scored", "--learning_rate", "0.01", "--max_steps", "40")
+    assert result["eval_loss"] < 0.5 * math.log(257)
+    before, after = load_model(str(base)).state_dict(), load_model("full").state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert any("qkv_proj" in name for name in changed) and "lm_head.weight" in changed
+    assert not list((folder / "full").glob("adapter*")) and (folder / "full" / "chat_template.jinja").exists()
+    assert f"{result['eval_loss']:9.4f}" in evaluated(capsys, "full")
+    assert "--lora_r must be left out with --full" in failure(
+        capsys, ["finetune", str(base), "--data", "chat.jsonl", "--full", "--lora_r", "4", "--output_dir", "x"]
+    )
 
 
 def test_an_evaluation_finds_the_columns_of_its_data_and_names_what_is_missing(base, folder, capsys):

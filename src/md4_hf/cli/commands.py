@@ -80,8 +80,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "finetune": Command(
         "finetune.finetune",
-        "fine-tune a model on text or on prompts and responses, with LoRA",
-        "Train a LoRA adapter for a masked diffusion model, on text or on prompts and responses.",
+        "fine-tune a model on text, prompts and responses or conversations, with LoRA or in full",
+        "Train a LoRA adapter for a masked diffusion model, or with --full all its weights, on text, on prompts and "
+        "responses or on conversations.",
         (RunArguments, LoraArguments, PairArguments, DataArguments, ShownTrainingArguments),
         {"model": "Folder or Hub id of the base model, or of an adapter to train further."},
         defaults={

@@ -41,7 +41,7 @@ def finetune(
     args: MD4TrainingArguments,
     rest: argparse.Namespace,
 ):
-    """Train a LoRA adapter, a new one or further, on text or on prompts and responses."""
+    """Train a LoRA adapter, a new one or further, or all weights, on text, prompts and responses or conversations."""
     check_left_out(args, texts.OPTIONS_OF_IMAGES, "for a model of text")
     prepare_run(run, args)
     model = open_to_adapt(rest.model, lora)
@@ -58,20 +58,23 @@ def finetune(
         train_examples, heldout_examples = prepare_examples(data_args, pair_args, tokenizer, model.config, verbose)
     if run.prepare_only:
         return
-    if not is_adapted(model):
+    if not (lora.full or is_adapted(model)):
         model = add_adapter(model, with_untrained_tokens(model, lora, train_examples, tokenizer, args))
     prompt = first_prompt(heldout_examples[0], tokenizer) if pair_args.given else None
     facts = {
         **texts.describe_text(data_args, tokenizer, prompt),
-        "base_model": model.active_peft_config.base_model_name_or_path,
+        "base_model": rest.model if lora.full else model.active_peft_config.base_model_name_or_path,
     }
     run_training(Material(model, tokenizer, train_examples, heldout_examples, facts), args, run, data_args, rest)
 
 
 def open_to_adapt(name_or_path: str, lora: LoraArguments):
-    """The model of a folder or Hub id, to put an adapter on; or, if that is an adapter, it to train further."""
+    """The model of a folder or Hub id, to put an adapter on; or, if that is an adapter, it to train further.
+
+    With `full`, the model itself, with the adapter merged if it is one.
+    """
     options = {"dtype": None if lora.quantization else torch.float32, **lora.loading_arguments()}
-    if adapter_base(name_or_path) is None:
+    if lora.full or adapter_base(name_or_path) is None:
         return load_model(name_or_path, base=lora.base, **options)
     check_left_out(lora, OPTIONS_OF_NEW_ADAPTERS, "where an adapter trains further")
     return load_model(name_or_path, base=lora.base, merge_adapter=False, is_trainable=True, **options)

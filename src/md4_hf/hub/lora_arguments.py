@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..utils.options import check_options, option
+from ..utils.options import check_left_out, check_options, option
 
 
 # Options of a new adapter, without effect on one that trains further.
@@ -27,6 +27,7 @@ class LoraArguments:
 
     _argument_group_name = "adapter"
 
+    full: bool = option("Train all weights of the model, without an adapter.", default=False)
     lora_r: int = option("Rank of the adapter.", default=16)
     lora_alpha: int = option("Scale: the update is multiplied by alpha / r (alpha / sqrt(r) with rsLoRA).", default=32)
     lora_dropout: float = option("Dropout before the adapter.", default=0.0)
@@ -44,6 +45,8 @@ class LoraArguments:
 
     def __post_init__(self):
         check_options(self)
+        if self.full:
+            check_left_out(self, (*OPTIONS_OF_NEW_ADAPTERS, "quantization"), "with --full")
         if self.lora_r < 1:
             raise ValueError(f"`lora_r` must be >= 1, got {self.lora_r}.")
         if self.lora_alpha <= 0:

@@ -154,19 +154,20 @@ class PseudoTerminal:
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), child)
         self.process = subprocess.Popen(command, **streams, env=env, start_new_session=True, preexec_fn=control)
         os.close(child)
-        self.shown = ""
+        self.shown, self.place = "", 0
 
     def type(self, text):
         os.write(self.terminal, text.encode())
 
     def read_until(self, wanted, seconds=120):
-        """Read until a text is shown behind what was read before; all that is new."""
-        start, deadline = len(self.shown), time.monotonic() + seconds
+        """Read until a text is shown behind those that were waited for before; what is new, up to its end."""
+        start, deadline = self.place, time.monotonic() + seconds
         while wanted not in self.shown[start:]:
             assert time.monotonic() < deadline and self.process.poll() is None, self.shown
             if select.select([self.terminal], [], [], 0.1)[0]:
                 self.shown += os.read(self.terminal, 4096).decode(errors="replace")
-        return self.shown[start:]
+        self.place = self.shown.index(wanted, start) + len(wanted)
+        return self.shown[start : self.place]
 
     def ended(self):
         """Exit status once the process has ended."""

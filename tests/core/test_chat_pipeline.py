@@ -75,6 +75,24 @@ def test_an_answer_ends_where_the_template_ends_it_or_with_eos(template, written
     assert len(output.sequences[0]) == LENGTH, "with the prompt, and EOS tokens behind the end"
 
 
+def test_an_end_that_is_one_special_token_ends_an_answer():
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    model = random_model(260, LENGTH, std=0.2, mask_token_id=MASK, time_conditioning=False)
+    output = answer(quiet(make_pipeline(model, tokenizer)), "yes<|im_end|>and more")
+    assert output.texts == ["yes"]
+    assert output.sequences[0].tolist().count(259) == 2, "of the prompt and of the answer"
+    assert EOS in output.sequences[0] and ord("m") not in output.sequences[0][-20:]
+
+
+def test_stop_strings_of_a_call_end_an_answer_too():
+    assert answer(pipeline_with(CHATML), "yes! no", stop_strings="!").texts == ["yes!"]
+    assert answer(pipeline_with(CHATML), "yes<|im_end|>!", stop_strings=["!"]).texts == ["yes"]
+    with pytest.raises(ValueError, match="`stop_strings` must be one or more strings that are not empty, got 3"):
+        answer(pipeline_with(CHATML), "yes", stop_strings=3)
+
+
 def test_an_answer_is_all_of_the_canvas_where_no_end_is_asked_for():
     pipeline = pipeline_with(WITH_EOS)
     assert answer(pipeline, "a<|endoftext|>b", max_new_tokens=3).texts == ["a"]

@@ -136,13 +136,8 @@ class Chat:
 
     def answer(self) -> str:
         """Answer to the conversation, which is shown."""
-        streamer = self._streamer()
-        output = self.pipeline(
-            messages=self.messages,
-            generator=self._generator(),
-            **self.arguments,
-            **({} if streamer is None else {"streamer": streamer}),
-        )
+        streamer, generator = self._streamer(), self._generator()
+        output = self.pipeline(messages=self.messages, generator=generator, streamer=streamer, **self.arguments)
         self.num_answers += 1
         (answer,) = output.texts
         if streamer is None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -47,14 +46,18 @@ class ChatInputs(TextInputs):
             self.ends.append(end_of_answer(tokenizer, checked, where))
 
     def completed(self, request: Request, eos_early_stop: bool | None) -> Request:
-        """A request with the prompts of the conversations; answers end with EOS, and are bounded, unless it says how.
+        """A request with the prompts of the conversations, whose answers are bounded, and end where the template does.
 
-        With a cache of blocks, which takes any length, an answer has at most as many tokens as the model's length.
+        An answer ends with EOS, or with the text that the template puts behind an answer, unless `eos_early_stop` is
+        False. With a cache of blocks, which takes any length, it has at most as many tokens as the model's length.
         """
         if request.is_given:
             raise ValueError("Only one of `messages`, `prompt` and `input_ids` may be given.")
         ends = bool(self.eos_token_ids) if eos_early_stop is None else eos_early_stop
-        request = replace(request, input_ids=self.prompts, eos_early_stop=ends)
+        stops, marks = request.stop_strings, sorted({end.strip() for end in self.ends} - {""})
+        if marks and eos_early_stop is not False and isinstance(stops, (list, str, type(None))):
+            stops = [*([stops] if isinstance(stops, str) else stops or []), *marks]
+        request = replace(request, input_ids=self.prompts, eos_early_stop=ends, stop_strings=stops)
         if not request.lengths and not request.is_bounded:
             request = replace(request, max_new_tokens=self.config.max_position_embeddings)
         return request
@@ -70,12 +73,5 @@ class ChatInputs(TextInputs):
     def _answer(self, ids: list[int], number: int, skip_special_tokens: bool) -> str:
         """Answer in the ids of a row of a conversation, by its number."""
         ids, end = ids[len(self.prompts[number]) :], self.ends[number]
-        mark = end.strip()
-        if mark:
-            length = bisect.bisect_left(range(len(ids)), True, key=lambda count: mark in self._text(ids[: count + 1]))
-            ids = ids[: length + 1]
-        text = self._text(ids, skip_special_tokens)
+        text, mark = decode_continuation(self.processor, ids, skip_special_tokens=skip_special_tokens), end.strip()
         return text.partition(mark)[0] if mark and mark in text else text.removesuffix(end)
-
-    def _text(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-        return decode_continuation(self.processor, ids, skip_special_tokens=skip_special_tokens)

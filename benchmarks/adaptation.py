@@ -4,7 +4,7 @@
 python benchmarks/adaptation.py --data my.txt --kept runs/adaptation --output benchmarks/results/adaptation.md
 
 The text is read as bytes. One causal model is trained first; each arm then trains on MD4's bound, at equal steps and
-rates, from the same order of blocks. With `--kept` an interrupted benchmark goes on where it was.
+rates, from the same order of blocks. With `--kept` an interrupted benchmark resumes where it was.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, default=400, help="Steps of each arm.")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="Highest rate of each arm.")
     parser.add_argument("--evaluations", type=int, default=8, help="Evaluations of each arm.")
-    parser.add_argument("--kept", type=Path, help="Folder that keeps what is done, to go on there.")
+    parser.add_argument("--kept", type=Path, help="Folder that keeps what is done, to resume there.")
     parser.add_argument("--output", help="Markdown file to write, with a plot beside it; printed if left out.")
     return parser.parse_args()
 

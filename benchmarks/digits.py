@@ -3,7 +3,7 @@
 
 python benchmarks/digits.py --output benchmarks/results/digits.md
 
-Trains `runs/digits` first, or goes on with it. The pictures are written beside the report.
+Trains `runs/digits` first, or continues with it. The pictures are written beside the report.
 """
 
 from __future__ import annotations

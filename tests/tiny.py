@@ -95,7 +95,7 @@ def at_once_and_in_parts(make_trainer, folder, batch: int, accumulation: int, **
 
 
 def unbroken_and_resumed(make_trainer, folder, step: int, resumed: dict | None = None, **options):
-    """Two trained trainers: one has gone on from the checkpoint of this step, made anew with the options `resumed`."""
+    """Two trained trainers: one has resumed from the checkpoint of this step, made anew with the options `resumed`."""
     unbroken = trained(make_trainer(folder / "unbroken", **options))
     trained(make_trainer(folder / "run", save_strategy="steps", save_steps=step, **options))
     new = make_trainer(folder / "run", **{**options, **(resumed or {})})

@@ -20,7 +20,7 @@ Args:
     model_id: folder or Hub id of a causal language model with its tokenizer. It is loaded in its own dtype.
     batch_size: texts per forward pass, 8 by default.
     max_length: tokens per text, BOS included; what goes beyond is cut off. By default the longest the model takes.
-    add_bos: whether a BOS token goes before each text, where the tokenizer has one, so that the first token is scored
+    add_bos: whether a BOS token is put before each text, where the tokenizer has one, so that the first token is scored
         too. By default it is given and not scored, as in the evaluations of SEDD and MDLM with GPT-2.
     device: where to compute: by default a GPU if there is one.
     progress: whether to show a progress bar, False by default.

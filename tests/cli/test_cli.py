@@ -211,7 +211,7 @@ def test_the_network_of_mdlm_is_trained_from_nothing(tmp_path, objective):
 
 
 def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
-    """A real process is interrupted in the middle of a long training, and goes on."""
+    """A real process is interrupted in the middle of a long training, and resumes."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "md4_hf", "train", "--preset", "tiny", *SMALL, "--total_batch_size", "4"]
     command += ["--output_dir", str(folder), "--save_steps", "100000", "--eval_strategy", "no", "--max_steps"]
@@ -222,7 +222,7 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "To go on, add: --resume_from_checkpoint latest" in output and "Stopping after this step" in output
+    assert "To resume, add: --resume_from_checkpoint latest" in output and "Stopping after this step" in output
     assert "Traceback" not in started + output
     (checkpoint,) = folder.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
@@ -324,7 +324,7 @@ def test_an_export_of_a_model_keeps_its_card(run, tmp_path):
 
 
 def test_fine_tuning_an_adapter_trains_it_further(run, adapter, tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("some words of a text to go on with " * 40)
+    (tmp_path / "text.txt").write_text("some words of a text to continue with " * 40)
     data = ["--data", str(tmp_path / "text.txt"), "--max_steps", "2", "--final_eval_draws", "2"]
     data += ["--output_dir", str(tmp_path / "x")]
     message = failure(capsys, ["finetune", str(adapter), *data, "--lora_r", "4"])

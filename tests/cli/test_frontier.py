@@ -210,7 +210,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted(folders, swept, tmp_path, monk
             main(command(folders, tmp_path, "--batch_size", batch, samplers=SAMPLERS[:2]))
     assert stop.value.code == 130
     kept = 4 if batch == 1 else 12
-    assert f"{kept} of 24 samples are kept. To go on, run the same command again." in capsys.readouterr().err
+    assert f"{kept} of 24 samples are kept. To resume, run the same command again." in capsys.readouterr().err
     assert not (tmp_path / "frontier.json").exists()
     main(command(folders, tmp_path, "--batch_size", batch, samplers=SAMPLERS[:2]))
     entropies, of_one_run = (

@@ -382,7 +382,7 @@ def test_another_command_does_not_go_on(sample, model, tmp_path, monkeypatch, ca
         assert f".x.jsonl.unfinished, which differ in {names}: name another file, or remove that one" in message
     assert unfinished(tmp_path / "x.jsonl").read_bytes() == before
     unfinished(tmp_path / "x.jsonl").write_text("mine\n")
-    assert "--output must go on with samples of this command, got another file" in failure(capsys, base)
+    assert "--output must continue with samples of this command, got another file" in failure(capsys, base)
     assert unfinished(tmp_path / "x.jsonl").read_text() == "mine\n"
 
 
@@ -402,7 +402,7 @@ def test_a_process_that_is_ended_leaves_what_the_command_goes_on_from(model, tmp
         kill(process) if process.poll() is None else None
     if end == signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in output
-        assert "of 3,000 samples are kept. To go on, run the same command again." in output
+        assert "of 3,000 samples are kept. To resume, run the same command again." in output
     assert not (tmp_path / "x.jsonl").exists()
     succeed([*command, "--num_samples", "200"])
     rows = rows_of(tmp_path / "x.jsonl")

@@ -355,7 +355,7 @@ def test_the_weights_of_remdm_are_ours(golden):
     """r p and 1 - r at open positions, 1 - sigma and sigma at decided ones; then the same tokens by its numbers.
 
     Where its step masks nothing again it keeps decided tokens whatever their weights, which are not compared then. Of
-    the loop there are no steps over its ends, where ReMDM goes on with the alpha of the part that it comes from.
+    the loop there are no steps over its ends, where ReMDM continues with the alpha of the part that it comes from.
     """
     tensors, mask, cases = remdm_cases(golden)
     xt, uniform = tensors["inputs/xt"], tensors["inputs/uniform"]

@@ -173,7 +173,7 @@ def test_rows_without_masks_ahead_are_not_run_again(model):
     found = draw(model, rows, {}, block_length=BLOCK)
     recorder.hook.remove()
     decided = [len(call["input_ids"]) for call in recorder.calls if not call["position_mask"].any()]
-    assert decided == [2, 1, 1], "after the first two blocks only the second row goes on"
+    assert decided == [2, 1, 1], "after the first two blocks only the second row continues"
     assert all((row != MASK).all() for row in found)
 
 

@@ -245,7 +245,7 @@ def test_samples_of_another_recipe_are_not_taken(folders, tmp_path):
     draw(folders / "text8", path, num_samples=2)
     before = path.read_bytes()
     with pytest.raises(
-        ValueError, match="`samples_file` must go on with .* which differ in seed, temperature: name another"
+        ValueError, match="`samples_file` must continue with .* which differ in seed, temperature: name another"
     ):
         draw(folders / "text8", path, seed=4, temperature=0.5)
     with pytest.raises(ValueError, match="which differ in .*weights_sha256"):

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""LoRA: an adapter on its base is the merged model, trains and resumes exactly, and does not go on another base."""
+"""LoRA: an adapter on its base is the merged model, trains and resumes exactly, and fits no other base."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Warm-up fits into the run, and the options of a run that goes on count."""
+"""Warm-up fits into the run, and the options of a resumed run count."""
 
 import pytest
 from test_trainer import make_trainer

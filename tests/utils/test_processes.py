@@ -89,7 +89,7 @@ def test_a_folder_is_for_one_run(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
-# Checkpoints that a training cannot go on from ------------------------------------------------------------------------
+# Checkpoints that a training cannot resume from -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_another_number_of_processes_goes_on_with_a_warning(trained, tmp_path, c
     checkpoint = changed_checkpoint(trained, tmp_path, of_two)
     with caplog.at_level("WARNING", logger="md4_hf"):
         make_trainer(tmp_path / "run", "md4").train(resume_from_checkpoint=str(checkpoint))
-    assert "was written by 2 process(es), and 1 go on" in caplog.text
+    assert "was written by 2 process(es), and 1 resume" in caplog.text
 
 
 def test_the_command_finds_a_damaged_checkpoint_before_it_prepares_data(trained, tmp_path, capsys):

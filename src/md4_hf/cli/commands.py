@@ -145,7 +145,7 @@ COMMANDS: dict[str, Command] = {
         "Draw samples by every sampler, number of network calls and temperature, and write as JSON, as Markdown and as "
         "a plot their perplexity under a causal language model with the entropy of their tokens, different n-grams, "
         "repetitions, calls and seconds. With --references real text stands beside them, and MAUVE where mauve-text is "
-        "installed. The same command goes on with a sweep that was interrupted.",
+        "installed. The same command continues with a sweep that was interrupted.",
         (options.FrontierArguments, options.JudgeArguments),
         MODEL,
         defaults={"batch_size": 32},

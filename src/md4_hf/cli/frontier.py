@@ -200,7 +200,7 @@ def sweep(
                 figures = figures_of_setting(setting, scoring, options, processes, bar)
                 points.append(Point(setting.sampler, setting.steps, setting.temperature, figures))
         except KeyboardInterrupt:
-            kept = f"{bar.n:,} of {total:,} samples are kept. To go on, run the same command again."
+            kept = f"{bar.n:,} of {total:,} samples are kept. To resume, run the same command again."
             raise KeyboardInterrupt(kept if is_first and bar.n else "") from None
     relative = relative_perplexities(points, settings[0].sampler) if is_first else []
     return [

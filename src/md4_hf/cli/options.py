@@ -200,7 +200,7 @@ class SampleArguments(SamplerArguments):
     batch_size: int = option("Samples at a time, of each process; they do not depend on it.", default=32)
     output: str | None = option(
         "File to write when all samples are there: .jsonl (text, ids, seed, settings), .txt, or a picture of images. "
-        "Until then they are in a hidden file beside it, from which the same command goes on if it is interrupted."
+        "Until then they are in a hidden file beside it, from which the same command resumes if it is interrupted."
     )
     enlarge: int | None = option(
         "Width and height in the picture of one pixel of an image; by default images smaller than "
@@ -338,7 +338,7 @@ class FrontierArguments:
     revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     output_dir: str | None = option(
         "Folder for frontier.json, .md and .png, and for the samples and figures of each setting, from which the same "
-        "command goes on; if left out, `frontier` in a local model's folder, else runs/frontier/NAME."
+        "command resumes; if left out, `frontier` in a local model's folder, else runs/frontier/NAME."
     )
 
     def __post_init__(self):

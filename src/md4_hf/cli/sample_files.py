@@ -73,7 +73,7 @@ class SampleFile:
     """Samples of one recipe in a file that has its own name only when all are there.
 
     Until then they are JSON lines of a hidden file beside it, below a line with the recipe, from which a rerun of the
-    command goes on. A row that was being written when the process died is drawn again.
+    command resumes. A row that was being written when the process died is drawn again.
 
     Args:
         path: The file.
@@ -131,7 +131,7 @@ class SampleFile:
         """Say how many samples are kept."""
         if not self.num_rows:
             return ""
-        return f"{self.num_rows:,} of {self.total:,} samples are kept. To go on, run the same command again."
+        return f"{self.num_rows:,} of {self.total:,} samples are kept. To resume, run the same command again."
 
 
 # Forms of a file ------------------------------------------------------------------------------------------------------
@@ -215,11 +215,11 @@ def kept_recipe(path: Path) -> Any:
 def check_recipe(file: Path, kept: Any, recipe: dict[str, Any], argument: str):
     """Refuse a file whose samples were drawn in another way."""
     if not isinstance(kept, dict):
-        raise ValueError(f"`{argument}` must go on with samples of this command, got another file: {file}.")
+        raise ValueError(f"`{argument}` must continue with samples of this command, got another file: {file}.")
     differing = sorted(name for name in {*kept, *recipe} if kept.get(name) != recipe.get(name))
     if differing:
         raise ValueError(
-            f"`{argument}` must go on with samples that were drawn in the same way, got others in {file}, which differ "
+            f"`{argument}` must continue with samples drawn in the same way, got others in {file}, which differ "
             f"in {', '.join(differing)}: name another file, or remove that one."
         )
 

@@ -79,7 +79,7 @@ def prepare_text_training(
 
 
 def training_tokenizer(start: StartArguments, data_args: DataArguments, args: MD4TrainingArguments):
-    """The tokenizer that is named or trained, or else that of the model to go on with; by default bytes.
+    """The tokenizer that is named or trained, or else that of the model to continue with; by default bytes.
 
     A resumed run has the one of its checkpoint, unless another is named.
     """

@@ -88,7 +88,7 @@ def run_training(
     data_args: DataArguments,
     rest: argparse.Namespace,
 ):
-    """Train, or go on training, and leave the finished model; an interruption ends the process."""
+    """Train, or continue training, and leave the finished model; an interruption ends the process."""
     model = material.model
     baselines = material.measure_baselines() if args.should_save else {}
     trainer = MD4Trainer(
@@ -116,7 +116,7 @@ def run_training(
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if trainer.interrupted:
             step = trainer.state.global_step
-            print_on_first(args, f"Stopped at step {step}. To go on, add: --resume_from_checkpoint latest")
+            print_on_first(args, f"Stopped at step {step}. To resume, add: --resume_from_checkpoint latest")
             sys.exit(128 + signal.SIGINT)
         save_finished_model(trainer, run, data_args)
 
@@ -128,14 +128,14 @@ def check_output_dir(args: MD4TrainingArguments):
     # Before hours of preparing data: what is there, and of the right size. The training reads the checksums too.
     found = on_first_process(args, lambda: checkpoint_to_resume(args.resume_from_checkpoint, folder, digests=False))
     record = folder / RECORD_NAME
-    is_own = RunRecord.read(record) is not None  # of a run that was ended before its first checkpoint, or goes on
+    is_own = RunRecord.read(record) is not None  # of a run that was ended before its first checkpoint, or resumes
     if record.exists() and not is_own:
         raise ValueError(
             f"`output_dir` must have no {RECORD_NAME} of yours, which the run would replace, got {folder}."
         )
     if found is None and folder.is_dir() and any(path != record for path in folder.glob("[!.]*")):
         raise ValueError(
-            f"`output_dir` must be empty or absent, got {folder}, which holds other files. To go on with the run in "
+            f"`output_dir` must be empty or absent, got {folder}, which holds other files. To resume the run in "
             "it, add `--resume_from_checkpoint latest`."
         )
 

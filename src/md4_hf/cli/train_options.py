@@ -50,7 +50,7 @@ class StartArguments:
 
     _argument_group_name = "start"
 
-    model_name_or_path: str | None = option("Model to go on training (folder or Hub id), in place of a new one.")
+    model_name_or_path: str | None = option("Model to continue training (folder or Hub id), in place of a new one.")
     backbone_name_or_path: str | None = option(
         "Language model of transformers (folder or Hub id) that becomes the network of a new model, with its weights "
         "and, unless another is named, its tokenizer."

@@ -69,7 +69,7 @@ class DenoiserInputs:
         return part
 
     def replace(self, whole: Tensor):
-        """Go on with other sequences `(rows, ...)`."""
+        """Continue with other sequences `(rows, ...)`."""
 
 
 class BlockInputs(DenoiserInputs):
@@ -121,7 +121,7 @@ class BlockInputs(DenoiserInputs):
         return _placed(part, self.columns, self.sample)
 
     def replace(self, whole: Tensor):
-        """Go on with other sequences `(rows, length)`."""
+        """Continue with other sequences `(rows, length)`."""
         self.sample = whole
 
 

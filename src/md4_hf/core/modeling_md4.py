@@ -233,7 +233,7 @@ class MD4ForMaskedDiffusion(MD4Generation, MD4PreTrainedModel):
                 the one behind its last, which `ensure_mask_token` gives it. The row of a new mask token is the mean of
                 the others. Ids of the model without a token are never drawn.
             masking_schedule: As in `MD4Config`.
-            is_causal: Whether a causal model goes on seeing only earlier tokens; False opens its attention.
+            is_causal: Whether a causal model continues to see only earlier tokens; False opens its attention.
             predicts_next: Whether the hidden state of the token before predicts a token, as in a causal language model.
             dtype: Precision of the weights; that of the files by default.
             attn_implementation, revision, token: As in `from_pretrained`.

@@ -507,7 +507,7 @@ def check_head(language_model: PreTrainedModel, head: nn.Linear, expected: Tenso
     """Raise a ValueError unless the head that was cut out of a model makes its logits of the probe from its states."""
     try:
         logits = head(probe(language_model))
-    except (AttributeError, RuntimeError, TypeError):  # the model goes on behind its head
+    except (AttributeError, RuntimeError, TypeError):  # there are further modules behind its head
         logits = torch.zeros_like(expected)
     if not torch.allclose(logits, expected, rtol=0, atol=PROBE_TOLERANCE * expected.abs().max()):
         raise ValueError(

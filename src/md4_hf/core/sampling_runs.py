@@ -77,7 +77,7 @@ class PlannedRun:
         self.pending[rows] = self.num_steps
 
     def replace(self, sample: Tensor, step: int):
-        """Go on from another sample, given after a step: tokens put in are kept, and new masks open later."""
+        """Continue from another sample, given after a step: tokens put in are kept, and new masks open later."""
         self.sample = sample.clone()
         masked = (sample == self.scheduler.config.mask_token_id).cpu()
         plan, num_steps = self.plan, self.num_steps
@@ -170,7 +170,7 @@ class SteppedRun:
         self.next_step[rows] = self.num_steps
 
     def replace(self, sample: Tensor, step: int):
-        """Go on from another sample, given after a step: tokens put in are kept, and new masks open later."""
+        """Continue from another sample, given after a step: tokens put in are kept, and new masks open later."""
         is_new = self._masked(sample) & ~self._masked(self.sample)
         self.next_step[is_new.flatten(1).any(dim=1).cpu()] = step + 1
         self.memory = self.memory.with_given(sample != self.sample, self._masked(sample))
@@ -233,7 +233,7 @@ class ForeignRun:
         self.next_step[rows] = self.num_steps
 
     def replace(self, sample: Tensor, step: int):
-        """Go on from another sample, given after a step: tokens put in are kept, and new masks may be filled."""
+        """Continue from another sample, given after a step: tokens put in are kept, and new masks may be filled."""
         masked = self._masked(sample)
         self.fillable = (self.fillable & (sample == self.sample)) | masked
         self.sample = sample.clone()

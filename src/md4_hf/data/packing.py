@@ -249,7 +249,7 @@ class BlockCutter:
         return {**waiting, "document": self.document}
 
     def load_state_dict(self, state: dict[str, Any]):
-        """Go on from a `state_dict`; one of version 0.1.0 has no bytes, which a training does not need."""
+        """Resume from a `state_dict`; one of version 0.1.0 has no bytes, which a training does not need."""
         if "sizes" not in state:
             state = {**state, "sizes": [[characters, math.nan] for characters in state["characters"]]}
         ids, sizes, documents = (np.array(state[name], dtype=dtype) for name, dtype in WAITING.items())

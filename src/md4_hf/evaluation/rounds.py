@@ -1,8 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Evaluation in rounds: independent repetitions, which measure the Monte-Carlo error and may go on until it is small.
+"""Evaluation in rounds: independent repetitions, which measure the Monte-Carlo error, until it is small.
 
 A round is an evaluation of all examples with noise of its own. Finished rounds are kept in files, from which an
-interrupted evaluation goes on.
+interrupted evaluation is resumed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Stopping:
     """Rule for ending the rounds."""
 
     rounds: int = 1  # at least; with a target two
-    target_stderr: float | None = None  # go on until `Rounds.monte_carlo_stderr` is no larger, nats per token > 0
+    target_stderr: float | None = None  # continue until `Rounds.monte_carlo_stderr` is no larger, nats per token > 0
     max_rounds: int = 1000
 
     def __post_init__(self):
@@ -113,7 +113,7 @@ def evaluate_in_rounds(
     Args:
         trainer: The `MD4Trainer`, whose arguments say how many draws a round has.
         stopping: When to end; after one round by default, and of an exact likelihood always.
-        store: Folder that keeps the rounds done, one file each, and with which an evaluation goes on. There may be more
+        store: Folder that keeps the rounds done, one file each, and with which an evaluation resumes. There may be more
             of them than `stopping` asks for: the result is that of an evaluation that was never interrupted.
         recipe: All that the rounds depend on, for JSON; each recipe has its own folder in the store.
     """

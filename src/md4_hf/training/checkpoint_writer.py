@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints of a training as it goes on: written aside by all processes, complete or not there."""
+"""Checkpoints of a running training: written aside by all processes, complete or not there."""
 
 from __future__ import annotations
 

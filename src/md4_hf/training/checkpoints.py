@@ -146,7 +146,7 @@ def remove(checkpoint: Path):
 
 
 def set_aside(run_dir: str | os.PathLike, step: int):
-    """Move the checkpoints of later steps into a folder `abandoned-N`: a run that goes on from this step replaces them.
+    """Move the checkpoints of later steps into a folder `abandoned-N`: a run that resumes from this step replaces them.
 
     Otherwise the run would be resumed from them the next time, and its new checkpoints counted as older.
     """
@@ -164,7 +164,7 @@ def set_aside(run_dir: str | os.PathLike, step: int):
 def checkpoint_to_resume(
     asked: str | os.PathLike | bool | None, run_dir: str | os.PathLike, *, digests: bool = True
 ) -> str | None:
-    """Checkpoint to go on from, None to start anew.
+    """Checkpoint to resume from, None to start anew.
 
     Args:
         asked: A folder; True or "latest" for the newest whole checkpoint of the run; "auto" for that or, where there is
@@ -190,7 +190,7 @@ def checkpoint_to_resume(
 
 
 def check_training_state(checkpoint: str | os.PathLike, kind: str, world_size: int):
-    """Raise a ValueError for a checkpoint from which a training would go on with a fresh optimizer or random state.
+    """Raise a ValueError for a checkpoint from which a training would continue with a fresh optimizer or random state.
 
     In it the state of the optimizer, the learning rate or a random generator is missing; or another kind of training
     than `kind` (a key of `OPTIMIZERS`), or under DeepSpeed another number of processes, wrote it.
@@ -225,7 +225,7 @@ def check_training_state(checkpoint: str | os.PathLike, kind: str, world_size: i
             f"{folder} of {processes}."
         )
     logger.warning(
-        f"{folder} was written by {processes} process(es), and {world_size} go on: times, masks and the order of the "
+        f"{folder} was written by {processes} process(es), and {world_size} resume: times, masks and the order of the "
         "data are as they would have been, but dropout is drawn anew."
     )
 

@@ -78,7 +78,7 @@ class FiniteSteps:
         if self._num_in_a_row == MAX_LEFT_OUT_IN_A_ROW:
             raise FloatingPointError(
                 f"the last {self._num_in_a_row} steps up to step {step} were not finite, the weights are at fault: "
-                f"the training has stopped. Go on from a checkpoint before step {step - self._num_in_a_row}, with a "
+                f"the training has stopped. Resume from a checkpoint before step {step - self._num_in_a_row}, with a "
                 "lower `learning_rate`."
             )
         self.trainer.model_wrapped.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient

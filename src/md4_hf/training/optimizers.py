@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Muon beside AdamW, a group for GenMD4's exponents, warm-up, and the options of a run that goes on."""
+"""Muon beside AdamW, a group for GenMD4's exponents, warm-up, and the options of a resumed run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _reevaluated(closure: Callable[[], float] | None) -> float | None:
 class Float32Muon(Muon):
     """torch's `Muon` with matrix products in float32: many times faster where a processor only emulates bfloat16.
 
-    The rule is torch's (Jordan et al. 2024) with `adjust_lr_fn="match_rms_adamw"`, and a run may go on with either.
+    The rule is torch's (Jordan et al. 2024) with `adjust_lr_fn="match_rms_adamw"`, and a run may continue with either.
     """
 
     @torch.no_grad()

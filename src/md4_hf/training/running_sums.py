@@ -68,7 +68,7 @@ class RunningSums(TrainerCallback):
             (folder / RUNNING_SUMS).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
     def load(self, folder: str | Path):
-        """Go on from the sums in a checkpoint, if it has any, when training begins."""
+        """Resume from the sums in a checkpoint, if it has any, when training begins."""
         self._stored = read_running_sums(Path(folder))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):

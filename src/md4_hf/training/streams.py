@@ -37,7 +37,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
     batch that is not full by then is filled from it. Shares therefore need not have the same size.
 
     A position is the epoch, the state of the data set before the batch of rows last read, the tokens left over in the
-    packer, and the number of examples taken since. To go on, only these rows are read again. A stream with a
+    packer, and the number of examples taken since. To resume, only these rows are read again. A stream with a
     shuffle buffer, which `datasets` does not save, is read again from the beginning of the epoch. `position`, for JSON,
     is where the next iteration begins; `take_positions` moves it.
 
@@ -142,7 +142,7 @@ class EndlessStream(torch.utils.data.IterableDataset):
         (Path(folder) / self.file_name).write_text(text + "\n", encoding="utf-8")
 
     def load(self, folder: str | Path):
-        """Go on from the position in a checkpoint. Call it on all processes.
+        """Resume from the position in a checkpoint. Call it on all processes.
 
         All raise a ValueError if the checkpoint has no position, or one of another stream or number of processes.
         """

@@ -568,7 +568,7 @@ def test_arguments_out_of_range(folder, arguments, message):
         (lambda: random_image_model(4, 8), "`pretrained` must be a model of text, got one of images"),
         (lambda: text_model(num_classes=3), "`pretrained` must be a model that needs no class label, got one with 3"),
         (text_model, "`tokenizer` must be given with a model, got None"),
-        (lambda: 7, "`pretrained` must be a folder, a Hub id, an MD4.* or an MD4ForCausalLM, got 7"),
+        (lambda: 7, "`pretrained` must be a folder, a Hub id or an MD4 model, got 7"),
         (lambda: "./no/such", "no/such"),
     ],
 )

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 import socket
 import sys
 from types import SimpleNamespace
@@ -652,6 +653,22 @@ def test_a_multiple_choice_task_of_a_local_file(folder, task_folder, questions, 
     # What is in the harness's cache is not computed again.
     again = evaluate_task(task_folder, folder, draws=1, use_cache=str(tmp_path / "cache"))
     assert again["results"] == results["results"]
+
+
+def test_a_chat_template_writes_the_prompts_of_a_task(folder, task_folder, questions, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    tokenizer = build_text8_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content }}{% endfor %} assistant"
+    tokenizer.save_pretrained(tmp_path / "model")
+    results = evaluate_task(task_folder, tmp_path / "model", draws=1, apply_chat_template=True)
+    samples = sorted(results["samples"]["endings"], key=lambda sample: sample["doc_id"])
+    prompts = [sample["arguments"][0][0] for sample in samples]
+    assert prompts == [f"user {question['beginning']} assistant" for question in questions]
+    lm = MD4LM(str(tmp_path / "model"), draws=1)
+    assert (lm.chat_template(True), lm.chat_template()) == (tokenizer.chat_template, "")
+    assert lm.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=False) == "user a"
+    with pytest.raises(ValueError, match="`tokenizer` must have a chat template to read messages"):
+        evaluate_task(task_folder, folder, draws=1, apply_chat_template=True)
 
 
 def test_other_orders_and_parts_of_a_task_give_the_same_likelihoods(folder, task_folder, questions, tmp_path):

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..core.chat_messages import check_chat_template
 from ..core.input_checks import match_tokenizer
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..core.modeling_md4_base import MD4PreTrainedModel
@@ -331,6 +332,19 @@ class MD4LM(LM):
     def tokenizer_name(self) -> str:
         """Name of the tokenizer, under which the harness keeps requests."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The tokenizer's chat template, or the one of a name; empty where none is asked for."""
+        if not chat_template:
+            return ""
+        check_chat_template(self.tokenizer)
+        return self.tokenizer.get_chat_template(None if chat_template is True else chat_template)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Prompt of a conversation, whose last message is to be continued without `add_generation_prompt`."""
+        check_chat_template(self.tokenizer)
+        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return self.tokenizer.apply_chat_template(chat_history, tokenize=False, **how)
 
     @property
     def eot_token_id(self) -> int | None:

@@ -5,6 +5,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,8 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     MKL_NUM_THREADS="1",
 )
+# A shell has what it starts in the background ignore Ctrl-C, and tests raise it, here and in subprocesses.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_CACHE"):
     os.environ.pop(name, None)
 

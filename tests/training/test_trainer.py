@@ -462,7 +462,7 @@ def test_a_model_that_is_not_md4_is_refused(tmp_path):
     plain = torch.nn.Linear(2, 2)
     plain.config = tied_model().config
     for model, name in ((BertForMaskedLM(config), "BertForMaskedLM"), (None, "NoneType"), (plain, "Linear")):
-        with pytest.raises(ValueError, match=f"`model` must be an MD4 model .* got {name}"):
+        with pytest.raises(ValueError, match=f"`model` must be an MD4 model, .* got {name}"):
             MD4Trainer(model=model, args=training_arguments(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

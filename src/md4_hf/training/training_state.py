@@ -94,9 +94,11 @@ def read_running_sums(checkpoint: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def weight_errors(checkpoint: str) -> Iterator[None]:
-    """Turn torch's error for weights of other sizes, in many lines, into a ValueError that has the first of them."""
+    """Turn errors for weights of other sizes or modules, of torch in many lines, into a ValueError with the first."""
     try:
         yield
+    except KeyError as error:  # of peft, for a module of the adapter that is trained in full and not stored
+        raise ValueError(f"{SIZES_RULE}, got {checkpoint}, in which {error.args[0]} is not there.") from error
     except RuntimeError as error:
         mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         if not mismatches:

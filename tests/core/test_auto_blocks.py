@@ -171,3 +171,34 @@ def test_backbones_that_have_no_blocks_are_refused_when_the_model_is_made(config
         config.is_causal = False
     with pytest.raises(ValueError, match=f"`block_size` must be None for a backbone of type {message}"):
         MD4ForMaskedDiffusion(MD4Config(backbone="auto", backbone_config=config, block_size=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block_size", [None, 4])
+@torch.no_grad()
+def test_flex_attention_keeps_blocks_and_documents_apart(block_size):
+    """Compiled for the CPU, where heads have to be 24 wide."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SIZES, "hidden_size": 128}, is_causal=False)
+    model = MD4ForMaskedDiffusion(MD4Config(backbone="auto", backbone_config=config, block_size=block_size)).eval()
+    x0, t, _ = noised(4)
+    x0, xt = x0 % (ROWS - 1), torch.where(x0 % 3 == 0, ROWS - 1, x0 % (ROWS - 1))
+    inputs = {"timesteps": t} if block_size else {"timesteps": t[:, 0]}
+    inputs["document_ids"] = torch.tensor([[0] * 5 + [1] * 7]).expand(2, -1)
+    expected = model(xt, labels=x0, **inputs).token_nelbo
+    model.set_attn_implementation("flex_attention")
+    assert_close(model(xt, labels=x0, **inputs).token_nelbo, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_lean_loss_and_checkpointing_give_the_gradients_of_all_logits(folders):
+    x0, t, xt = noised(4)
+    gradients = []
+    for training in (False, True):
+        model = adapted(folders, "qwen3", 4, predicts_next=True).train(training)
+        if training:
+            model.gradient_checkpointing_enable()
+        output = model(xt, timesteps=t, labels=x0)
+        assert (output.logits is None) == training
+        output.loss.backward()
+        gradients.append([output.loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert_close(*gradients, atol=1e-5, rtol=1e-4)

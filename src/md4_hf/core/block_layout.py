@@ -75,13 +75,6 @@ class BlockLayout:
         """Booleans `(batch or 1, length)`: whether a token is the first of a block, or of those given."""
         return F.pad(self.blocks[:, 1:] != self.blocks[:, :-1], (1, 0), value=True)
 
-    def pairs(self) -> Tensor:
-        """Booleans `(batch or 1, tokens, tokens)`: whether one attends to another; with x_0 there are `2 length`."""
-        batch, device = len(self.blocks), self.blocks.device
-        index = torch.arange(self.doubled(self.blocks).shape[1], device=device)
-        rows = torch.arange(batch, device=device)[:, None, None]
-        return self.mask_function(batch)(rows, None, index[:, None], index)
-
     def doubled_or_none(self, x: Tensor | None) -> Tensor | None:
         """Entries for x_t and x_0, None for None."""
         return None if x is None else self.doubled(x)

@@ -37,7 +37,7 @@ from .block_layout import BlockLayout, positions_in_documents
 from .configuration_md4 import MD4Config
 from .input_checks import unused_ranges
 from .modeling_md4_base import has_tokenizer
-from .modeling_md4_body import BodyInputs, TextBody
+from .modeling_md4_body import BodyInputs, TextBody, attention_mask_of
 from .modeling_md4_layers import MD4Head, at_rows
 
 
@@ -203,10 +203,15 @@ class AutoBody(TextBody):
             position_ids = layout.doubled(self.positions(inputs))
         elif position_ids is None and inputs.document_ids is not None:
             position_ids = positions_in_documents(inputs.document_ids)
-        mask = attention_of(inputs, keeps_causal(model.config.backbone_config), layout)
-        if mask is not None and mask.dim() == 4:  # eager attention adds it
-            dtype = model.backbone.dtype
-            mask = additive(mask, dtype) if mask.dtype == torch.bool else mask.to(dtype)
+        mask, backbone = inputs.attention_mask, model.backbone
+        has_blocks = layout is not None and not inputs.num_past
+        if has_blocks or inputs.document_ids is not None:
+            batch, length = inputs.tokens.shape[:2]
+            tokens = 2 * length if inputs.clean_ids is not None else length
+            states = torch.empty(batch, tokens, 1, dtype=backbone.dtype, device=inputs.tokens.device)
+            mask = attention_mask_of(backbone.config, keeps_causal(backbone.config), states, inputs, layout)
+        elif mask is not None and mask.dim() == 4:  # eager attention adds it
+            mask = additive(mask, backbone.dtype) if mask.dtype == torch.bool else mask.to(backbone.dtype)
         arguments = {"attention_mask": mask}
         if position_ids is not None:
             arguments["position_ids"] = position_ids + model.first_position
@@ -216,19 +221,6 @@ class AutoBody(TextBody):
 def additive(is_open: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where attention is open, finfo.min elsewhere."""
     return torch.zeros(is_open.shape, dtype=dtype, device=is_open.device).masked_fill(~is_open, torch.finfo(dtype).min)
-
-
-def attention_of(inputs: BodyInputs, is_causal: bool, layout: BlockLayout | None) -> Tensor | None:
-    """Attention mask of the inputs, which becomes one of pairs `(batch, 1, tokens, tokens)` for documents or blocks."""
-    mask, documents, is_open = inputs.attention_mask, inputs.document_ids, None
-    if layout is not None and not inputs.num_past:  # a single block sees all of itself, and what the cache holds
-        mask, documents = layout.doubled_or_none(mask), layout.doubled_or_none(documents)
-        is_open = layout.pairs()
-    if documents is not None:
-        is_alike = documents[:, :, None] == documents[:, None, :]
-        is_open = is_alike if is_open is None else is_open & is_alike
-        is_open = is_open.tril() if is_causal else is_open
-    return mask if is_open is None else without_padding(is_open, mask)
 
 
 def without_padding(is_open: Tensor, attention_mask: Tensor | None) -> Tensor:

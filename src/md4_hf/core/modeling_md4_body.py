@@ -172,6 +172,31 @@ class TextBody(MD4Body):
         return BlockLayout(blocks, inputs.clean_ids is not None, most if inputs.document_ids is None else length)
 
 
+def attention_mask_of(
+    config, is_causal: bool, states: Tensor, inputs: BodyInputs, layout: BlockLayout | None
+) -> Tensor | None:
+    """Mask of padding, documents and blocks, in the form that the attention of a configuration takes.
+
+    Args:
+        config: Configuration of a network of transformers.
+        is_causal: Whether tokens see only those before them.
+        states: Tensor `(batch, tokens, ...)` of the network's precision; with x_0 behind x_t there are `2 length`.
+        inputs, layout: Inputs of the body, and their blocks.
+    """
+    make_mask = create_causal_mask if is_causal else create_bidirectional_mask
+    mask, document_ids, functions = inputs.attention_mask, inputs.document_ids, []
+    if layout is not None:
+        mask, document_ids = layout.doubled_or_none(mask), layout.doubled_or_none(document_ids)
+        if not inputs.num_past:  # a single block sees all of itself, and what the cache holds
+            functions.append(layout.mask_function(len(states)))
+    if document_ids is not None:
+        functions.append(packed_sequence_mask_function(document_ids))
+    options = {"past_key_values": inputs.past_key_values}
+    if functions:
+        options["and_mask_function"] = and_masks(*functions)
+    return make_mask(config, states, mask, **options)
+
+
 def check_backend(config: MD4Config, needs: str):
     """Raise a ValueError for a kind of attention that ignores the masks of documents and blocks."""
     backend = config._attn_implementation
@@ -285,21 +310,10 @@ class TransformerBody(TextBody):
         layout: BlockLayout | None,
     ) -> dict:
         """Arguments of the attention of every block: its mask, the rotation of its positions, and the cache."""
-        config, mask, document_ids = model.config, inputs.attention_mask, inputs.document_ids
-        make_mask = create_causal_mask if config.is_causal else create_bidirectional_mask
-        functions = []
-        if layout is not None:
-            position_ids, document_ids = layout.doubled(position_ids), layout.doubled_or_none(document_ids)
-            mask = layout.doubled_or_none(mask)
-            if not inputs.num_past:  # a single block sees all of itself, and what the cache holds
-                functions.append(layout.mask_function(len(hidden_states)))
-        if document_ids is not None:
-            functions.append(packed_sequence_mask_function(document_ids))
-        options = {"past_key_values": inputs.past_key_values}
-        if functions:
-            options["and_mask_function"] = and_masks(*functions)
+        config = model.config
+        position_ids = position_ids if layout is None else layout.doubled(position_ids)
         return {
-            "attention_mask": make_mask(config, hidden_states, mask, **options),
+            "attention_mask": attention_mask_of(config, config.is_causal, hidden_states, inputs, layout),
             "rotation": model.rotary_emb(hidden_states, position_ids),
             "past_key_values": inputs.past_key_values,
         }

@@ -25,6 +25,7 @@ from ..hub.adapters import adapter_parameters, fingerprint, folder_of_adapter, i
 from ..hub.loading import make_pipeline
 from ..utils.files import remove_any
 from ..utils.image_grid import save_image_grid
+from ..utils.options import changed
 from ..utils.processes import on_first_process
 from ..utils.sharding import whole_weights
 from .checkpoints import MANIFEST
@@ -194,7 +195,9 @@ class Repository:
         trainer, folder = self.trainer, Path(self.args.output_dir) / UPLOAD_FOLDER
         trainer.callback_handler.on_push_begin(self.args, trainer.state, trainer.control)
         if trainer.hub_model_id is None:
-            trainer.init_hf_repo(token=token or self.args.hub_token, private=private)
+            private = self.args.hub_private_repo if private is None else private
+            with changed(self.args, hub_private_repo=private):  # 5.17 has no argument for it
+                trainer.init_hf_repo(token=token or self.args.hub_token)
         trainer._finish_current_push()
         on_first_process(self.args, functools.partial(remove_any, folder))
         self.save(folder, **facts)

@@ -92,7 +92,16 @@ class Estimators:
         forward, reverse = md4_hf.forward_rate(self.schedule, t), md4_hf.reverse_rate(self.schedule, t)
         exits = reverse * (self.ids.shape[1] - num_kept)
         jumps = forward * (num_kept * (reverse.log() - forward.log() + 1.0) + log_mu)
-        return (exits - jumps).sum() / self.ids.numel()
+        return (exits - jumps).sum() / self.ids.numel() + self._ends()
+
+    def _ends(self) -> Tensor:
+        """Nats per token that the rates integrate to beside the bound: entropies of a token's mask at the two ends.
+
+        Rates without log μ give the integral of -log(α / (1 - α)) over α, from α_1 to α_0. Zero for α_0 = 1 - α_1.
+        """
+        alpha = self.schedule.alpha(torch.tensor([0.0, 1.0]))
+        at_start, at_end = torch.special.entr(alpha) + torch.special.entr(1.0 - alpha)
+        return at_end - at_start
 
 
 def variances(model, estimate: Callable[[], Tensor], repeats: int, name: str) -> dict[str, float]:

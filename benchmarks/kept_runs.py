@@ -40,9 +40,8 @@ def kept(folder: Path | None, facts: Mapping[str, Any], compute: Callable[[], An
 
 
 def quietly(command: str, *arguments: str | Path, **options: Any):
-    """Run a command of `md4` in this process, without what it prints; a list is an option of several words."""
-    words = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
-    argv = [text for name, values in words.items() for text in (f"--{name}", *map(str, values))]
+    """Run a command of `md4` in this process, without what it prints."""
+    argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         main([command, *map(str, arguments), *argv])
 

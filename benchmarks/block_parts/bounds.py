@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from md4_hf.utils.plots import figure_file
 
-from .models import AUTOREGRESSIVE, BIDIRECTIONAL, LENGTH, MODELS, NETWORK, OTHER_RATES, SIZES, model
+from .models import ALL_MASKED, AUTOREGRESSIVE, BIDIRECTIONAL, LENGTH, MODELS, NETWORK, SIZES, model
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def section(figures: dict[str, Any], picture: Path | None) -> list[str]:
         f"Bits per letter, a token of text8, of one network ({network}) after {settings['max_steps']} steps of the "
         f"preset `tiny`; ± is one standard error over {settings['seeds']} seeds. Bounds are estimated with "
         f"{settings['draws']} draws of the times; in brackets the largest standard error of an estimate, most of which "
-        "is the spread between texts, which are alike for all models. Two are trained at other mask rates: all masked "
-        "(`--num_train_timesteps 1`), so that each step scores every letter, as autoregression does, and the bound is "
-        "−log p without a draw; and clipped (`--schedule_clip 0.45 0.95`)."
+        f"is the spread between texts, which are alike for all models. {ALL_MASKED}: trained with "
+        "`--num_train_timesteps 1`, so that each step scores every letter, as autoregression does; its bound is "
+        "−log p, and nothing is drawn."
     )
     lines = [
         "## Held-out bound",
@@ -75,11 +75,10 @@ def plot(path: Path, data: dict[str, Any]):
     """Draw bits over the size of a block, a panel for each data set, with autoregression and MD4 as lines across."""
     with figure_file(path, panels=len(data)) as panels:
         for panel, (title, of_data) in zip(panels, data.items(), strict=True):
-            names = {"blocks of B": {size: f"B = {size}" for size in SIZES}}
-            names["trained at other mask rates"] = {size: name for size, (name, _) in OTHER_RATES.items()}
-            for marker, (label, of_size) in zip("os", names.items(), strict=True):
-                means, errors = zip(*(mean_and_error(of_data[name]["bits"]) for name in of_size.values()), strict=True)
-                panel.errorbar([*of_size], means, yerr=errors, marker=marker, capsize=3, label=label)
+            means, errors = zip(*(mean_and_error(of_data[f"B = {size}"]["bits"]) for size in SIZES), strict=True)
+            panel.errorbar(SIZES, means, yerr=errors, marker="o", capsize=3, label="blocks of B")
+            mean, error = mean_and_error(of_data[ALL_MASKED]["bits"])
+            panel.errorbar([1], [mean], yerr=[error], marker="s", capsize=3, label=ALL_MASKED)
             for name, style in ((BIDIRECTIONAL, "--"), (AUTOREGRESSIVE, ":")):
                 panel.axhline(mean_and_error(of_data[name]["bits"])[0], color="grey", linestyle=style, label=name)
             panel.set_xscale("log", base=2)

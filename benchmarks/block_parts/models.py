@@ -13,17 +13,12 @@ from kept_runs import trained
 LENGTH = 64
 NETWORK = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "block_size": LENGTH}
 SIZES = (1, 4, 16, LENGTH)
-AUTOREGRESSIVE, BIDIRECTIONAL = "autoregressive", "MD4"
-# Models that are trained at other mask rates than the bound's, by the size of their blocks, and their options.
-OTHER_RATES: dict[int, tuple[str, dict[str, Any]]] = {
-    1: ("B = 1, all masked", {"num_train_timesteps": 1}),
-    4: ("B = 4, clipped", {"schedule_clip": [0.45, 0.95]}),  # the rates that BD3-LM has for this size
-}
+AUTOREGRESSIVE, BIDIRECTIONAL, ALL_MASKED = "autoregressive", "MD4", "B = 1, all masked"
 # Each model: the options in which it differs from the others.
 MODELS: dict[str, dict[str, Any]] = {
     AUTOREGRESSIVE: {"objective": "ar"},
+    ALL_MASKED: {"diffusion_block_size": 1, "num_train_timesteps": 1},
     **{f"B = {size}": {"diffusion_block_size": size} for size in SIZES},
-    **{name: {"diffusion_block_size": size, **options} for size, (name, options) in OTHER_RATES.items()},
     BIDIRECTIONAL: {},
 }
 TEXT_LENGTH = 4 * LENGTH  # of the texts that are drawn, and which the judge reads

@@ -84,7 +84,7 @@ def test_the_section_of_bounds_has_a_row_for_each_model_and_a_plot(tmp_path):
     figures = {"settings": {"max_steps": 1, "draws": 1, "seeds": 2}, "data": {"one": found, "other": found}}
     lines = bounds.section(figures, tmp_path / "blocks")
     rows = [line for line in lines if line.startswith("| ")][2:]
-    assert len(rows) == len(MODELS) == len(SIZES) + 4
+    assert len(rows) == len(MODELS) == len(SIZES) + 3
     assert all(line.count("2.250 ± 0.250 (0.010)") == 2 for line in rows)
     assert (tmp_path / "blocks_bounds.png").stat().st_size > 0
     assert rows[0].startswith(f"| {AUTOREGRESSIVE} |") and rows[-1].startswith(f"| {BIDIRECTIONAL} |")

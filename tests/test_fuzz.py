@@ -55,6 +55,8 @@ from md4_hf import (
 )
 from md4_hf.cli.arguments import parse_arguments
 from md4_hf.cli.train_options import ModelArguments, RunArguments, StartArguments
+from md4_hf.core.chat_inputs import ChatInputs
+from md4_hf.data.conversations import CHATML
 from md4_hf.data.packing import Separator
 from md4_hf.evaluation.recipes import PREPARATIONS, TASKS, make_recipe
 from md4_hf.evaluation.tasks import make_windows
@@ -496,6 +498,21 @@ def test_pairs_work_or_name_what_is_wrong(values, block_size, texts):
         encoded = documented(encode_pairs, *inputs, names=[*PAIRS, "block_size", "pairs"])
         if encoded is not None:
             assert all(len(row["input_ids"]) == len(row["labels"]) <= block_size for row in encoded[0])
+
+
+CONTENT = st.text(max_size=8) | st.sampled_from(["[MASK]", "<|im_end|>", "\ud800"])
+MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "robot"]), "content": CONTENT})
+
+
+@fuzz(80, messages=st.lists(MESSAGE | ANYTHING | st.lists(MESSAGE, max_size=3), max_size=4) | ANYTHING)
+def test_messages_work_or_name_what_is_wrong(messages):
+    tokenizer = build_byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    inputs = documented(ChatInputs, MD4Config(**CONFIG), tokenizer, messages, names=["messages"])
+    if inputs is not None:
+        assert all(tokenizer.mask_token_id not in prompt for prompt in inputs.prompts) and inputs.prompts
+        texts = [tokenizer.decode(prompt) for prompt in inputs.prompts]
+        assert all(text.endswith("<|im_start|>assistant\n") for text in texts)
 
 
 FEATURE = st.lists(st.integers(-1, 30), max_size=3) | ANYTHING

@@ -127,6 +127,7 @@ def test_a_tuple_and_ids_have_the_prompt_too():
         ({"messages": [HELLO, []]}, r"`messages\[1\]` must be a list of messages"),
         ({"messages": [{"role": "user"}]}, "`messages` must have a role and a content in message 0"),
         ({"messages": [HELLO, [{"role": "me", "content": ""}]]}, r"`messages\[1\]` must have roles among .* got 'me'"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "without lone surrogates as content of message 0"),
         ({"messages": HELLO, "max_new_tokens": 96}, "`max_new_tokens` must leave room for the prompt: at most 89 of"),
     ],
 )

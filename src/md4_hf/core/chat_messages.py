@@ -47,6 +47,9 @@ def check_messages(messages: Any, where: str) -> list[dict[str, str]]:
             raise ValueError(
                 f"{where} must have a string as content of message {number}, got {message['content']!r:.80}."
             )
+        if any("\ud800" <= character <= "\udfff" for character in message["content"]):
+            rule = "have Unicode text without lone surrogates as content"
+            raise ValueError(f"{where} must {rule} of message {number}, got {message['content']!r:.80}.")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 

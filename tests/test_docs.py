@@ -206,14 +206,14 @@ def logged(path, function, *args):
 # The tests ------------------------------------------------------------------------------------------------------------
 
 
-def run_in_process(log, function, *args):
+def run_in_process(log, function, *args, seconds=SECONDS_PER_PAGE):
     """Run a function in a new process, forked from one that has imported the libraries and done nothing else."""
     context = multiprocessing.get_context("forkserver")
     modules = ("training.trainer", "core.pipeline_masked_diffusion", "data.documents")
     context.set_forkserver_preload([*(f"md4_hf.{module}" for module in modules), "peft"])
     process = context.Process(target=logged, args=(str(log), function, *args))
     process.start()
-    process.join(SECONDS_PER_PAGE)
+    process.join(seconds)
     if process.is_alive():
         process.kill()
         process.join()
@@ -242,29 +242,52 @@ def test_the_fences_of_a_page_run(page, folder, tmp_path):
     run_in_process(tmp_path / "log", run_page, page, str(folder))
 
 
+def bash_of(page):
+    """The commands of a page."""
+    return [command for fence in fences(page) if fence.language == "bash" for command in commands(fence.text)]
+
+
+def train_as_documented(page, file):
+    """Train the base and the adapter of a page on its file, as they stand but for the steps of the base; the rows."""
+    train = next(command for command in bash_of(page) if command.startswith("md4 train"))
+    tune = next(command for command in bash_of(page) if f"finetune runs/base --data {file}" in command)
+    text = next(fence for fence in fences(page) if fence.file == file).text
+    Path(file).write_text(text, encoding="utf-8")
+    quick = "--eval_strategy no --final_eval_draws 1 --card_samples 0".split()
+    main([*shlex.split(train)[1:], "--max_steps", "200", *quick])
+    main([*shlex.split(tune)[1:], *quick])
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def fine_tune_as_documented(folder):
-    """Run the first commands of the page, up to the answer to a prompt, as they stand but for the steps of the base."""
+    """Run the first commands of the page, up to the answer to a prompt."""
     os.chdir(folder)
-    bash = [
-        command for fence in fences("docs/finetune.md") if fence.language == "bash" for command in commands(fence.text)
-    ]
-    documented = [command for command in bash if "runs/base" in command or "runs/answers" in command]
-    train = next(command for command in documented if command.startswith("md4 train"))
-    tune = next(command for command in documented if "pairs.jsonl" in command)
-    sample = next(command for command in documented if command.startswith("md4 sample runs/answers"))
-    pairs = next(fence for fence in fences("docs/finetune.md") if fence.file == "pairs.jsonl").text
-    Path("pairs.jsonl").write_text(pairs, encoding="utf-8")
-    main(
-        [*shlex.split(train)[1:], *"--max_steps 200 --eval_strategy no --final_eval_draws 1 --card_samples 0".split()]
-    )
-    main([*shlex.split(tune)[1:], *"--final_eval_draws 1 --card_samples 0".split()])
+    pairs = train_as_documented("docs/finetune.md", "pairs.jsonl")
+    sample = next(command for command in bash_of("docs/finetune.md") if command.startswith("md4 sample runs/answers"))
     shown = shlex.split(sample)
-    for row in map(json.loads, pairs.splitlines()):
+    for row in pairs:
         shown[shown.index("--prompt") + 1] = row["prompt"]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             main(shown[1:])
         text = printed.getvalue().splitlines()[-1]
         assert text == row["prompt"] + row["response"], text
+
+
+def chat_as_documented(folder):
+    """Run the first commands of the page, and have all its conversations from a pipe."""
+    os.chdir(folder)
+    conversations = train_as_documented("docs/chat.md", "chat.jsonl")
+    chat = next(command for command in bash_of("docs/chat.md") if "| python -m md4_hf chat" in command)
+    for messages in (row["messages"] for row in conversations):
+        said, answers = ([x["content"] for x in messages if x["role"] == role] for role in ("user", "assistant"))
+        Path("said.txt").write_text("\n".join(said), encoding="utf-8")
+        answered = subprocess.run(["bash", "-ec", chat], check=True, capture_output=True, text=True)
+        assert answered.stdout.splitlines() == answers, answered.stdout
+
+
+@pytest.mark.slow
+def test_the_chat_example_knows_by_heart_what_it_was_shown(folder, tmp_path):
+    run_in_process(tmp_path / "log", chat_as_documented, str(folder), seconds=1800)
 
 
 @pytest.mark.slow

@@ -89,10 +89,10 @@ def section(figures: dict[str, Any], picture: Path | None) -> list[str]:
     settings, rows = figures["settings"], figures["rows"]
     kind = "Processor" if settings["is_processor_time"] else "Wall"
     description = (
-        f"{kind} time of one text, medians of the timed turns ({settings['repeats']}); a network of {settings['parameters']:,} "
-        f"parameters with random weights in float32, blocks of {BLOCK}, {STEPS} steps a block, a window of the longest "
-        "text. Without a cache the network runs on the whole row at each step; the texts are those of the exact cache. "
-        "Bytes are those of the cache's tensors when the last block is written."
+        f"{kind} time of one text, medians of the timed turns ({settings['repeats']}); a network of "
+        f"{settings['parameters']:,} parameters with random weights in float32, blocks of {BLOCK}, {STEPS} steps a "
+        "block, a window of the longest text. Without a cache the network runs on the whole row at each step; the "
+        "texts are those of the exact cache. Bytes are those of the cache's tensors when the last block is written."
     )
     lines = [
         "## Speed and memory",

@@ -365,7 +365,7 @@ def test_the_options_that_a_page_names_exist(page, capsys):
         known |= set(re.findall(r"--\w+", capsys.readouterr().out))
     # Of torchrun, sbatch, lm_eval and accelerate; and what tells the rest.
     other_commands = {"--nproc", "--max", "--nodes", "--help_all", "--help"}
-    other_commands |= {"--model", "--model_args", "--tasks", "--include_path"}
+    other_commands |= {"--model", "--model_args", "--tasks", "--include_path", "--apply_chat_template"}
     other_commands |= {option for action in launch_command_parser()._actions for option in action.option_strings}
     # Without the files that have options of their own.
     text = re.sub(r"^python (benchmarks|scripts)/.*$", "", read(page), flags=re.MULTILINE)

@@ -130,7 +130,9 @@ def check_loss_weights(loss_weights: Tensor | None, labels: Tensor | None, times
         raise ValueError(
             f"`loss_weights` need `labels` and the `timesteps` at which they are masked, got no `{missing}`."
         )
+    check_tensor("timesteps", timesteps, "floating-point numbers")
     check_shape("loss_weights", loss_weights, timesteps.shape)
+    check_tensor("loss_weights", loss_weights, "floating-point numbers")
 
 
 def check_per_example(name: str, x: Tensor | None, batch: int, largest: int, reason: str):

@@ -56,7 +56,7 @@ def test_a_run_is_the_plain_loop_over_the_scheduler_of_diffusers(model, steps, t
     theirs = BlockRefinementScheduler(threshold=threshold)
     expected, calls = plain_loop(model, theirs, torch.tensor(PROMPT[:1]), steps)
     assert torch.equal(found, expected) and (found != MASK).all()
-    assert len(recorder.calls) == calls and (calls < 13 or threshold > 0.9 or steps == 30)
+    assert len(recorder.calls) == calls <= steps
 
 
 def test_options_of_a_call_reach_the_step_that_takes_them(model):
@@ -154,7 +154,7 @@ def test_a_callback_may_put_in_tokens_and_masks(model):
         return {"sample": sample}
 
     arguments = {"num_inference_steps": 8, "output_type": "ids", "callback_on_step_end": change}
-    found = pipeline(model)(input_ids=PROMPT[:1], **arguments).sequences
+    found = pipeline(model, threshold=0.05)(input_ids=PROMPT[:1], **arguments).sequences
     assert found[0, 8] == 7 and (found != MASK).all() and found[0, 1:3].tolist() == [2, 3]
 
 

@@ -188,7 +188,6 @@ def test_rows_end_where_their_own_text_does():
         ({"streamer": print}, "`streamer` must have methods `put` and `end`, got builtin_function_or_method"),
         ({"streamer": Recorder(), "num_samples": 2}, "`streamer` must be None for more than one row, got 2 rows"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):

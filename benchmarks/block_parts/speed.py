@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import clock_of, interleaved
+from measuring import clock_of, interleaved, log_axes
 from sampling import random_model
 from tqdm import tqdm
 
@@ -114,17 +114,16 @@ def section(figures: dict[str, Any], picture: Path | None) -> list[str]:
     if picture is not None:
         path = picture.with_name(f"{picture.name}_speed.png")
         plot(path, rows)
-        lines += ["", f"![seconds per token against the length]({path.name})"]
+        lines += ["", f"![milliseconds per token against the length]({path.name})"]
     return lines
 
 
 def plot(path: Path, rows: list[dict[str, float]]):
-    """Draw the seconds per token over the length."""
+    """Draw the milliseconds per token over the length."""
     lengths = [row["length"] for row in rows]
     with figure_file(path) as (panel,):
         for name, marker in ((NONE, "^"), (EXACT, "o"), (APPROXIMATE, "x")):
-            panel.plot(lengths, [row[name] for row in rows], marker=marker, label=name)
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
-        panel.set_xticks(lengths, lengths)
-        panel.set(xlabel="tokens of a text", ylabel="seconds per token")
+            panel.plot(lengths, [1000.0 * row[name] for row in rows], marker=marker, label=name)
+        log_axes(panel, [int(length) for length in lengths])
+        panel.get_legend().remove()  # the figure has one
+        panel.set(xlabel="tokens of a text", ylabel="ms per token")

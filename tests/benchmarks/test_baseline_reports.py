@@ -10,6 +10,7 @@ from gradient_variance import Estimators, variances
 from tiny import random_model
 
 
+@pytest.mark.slow
 def test_all_estimates_of_the_bound_have_one_mean():
     """MD4's expression and that of the jump process, with one jump or all, agree for any denoiser."""
     model = random_model(6, 8, 0.3, time_conditioning=False, masking_schedule="loglinear", schedule_eps=0.1)

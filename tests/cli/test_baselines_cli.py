@@ -32,7 +32,7 @@ def test_the_command_line_knows_every_baseline():
     assert set(BASELINE_NAMES) == set(BASELINES)
 
 
-QUICK_NAMES = ("ardm", "d3pm-absorb", "uniform")
+QUICK_NAMES = ("uniform",)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,7 @@ def test_a_resumed_baseline_ends_with_the_same_bits(tmp_path):
     assert "cross entropy" in (through / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_baseline_takes_an_adapter(tmp_path, capsys):
     folder, adapter = tmp_path / "run", tmp_path / "adapter"
     train(folder, "sedd-absorb")

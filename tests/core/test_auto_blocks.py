@@ -29,7 +29,10 @@ KINDS = {
     "gpt_neox": GPTNeoXConfig(**SIZES),
     "opt": OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, pad_token_id=1),
 }
-each_kind = pytest.mark.parametrize("name", KINDS)
+QUICK = ("llama", "qwen3", "gpt2")
+each_kind = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in KINDS]
+)
 aligned = pytest.mark.parametrize("predicts_next", [False, True])
 
 
@@ -99,7 +102,7 @@ def test_blocks_of_one_token_are_the_causal_language_model(folders, name):
     assert_close(output.token_nelbo[:, 1:].double(), nll, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", pytest.param("opt", marks=pytest.mark.slow)])
 @aligned
 def test_padding_and_packed_documents_are_each_as_alone(folders, name, predicts_next):
     model = adapted(folders, name, 4, predicts_next=predicts_next)

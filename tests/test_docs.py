@@ -281,7 +281,8 @@ def chat_as_documented(folder):
     for messages in (row["messages"] for row in conversations):
         said, answers = ([x["content"] for x in messages if x["role"] == role] for role in ("user", "assistant"))
         Path("said.txt").write_text("\n".join(said), encoding="utf-8")
-        answered = subprocess.run(["bash", "-ec", chat], check=True, capture_output=True, text=True)
+        own = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        answered = subprocess.run(["bash", "-ec", chat], check=True, capture_output=True, text=True, env=own)
         assert answered.stdout.splitlines() == answers, answered.stdout
 
 

@@ -244,10 +244,8 @@ class CachedBlockInputs(BlockInputs):
             is_there = is_there & (self.attention_mask[rows].gather(1, columns) == 1)
         past = []
         if self._cached:
-            places, is_all = (
-                self._place[rows],
-                len(rows) == len(self._is_cached),
-            )  # in ascending order: no copy is needed
+            places = self._place[rows]
+            is_all = len(rows) == len(self._is_cached)  # in ascending order: no copy is needed
             past = [tuple(x if is_all else x[places.to(x.device)] for x in pair) for pair in self._cached]
             is_there = torch.cat([self._is_cached[places], is_there], dim=1)
         inputs["past_key_values"] = DynamicCache(past)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .masked_diffusion import is_mask
 from .schedules import left_broadcast
 
 
@@ -38,7 +39,7 @@ class Kernel:
         """Noise distribution pi `(states,)`, of the type and device of a tensor."""
         if self.mask_state is None:
             return like.new_full((self.num_states,), 1.0 / self.num_states)
-        return like.new_zeros(self.num_states).index_fill_(0, torch.tensor(self.mask_state, device=like.device), 1.0)
+        return is_mask(like.new_empty(self.num_states), self.mask_state).to(like.dtype)
 
     def draw_noise(self, uniform: Tensor) -> Tensor:
         """States drawn from pi by uniform numbers in [0, 1); same shape."""
@@ -135,8 +136,7 @@ def score_entropy(log_score: Tensor, x0: Tensor, xt: Tensor, alpha_t: Tensor, ma
         alpha_t: `(batch,)` probability of being unmasked.
         mask_state: State of the mask.
     """
-    is_mask = torch.arange(log_score.shape[-1], device=log_score.device) == mask_state
-    total = log_score.masked_fill(is_mask, -torch.inf).exp().sum(dim=-1)
+    total = log_score.masked_fill(is_mask(log_score, mask_state), -torch.inf).exp().sum(dim=-1)
     ratio = left_broadcast(alpha_t / (1.0 - alpha_t), x0.dim())
     own = log_score.gather(-1, x0[..., None]).squeeze(-1)
     return torch.where(xt == mask_state, total - ratio * own + ratio * (ratio.log() - 1.0), 0.0)

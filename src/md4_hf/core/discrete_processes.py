@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .discrete_kernels import Kernel, categorical_kl, score_entropy, uniform_nelbo
-from .masked_diffusion import IGNORE_INDEX, discretize_times, is_unused
+from .masked_diffusion import IGNORE_INDEX, discretize_times, is_mask, is_unused
 from .schedules import LogLinearSchedule, MaskingSchedule, left_broadcast
 
 
@@ -230,8 +230,8 @@ class ScoreProcess(ContinuousProcess):
 
     def total_score(self, logits: Tensor) -> Tensor:
         """Sum of the score over all tokens, in units of alpha / (1 - alpha), `(batch, ...)`: 1 for a consistent one."""
-        is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.kernel.mask_state
-        return logits.double().masked_fill(is_mask, -torch.inf).exp().sum(dim=-1) / (self.kernel.num_states - 1)
+        masked = is_mask(logits, self.kernel.mask_state)
+        return logits.double().masked_fill(masked, -torch.inf).exp().sum(dim=-1) / (self.kernel.num_states - 1)
 
     def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Forward rate times score entropy."""
@@ -247,11 +247,11 @@ class ScoreProcess(ContinuousProcess):
         if self.is_euler:
             factor = -self.schedule.alpha_prime(t.double()) / alpha_t * (t - s).double()
         opened = left_broadcast(factor, logits.dim()) * self.log_score(logits, t).exp()
-        is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.kernel.mask_state
-        opened = opened.masked_fill(is_mask, 0.0)
+        masked = is_mask(logits, self.kernel.mask_state)
+        opened = opened.masked_fill(masked, 0.0)
         total = opened.sum(dim=-1, keepdim=True)
         opened = opened / torch.where(left_broadcast(s > 0.0, logits.dim()), total.clamp(min=1.0), total)
-        table = torch.where(is_mask, 1.0 - opened.sum(dim=-1, keepdim=True), opened).clamp(min=0.0)
+        table = torch.where(masked, 1.0 - opened.sum(dim=-1, keepdim=True), opened).clamp(min=0.0)
         return torch.where((xt == self.kernel.mask_state)[..., None], table, self.kernel.one_hot(xt, table))
 
 

@@ -280,7 +280,7 @@ def reverse_probabilities(logits: Tensor, unmask_probability: Tensor, mask_token
     table is the probability of staying masked.
     """
     r = left_broadcast(unmask_probability.double(), logits.dim())
-    return torch.where(_is_mask(logits, mask_token_id), 1.0 - r, r * denoiser_probabilities(logits, mask_token_id))
+    return torch.where(is_mask(logits, mask_token_id), 1.0 - r, r * denoiser_probabilities(logits, mask_token_id))
 
 
 def genmd4_reverse_probabilities(logits: Tensor, unmask_probabilities: Tensor, mask_token_id: int) -> Tensor:
@@ -289,12 +289,12 @@ def genmd4_reverse_probabilities(logits: Tensor, unmask_probabilities: Tensor, m
     Arguments as in `reverse_probabilities`, but `unmask_probabilities` r is `(vocab,)`, or broadcasts with `logits`.
     """
     table = unmask_probabilities.double() * denoiser_probabilities(logits, mask_token_id)
-    return torch.where(_is_mask(logits, mask_token_id), 1.0 - table.sum(dim=-1, keepdim=True), table)
+    return torch.where(is_mask(logits, mask_token_id), 1.0 - table.sum(dim=-1, keepdim=True), table)
 
 
 def denoiser_probabilities(logits: Tensor, mask_token_id: int) -> Tensor:
     """Denoiser probabilities mu, the softmax of the logits in float64 without the mask; same shape as `logits`."""
-    return torch.softmax(logits.double().masked_fill(_is_mask(logits, mask_token_id), -torch.inf), dim=-1)
+    return torch.softmax(logits.double().masked_fill(is_mask(logits, mask_token_id), -torch.inf), dim=-1)
 
 
 def suppress_mask(logits: Tensor, mask_token_id: int, unused_token_ids: list[list[int]] | None = None) -> Tensor:
@@ -312,11 +312,11 @@ def is_unused(vocab_size: int, unused_token_ids: list[list[int]], device: torch.
 
 def _is_no_data(x: Tensor, mask_token_id: int, unused_token_ids: list[list[int]] | None) -> Tensor:
     """Booleans `(vocab,)` that are true at the mask and at ids without a token, for the last axis of `x`."""
-    is_mask = _is_mask(x, mask_token_id)
-    return is_mask | is_unused(x.shape[-1], unused_token_ids, x.device) if unused_token_ids else is_mask
+    masked = is_mask(x, mask_token_id)
+    return masked | is_unused(x.shape[-1], unused_token_ids, x.device) if unused_token_ids else masked
 
 
-def _is_mask(x: Tensor, mask_token_id: int) -> Tensor:
+def is_mask(x: Tensor, mask_token_id: int) -> Tensor:
     """Booleans `(vocab,)` that are true at the mask, for the last axis of `x`."""
     return torch.arange(x.shape[-1], device=x.device) == mask_token_id
 

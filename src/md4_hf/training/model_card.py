@@ -170,10 +170,8 @@ def _masked_text_rows(config) -> Rows:
 
 
 def _discrete_text_rows(config) -> Rows:
-    time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
     weight = [("Weight of the cross entropy", f"{config.hybrid_weight:g}")] if config.hybrid_weight else []
-    method = ("Method", BASELINE_TITLES[config.baseline])
-    return [method, *_text_rows(config, _sees_time(config)), ("Training time", time), *weight]
+    return [*_method(config), *_text_rows(config, _sees_time(config)), _training_time(config), *weight]
 
 
 def _causal_text_rows(config) -> Rows:
@@ -208,12 +206,20 @@ def _sees_time(config) -> tuple[str, str]:
     return "Sees the time", "yes" if config.time_conditioning else "no"
 
 
+def _method(config) -> Rows:
+    return [] if config.baseline is None else [("Method", BASELINE_TITLES[config.baseline])]
+
+
+def _training_time(config) -> tuple[str, str]:
+    steps = config.num_train_timesteps
+    return "Training time", "continuous" if steps is None else f"{steps} steps"
+
+
 def _diffusion_rows(config) -> Rows:
     kind = "learned for each token, GenMD4" if config.learn_masking_schedule else config.masking_schedule
-    time = "continuous" if config.num_train_timesteps is None else f"{config.num_train_timesteps} steps"
-    method = [] if config.baseline is None else [("Method", BASELINE_TITLES[config.baseline])]
     blocks = [] if config.block_size is None else [("Blocks", f"{config.block_size} tokens, denoised from the left")]
-    return [*method, *blocks, ("Masking schedule", f"{kind} (eps {config.schedule_eps:g})"), ("Training time", time)]
+    schedule = ("Masking schedule", f"{kind} (eps {config.schedule_eps:g})")
+    return [*_method(config), *blocks, schedule, _training_time(config)]
 
 
 def _clip_rows(schedule_clip: Sequence[float] | None) -> Rows:

@@ -196,6 +196,11 @@ def test_a_prompt_is_kept_and_the_seed_decides():
     [
         ("uniform", {"order": "confidence"}, "`order` must be left out for a discrete diffusion baseline"),
         ("uniform", {"block_length": 2}, "`block_length` must be left out"),
+        (
+            "uniform",
+            {"callback_on_step_end": print},
+            "`callback_on_step_end` must be left out for a discrete diffusion",
+        ),
         ("sedd-absorb", {"temperature": 0.5}, "`temperature`, `top_p` and `top_k` must be left out for sedd-absorb"),
     ],
 )
@@ -211,6 +216,21 @@ def test_a_model_generates_what_its_pipeline_draws():
     call = {"input_ids": prompt, "length": 6, "num_inference_steps": 6, "output_type": "ids"}
     drawn = make_pipeline(model)(**call, generator=torch.Generator().manual_seed(3)).sequences
     assert torch.equal(new, drawn) and torch.equal(new[:, :2], prompt)
+
+
+def test_a_streamer_gets_the_prompt_and_then_the_text():
+    class Recorder:
+        given, ended = (), False
+
+        def put(self, ids):
+            self.given = (*self.given, ids.flatten().tolist())
+
+        def end(self):
+            self.ended = True
+
+    streamer, model = Recorder(), model_of("uniform", length=6)
+    new = model.generate(torch.tensor([[1, 0]]), max_new_tokens=4, num_inference_steps=3, streamer=streamer, seed=0)
+    assert streamer.ended and streamer.given == ([1, 0], new[0, 2:].tolist())
 
 
 def test_a_low_temperature_draws_the_most_probable_token():

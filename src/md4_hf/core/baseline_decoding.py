@@ -12,7 +12,7 @@ from .reverse_steps import SAMPLER_OPTIONS
 class BaselineDecoding(Denoising):
     """Sampling loop of a call of a baseline; the scheduler only says how tokens are drawn."""
 
-    kind: ClassVar[str] = "a baseline"  # of model, in errors
+    kind: ClassVar[str] = "a baseline"
     refused: ClassVar[tuple[str, ...]] = ("classifier",)  # options, besides those of orders and blocks
     shows_steps = False
 

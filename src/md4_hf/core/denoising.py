@@ -72,6 +72,7 @@ class Denoising:
     stream: TextStream | None = None
     observer: Observer = field(default_factory=Observer)
 
+    kind: ClassVar[str] = "a masked diffusion model"  # of model, in errors
     shows_steps: ClassVar[bool] = True  # to an observer that sees them
 
     def __post_init__(self):

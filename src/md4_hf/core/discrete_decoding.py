@@ -44,7 +44,7 @@ class DiscreteDecoding(BaselineDecoding):
                 table = process.reverse(self._logits(states, states.tokens(x), t, inputs), x, t, s)
                 x = torch.where(is_masked, draw_categorical(table, _uniform(sample, generators)), given)
                 done(steps + 1 - k)
-        return torch.where(is_masked, states.tokens(x), sample)
+        return self._finished(torch.where(is_masked, states.tokens(x), sample))
 
     @torch.no_grad()
     def _logits(self, states: TokenStates, tokens: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:

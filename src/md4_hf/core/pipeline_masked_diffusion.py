@@ -348,7 +348,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if isinstance(inputs, ChatInputs):
             request = inputs.completed(request, eos_early_stop)
         if callback_on_step_end is not None and not self._loop_class.shows_steps:
-            raise ValueError("`callback_on_step_end` must be left out for an autoregressive model.")
+            raise ValueError(f"`callback_on_step_end` must be left out for {self._loop_class.kind}.")
         if callback_on_step_end is not None and not request.is_bounded:
             raise ValueError("`callback_on_step_end` must be None with `block_length` and its cache.")
         options = SamplingOptions.of(given)

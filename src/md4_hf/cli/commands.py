@@ -209,4 +209,10 @@ COMMANDS: dict[str, Command] = {
         positional={"options_of_lm_eval": "Those that `md4 harness run --help` lists."},
         passes_on=True,
     ),
+    "env": Command(
+        "environment.env",
+        "print the versions, hardware and settings that a bug report needs",
+        "Print what a bug report needs: versions of this package and its libraries, devices, the default configuration "
+        "of accelerate, and environment variables, without the values of tokens and keys.",
+    ),
 }

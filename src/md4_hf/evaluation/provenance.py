@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.metadata
 import platform
 from typing import Any
 
 import torch
+
+from ..utils.libraries import installed_versions
 
 
 PACKAGES = (
@@ -20,11 +20,7 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that are installed."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    return installed_versions(PACKAGES)
 
 
 def environment(device: torch.device, num_processes: int = 1) -> dict[str, Any]:

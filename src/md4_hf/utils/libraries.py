@@ -1,9 +1,12 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Optional libraries, which are imported only by what needs them."""
+"""Versions of libraries, and optional ones, which are imported only by what needs them."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -14,3 +17,12 @@ def is_instance(value: Any, class_name: str) -> bool:
     """
     module, _, name = class_name.rpartition(".")
     return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
+
+
+def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of those distributions that are installed, none of which is imported."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

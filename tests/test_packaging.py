@@ -10,10 +10,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from launching import run_python
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from md4_hf import __version__
+from md4_hf.evaluation.samples import CITATION
 
 
 if sys.version_info >= (3, 11):
@@ -142,6 +146,31 @@ assert not hasattr(md4_hf, "no_such_name")
 
 def test_cli_runs_from_the_wheel(place):
     assert "usage" in run_python("-m", "md4_hf", "--help", **place).lower()
+
+
+# Citation -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_paper_is_cited_alike_everywhere():
+    paper = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
+    assert CITATION in (ROOT / "README.md").read_text(encoding="utf-8")
+    fields = dict(re.findall(r"^  (\w+) = {(.+)},?$", CITATION, re.MULTILINE))
+    assert fields["author"] == " and ".join(f"{x['family-names']}, {x['given-names']}" for x in paper["authors"])
+    keys = {"title": "title", "booktitle": "collection-title", "year": "year", "url": "url"}
+    assert {name: fields[name] for name in keys} == {name: str(paper[key]) for name, key in keys.items()}
+
+
+def test_the_software_is_cited_with_its_version_authors_and_licence():
+    software = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (software["cff-version"], software["type"], software["version"]) == ("1.2.0", "software", __version__)
+    assert software["authors"] == PROJECT["authors"] and software["license"] == PROJECT["license"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{__version__}] - {software['date-released']}\n" in changes
+    entry = (ROOT / "README.md").read_text(encoding="utf-8").split("@software")[1]
+    year = software["date-released"][:4]
+    assert f"version = {{{__version__}}}" in entry and f"year = {{{year}}}" in entry
+    title = re.search("title = {(.+)},", entry)[1]
+    assert re.sub(r"[{}\\]", "", title) == software["title"]
 
 
 # Versions -------------------------------------------------------------------------------------------------------------

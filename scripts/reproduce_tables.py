@@ -1,11 +1,12 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Print the tables of the papers, with a row for each way in which the suite has measured your own models.
+"""Print the tables of the papers, older and newer, with a row for each way in which the suite has measured your models.
 
 md4 suite runs/my-model zero-shot
 python scripts/reproduce_tables.py runs/my-model --tables zero-shot text8
 
-The published figures are in `published_results.json`, as their papers print them; a model's own come from the JSON that
-`md4 suite` writes, with the preparation and the split in the last column. Nothing is measured here.
+The published figures are in `published_results.json`, as their papers print them: the last column says so, with the
+source, and what is known of its preparation. A model's own come from the JSON that `md4 suite` writes, with the
+preparation and the split in the last column. Nothing is measured here.
 
 The papers' perplexities are per token of GPT-2, and those of a model with other tokens, such as bytes, not comparable:
 its row has in parentheses the bits per byte of the text, NELBO / bytes / ln 2.
@@ -43,14 +44,29 @@ NAMES = {
 
 
 @dataclass(frozen=True)
+class Paper:
+    """Published rows of a table, with one source."""
+
+    source: str  # where the figures are printed
+    rows: list[list[str]]  # of each method its size, its name and a figure for each column
+    preparation: str = ""  # of the text or the training, where the papers of a table differ
+
+    def cells(self) -> Iterator[list[str]]:
+        """Rows of the printed table: figures that are no likelihoods are bounds."""
+        how = "; ".join(filter(None, [f"published: {self.source}", self.preparation]))
+        for size, method, *figures in self.rows:
+            shown = [cell.removeprefix(EXACT) if cell.startswith(EXACT) else f"≤ {cell}" for cell in figures]
+            yield [size, method, *shown, how]
+
+
+@dataclass(frozen=True)
 class Table:
-    """A published table."""
+    """A table of published figures."""
 
     name: str
     title: str
-    source: str  # where the figures are printed
     columns: list[str]  # tasks
-    rows: list[list[str]]  # of each method its size, its name and a figure for each column
+    papers: list[Paper]
     suite: str  # the suite that measures it
     preparation: str | None = None  # the source's way to prepare text; None if any will do
     note: str = ""
@@ -59,7 +75,10 @@ class Table:
 def published_tables() -> list[Table]:
     """The tables of the papers."""
     entries = json.loads(PUBLISHED.read_text(encoding="utf-8"))
-    return [Table(name=name, **{"suite": name, **entry}) for name, entry in entries.items()]
+    return [
+        Table(name=name, **{"suite": name, **entry, "papers": [Paper(**paper) for paper in entry["papers"]]})
+        for name, entry in entries.items()
+    ]
 
 
 def measured(model: str, suite: str, results: str) -> list[dict[str, Any]]:
@@ -131,18 +150,11 @@ def describe(results: list[dict[str, Any]], report: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
-def published_row(row: list[str]) -> list[str]:
-    """A paper's row: figures that are no likelihoods are bounds."""
-    size, method, *figures = row
-    cells = [cell.removeprefix(EXACT) if cell.startswith(EXACT) else f"≤ {cell}" for cell in figures]
-    return [size, method, *cells, "paper"]
-
-
 def lines_of(table: Table, models: list[str], results: str) -> Iterator[str]:
     """A table as Markdown."""
     yield from (f"## {table.title}", "")
     header = ["size or objective", "model", *(NAMES.get(task, task) for task in table.columns), "how"]
-    rows = [published_row(row) for row in table.rows]
+    rows = [row for paper in table.papers for row in paper.cells()]
     options = f" --preparation {table.preparation}" if table.preparation else ""
     for model in models:
         own = [row for report in measured(model, table.suite, results) for row in own_rows(table, report)]
@@ -152,7 +164,7 @@ def lines_of(table: Table, models: list[str], results: str) -> Iterator[str]:
             print(f"{table.name}: no results of {model}. To have them: {command}", file=sys.stderr)
     for row in (header, ["---"] * len(header), *rows):
         yield f"| {' | '.join(row)} |"
-    yield from ("", f"Published figures: {table.source}. {table.note}".rstrip(), "")
+    yield from ("", *filter(None, [table.note]), "")
 
 
 def main(argv: list[str] | None = None):

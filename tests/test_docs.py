@@ -443,11 +443,23 @@ def test_each_preset_has_a_row_with_its_recipe_and_the_published_result(pages):
         assert set(re.findall(r"\d+\.\d+", preset.paper or "")) <= figures
 
 
-def test_a_result_is_told_with_its_command_and_the_readme_agrees(pages):
+def test_the_page_of_the_presets_has_each_with_its_figures():
+    page = read("docs/pretrain.md")
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", page.split("\n## Presets")[1], re.MULTILINE))
+    assert all(f"`{name}`" in page for name in PRESETS)
+    assert {name for name, preset in PRESETS.items() if preset.paper} | {*CARDS} == {*rows} & {*PRESETS}
+    for name in {*rows} & {*PRESETS}:
+        _, _, batch, steps, paper, _ = (cell.strip() for cell in f"{rows[name]} ".split("|"))
+        number = PRESETS[name].training["max_steps"]
+        assert steps in (f"{number:,}", f"{number / 1e6:g}M") and batch.startswith(f"{PRESETS[name].batch_size} × ")
+        assert set(re.findall(r"\d+\.\d+", paper)) <= set(re.findall(r"\d+\.\d+", PRESETS[name].paper or ""))
+
+
+def test_a_result_is_told_with_its_command_and_the_page_of_the_presets_agrees(pages):
     results = json.loads(read("model_cards/results.json"))
     assert pages["README"].count("not trained here") == len(PRESETS) - len(results) + 1, "once in the text"
     for name, result in results.items():
         for page in (pages[name], pages["README"]):
             assert result["result"] in page and result["command"] in page and result["date"] in page
         number = re.match(r"[\d.]+ ± [\d.]+ \w+ per \w+", result["result"]).group()
-        assert number in read("README.md")
+        assert number in read("docs/pretrain.md")

@@ -11,7 +11,15 @@ from tiny import with_normal_weights
 from toy import DRAWS, LEAST_P, p_value
 from transformers import AutoModel
 
-from md4_hf import MD4Config, MD4ForDiscreteDiffusion, MD4ForMaskedDiffusion, Objective, load_model, make_pipeline
+from md4_hf import (
+    MD4Config,
+    MD4ForDiscreteDiffusion,
+    MD4ForMaskedDiffusion,
+    Objective,
+    build_text8_tokenizer,
+    load_model,
+    make_pipeline,
+)
 from md4_hf.core.configuration_md4 import BASELINES
 from md4_hf.core.discrete_processes import PROCESSES, TokenStates, discrete_process
 from md4_hf.core.masked_diffusion import masked_count_weights
@@ -155,6 +163,18 @@ def test_ardm_is_md4_that_does_not_see_the_time():
 # Sampling -------------------------------------------------------------------------------------------------------------
 
 
+class Recorder:
+    """Streamer that keeps what it is given."""
+
+    given, ended = (), False
+
+    def put(self, ids):
+        self.given = (*self.given, ids.flatten().tolist())
+
+    def end(self):
+        self.ended = True
+
+
 @pytest.mark.parametrize("baseline", PROCESSES)
 @torch.no_grad()
 def test_samples_come_from_the_enumerated_chain(baseline):
@@ -218,16 +238,46 @@ def test_a_model_generates_what_its_pipeline_draws():
     assert torch.equal(new, drawn) and torch.equal(new[:, :2], prompt)
 
 
+@pytest.mark.parametrize("baseline", PROCESSES)
+def test_a_text_ends_with_its_first_eos(baseline):
+    """By default where the model has an EOS token, as with the other kinds: the draws are those of full rows."""
+    chain_length = {"num_train_timesteps": 4} if BASELINES[baseline].is_chain else {}
+    model = model_of(baseline, std=0.05, vocab=4, length=8, eos_token_id=2, **chain_length)
+    call = {"num_return_sequences": 24, "num_inference_steps": 4, "seed": 0}
+    prompt = torch.tensor([[2, 1]])  # an EOS of the prompt ends nothing
+    full = model.generate(prompt, eos_early_stop=False, **call)
+    ended = model.generate(prompt, pad_token_id=3, **call)
+    expected = full.clone()
+    for row in expected:
+        ends = (row[2:] == 2).nonzero()
+        if len(ends):
+            row[3 + int(ends[0]) :] = 3
+    width = int((expected != 3).sum(dim=1).max())
+    assert torch.equal(ended, expected[:, :width]) and (expected == 3).any() and not (full == 3).any()
+    drawn = make_pipeline(model)(
+        input_ids=prompt[0],
+        num_samples=24,
+        num_inference_steps=4,
+        eos_early_stop=True,
+        output_type="ids",
+        generator=torch.Generator().manual_seed(0),
+    ).sequences
+    assert torch.equal(drawn.masked_fill(expected == 3, 3), expected)
+    assert (drawn[expected == 3] == 2).all(), "behind the end there are EOS tokens"
+
+
+def test_a_text_ends_with_a_stop_string_and_the_streamer_hears_no_more():
+    model, tokenizer = model_of("uniform", vocab=28, length=12), build_text8_tokenizer()
+    call = {"num_inference_steps": 4, "tokenizer": tokenizer, "seed": 1, "eos_early_stop": False}
+    (full,) = model.generate(**call)
+    text = tokenizer.decode(full)
+    streamer = Recorder()
+    (ended,) = model.generate(**call, stop_strings=text[4:6], streamer=streamer)
+    assert tokenizer.decode(ended) == text[: text.index(text[4:6]) + 2]
+    assert streamer.ended and [token for ids in streamer.given for token in ids] == ended.tolist()
+
+
 def test_a_streamer_gets_the_prompt_and_then_the_text():
-    class Recorder:
-        given, ended = (), False
-
-        def put(self, ids):
-            self.given = (*self.given, ids.flatten().tolist())
-
-        def end(self):
-            self.ended = True
-
     streamer, model = Recorder(), model_of("uniform", length=6)
     new = model.generate(torch.tensor([[1, 0]]), max_new_tokens=4, num_inference_steps=3, streamer=streamer, seed=0)
     assert streamer.ended and streamer.given == ([1, 0], new[0, 2:].tolist())

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -19,13 +17,6 @@ class DiscreteDecoding(BaselineDecoding):
     """Ancestral sampling of a call of an `MD4ForDiscreteDiffusion`, at the times k / steps."""
 
     kind = "a discrete diffusion baseline"
-
-    @classmethod
-    def check(cls, request: Any, options: Any):
-        """Raise a ValueError for what has no meaning where tokens change at every step."""
-        super().check(request, options)
-        if request.eos_early_stop:
-            raise ValueError(f"`eos_early_stop` must be False for {cls.kind}, got {request.eos_early_stop!r}.")
 
     def __call__(self, sample: Tensor, inputs: DenoiserInputs, generators: list[torch.Generator]) -> Tensor:
         """Draw the tokens of ids `(rows, length)` that are masked, all of them at every step."""

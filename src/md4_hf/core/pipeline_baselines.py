@@ -46,8 +46,9 @@ class DiscretePipeline(BaselinePipeline):
 
     A prompt is kept as it is at each step, of which there are `num_inference_steps`, at the times k / steps. Of the
     scheduler only `temperature`, `top_p` and `top_k` are used, which must be left out for SEDD's score. So must
-    `block_length`, `use_cache`, `eos_early_stop`, `classifier`, guidance without classes, and all arguments of orders,
-    remasking and correctors.
+    `block_length`, `use_cache`, `classifier`, guidance without classes, and all arguments of orders, remasking and
+    correctors. Rows are cut at their ends (`eos_early_stop`, `stop_strings`) after the last step, since no token is
+    decided before.
     """
 
     _model_class = "MD4ForDiscreteDiffusion"

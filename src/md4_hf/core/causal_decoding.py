@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .baseline_decoding import BaselineDecoding
+from .decisions import Decisions
 from .denoiser_inputs import DenoiserInputs
 from .masked_diffusion import draw_categorical
 from .reverse_steps import token_probabilities
@@ -39,13 +40,27 @@ class CausalDecoding(BaselineDecoding):
                 mu = token_probabilities(logits, inputs.mask_token_id, how.temperature, how.top_p, how.top_k)
                 drawn = draw_categorical(mu, uniform[:, column].to(mu.device)).to(sample.device)
                 is_open = sample[:, column] == inputs.mask_token_id
+                before = sample.clone() if self.observer.records else sample
                 sample[:, column] = torch.where(is_open, drawn, sample[:, column])
+                if self.observer.records:
+                    self.observer.after_call(self._decisions(before, sample, logits, column, column - start))
                 sample = self._finished(sample)
                 if self.end_of_text is not None and not (sample == inputs.mask_token_id).any():
                     break
                 new = sample[:, column : column + 1]
                 done(column + 1 - start)
         return sample
+
+    def _decisions(self, before: Tensor, after: Tensor, logits: Tensor, column: int, step: int) -> Decisions:
+        """Tokens decided in a column, with their probabilities before temperature, top-p and top-k."""
+        mask_token_id = self.model.config.mask_token_id
+        belief = token_probabilities(logits, mask_token_id).gather(1, after[:, column, None].to(logits.device))
+        decided, probabilities = before != after, torch.zeros(after.shape, device=after.device)
+        probabilities[:, column] = belief.squeeze(1).to(probabilities)
+        rows = decided.any(dim=1).nonzero().squeeze(1)
+        where = (before[rows], after[rows], decided[rows], probabilities[rows])
+        begin = torch.full((len(rows),), column + 1)
+        return Decisions(rows.cpu(), torch.full((len(rows),), step), *where, begin=begin, end=column + 1)
 
     def _next_logits(self, new: Tensor, before: Tensor, cache: DynamicCache, inputs: DenoiserInputs) -> Tensor:
         """Guided, filtered logits `(rows, vocab)` of the tokens that follow `before`, whose last ones are `new`."""

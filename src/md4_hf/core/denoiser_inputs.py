@@ -64,9 +64,13 @@ class DenoiserInputs:
         """Columns of the run, of whole sequences `(rows, ...)`."""
         return whole
 
-    def whole(self, part: Tensor) -> Tensor:
-        """Sequences `(rows, ...)` with these ids in the columns of the run."""
+    def whole(self, part: Tensor, rest: Tensor | None = None) -> Tensor:
+        """Sequences `(rows, ...)` with these values in the columns of the run, and the ids, or `rest`, elsewhere."""
         return part
+
+    def begins(self, rows: Tensor) -> Tensor:
+        """First columns `(n,)` of the run, of the rows `(n,)`, on the CPU."""
+        return torch.zeros(len(rows), dtype=torch.long)
 
     def replace(self, whole: Tensor):
         """Continue with other sequences `(rows, ...)`."""
@@ -116,9 +120,13 @@ class BlockInputs(DenoiserInputs):
         padded = torch.nn.functional.pad(whole, (0, 1), value=filler)
         return padded.gather(1, self.columns.clamp(max=whole.shape[1]))
 
-    def whole(self, part: Tensor) -> Tensor:
-        """Sequences `(rows, length)` with these ids in the columns of the block."""
-        return _placed(part, self.columns, self.sample)
+    def whole(self, part: Tensor, rest: Tensor | None = None) -> Tensor:
+        """Sequences `(rows, length)` with these values in the columns of the block, see `DenoiserInputs.whole`."""
+        return _placed(part, self.columns, self.sample if rest is None else rest)
+
+    def begins(self, rows: Tensor) -> Tensor:
+        """First columns of the blocks, see `DenoiserInputs.begins`."""
+        return self.columns[:, 0].cpu()[rows]
 
     def replace(self, whole: Tensor):
         """Continue with other sequences `(rows, length)`."""

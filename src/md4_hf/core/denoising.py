@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .decisions import Decisions, decisions_of_step
 from .denoiser_inputs import BlockInputs, DenoiserInputs
 from .foreign_scheduler import ForeignScheduler
 from .guidance import ClassifierGuidance, Guidance
@@ -28,6 +29,7 @@ class Observer:
     """Looks on while a batch is denoised. This one sees nothing; a pipeline's shows progress and calls back."""
 
     sees_steps = False  # whether it is shown the steps of the grid one by one, for which all rows wait
+    records = False  # whether it is told what each network call decides, for which no row waits
     num_timesteps = 0  # steps of the call, over all blocks once these are known; the loop says so
 
     @property
@@ -43,6 +45,15 @@ class Observer:
     def after_step(self, number: int, timestep: Tensor, tensors: dict[str, Tensor | None]) -> dict[str, Any]:
         """See a step, by its number in the call, with `"sample"` and `"logits"`; return those to put in their place."""
         return {}
+
+    def begin(self, rows: list[Tensor]):
+        """See the ids of the rows of the call, if it records."""
+
+    def after_call(self, decisions: Decisions):
+        """See what a network call has decided, if it records."""
+
+    def finish(self, sample: Tensor):
+        """See the ids `(rows, ...)` at the end, if it records."""
 
 
 @dataclass
@@ -124,7 +135,7 @@ class Denoising:
                     if look is None:
                         break
                     taken, logits = look, self._predict(look, inputs, len(sample))
-                    self._take(run, look, logits)
+                    self._take(run, look, logits, inputs)
                     if self.stream is not None:
                         self.stream.draft(inputs.whole(run.sample), inputs.end)
                     done(run.step)
@@ -148,7 +159,7 @@ class Denoising:
             inputs.replace(changed)
             run.replace(inputs.part(changed), step)
         elif taken is not None and logits is not None and "logits" in wanted:
-            self._take(run, taken, self.token_filter.suppress(logits))
+            self._take(run, taken, self.token_filter.suppress(logits), inputs)
         return logits
 
     def _end_rows(self, run: Run, inputs: DenoiserInputs):
@@ -158,11 +169,13 @@ class Denoising:
             rows = self.end_of_text.reached(whole).nonzero().squeeze(1)
             run.stop(rows.cpu(), inputs.part(self.end_of_text.filled(whole))[rows])
 
-    def _take(self, run: Run, look: Look, logits: Tensor):
+    def _take(self, run: Run, look: Look, logits: Tensor, inputs: DenoiserInputs):
         """Take the step of the rows that a run has looked at."""
         plan: Any = look.plan  # of the kind that this scheduler makes
         output: Any = self.scheduler.step(logits, look.timesteps, look.sample, plan=plan)
         run.take(look, output)
+        if self.observer.records:
+            self.observer.after_call(decisions_of_step(run, look, output, logits, inputs))
 
     def _predict(self, look: Look, inputs: DenoiserInputs, num_rows: int) -> Tensor:
         """Guided, filtered logits at the candidates of the rows that a run looks at."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .baseline_decoding import BaselineDecoding
+from .decisions import Decisions
 from .denoiser_inputs import DenoiserInputs
 from .discrete_processes import TokenStates, discrete_process
 from .masked_diffusion import draw_categorical
@@ -33,9 +34,22 @@ class DiscreteDecoding(BaselineDecoding):
                     break
                 t, s = (torch.full((len(x),), i / steps, dtype=torch.float64, device=x.device) for i in (k, k - 1))
                 table = process.reverse(self._logits(states, states.tokens(x), t, inputs), x, t, s)
-                x = torch.where(is_masked, draw_categorical(table, _uniform(sample, generators)), given)
+                before, x = x, torch.where(is_masked, draw_categorical(table, _uniform(sample, generators)), given)
+                if self.observer.records:
+                    self.observer.after_call(self._decisions(states, before, x, is_masked, table, steps - k))
                 done(steps + 1 - k)
         return self._finished(torch.where(is_masked, states.tokens(x), sample))
+
+    @staticmethod
+    def _decisions(
+        states: TokenStates, before: Tensor, after: Tensor, is_masked: Tensor, table: Tensor, step: int
+    ) -> Decisions:
+        """Tokens of a step, all of which are drawn anew, with their probabilities in the reverse step."""
+        rows = torch.arange(len(after))
+        probabilities = table.gather(-1, after[..., None].to(table.device)).squeeze(-1)
+        ids = (states.tokens(before), states.tokens(after))
+        decided = is_masked & ((before != after) | (step == 0))
+        return Decisions(rows, torch.full((len(rows),), step), *ids, decided, probabilities.float())
 
     @torch.no_grad()
     def _logits(self, states: TokenStates, tokens: Tensor, t: Tensor, inputs: DenoiserInputs) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat_inputs import ChatInputs
+from .decisions import Decisions, Recorder, is_recorder
 from .denoiser_inputs import block_length_of
 from .denoising import Denoising, Observer
 from .foreign_scheduler import as_sampler
@@ -37,7 +38,7 @@ from .token_filter import LogitsProcessing
 
 
 CALLBACK_TENSORS = ["sample", "logits"]
-Callback: TypeAlias = Callable[[Any, int, Tensor, dict], dict] | PipelineCallback | MultiPipelineCallbacks
+Callback: TypeAlias = Callable[[Any, int, Tensor, dict], dict] | PipelineCallback | MultiPipelineCallbacks | Recorder
 REMOTE_MODULE = "remote_pipeline"  # opens a saved pipeline where this package is not installed
 # Libraries that `model_index.json` names for the components: this package, or those that diffusers always knows.
 OWN_LIBRARY = "md4_hf"
@@ -307,10 +308,11 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
                 `put_draft(ids)`, as `TextDiffusionStreamer` has it, gets the block that is being written after each
                 step, with its masks.
             return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
-            callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
+            callback_on_step_end (`Callable`, `PipelineCallback`, `MultiPipelineCallbacks` or recorder, *optional*):
                 Called as `callback(pipeline, step, timestep, tensors)`, with steps counted over all blocks. The
                 `"sample"` it returns replaces the pipeline's. With the `"logits"` it returns, and no other sample, the
-                step is drawn anew, by its noise.
+                step is drawn anew, by its noise. A `TrajectoryRecorder`, or another object with its `start`, `record`
+                and `finish`, is told what each network call decides; it changes nothing, and goes with every option.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*):
                 Names among `"sample"` (the default) and `"logits"`; a callback object of diffusers brings its own.
 
@@ -347,14 +349,14 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         )
         if isinstance(inputs, ChatInputs):
             request = inputs.completed(request, eos_early_stop)
-        if callback_on_step_end is not None and not self._loop_class.shows_steps:
+        self._observer = PipelineObserver(self, callback_on_step_end, tensor_names)
+        if self._observer.sees_steps and not self._loop_class.shows_steps:
             raise ValueError(f"`callback_on_step_end` must be left out for {self._loop_class.kind}.")
-        if callback_on_step_end is not None and not request.is_bounded:
+        if self._observer.sees_steps and not request.is_bounded:
             raise ValueError("`callback_on_step_end` must be None with `block_length` and its cache.")
         options = SamplingOptions.of(given)
         call = SamplingCall(self.model, self.scheduler, inputs, request, options, device, self._loop_class)
         self._token_filter, self._guidance_scale, self._interrupt = call.token_filter, float(guidance_scale), False
-        self._observer = PipelineObserver(self, callback_on_step_end, tensor_names)
         sample = call.run(self._observer)
         self.maybe_free_model_hooks()
         output = self._output(call, sample, output_type, skip_special_tokens)
@@ -475,8 +477,10 @@ class PipelineObserver(Observer):
     """Shows the progress of a pipeline's call, calls back, and stops the loop where the pipeline is interrupted."""
 
     def __init__(self, pipeline: MaskedDiffusionPipeline, callback: Callback | None, tensor_names: list[str]):
-        self.pipeline, self.callback, self.tensor_names = pipeline, callback, tensor_names
-        self.sees_steps = callback is not None
+        self.pipeline, self.tensor_names, self.records = pipeline, tensor_names, is_recorder(callback)
+        self.recorder: Any = callback if self.records else None
+        self.callback: Any = None if self.records else callback
+        self.sees_steps = self.callback is not None
 
     @property
     def is_interrupted(self) -> bool:
@@ -493,6 +497,20 @@ class PipelineObserver(Observer):
         """Call back, see `Observer.after_step`."""
         given = {name: tensors[name] for name in self.tensor_names}
         return self.callback(self.pipeline, number, timestep, given) or {}
+
+    def begin(self, rows: list[Tensor]):
+        """Give a recorder the rows, see `Observer.begin`."""
+        if self.records:
+            self.recorder.start(self.pipeline, rows, self.pipeline.mask_token_id)
+
+    def after_call(self, decisions: Decisions):
+        """Give a recorder what was decided, see `Observer.after_call`."""
+        self.recorder.record(decisions)
+
+    def finish(self, sample: Tensor):
+        """Give a recorder the sample, see `Observer.finish`."""
+        if self.records:
+            self.recorder.finish(sample)
 
 
 def _check_config(model: Any):

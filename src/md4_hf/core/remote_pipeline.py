@@ -14,6 +14,7 @@ from .chat_inputs import ChatInputs  # noqa: F401
 from .chat_messages import encode_prompt  # noqa: F401
 from .compat import commit_of  # noqa: F401
 from .configuration_md4 import MD4Config  # noqa: F401
+from .decisions import Decisions  # noqa: F401
 from .denoiser_inputs import DenoiserInputs  # noqa: F401
 from .denoising import Denoising  # noqa: F401
 from .foreign_scheduler import ForeignScheduler  # noqa: F401

@@ -127,8 +127,12 @@ class SamplingCall:
             inputs = make_inputs(self.model, guidance, attention_mask, *blocks)
             with streaming(request.streamer, sample, config.mask_token_id) as stream:
                 how = (self.token_filter, guidance, self.classifier, self.end_of_text, stream)
-                loop = self.loop_class(self.model, self.scheduler, *how, observer or Observer())
-                return loop(sample, inputs, self.generators)
+                observer = observer or Observer()
+                loop = self.loop_class(self.model, self.scheduler, *how, observer)
+                observer.begin(self.rows)
+                sample = loop(sample, inputs, self.generators)
+                observer.finish(sample)
+                return sample
 
     def sequences(self, sample: Tensor) -> list[Tensor]:
         """Ids of each row, on the CPU, cut to its own length; behind the end of a text there is padding."""

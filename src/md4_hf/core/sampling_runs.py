@@ -26,6 +26,7 @@ class Look:
     Args:
         rows: `(n,)` rows of the sample, on the CPU.
         times: `(n,)` float32 times that the denoiser is told, on the CPU.
+        steps: `(n,)` steps of the grid, from 0, on the CPU.
         timesteps: `(n,)` times of the scheduler's grid.
         sample: `(n, ...)` ids before the step.
         plan: Plan of the step for these rows.
@@ -34,6 +35,7 @@ class Look:
 
     rows: Tensor
     times: Tensor
+    steps: Tensor
     timesteps: Tensor
     sample: Tensor
     plan: StepPlan
@@ -65,7 +67,7 @@ class PlannedRun:
         plan = self.plan.at(steps, rows)
         self.pending = self.pending.index_put((rows,), self.pending[rows].masked_fill(plan.candidates, self.num_steps))
         sample = self.sample[rows.to(self.sample.device, non_blocking=True)]
-        return Look(rows, self._times[steps], self._timesteps[steps], sample, plan)
+        return Look(rows, self._times[steps], steps, self._timesteps[steps], sample, plan)
 
     def take(self, look: Look, output: MaskedDiffusionSchedulerOutput):
         """Put the rows after their step into the sample."""
@@ -147,7 +149,8 @@ class SteppedRun:
         if not is_correction and scheduler.order_policy is not None:
             self.corrections[rows[~needed]] = 0  # nothing has changed
         sample = sample[where.to(sample.device)]
-        return Look(rows[where], times[where], self._timesteps[steps][where], sample, plan.rows(where), is_correction)
+        steps = steps[where]
+        return Look(rows[where], times[where], steps, self._timesteps[steps], sample, plan.rows(where), is_correction)
 
     def take(self, look: Look, output: MaskedDiffusionSchedulerOutput):
         """Put the rows after their step into the sample, and into the memory."""
@@ -219,7 +222,7 @@ class ForeignRun:
         noise = torch.empty(0, dtype=torch.float64)
         schedulers = [self.schedulers[row] for row in rows.tolist()]
         plan = ForeignPlan(fillable, noise, schedulers=schedulers, seeds=seeds)
-        return Look(rows, share.float().cpu(), self._timesteps[steps], sample, plan)
+        return Look(rows, share.float().cpu(), steps, self._timesteps[steps], sample, plan)
 
     def take(self, look: Look, output: ForeignOutput):
         """Put the rows after their step into the sample."""

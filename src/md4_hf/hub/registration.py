@@ -22,6 +22,7 @@ DIFFUSERS_CLASSES = {
     f"{PACKAGE}.core.pipeline_masked_diffusion": "MaskedDiffusionPipeline",
     f"{PACKAGE}.core.sampling_call": "SamplingCall",
     f"{PACKAGE}.core.denoising": "Denoising",
+    f"{PACKAGE}.core.decisions": "Decisions",
     f"{PACKAGE}.core.sampling_runs": "start_run",
     f"{PACKAGE}.core.foreign_scheduler": "as_sampler",
     f"{PACKAGE}.core.scheduling_masked_diffusion": "MaskedDiffusionScheduler",

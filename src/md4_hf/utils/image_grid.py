@@ -66,6 +66,15 @@ def save_image_grid(
         if len(labels) not in (0, count):
             raise ValueError(f"`{name}` must hold {count} labels or none, got {len(labels)}.")
     file_format = picture_format(path)
+    grid, font_size = image_grid(images, columns, enlarge, gap), min(FONT_SIZE, images[0].height * enlarge)
+    labelled = _with_labels(grid, [*map(str, row_labels)], [*map(str, column_labels)], gap, font_size)
+    with whole_file(path) as temporary:
+        labelled.save(temporary, format=file_format)
+
+
+def image_grid(images: Sequence[PIL.Image.Image], columns: int, enlarge: int, gap: int) -> PIL.Image.Image:
+    """One picture of images of one size; arguments as in `save_image_grid`."""
+    rows = math.ceil(len(images) / columns)
     width, height = (size * enlarge for size in images[0].size)
     size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
     grid = PIL.Image.new(images[0].mode, size, BACKGROUND)
@@ -73,9 +82,7 @@ def save_image_grid(
         row, column = divmod(index, columns)
         large = image.resize((width, height), PIL.Image.Resampling.NEAREST)
         grid.paste(large, (column * (width + gap), row * (height + gap)))
-    labelled = _with_labels(grid, [*map(str, row_labels)], [*map(str, column_labels)], gap, min(FONT_SIZE, height))
-    with whole_file(path) as temporary:
-        labelled.save(temporary, format=file_format)
+    return grid
 
 
 def _with_labels(

@@ -122,7 +122,7 @@ COMMANDS: dict[str, Command] = {
         "sample.sample",
         "sample text or images, from nothing, from a prompt or of a class",
         "Sample text, from nothing or from a prompt, or images, from nothing or of a class.",
-        (options.SampleArguments, options.PromptArguments),
+        (options.SampleArguments, options.PromptArguments, options.WatchArguments),
         MODEL,
         stands_for={"path": "output"},
     ),
@@ -156,7 +156,7 @@ COMMANDS: dict[str, Command] = {
         "fill the gaps of a text or an image and keep the rest of it",
         "Fill the gaps of a text or of an image and keep the rest of it. A gap of n tokens is written <mask:n>, the "
         "gap of an image is what is white in another one.",
-        (options.SampleArguments, options.ImageArguments),
+        (options.SampleArguments, options.ImageArguments, options.WatchArguments),
         {**MODEL, "[text]": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'},
         stands_for={"prompt": "text", "path": "output"},
     ),

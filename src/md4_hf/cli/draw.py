@@ -16,6 +16,7 @@ from ..core.reverse_steps import DRAW_OPTIONS, SAMPLER_OPTIONS
 from ..core.scheduling_masked_diffusion import MaskedDiffusionScheduler
 from ..core.text_encoding import encode_texts
 from ..evaluation.provenance import weights_sha256
+from ..evaluation.trajectory_recorder import TrajectoryRecorder
 from ..objective.noise import sample_seed
 from ..utils.processes import Processes, gather, on_first_process
 from .options import SamplerArguments
@@ -65,6 +66,7 @@ class Sampling:
         self.pipeline, self.options = pipeline, options
         self.sources = with_classes(sources, options.class_labels)
         self.shared = shared or {}
+        self.recorder: TrajectoryRecorder | None = None  # of the samples that are drawn, until it is full
         self.arguments = {name: getattr(options, name) for name in ARGUMENTS_OF_PIPELINE}
         self.arguments["suppress_tokens"] = suppressed_ids(options.suppress_tokens, pipeline.tokenizer)
         self.scheduler = sampler_config(pipeline, options)
@@ -121,6 +123,7 @@ class Sampling:
             **self.shared,
             **given,
             num_samples=1 if given else len(indices),
+            callback_on_step_end=None if self.recorder is None or self.recorder.is_full else self.recorder,
             output_type="ids" if self.pipeline.tokenizer is None else "text",
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         )

@@ -17,6 +17,7 @@ COMPARED_SAMPLERS, COMPARED_STEPS = ("random", "confidence", "entropy_bound", "r
 OF_THE_JUDGE = ("judge_revision", "retokenise", "add_bos", "max_length")
 OF_REFERENCES = ("references_config", "references_split", "references_revision", "text_column")
 PRECISIONS = ("float32", "bfloat16", "float16")
+RECORDED_TEXTS, RECORDED_IMAGES = 16, 64  # samples whose unmasking is shown in a file, at most
 SMALL_IMAGE = 64  # pixels of the side of an image that is enlarged to be looked at
 # Those of `core.opening_orders` and `core.remasking`, which import torch.
 ORDER_NAMES = (
@@ -211,6 +212,33 @@ class SampleArguments(SamplerArguments):
     def __post_init__(self):
         super().__post_init__()
         check_at_least(self, 1, "batch_size", "enlarge")
+
+
+@dataclass
+class WatchArguments:
+    """The unmasking of samples, to be looked at."""
+
+    _argument_group_name = "unmasking"
+
+    html: str | None = option(
+        "Page to write that plays the unmasking, without network access: step, token and probability of each place, of "
+        f"the first {RECORDED_TEXTS} texts or {RECORDED_IMAGES} images."
+    )
+    gif: str | None = option("Animation of the unmasking to write, of the first 3 texts or 64 images.")
+    color_by: str = option(
+        "Colour of a token: the step at which it was decided, or its probability.",
+        default="step",
+        choices=["step", "confidence"],
+    )
+
+    def __post_init__(self):
+        if not self.writes_files:
+            check_left_out(self, ["color_by"], "without --html or --gif")
+
+    @property
+    def writes_files(self) -> bool:
+        """Whether a page or an animation is asked for."""
+        return self.html is not None or self.gif is not None
 
 
 @dataclass

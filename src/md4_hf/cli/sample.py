@@ -26,38 +26,41 @@ from ..utils.files import check_can_be_written
 from ..utils.image_grid import picture_format, save_image_grid
 from ..utils.options import check_left_out
 from ..utils.processes import Processes, joined_processes, on_first_process
-from .draw import Sampling, check_ranges, draw
-from .options import SMALL_IMAGE, ImageArguments, PromptArguments, SampleArguments
+from .draw import Sampling, check_ranges
+from .options import SMALL_IMAGE, ImageArguments, PromptArguments, SampleArguments, WatchArguments
 from .prompts import read_prompts
-from .sample_files import Console, Row, SampleFile, kept_recipe, write_json_lines, write_texts
+from .sample_files import Console, Memory, Row, SampleFile, Sink, kept_recipe, write_json_lines, write_texts
+from .watching import check_watching, draw_watched
 
 
 WRITERS: dict[str, Callable[[Iterable[Row], Path], None]] = {".jsonl": write_json_lines, ".txt": write_texts}
 
 
-def sample(options: SampleArguments, prompt: PromptArguments, rest: argparse.Namespace):
+def sample(options: SampleArguments, prompt: PromptArguments, watch: WatchArguments, rest: argparse.Namespace):
     """Sample text or images from nothing or of a class, or continue prompts and fill their gaps."""
-    with prepared(options) as processes:
+    with prepared(options, watch) as processes:
         prompts = on_first_process(processes, lambda: read_prompts(prompt))
-        pipeline = open_pipeline(rest.model, options, processes)
+        pipeline = open_pipeline(rest.model, options, watch, processes)
         sources = ({},) if prompts is None else [{"prompt": text} for text in prompts]
-        draw_and_write(Sampling(pipeline, options, sources), options, processes)
+        draw_and_write(Sampling(pipeline, options, sources), options, watch, processes, rest.model)
 
 
-def infill(options: SampleArguments, image: ImageArguments, rest: argparse.Namespace):
+def infill(options: SampleArguments, image: ImageArguments, watch: WatchArguments, rest: argparse.Namespace):
     """Fill the gaps of a text or of an image, and keep the rest as it is."""
     if (rest.text is None) == (image.image is None):
         raise ValueError(f"Either `text` or `image` must be given, got {rest.text!r} and {image.image!r}.")
-    with prepared(options) as processes:
+    with prepared(options, watch) as processes:
+        open_model = functools.partial(open_pipeline, rest.model, options, watch, processes)
         fill = infill_image if rest.text is None else infill_text
-        draw_and_write(fill(rest, image, options, processes), options, processes)
+        draw_and_write(fill(open_model, rest, image, options), options, watch, processes, rest.model)
 
 
 @contextlib.contextmanager
-def prepared(options: SampleArguments) -> Iterator[Processes]:
+def prepared(options: SampleArguments, watch: WatchArguments) -> Iterator[Processes]:
     """Context of a command: the output is checked, the processes know of each other, and they have one seed."""
     if options.output is not None:
         check_output(Path(options.output))
+    check_watching(watch)
     check_ranges(options)
     with contextlib.ExitStack() as loading, joined_processes(options.device) as processes:
         if options.quiet or processes.process_index:
@@ -87,27 +90,27 @@ def seed_of(options: SampleArguments) -> int:
     return kept["seed"] if isinstance(kept, dict) and isinstance(kept.get("seed"), int) else secrets.randbelow(2**31)
 
 
-def open_pipeline(model: str, options: SampleArguments, processes: Processes):
+def open_pipeline(model: str, options: SampleArguments, watch: WatchArguments, processes: Processes):
     """The pipeline of a folder or Hub id, on the device of this process; the output has to fit the model."""
     names = {"base": options.base, "revision": options.revision}
     pipeline = load_pipeline(model, **names, dtype=options.dtype, device=processes.device)
     is_file = options.output is not None and Path(options.output).suffix.lower() in WRITERS
     if pipeline.image_shape is None:
         check_left_out(options, ["enlarge"] if is_file else ["output", "enlarge"], "for a model of text")
-    elif options.output is None or Path(options.output).suffix.lower() == ".txt":
+    elif (options.output is None and not watch.writes_files) or Path(options.output or "").suffix.lower() == ".txt":
         raise ValueError("`output` must name a picture, or a .jsonl file, to write for a model of images.")
-    elif not is_file and pipeline.image_processor is None:
+    elif options.output is not None and not is_file and pipeline.image_processor is None:
         raise ValueError(f"`output` must be a .jsonl file for images that cannot be shown, got {options.output}.")
     return pipeline
 
 
 def infill_text(
-    rest: argparse.Namespace, image: ImageArguments, options: SampleArguments, processes: Processes
+    open_model: Callable[[], Any], rest: argparse.Namespace, image: ImageArguments, options: SampleArguments
 ) -> Sampling:
     """Samples that fill the gaps of a text."""
     if image.mask is not None:
         raise ValueError(f"`mask` needs an `image`, got {image.mask} without.")
-    pipeline = open_pipeline(rest.model, options, processes)
+    pipeline = open_model()
     if pipeline.image_shape is not None:
         raise ValueError("`image` and `mask` must be given for a model of images, got a text.")
     if pipeline.tokenizer is None:
@@ -119,7 +122,7 @@ def infill_text(
 
 
 def infill_image(
-    rest: argparse.Namespace, image: ImageArguments, options: SampleArguments, processes: Processes
+    open_model: Callable[[], Any], rest: argparse.Namespace, image: ImageArguments, options: SampleArguments
 ) -> Sampling:
     """Samples that fill the white part of the mask."""
     if image.mask is None:
@@ -128,25 +131,35 @@ def infill_image(
         picture = PIL.Image.open(image.image)
     with file_errors_as_value_errors("mask", image.mask):
         mask = PIL.Image.open(image.mask)
-    pipeline = open_pipeline(rest.model, options, processes)
+    pipeline = open_model()
     given = picture.convert("L" if pipeline.image_shape and pipeline.image_shape[0] == 1 else "RGB")
     return Sampling(pipeline, options, [{"image": given}], {"mask_image": mask})
 
 
-def draw_and_write(sampling: Sampling, options: SampleArguments, processes: Processes):
-    """Draw the samples, and print them or write them to the file."""
-    if options.output is None:
-        draw(sampling, Console(), options.batch_size, processes, options.quiet)
+def draw_and_write(
+    sampling: Sampling, options: SampleArguments, watch: WatchArguments, processes: Processes, title: str
+):
+    """Draw the samples, and print them or write them to the file; and write their unmasking if asked to."""
+    sink, is_image = sink_of(sampling, options), sampling.pipeline.image_shape is not None
+    written = draw_watched(sampling, sink, options, watch, processes, title)
+    if processes.process_index or options.quiet:
         return
+    if options.output is not None:
+        samples = counted(sampling.total, "image" if is_image else "sample")
+        print(f"{samples} {'is' if sampling.total == 1 else 'are'} in {options.output}")
+    if written:
+        print(f"The unmasking is in {' and '.join(written)}", file=sys.stderr)
+
+
+def sink_of(sampling: Sampling, options: SampleArguments) -> Sink:
+    """Place of the samples: the file; the console, for texts; or none."""
+    if options.output is None:
+        return Console() if sampling.pipeline.image_shape is None else Memory()
     path = Path(options.output)
     write = WRITERS.get(path.suffix.lower()) or functools.partial(write_picture, sampling.pipeline, options)
     if write is write_json_lines:
         write = functools.partial(write_with_settings, sampling.settings)
-    sink = SampleFile(path, sampling.recipe(), sampling.total, write)
-    draw(sampling, sink, options.batch_size, processes, options.quiet)
-    if processes.process_index == 0 and not options.quiet:
-        samples = counted(sampling.total, "image" if sampling.pipeline.image_shape else "sample")
-        print(f"{samples} {'is' if sampling.total == 1 else 'are'} in {path}")
+    return SampleFile(path, sampling.recipe(), sampling.total, write)
 
 
 def write_with_settings(settings: dict[str, Any], rows: Iterable[Row], path: Path):

@@ -36,6 +36,7 @@ LIBRARIES = {
     "schedules": {"torch"},
     "masked_diffusion": {"torch"},
     "linear_nelbo": {"torch"},
+    "triton_nll": {"torch"},
     "discrete_kernels": {"torch"},
     "discrete_processes": {"torch"},
     "input_checks": {"torch"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -115,16 +115,23 @@ def attention(
     name, _, kernel = implementation.partition(" ")
     model.set_attn_implementation(name)
     real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool().cpu()
-    with sdpa_kernel(SDPA[kernel]) if kernel else nullcontext():
-        try:
-            found = {"logits": logits_of(model, inputs, DTYPES[precision]).cpu()[real]}
-            if not (name == FLEX and context.device.type == "cpu"):  # no backward pass there
-                found |= outcome(model, inputs, DTYPES[precision])
-        except RuntimeError as error:
-            if any(message in str(error) for message in NO_KERNEL):
-                raise NotAvailable("torch has no such kernel for these inputs") from error
-            raise
+    with kernel_of_sdpa(kernel) if kernel else nullcontext():
+        found = {"logits": logits_of(model, inputs, DTYPES[precision]).cpu()[real]}
+        if not (name == FLEX and context.device.type == "cpu"):  # no backward pass there
+            found |= outcome(model, inputs, DTYPES[precision])
     return compared(found, {**reference, "logits": reference["logits"][real]}, TOLERANCES[precision])
+
+
+@contextmanager
+def kernel_of_sdpa(kernel: str) -> Iterator[None]:
+    """Let SDPA run one of its kernels, or raise `NotAvailable`."""
+    try:
+        with sdpa_kernel(SDPA[kernel]):
+            yield
+    except RuntimeError as error:
+        if any(message in str(error) for message in NO_KERNEL):
+            raise NotAvailable("torch has no such kernel for these inputs") from error
+        raise
 
 
 def check_available(context: Context, implementation: str, precision: str, inputs: dict[str, Any]):
@@ -143,8 +150,8 @@ def check_available(context: Context, implementation: str, precision: str, input
 
 
 def loss_operator(context: Context) -> Iterator[Row]:
-    """Head and loss in one at a vocabulary of 50258: with Liger's kernel if it is there, and with torch's."""
-    for kernel in ("torch", "Liger"):
+    """Head and loss in one at a vocabulary of 50258: with the kernel of Triton, and with torch's."""
+    for kernel in ("torch", "Triton"):
         for precision in DTYPES:
             measure = functools.partial(operator_case, context, kernel, precision)
             yield context.measured(f"loss operator, {kernel}, {precision}", measure)
@@ -152,8 +159,8 @@ def loss_operator(context: Context) -> Iterator[Row]:
 
 def operator_case(context: Context, kernel: str, precision: str) -> Row:
     """Sum of the loss and its gradients against the processor in float64."""
-    if kernel == "Liger" and (context.device.type != "cuda" or operator.liger_cross_entropy() is None):
-        raise NotAvailable("Liger's kernels are not installed, or not for this device")
+    if kernel == "Triton" and (context.device.type != "cuda" or operator.triton_kernel() is None):
+        raise NotAvailable("Triton is not installed, or not for this device")
     rows, hidden, vocab = (50, 32, 300) if context.tiny else (1500, 256, 50258)
     torch.manual_seed(context.options.seed)
     parameters = [torch.randn(rows, hidden), torch.randn(vocab, hidden) / hidden**0.5]
@@ -169,19 +176,19 @@ def operator_case(context: Context, kernel: str, precision: str) -> Row:
         return {"loss": total, "gradients": torch.cat([g.cpu().double().flatten() for g in gradients])}
 
     reference = value_and_gradients("cpu", torch.float64, False)
-    with without_liger() if kernel == "torch" else nullcontext():
+    with without_triton() if kernel == "torch" else nullcontext():
         found = value_and_gradients(context.device, torch.float32, precision == BFLOAT16)
     return compared(found, reference, TOLERANCES[precision])
 
 
-class without_liger:
-    """Let the loss operator run torch's kernels in this context, also where Liger is installed."""
+class without_triton:
+    """Let the loss operator run torch's kernels in this context."""
 
     def __enter__(self):
-        self.found, operator.liger_cross_entropy = operator.liger_cross_entropy, lambda: None
+        self.found, operator.triton_kernel = operator.triton_kernel, lambda: None
 
     def __exit__(self, *error):
-        operator.liger_cross_entropy = self.found
+        operator.triton_kernel = self.found
 
 
 def gradients_made_otherwise(context: Context) -> Iterator[Row]:
@@ -227,5 +234,5 @@ def adapted(context: Context) -> tuple[torch.nn.Module, dict[str, Any]]:
     model = add_adapter(model, LoraArguments(lora_r=4))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=0.03)
     return model, inputs

@@ -95,7 +95,7 @@ def make_trainer(context: Context, folder: Path, **options: Any) -> MD4Trainer:
     """Trainer of a small model with dropout, in bf16, with checkpoints halfway."""
     torch.manual_seed(context.options.seed)
     config = preset_config("text8", tiny=True, attn_implementation="sdpa")
-    data = RandomIds(128, config.max_position_embeddings, config.vocab_size - 1)
+    data = RandomIds(1024, config.max_position_embeddings, config.vocab_size - 1)
     defaults: dict[str, Any] = {"max_steps": STEPS, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
     defaults |= {"save_strategy": "steps", "save_steps": STEPS // 2, "logging_steps": 1}
     defaults |= {"ema_decay": 0.9, "bf16": True}

@@ -25,5 +25,5 @@ def run(context: Context) -> Iterator[Row]:
     for deterministic in (True, False):
         name = f"resumption, {'deterministic' if deterministic else 'default'} kernels"
         yield context.measured(name, functools.partial(checks_training.resumption, context, deterministic))
-    yield from checks_networks.attention_backends(context, [checks_networks.FLEX], seconds=8.0)
     yield from checks_networks.compiled_networks(context)
+    yield from checks_networks.attention_backends(context, [checks_networks.FLEX], seconds=8.0)

@@ -22,6 +22,7 @@ from .steps import LAYERS, WHOLE, TrainingStep, compiled, preset_config
 
 
 WARM_UP, STEPS = 3, 5
+BATCH = 64  # with fewer, the bound on the masked tokens is too loose to be used
 SYNC_MESSAGE = "synchronizing CUDA operation"
 
 
@@ -46,7 +47,7 @@ def run(context: Context) -> Iterator[Row]:
 def make_step(context: Context, **changes: Any) -> TrainingStep:
     """A step of a small model on text."""
     config = preset_config("openwebtext-small", tiny=True, attn_implementation="sdpa", **changes)
-    return TrainingStep(config, 8, context.device, output_dir=str(context.output))
+    return TrainingStep(config, BATCH, context.device, output_dir=str(context.output))
 
 
 def no_columns(context: Context, step: TrainingStep, number: int) -> dict[str, Tensor]:
@@ -145,6 +146,7 @@ class WatchCallback(TrainerCallback):
 def waits_of_the_trainer(context: Context) -> Row:
     """Waits per step of a whole `MD4Trainer`, between its logs."""
     options = {"max_steps": WARM_UP + STEPS + 1, "save_strategy": "no", "logging_steps": 1000}
+    options["per_device_train_batch_size"] = BATCH
     watch = Watch(context.device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(context, Path(folder), **options)
@@ -173,7 +175,7 @@ def graphs(context: Context, way: str, columns: Callable) -> Row:
     torch.compiler.reset()
     counters.clear()
     step = make_step(context)
-    step.network, step.args.torch_compile = compiled(step.model, way, only_traced=True), way == WHOLE
+    step.network = compiled(step.model, way, only_traced=True)
     given = [columns(context, step, number) for number in range(WARM_UP + STEPS)]
     for number in range(WARM_UP):
         step(**given[number])

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from md4_hf.core.linear_nelbo import liger_cross_entropy, linear_nelbo
+from md4_hf.core.linear_nelbo import linear_nelbo
 
-from .checks_networks import without_liger
+from .checks_networks import without_triton
 from .comparing import TOLERANCES, relative_error
 from .part import Context, NotAvailable, Row
 from .steps import memory_freed, peak_bytes, seconds_per_call
@@ -46,9 +46,9 @@ def ours(problem: Problem) -> Tensor:
     return total
 
 
-def ours_without_liger(problem: Problem) -> Tensor:
+def ours_without_triton(problem: Problem) -> Tensor:
     """Operator of this package, with torch's kernels."""
-    with without_liger():
+    with without_triton():
         return ours(problem)
 
 
@@ -71,17 +71,19 @@ def torchs(problem: Problem) -> Tensor:
 
 def ligers(problem: Problem) -> Tensor:
     """Fused operator of liger-kernel; without weights, which it does not have."""
-    if problem.device.type != "cuda" or liger_cross_entropy() is None:
-        raise NotAvailable("Liger's kernels are not installed, or not for this device")
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError as error:
+        raise NotAvailable("liger-kernel is not installed") from error
+    if problem.device.type != "cuda":
+        raise NotAvailable("Liger's kernels are not for this device")
     loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")
     return loss(problem.head, problem.states, problem.target, problem.bias)
 
 
 LOSSES = {
     "md4_hf": ours,
-    "md4_hf without Liger": ours_without_liger,
+    "md4_hf without Triton": ours_without_triton,
     "all logits": plain_logits,
     "torch's linear_cross_entropy": torchs,
     "Liger's fused operator, unweighted": ligers,

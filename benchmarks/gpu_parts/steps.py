@@ -103,7 +103,6 @@ class TrainingStep:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=device.type == "cuda")
         self.objective = Objective.of_config(config)
         self.args = MD4TrainingArguments(output_dir=output_dir, use_cpu=device.type == "cpu", report_to="none")
-        self.args.torch_compile = way == WHOLE
         self.x0 = torch.randint(config.vocab_size - 1, (batch, config.max_position_embeddings), device=device)
         self.step = 0
 

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from measuring import interleaved, matmul_peak, paired_ratio
 
-from .checks_networks import without_liger
+from md4_hf.core.linear_nelbo import triton_kernel
+
+from .checks_networks import SDPA, kernel_of_sdpa, without_triton
 from .loss_alone import losses_alone
 from .part import Context, NotAvailable, Row, is_out_of_memory
 from .pictures import plot_lines
@@ -31,7 +34,7 @@ from .steps import (
 
 
 MAIN = "openwebtext-small"
-BATCHES = {MAIN: (8, 16, 32, 64), "text8": (32, 64, 128, 256), "openwebtext-medium": (8, 16, 32)}
+BATCHES = {MAIN: (16, 64), "text8": (64, 256), "openwebtext-medium": (16, 32)}
 TINY_BATCHES = (2, 4)
 GOAL_TOKENS_PER_SECOND, GOAL_RATIO, GOAL_MEMORY = 450_000, 1.8, 1 / 3
 
@@ -112,27 +115,48 @@ def run(context: Context) -> Iterator[Row]:
     of_preset = {name: Speed(context, name, peak) for name in BATCHES}
     main = of_preset[MAIN]
     yield from main.sweep()
-    yield main.goal(main.row("compiled by layer", main.best_batch, seconds=20.0, way=LAYERS))
-    yield context.measured("against the official formulation", functools.partial(against_official, main), seconds=8.0)
+    yield main.goal(main.row("compiled by layer", main.best_batch, seconds=15.0, way=LAYERS))
+    for name, way, seconds in (("eager", None, 8.0), ("compiled by layer", LAYERS, 30.0)):
+        measure = functools.partial(against_official, main, way)
+        yield context.measured(f"against the official formulation, {name}", measure, seconds)
     yield from losses_alone(context)
-    yield main.goal(main.row("compiled whole", main.best_batch, seconds=50.0, way=WHOLE))
-    yield main.row("all logits", main.batches[0], seconds=4.0, loss=loss_of_all_logits)
+    yield from attention_alone(context)
     for name in ("text8", "openwebtext-medium"):
         speed = of_preset[name]
         yield from speed.sweep()
-        yield speed.row("compiled by layer", speed.best_batch, seconds=20.0, way=LAYERS)
-    yield context.measured("Liger against torch's kernels", functools.partial(against_torch, main), seconds=6.0)
-    yield of_preset["text8"].row("compiled whole", of_preset["text8"].best_batch, seconds=40.0, way=WHOLE)
+        yield speed.row("compiled by layer", speed.best_batch, seconds=15.0, way=LAYERS)
+    yield main.row("all logits", main.batches[0], seconds=4.0, loss=loss_of_all_logits)
+    yield context.measured("Triton against torch's kernels", functools.partial(against_torch, main), seconds=6.0)
+    yield main.row("compiled whole", main.best_batch, seconds=50.0, way=WHOLE)
     plot(context, of_preset)
 
 
-def against_official(speed: Speed) -> Row:
+def attention_alone(context: Context) -> Iterator[Row]:
+    """Milliseconds of attention without a mask, forward and backward, by each kernel, for a batch of MD4-S."""
+    batch, heads, length, width = (1, 2, 32, 16) if context.tiny else (16, 12, 1024, 64)
+    shape = (batch, length, heads, width)
+    inputs = [torch.randn(shape, device=context.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+
+    def call(kernel: str):
+        with kernel_of_sdpa(kernel):
+            output = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs))
+        torch.autograd.grad(output, inputs, torch.ones_like(output))
+
+    def measure(kernel: str) -> dict[str, Any]:
+        repeats = 1 if context.tiny else 8
+        return {"ms": 1e3 * seconds_per_call(functools.partial(call, kernel), context.device, repeats)}
+
+    for kernel in SDPA:
+        yield context.measured(f"attention alone, {kernel}", functools.partial(measure, kernel), seconds=2.0)
+
+
+def against_official(speed: Speed, way: str | None) -> Row:
     """The step in turns with the official formulation on the same network: how much faster, and memory for it."""
     context, found = speed.context, None
     for batch in reversed(speed.batches):  # the official one holds all logits, several times over
         with memory_freed(context.device):
             try:
-                found = turns(speed, batch)
+                found = turns(speed, batch, way)
                 break
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -145,13 +169,14 @@ def against_official(speed: Speed) -> Row:
     return Row("", found, ok, f"goals: {GOAL_RATIO} times faster, {GOAL_MEMORY:.2f} of the memory above the weights")
 
 
-def turns(speed: Speed, batch: int) -> dict[str, Any]:
+def turns(speed: Speed, batch: int, way: str | None) -> dict[str, Any]:
     """Both formulations at a batch, in turns."""
     variants = {"official": official_loss, "md4_hf": operator_loss}
     repeats, used = 1 if speed.context.tiny else 6, {}
-    steps = {name: speed.step(batch, loss=loss) for name, loss in variants.items()}
+    steps = {name: speed.step(batch, loss=loss, way=way) for name, loss in variants.items()}
     for name, step in steps.items():
-        step()  # makes the state of the optimizer, which is no memory of the step
+        for _ in range(3):  # compiles, and makes the state of the optimizer, which is no memory of the step
+            step()
         before = allocated(speed.context.device)
         peak = peak_bytes(step, speed.context.device)
         used[name] = None if peak is None else peak - before
@@ -164,20 +189,18 @@ def turns(speed: Speed, batch: int) -> dict[str, Any]:
 
 
 def against_torch(speed: Speed) -> dict[str, Any]:
-    """The whole step with Liger's kernel in turns with torch's."""
-    from md4_hf.core.linear_nelbo import liger_cross_entropy
-
-    if speed.context.device.type != "cuda" or liger_cross_entropy() is None:
-        raise NotAvailable("Liger's kernels are not installed, or not for this device")
+    """The whole step with Triton's kernel in turns with torch's."""
+    if speed.context.device.type != "cuda" or triton_kernel() is None:
+        raise NotAvailable("Triton is not installed, or not for this device")
     with memory_freed(speed.context.device):
         step = speed.step(speed.best_batch)
 
         def plain():
-            with without_liger():
+            with without_triton():
                 step()
 
-        times = interleaved({"torch": plain, "liger": step}, 6)
-        return {"batch": speed.best_batch, "times_faster": paired_ratio(times, "torch", "liger")}
+        times = interleaved({"torch": plain, "triton": step}, 6)
+        return {"batch": speed.best_batch, "times_faster": paired_ratio(times, "torch", "triton")}
 
 
 def allocated(device: torch.device) -> int:

@@ -2,6 +2,8 @@
 """Training pays for masked tokens only: the same loss and gradients as from all logits, which never exist."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -204,19 +206,63 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(total, learned[0], create_graph=True)
 
 
-def test_ligers_kernel_gives_the_same():
-    """In Triton's interpreter, which needs no GPU: TRITON_INTERPRET=1."""
-    pytest.importorskip("liger_kernel", reason="needs liger-kernel")
-    if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU, or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("genmd4", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_padded_ids_change_nothing(monkeypatch, genmd4, dtype):
+    """As on an accelerator, where the logits have more columns than there are ids."""
+    learned, target, weight = head_inputs(genmd4=genmd4)
+
+    def outcome():
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            total, values = lean_values(learned, target, weight)
+        return total, values, *torch.autograd.grad(total, [x for x in learned if x is not None])
+
+    expected = outcome()
+    monkeypatch.setitem(linear_nelbo_module.ALIGNED_IDS, "cpu", 64)
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+    for found, x in zip(outcome(), expected, strict=True):
+        torch.testing.assert_close(found, x, **tolerance)
+        assert found._base is None, "a view"
+
+
+TRITON_SCRIPT = """
+import torch
+from md4_hf.core import triton_nll
+
+triton_nll.LARGEST_BLOCK = 32
+for vocab, width, dtype in ((50, 64, torch.float32), (28, 32, torch.bfloat16), (64, 64, torch.float16)):
+    torch.manual_seed(0)
+    logits = torch.randn(5, width, device=DEVICE).mul(3.0).to(dtype)
+    target = torch.arange(40, 45, device=DEVICE) % (vocab - 1)
+    logits[:, :3] = -torch.inf  # as of ids without a token
+    logits[:, vocab:] = torch.nan  # no one has written there
+    exact = logits[:, :vocab].double()
+    exact[:, vocab - 1] = -torch.inf
+    log_mu = exact.log_softmax(-1)
+    expected = -log_mu.gather(1, target[:, None]).squeeze(1)
+    gradient = log_mu.exp() - torch.nn.functional.one_hot(target, vocab)
+    before = logits.clone()
+    nll = triton_nll.nll_and_gradient(logits, target, vocab, vocab - 1, False)
+    assert torch.equal(logits.nan_to_num(), before.nan_to_num())
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-5)
+    nll = triton_nll.nll_and_gradient(logits, target, vocab, vocab - 1, True)
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-5)
+    tolerance = 1e-6 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(logits[:, :vocab].double(), gradient, rtol=0.01, atol=tolerance)
+    assert (logits[:, vocab:] == 0).all()
+print("compared")
+"""
+
+
+def test_the_kernel_in_triton_gives_the_same():
+    """In Triton's interpreter where there is no GPU: it has to be chosen before Triton is imported."""
+    pytest.importorskip("triton", reason="needs triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    logits, target = torch.randn(5, VOCAB, device=device), torch.randint(MASK, (5,), device=device)
-    logits[:, MASK] = -torch.inf
-    log_mu = logits.log_softmax(-1)
-    gradient = logits.clone()
-    nll = linear_nelbo_module.liger_nll_and_gradient(gradient, target)
-    torch.testing.assert_close(nll, F.nll_loss(log_mu, target, reduction="none"))
-    torch.testing.assert_close(gradient, log_mu.exp() - F.one_hot(target, VOCAB), atol=1e-6, rtol=1e-5)
+    environment = {**os.environ, **({} if device == "cuda" else {"TRITON_INTERPRET": "1"})}
+    script = TRITON_SCRIPT.replace("DEVICE", repr(device))
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "compared\n"
 
 
 def test_torch_accepts_the_operator():

@@ -218,7 +218,7 @@ class ShownTrainerArguments:
     activation_checkpointing: bool | None = option(
         "Compute activations again in the backward pass: less memory, about 20%% slower.", nargs="?", const=True
     )
-    torch_compile: bool = option("Compile the model with `torch.compile`.", default=False)
+    torch_compile: bool = option("Compile the blocks of the model with `torch.compile`.", default=False)
     logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", default=500)
     report_to: str = option('Services that also get the logs: "tensorboard", "wandb", "all", "none".', default="none")
     eval_strategy: str = option("When to evaluate.", default="no", choices=["no", "steps", "epoch"])

@@ -8,21 +8,20 @@ positions never exist together. Needs torch and the standard library only.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masked_diffusion import IGNORE_INDEX, genmd4_cross_entropy_nats
+from .masked_diffusion import genmd4_cross_entropy_nats
 
 
 # Number of logits that exist at a time: on the CPU chosen for its caches, elsewhere enough to keep the device busy.
-LOGITS_AT_A_TIME = {"cpu": 2**24, "elsewhere": 2**26}
+LOGITS_AT_A_TIME = {"cpu": 2**24, "elsewhere": 2**27}
 CACHED_NUMBERS = 2**18  # that a pass over memory takes at a time on the CPU: 1 MiB in float32
 ALIGNED_ROWS = 16  # of float32 logits in columns on the CPU: a cache line
+ALIGNED_IDS = {"cpu": 1, "elsewhere": 64}  # of which the logits have a multiple: GPUs multiply others far slower
 
 
 def linear_nelbo(
@@ -71,28 +70,40 @@ def _linear_nelbo(
 
     The schema below gives the types of the arguments.
     """
-    num_rows, is_cpu = len(target), hidden_states.device.type == "cpu"
+    num_rows, vocab_size, is_cpu = len(target), len(weight), hidden_states.device.type == "cpu"
+    more_ids = -vocab_size % ALIGNED_IDS["cpu" if is_cpu else "elsewhere"]
     if is_cpu and num_rows % ALIGNED_ROWS:
         hidden_states, target, row_weight = _pad_rows(hidden_states, target, row_weight)
-    outputs = _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient)
+    outputs = _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient, more_ids)
     _, values, d_hidden, d_weight, *d_vectors = outputs
+    unit = row_weight.abs().max().clamp(min=1e-30) if dtype == torch.float16 and num_rows else None
+    row_weight = row_weight if unit is None else row_weight / unit  # weights reach 1/eps, which may overflow float16
     with torch.autocast(hidden_states.device.type, enabled=False), torch.no_grad():
-        head, head_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        head, head_bias, exponents = (_with_more_ids(x, more_ids) for x in (weight.to(dtype), bias, exponents))
+        head_bias = None if head_bias is None else head_bias.to(dtype)
         size = _rows_at_a_time(len(target), len(head), is_cpu)
         buffer = head.new_empty(size * len(head))
         for start in range(0, len(target), size):
             part = slice(start, start + size)
             hidden, scale = hidden_states[part].to(dtype), row_weight[part].to(values.dtype)
-            logits = _logits(hidden, head, head_bias, buffer)
-            logits[:, mask_token_id] = -torch.inf
-            values[part] = _values(logits, target[part], exponents, scale, any(needs_gradient), *d_vectors)
+            logits, ids = _logits(hidden, head, head_bias, buffer), (target[part], vocab_size, mask_token_id)
+            values[part] = _values(logits, *ids, exponents, scale, any(needs_gradient), *d_vectors)
             if d_hidden.numel():
                 d_hidden[part] = scale[:, None] * (logits @ head)
             if d_weight.numel():
                 _add_product(d_weight, logits, hidden, scale)
+        if unit is not None:
+            torch._foreach_mul_([x for x in outputs[1:] if x.numel()], unit)
     if num_rows < len(values):  # no views: FSDP2 warns of a head that returns one
         values, d_hidden = values[:num_rows].clone(), d_hidden[:num_rows].clone()
+    for x in outputs[3:]:
+        x.resize_(min(vocab_size, len(x)), *x.shape[1:])
     return values.sum(), values, d_hidden, *outputs[3:]
+
+
+def _with_more_ids(x: Tensor | None, number: int) -> Tensor | None:
+    """Pad the first axis of a parameter by zeros."""
+    return x if x is None or number == 0 else F.pad(x, (0, 0) * (x.dim() - 1) + (0, number))
 
 
 def _pad_rows(hidden_states: Tensor, target: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,12 +133,15 @@ def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, buffer: Tensor) -
     return torch.addmm(bias, hidden, head.T, out=logits)
 
 
-def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[bool]) -> tuple[Tensor, ...]:
+def _empty_outputs(
+    hidden_states, weight, bias, exponents, needs_gradient: list[bool], more_ids: int = 0
+) -> tuple[Tensor, ...]:
     """Allocate sum, values and gradients in the precision of the logits, at least float32."""
     precision = torch.promote_types(hidden_states.dtype, torch.float32)
     values = hidden_states.new_zeros(hidden_states.shape[0], dtype=precision)
-    parameters = (hidden_states, weight, bias, exponents)
-    shapes = [x.shape if needed else (0,) for x, needed in zip(parameters, needs_gradient, strict=True)]
+    of_ids = [None if x is None else (len(x) + more_ids, *x.shape[1:]) for x in (weight, bias, exponents)]
+    parameters = (hidden_states.shape, *of_ids)
+    shapes = [shape if needed else (0,) for shape, needed in zip(parameters, needs_gradient, strict=True)]
     gradients = [hidden_states.new_zeros(shape, dtype=precision) for shape in shapes]
     return hidden_states.new_empty((), dtype=precision), values, *gradients
 
@@ -135,6 +149,8 @@ def _empty_outputs(hidden_states, weight, bias, exponents, needs_gradient: list[
 def _values(
     logits: Tensor,
     target: Tensor,
+    vocab_size: int,
+    mask_token_id: int,
     exponents: Tensor | None,
     row_weight: Tensor,
     needs_gradient: bool,
@@ -143,8 +159,15 @@ def _values(
 ) -> Tensor:
     """Weighted values `(rows,)` of logits, which with `needs_gradient` become their own gradients, without the weights.
 
-    Adds to the gradients of bias and exponents, unless they are empty.
+    The mask's column and those behind `vocab_size` are left out. Adds to the gradients of bias and exponents, unless
+    they are empty.
     """
+    if exponents is None and logits.is_cuda and logits.dtype != torch.float64 and triton_kernel() is not None:
+        values = row_weight * triton_kernel()(logits, target, vocab_size, mask_token_id, needs_gradient)
+        if d_bias.numel():
+            _add_product(d_bias[:, None], logits, logits.new_ones(len(logits), 1), row_weight)
+        return values
+    logits[:, mask_token_id] = logits[:, vocab_size:] = -torch.inf
     values = torch.empty_like(row_weight)
     is_copied = logits.dtype != values.dtype
     num_rows = max(CACHED_NUMBERS // logits.shape[1], 1) if is_copied and logits.device.type == "cpu" else len(logits)
@@ -189,12 +212,7 @@ def _value_and_gradient(
 
 
 def nll_and_gradient(logits: Tensor, target: Tensor) -> Tensor:
-    """-log mu of the target, `(rows,)`; the logits become its gradient mu - [j = target].
-
-    Runs Liger's fused kernel on a GPU where that is installed, and torch otherwise.
-    """
-    if logits.device.type == "cuda" and liger_cross_entropy() is not None:
-        return liger_nll_and_gradient(logits, target)
+    """-log mu of the target, `(rows,)`; the logits become its gradient mu - [j = target]."""
     nll = softmax_and_nll(logits, target)
     logits.scatter_add_(-1, target[:, None], -torch.ones_like(nll)[:, None])
     return nll
@@ -209,34 +227,25 @@ def softmax_and_nll(logits: Tensor, target: Tensor) -> Tensor:
 
 
 @functools.cache
-def liger_cross_entropy() -> Callable | None:
-    """Cross entropy kernel of liger-kernel, or None if that is not installed."""
-    try:  # by name: tools that scan the imports of this file would demand the optional library
-        return importlib.import_module("liger_kernel.ops.cross_entropy").cross_entropy_forward
-    except ImportError:
-        return None
+def triton_kernel() -> Callable | None:
+    """`nll_and_gradient` in one kernel for GPUs, or None without Triton."""
+    from .triton_nll import HAS_TRITON, nll_and_gradient  # only now: importing Triton takes a while
 
-
-def liger_nll_and_gradient(logits: Tensor, target: Tensor) -> Tensor:
-    """`nll_and_gradient` with Liger's kernel, which overwrites the logits by the gradient."""
-    options: dict[str, Any] = {"weight": None, "ignore_index": IGNORE_INDEX, "reduction": "none", "softcap": None}
-    options |= {"lse_square_scale": 0.0, "label_smoothing": 0.0, "return_z_loss": False}
-    nll, *_ = liger_cross_entropy()(logits.detach().requires_grad_(), target, **options)
-    return nll
+    return nll_and_gradient if HAS_TRITON else None
 
 
 def _add_product(d_weight: Tensor, d_logits: Tensor, hidden: Tensor, row_weight: Tensor):
     """Add the contribution of some rows to the gradient in the weight: d_logits^T (row_weight * hidden)."""
+    weighted = (row_weight[:, None] * hidden).to(hidden.dtype)
     if hidden.dtype == d_weight.dtype:
-        d_weight.addmm_(d_logits.T, row_weight[:, None] * hidden)
-        return
-    largest = row_weight.abs().max().clamp(min=1e-30)  # row weights reach 1/eps, which may overflow 16-bit floats
-    weighted = ((row_weight / largest)[:, None] * hidden).to(hidden.dtype)
-    is_cpu = hidden.device.type == "cpu"
-    num_tokens = max(CACHED_NUMBERS // hidden.shape[1], 1) if is_cpu else len(d_weight)
-    for start in range(0, len(d_weight), num_tokens):
-        tokens = slice(start, start + num_tokens)
-        d_weight[tokens] += largest * (d_logits[:, tokens].T @ weighted).to(d_weight.dtype)
+        d_weight.addmm_(d_logits.T, weighted)
+    elif hidden.is_cuda:
+        torch.addmm(d_weight, d_logits.T, weighted, out_dtype=d_weight.dtype, out=d_weight)
+    else:
+        num_ids = max(CACHED_NUMBERS // hidden.shape[1], 1)
+        for start in range(0, len(d_weight), num_ids):
+            ids = slice(start, start + num_ids)
+            d_weight[ids] += (d_logits[:, ids].T @ weighted).to(d_weight.dtype)
 
 
 def _fake_linear_nelbo(hidden_states, weight, bias, target, row_weight, exponents, *options) -> tuple[Tensor, ...]:

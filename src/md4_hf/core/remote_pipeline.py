@@ -47,6 +47,7 @@ from .text_encoding import encode_texts  # noqa: F401
 from .text_ends import EndOfText  # noqa: F401
 from .text_stream import TextStream  # noqa: F401
 from .token_filter import TokenFilter  # noqa: F401
+from .triton_nll import nll_and_gradient  # noqa: F401
 
 
 # diffusers takes the components of a flat folder from libraries that it knows: the index names these libraries.

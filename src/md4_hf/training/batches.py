@@ -149,15 +149,12 @@ def most_masked_tokens(
 ) -> int | None:
     """Upper bound on the masked tokens of a micro-batch, None where it costs more than it saves.
 
-    A compiled model runs for so many tokens at every step. Any other on an accelerator need not wait to hear how many
-    there are; but if the bound is far above their number, as where few tokens are scored, waiting is cheaper.
+    With it, an accelerator need not wait to hear how many there are; but if the bound is far above their number, as
+    where few tokens are scored, waiting is cheaper.
     """
-    if ids.device.type == "cpu":  # where only the blocks are compiled
+    if ids.device.type == "cpu" or not all_scored:
         return None
     examples = -(-len(ids) // max(1, args.n_gpu))  # of each device that DataParallel drives
     length = ids[0].numel()
     bound = objective.most_masked(examples, num_step_examples, length)
-    if bound is None:
-        return None
-    is_tight = all_scored and bound < MOST_MASKED_SHARE * examples * length
-    return bound if args.torch_compile or is_tight else None
+    return None if bound is None or bound > MOST_MASKED_SHARE * examples * length else bound

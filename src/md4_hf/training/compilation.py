@@ -1,18 +1,10 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""`torch_compile` on a CPU: block by block, where the whole model as one graph is slower than none."""
+"""`torch_compile` block by block: the whole model as one graph is slower than none, on a CPU and on a GPU."""
 
 from torch import nn
 
 from ..utils.sharding import undivided_classes
 from .arguments import MD4TrainingArguments
-
-
-def compiles_blocks(args: MD4TrainingArguments) -> bool:
-    """Whether the blocks are compiled in place of the model.
-
-    In one graph, a CPU would run the head at a fixed number of rows, and the loss gains nothing from it.
-    """
-    return args.torch_compile and args.device.type == "cpu"
 
 
 def compile_blocks(model: nn.Module, args: MD4TrainingArguments):

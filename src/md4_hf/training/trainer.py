@@ -42,7 +42,7 @@ from .batches import CheckedCollator, as_tensors, input_names, noised_batch, num
 from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
 from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
 from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume, set_aside
-from .compilation import compile_blocks, compiles_blocks
+from .compilation import compile_blocks
 from .ema import EmaCallback, stored_average
 from .finite_steps import FiniteSteps
 from .model_card import CardFacts
@@ -113,7 +113,7 @@ class MD4Trainer(Trainer):
         self.is_image = model.config.is_image
         kwargs["compute_metrics"] = functools.partial(metrics_of_examples, are_images=self.is_image)
         super().__init__(model=model, args=args, data_collator=data_collator or PaddingCollator(), **kwargs)
-        if compiles_blocks(args):
+        if args.torch_compile:
             compile_blocks(self.model, args)
         check_launch(self, args.expected_processes)
         if self.is_fsdp_enabled:
@@ -134,9 +134,9 @@ class MD4Trainer(Trainer):
         self._add_callbacks()
 
     def create_accelerator_and_postprocess(self):
-        """As `Trainer`'s; on a CPU, the model is not compiled as one graph (see `compile_blocks`)."""
+        """As `Trainer`'s, but the model is not compiled as one graph (see `compile_blocks`)."""
         super().create_accelerator_and_postprocess()
-        if compiles_blocks(self.args):
+        if self.args.torch_compile:
             self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
 
     def _add_callbacks(self):

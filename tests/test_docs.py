@@ -362,7 +362,7 @@ def test_the_options_that_a_page_names_exist(page, capsys):
     known = set()
     for command in COMMANDS:
         with pytest.raises(SystemExit):
-            main([command, "--help_all" if command in ("train", "finetune") else "--help"])
+            main([command, "--help_all" if COMMANDS[command].options else "--help"])
         known |= set(re.findall(r"--\w+", capsys.readouterr().out))
     # Of torchrun, sbatch, lm_eval and accelerate; and what tells the rest.
     other_commands = {"--nproc", "--max", "--nodes", "--help_all", "--help"}

@@ -5,6 +5,8 @@ import argparse
 import dataclasses
 import json
 import math
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -33,7 +35,8 @@ from md4_hf import (
     pack,
 )
 from md4_hf.cli import COMMANDS, main
-from md4_hf.cli.arguments import add_options, parse_arguments, to_bool
+from md4_hf.cli.arguments import add_options, parse_arguments
+from md4_hf.cli.option_values import to_bool
 from md4_hf.cli.texts import measure_baselines
 from md4_hf.cli.train import set_batch_size
 from md4_hf.cli.train_options import (
@@ -411,14 +414,46 @@ def test_accumulation_is_computed_from_the_batch(tmp_path):
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (8, 1)
 
 
-def test_help_is_short_unless_all_is_asked_for(capsys):
-    for option, expected in (("--help", False), ("--help_all", True)):
-        with pytest.raises(SystemExit) as exit_info:
-            main(["train", option])
-        assert exit_info.value.code == 0
-        text = capsys.readouterr().out
-        assert "--masking_schedule" in text and "--output_dir" in text
-        assert ("--torchdynamo" in text or "--fsdp_config" in text) == expected
+def help_of(name, option, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([name, option])
+    assert exit_info.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_on_two_screens_and_ends_with_two_examples(name, capsys):
+    lines = help_of(name, "--help", capsys).splitlines()
+    assert len(lines) <= 100 and max(map(len, lines)) <= 104, "two screens of 50 lines"
+    assert lines[-3] == "examples:" and [line.strip() for line in lines[-2:]] == [*COMMANDS[name].examples]
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if not command.passes_on])
+def test_examples_of_the_help_can_be_typed(name):
+    for example in COMMANDS[name].examples:
+        words = shlex.split(example.partition(" > ")[0])
+        assert words[:2] == ["md4", name]
+        parser = COMMANDS[name].parser(name)
+        arguments, unknown = parser.parse_known_intermixed_args(words[2:])
+        assert not unknown
+        needed = [
+            x.dest for x in parser._actions if not x.option_strings and f"[{x.dest}]" not in COMMANDS[name].positional
+        ]
+        assert None not in [getattr(arguments, x) for x in needed]
+        assert all(any(getattr(arguments, x) for x in names) for names in COMMANDS[name].needed)
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.options])
+def test_help_all_has_every_option_and_help_those_that_are_common(name, capsys):
+    options = {x.option_strings[0]: x.dest for x in COMMANDS[name].parser(name)._actions if x.option_strings}
+    shown = {
+        option: re.findall(r"^  (--\w+)", help_of(name, option, capsys), re.M) for option in ("--help", "--help_all")
+    }
+    assert sorted(shown["--help_all"]) == sorted(options)
+    common = [x for names in COMMANDS[name].common.values() for x in names]
+    assert len({*common}) == len(common)
+    expected = [*common, "config", "help_all", "help"] if common else [*options.values()]
+    assert sorted(options[option] for option in shown["--help"]) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", [None, *COMMANDS])
@@ -427,7 +462,7 @@ def test_help_is_printed_without_torch_and_transformers(name):
     code = f"""
 import sys
 from md4_hf.cli import COMMANDS, main
-from md4_hf.cli.arguments import add_options, to_bool
+from md4_hf.cli.arguments import add_options
 try:
     main({[*([name] if name else []), "--help"]})
 finally:
@@ -469,13 +504,13 @@ def test_the_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        ("train", "--time_conditioning {true,false}"),
-        ("train", "--channel_multipliers VALUE ..."),
+        ("train", "--masking_schedule {linear,cosine,poly,geometric,loglinear}"),
+        ("sample", "--suppress_tokens VALUE ..."),
         ("finetune", "saved; 0 turns it off. (default: 0.0)"),
         ("evaluate", "Seed of the evaluation noise. (default: 0)"),
         ("evaluate", "as --data_weights says. (default: those of the run, by options.yaml in the model's folder)"),
         ("schedules", "as --data_weights says. (default: those of the run, by options.yaml in the model's folder)"),
-        ("finetune", "as --data_weights says. --data_weights VALUE"),
+        ("finetune", "as --data_weights says. --output_dir VALUE"),
         ("train", "as --data_weights says. (default: the preset's, else pydoc)"),
         ("export", "--no_remote_code Switches --remote_code off."),
     ],

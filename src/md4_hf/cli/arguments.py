@@ -16,33 +16,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..training.elbo_arguments import ElboArguments
 from ..training.presets import PRESETS
 from ..utils.errors import did_you_mean
+from .help_texts import HelpFormatter, help_on_needed, help_text
+from .option_values import to_bool
 from .options_file import read_options
 from .train_options import ShownTrainingArguments, StartArguments
 from .wording import Parser, spellings
-
-
-TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Lists options with one name, their values, and their default if there is one."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=32, width=100)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return action.dest
-        if action.nargs == 0 or action.const is True:
-            return action.option_strings[0]
-        choices = ["true", "false"] if action.type is to_bool else [*(action.choices or ())]
-        values = "{" + ",".join(map(str, choices)) + "}" if 0 < len(choices) < 7 else "VALUE"
-        return f"{action.option_strings[0]} {values}{' ...' if action.nargs in ('+', '*') else ''}"
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        absent = action.default is None or action.default is False or action.default in ("", argparse.SUPPRESS)
-        shown = not absent and "%(default)" not in (action.help or "")
-        return f"{action.help} (default: %(default)s)" if shown and action.option_strings else action.help
 
 
 def preset_defaults(name: str, with_model: bool = True, data: Any = None) -> dict[str, Any]:
@@ -70,6 +48,8 @@ def parse_arguments(
     defaults: Mapping[str, Any] | None = None,
     shown_defaults: Mapping[str, Any] | None = None,
     needed: Sequence[Sequence[str]] = (),
+    common: Mapping[str, Sequence[str]] | None = None,
+    examples: Sequence[str] = (),
 ) -> tuple:
     """Fill dataclasses from the command line.
 
@@ -84,28 +64,25 @@ def parse_arguments(
         shown_defaults: Words that help shows in place of defaults which no preset or file gives.
         needed: Options that have to be given, each as the names of which one will do; a short help ends the process
             where they are not.
+        common: Names of the options that `--help` shows, by group; `--help_all` shows all. If there are none, both do.
+        examples: Command lines at the end of the help.
 
     Returns:
         The instances, then a namespace with the positional arguments if there are any, and the preset; its `given`
         holds the options that preset, file and command line give, by name, and its `defaults` the values of the others.
     """
-    trains = ShownTrainingArguments in dataclass_types
-    asks_for_all = trains and "--help_all" in argv
+    asks_for_all = "--help_all" in argv
     asks_for_help = asks_for_all or not {"-h", "--help"}.isdisjoint(argv)
     is_short = asks_for_help or (not argv and bool(needed))  # only help is printed: at once, without transformers
-    filled = dataclass_types
-    if trains and (asks_for_all or not is_short):
-        from ..training.arguments import MD4TrainingArguments
-
-        filled = [MD4TrainingArguments if cls is ShownTrainingArguments else cls for cls in dataclass_types]
-    parser = _make_parser(filled, prog, description, positional or {})
+    filled = training_types(dataclass_types) if asks_for_all or not is_short else dataclass_types
+    parser = make_parser(filled, prog, description, positional or {})
     parser.set_defaults(**(defaults or {}))
     own_defaults = {action.dest: action.default for action in parser._actions if action.option_strings}
     given = _set_defaults(parser, argv, filled, is_strict=not is_short) if filled else {}
     if is_short:
         parser.set_defaults(**{name: text for name, text in (shown_defaults or {}).items() if name not in given})
     if asks_for_help:
-        parser.print_help()
+        print(help_text(parser, common or {}, examples, is_full=asks_for_all), end="")
         parser.exit()
     namespace, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
@@ -113,7 +90,7 @@ def parse_arguments(
     _check_positional(parser, namespace, [name for name in positional or {} if not name.startswith("[")])
     given |= {name: getattr(namespace, name) for name in _names_on_command_line(parser, argv)}
     if any(given.keys().isdisjoint(names) for names in needed):
-        parser.exit(2, _short_help(parser, needed))
+        parser.exit(2, help_on_needed(parser, needed))
     instances = [_fill(cls, namespace) for cls in filled]
     namespace.given, namespace.defaults = given, own_defaults
     return (*instances, namespace)
@@ -127,28 +104,24 @@ def _names_on_command_line(parser: argparse.ArgumentParser, argv: list[str]) -> 
     return [name for name in dict.fromkeys(names) if getattr(found, name, absent) is not absent]
 
 
-def _short_help(parser: argparse.ArgumentParser, needed: Sequence[Sequence[str]]) -> str:
-    """Usage, and the options that are needed."""
-    actions = {action.dest: action for action in parser._actions}
-    formatter = parser._get_formatter()
-    formatter.add_usage(parser.usage, [], [])
-    formatter.add_arguments([actions[name] for names in needed for name in names])
-    alternatives = [[f"--{name}" for name in names] for names in needed]
-    rules = [" or ".join(filter(None, [", ".join(names[:-1]), names[-1]])) for names in alternatives]
-    rule = f"{parser.prog} needs {', and '.join(rules)}; {parser.prog} --help lists all options."
-    return f"{formatter.format_help()}\n{rule}\n"
+def training_types(dataclass_types: Sequence[type]) -> Sequence[type]:
+    """These dataclasses, with `MD4TrainingArguments` in place of what stands for it; transformers is then imported."""
+    if ShownTrainingArguments not in dataclass_types:
+        return dataclass_types
+    from ..training.arguments import MD4TrainingArguments
+
+    return [MD4TrainingArguments if cls is ShownTrainingArguments else cls for cls in dataclass_types]
 
 
-def _make_parser(
-    dataclass_types: Sequence[type], prog: str, description: str, positional: Mapping[str, str]
-) -> Parser:
+def make_parser(dataclass_types: Sequence[type], prog: str, description: str, positional: Mapping[str, str]) -> Parser:
     """A parser of positional arguments and of an option for each field."""
     parser = Parser(
         prog=prog,
         description=description,
         allow_abbrev=False,
+        add_help=False,
         usage=" ".join([prog, *map(str.upper, positional), *(["[OPTIONS]"] if dataclass_types else [])]),
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     first = parser.add_argument_group("configuration and folder")
     if StartArguments in dataclass_types:
@@ -157,11 +130,11 @@ def _make_parser(
         add_options(parser, cls, {"output_dir": first} if issubclass(cls, ElboArguments) else {})
     for name, text in positional.items():
         parser.add_argument(name.strip("[]"), help=text, nargs="?")  # missing ones: `_check_positional`
+    general = parser.add_argument_group("general")
     if dataclass_types:
-        general = parser.add_argument_group("general")
         general.add_argument("--config", help="YAML file of options; the command line overrides it.")
-    if any(issubclass(cls, ElboArguments) for cls in dataclass_types):
-        general.add_argument("--help_all", action="store_true", help="Show all options of transformers' Trainer too.")
+        general.add_argument("--help_all", action="store_true", help="Show all options, also those seldom needed.")
+    general.add_argument("--help", "-h", action="store_true", help="Show this help.")
     return parser
 
 
@@ -233,14 +206,6 @@ def _type_of_value(hint: Any) -> Any:
     if len(kinds) > 1 and types.NoneType not in get_args(hint):
         kinds.remove(str)
     return kinds[0] if len(kinds) == 1 else str
-
-
-def to_bool(value: str | bool) -> bool:
-    """Read true and false, as YAML files and command lines spell them."""
-    word = str(value).lower()
-    if word not in (*TRUE, *FALSE):
-        raise argparse.ArgumentTypeError(f"must be true or false, got {value!r}")
-    return word in TRUE
 
 
 # Defaults -------------------------------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..evaluation.recipes import SUITES
 from ..hub.lora_arguments import LoraArguments
 from ..utils.hub_access import check_model_name
-from . import options
-from .arguments import parse_arguments
+from . import common_options, options
+from .arguments import make_parser, parse_arguments, training_types
 from .train_options import ModelArguments, RunArguments, ShownTrainingArguments, StartArguments
-from .wording import as_typed
+from .wording import Parser, as_typed
 
 
 MODEL = {"model": "Folder or Hub id of a model or adapter."}
+SHELLS = ("bash", "zsh", "fish")
 DATA_OF_RUN = {"data": "those of the run, by options.yaml in the model's folder"}
 
 
@@ -37,6 +38,8 @@ class Command:
     shown_defaults: Mapping[str, Any] = field(default_factory=dict)  # in help, of options that follow from others
     stands_for: Mapping[str, str] = field(default_factory=dict)  # options by the argument of Python that errors name
     needed: tuple[tuple[str, ...], ...] = ()  # options that have to be given: of each tuple, one
+    common: Mapping[str, Sequence[str]] = field(default_factory=dict)  # options that `--help` shows; all if empty
+    examples: tuple[str, ...] = ()  # command lines for the help
     passes_on: bool = False  # whether all arguments but `--help` go to another program unread
 
     def run(self, name: str, argv: list[str]):
@@ -52,12 +55,20 @@ class Command:
                 defaults=self.defaults,
                 shown_defaults=self.shown_defaults,
                 needed=self.needed,
+                common=self.common,
+                examples=self.examples,
             )
         if "model" in self.positional:  # before torch is imported
             check_model_name(rest.model)
         rest.command_line = shlex.join(["md4", name, *argv])
         module, function = self.function.split(".")
         getattr(importlib.import_module(f".{module}", __package__), function)(*values, rest)
+
+    def parser(self, name: str) -> Parser:
+        """Parser of all options of the command; of a training, also those of transformers."""
+        parser = make_parser(training_types(self.options), f"md4 {name}", self.description, self.positional)
+        parser.set_defaults(**self.defaults)
+        return parser
 
     def as_typed(self, message: str, argv: Sequence[str]) -> str:
         """An error message of the command with its options as they were typed."""
@@ -77,6 +88,11 @@ COMMANDS: dict[str, Command] = {
         shown_defaults={"data": "the preset's, else pydoc"},
         stands_for=dict.fromkeys(("name_or_path", "backbone_config"), "backbone_name_or_path"),
         needed=(("preset", "data", "config"), ("output_dir",)),
+        common=common_options.TRAIN,
+        examples=(
+            "md4 train --preset tiny --output_dir runs/tiny",
+            "md4 train --preset tiny --data my.txt --tokenizer bpe:2048 --max_steps 5000 --output_dir runs/my",
+        ),
     ),
     "finetune": Command(
         "finetune.finetune",
@@ -96,6 +112,11 @@ COMMANDS: dict[str, Command] = {
         },
         shown_defaults={"data": None},
         needed=(("data", "config"), ("output_dir",)),
+        common=common_options.FINETUNE,
+        examples=(
+            "md4 finetune runs/tiny --data my.txt --output_dir runs/adapter",
+            "md4 finetune runs/tiny --data pairs.jsonl --full --learning_rate 1e-4 --output_dir runs/answers",
+        ),
     ),
     "evaluate": Command(
         "evaluate.evaluate",
@@ -108,6 +129,11 @@ COMMANDS: dict[str, Command] = {
         defaults={"block_size": None},
         shown_defaults=DATA_OF_RUN,
         stands_for={"num_train_timesteps": "num_timesteps"},
+        common=common_options.EVALUATE,
+        examples=(
+            "md4 evaluate runs/tiny --draws 32",
+            "md4 evaluate runs/tiny --validation_data other.txt --rounds 4 --output_file figures.json",
+        ),
     ),
     "suite": Command(
         "suite.suite",
@@ -117,6 +143,10 @@ COMMANDS: dict[str, Command] = {
         (options.EstimateArguments, options.PolicyArguments, options.SuiteArguments, ImageDataArguments),
         {**MODEL, "name": f"Name of the suite: {', '.join(SUITES)}."},
         stands_for={"num_train_timesteps": "num_timesteps"},
+        examples=(
+            "md4 suite runs/tiny zero-shot --tasks lambada wikitext2",
+            "md4 suite runs/tiny zero-shot --tasks ptb --replace ptb=ptb.txt --output_dir runs/figures",
+        ),
     ),
     "sample": Command(
         "sample.sample",
@@ -125,6 +155,10 @@ COMMANDS: dict[str, Command] = {
         (options.SampleArguments, options.PromptArguments, options.WatchArguments),
         MODEL,
         stands_for={"path": "output"},
+        examples=(
+            "md4 sample runs/tiny --num_samples 3 --seed 0",
+            'md4 sample runs/tiny --prompt "the " --order confidence --num_samples 9 --output samples.jsonl',
+        ),
     ),
     "score": Command(
         "score.score",
@@ -138,6 +172,11 @@ COMMANDS: dict[str, Command] = {
         {"model_or_file": "Folder or Hub id of a model or adapter, or a .txt or .jsonl file of samples."},
         defaults={"num_samples": None, "seed": options.SCORED_SEED},
         stands_for={"model": "model_or_file", "samples": "model_or_file"},
+        common=common_options.SCORE,
+        examples=(
+            "md4 score runs/tiny --judge gpt2 --num_samples 256",
+            "md4 score samples.jsonl --judge gpt2 --references my.txt --output_file scores.json",
+        ),
     ),
     "frontier": Command(
         "frontier.frontier",
@@ -150,6 +189,10 @@ COMMANDS: dict[str, Command] = {
         MODEL,
         defaults={"batch_size": 32},
         needed=(("judge", "config"),),
+        examples=(
+            "md4 frontier runs/tiny --judge gpt2",
+            "md4 frontier runs/tiny --judge gpt2 --samplers random confidence --steps 16 64",
+        ),
     ),
     "infill": Command(
         "sample.infill",
@@ -159,6 +202,10 @@ COMMANDS: dict[str, Command] = {
         (options.SampleArguments, options.ImageArguments, options.WatchArguments),
         {**MODEL, "[text]": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'},
         stands_for={"prompt": "text", "path": "output"},
+        examples=(
+            'md4 infill runs/tiny "the value of the <mask:20> is used" --seed 0',
+            "md4 infill runs/digits --image digit.png --mask mask.png --output filled.png",
+        ),
     ),
     "chat": Command(
         "chat.chat",
@@ -168,6 +215,10 @@ COMMANDS: dict[str, Command] = {
         "is a message, and the answers are printed.",
         (options.ChatArguments,),
         MODEL,
+        examples=(
+            "md4 chat runs/answers",
+            'md4 chat runs/answers --system "Answer in one sentence." --max_new_tokens 64 --temperature 0.8',
+        ),
     ),
     "schedules": Command(
         "schedules.schedules",
@@ -177,6 +228,10 @@ COMMANDS: dict[str, Command] = {
         (options.ScheduleArguments, DataArguments),
         {"model": "Folder or Hub id of a GenMD4 model."},
         shown_defaults=DATA_OF_RUN,
+        examples=(
+            "md4 schedules runs/gen",
+            "md4 schedules runs/gen --rows 20 --output_dir runs/gen-pictures --format svg",
+        ),
     ),
     "export": Command(
         "export.export",
@@ -185,6 +240,10 @@ COMMANDS: dict[str, Command] = {
         "not installed. An adapter is merged into its base; the shards of a checkpoint are put together.",
         (options.ExportArguments,),
         {"model": "Folder or Hub id of a model or adapter, or a checkpoint.", "folder": "New folder to write."},
+        examples=(
+            "md4 export runs/adapter runs/merged",
+            "md4 export runs/tiny runs/share --dtype bfloat16 --push_to_hub USER/NAME --private",
+        ),
     ),
     "convert": Command(
         "export.convert",
@@ -199,6 +258,10 @@ COMMANDS: dict[str, Command] = {
             "[config_file]": "JSON file with the fields of the checkpoint's configuration, if not its config.json.",
             "[folder]": "Folder to write, if not as --output_dir.",
         },
+        examples=(
+            "md4 convert kuleshov-group/mdlm-owt --output_dir runs/mdlm --tokenizer gpt2",
+            "md4 convert CHECKPOINT config.json runs/official --family official",
+        ),
     ),
     "harness": Command(
         "evaluate.harness",
@@ -208,11 +271,27 @@ COMMANDS: dict[str, Command] = {
         "TASK --batch_size 64. The model's own arguments are those of md4_hf.evaluation.harness.MD4LM.",
         positional={"options_of_lm_eval": "Those that `md4 harness run --help` lists."},
         passes_on=True,
+        examples=(
+            "md4 harness --model md4_hf --model_args pretrained=runs/tiny,draws=32 --tasks lambada_openai",
+            "md4 harness --model md4_hf --model_args pretrained=runs/tiny --tasks arc_easy --limit 100",
+        ),
+    ),
+    "completion": Command(
+        "completion.completion",
+        "print a script that completes commands, options and values in a shell",
+        "Print a script that completes commands, options and their values with the Tab key, in bash, zsh or fish. "
+        "Write a new one after an upgrade.",
+        positional={"shell": f"Shell: {', '.join(SHELLS)}."},
+        examples=(
+            "md4 completion bash > ~/.local/share/bash-completion/completions/md4",
+            "md4 completion fish > ~/.config/fish/completions/md4.fish",
+        ),
     ),
     "env": Command(
         "environment.env",
         "print the versions, hardware and settings that a bug report needs",
         "Print what a bug report needs: versions of this package and its libraries, devices, the default configuration "
         "of accelerate, and environment variables, without the values of tokens and keys.",
+        examples=("md4 env", "md4 env > environment.txt"),
     ),
 }

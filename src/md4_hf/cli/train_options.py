@@ -50,7 +50,7 @@ class StartArguments:
 
     _argument_group_name = "start"
 
-    model_name_or_path: str | None = option("Model to continue training (folder or Hub id), in place of a new one.")
+    model_name_or_path: str | None = option("Model to train further, in place of a new one: folder or Hub id.")
     backbone_name_or_path: str | None = option(
         "Language model of transformers (folder or Hub id) that becomes the network of a new model, with its weights "
         "and, unless another is named, its tokenizer."
@@ -197,7 +197,7 @@ class ModelArguments:
 class ShownTrainerArguments:
     """Fields of transformers' `TrainingArguments` that `--help` shows, with their defaults."""
 
-    output_dir: str | None = option("Folder of the run: checkpoints, its options, and in the end the model.")
+    output_dir: str | None = option("Folder of the run: checkpoints, options, in the end the model.")
     per_device_train_batch_size: int = option("Sequences or images per device in a forward pass.", default=8)
     num_train_epochs: float = option("Passes over the training data.", default=3.0)
     max_steps: int = option("Optimizer steps, in place of --num_train_epochs; needed with --streaming.", default=-1)
@@ -216,10 +216,10 @@ class ShownTrainerArguments:
     max_grad_norm: float = option("Norm that longer gradients are cut to; 0 cuts none.", default=1.0)
     bf16: bool = option("Compute in bfloat16 mixed precision.", default=False)
     activation_checkpointing: bool | None = option(
-        "Compute activations again in the backward pass: less memory, about 20%% slower.", nargs="?", const=True
+        "Recompute activations in backward: less memory, about 20%% slower.", nargs="?", const=True
     )
     torch_compile: bool = option("Compile the blocks of the model with `torch.compile`.", default=False)
-    logging_steps: float = option("Steps between log lines; below 1, a share of all steps.", default=500)
+    logging_steps: float = option("Steps between log lines, or a share below 1.", default=500)
     report_to: str = option('Services that also get the logs: "tensorboard", "wandb", "all", "none".', default="none")
     eval_strategy: str = option("When to evaluate.", default="no", choices=["no", "steps", "epoch"])
     eval_steps: float | None = option(
@@ -227,7 +227,7 @@ class ShownTrainerArguments:
         "left out."
     )
     per_device_eval_batch_size: int = option("Sequences or images per device in an evaluation.", default=8)
-    save_steps: float = option("Steps between checkpoints; below 1, a share of all steps.", default=500)
+    save_steps: float = option("Steps between checkpoints, or a share below 1.", default=500)
     save_total_limit: int | None = option("Checkpoints to keep; older ones are deleted.")
     push_to_hub: bool = option(
         "Upload to --hub_model_id: the averaged weights of each checkpoint, and the finished model.", default=False

@@ -24,8 +24,8 @@ class DataArguments:
 
     data: str | list[str] = option(
         'Text: "pydoc" (the reference manual that comes with Python), a .txt, .jsonl, .json, .csv, .tsv, .parquet or '
-        '.arrow file, a folder of one of these, or the id of a data set on the Hub; or images: "digits", a folder of '
-        "images, or an id. Several are joined, or mixed as --data_weights says.",
+        '.arrow file, a folder of one kind, or the id of a data set on the Hub. Images: "digits", a folder, or an id. '
+        "Several are joined, or mixed as --data_weights says.",
         default=PYDOC,
     )
     data_weights: list[float] | None = option("Shares of several --data among the examples, such as 0.7 0.3.")
@@ -36,11 +36,11 @@ class DataArguments:
     data_revision: str | None = option("Branch, tag or commit of the data set on the Hub.")
     text_column: str = option("Column of the data set that holds the text.", default="text")
     validation_text_column: str | None = option(
-        "Column of `validation_data` that holds the text, if not that of --text_column."
+        "Column of --validation_data that holds the text, if not that of --text_column."
     )
-    validation_data: str | None = option("Validation text or images, in any of the forms of `data`.")
-    validation_config: str | None = option("Configuration of `validation_data`, where it has several.")
-    validation_split: str | None = option("Split of `validation_data`, or else of `data`, for validation.")
+    validation_data: str | None = option("Validation text or images, in any of the forms of --data.")
+    validation_config: str | None = option("Configuration of --validation_data, where it has several.")
+    validation_split: str | None = option("Split of --validation_data, or else of --data, for validation.")
     validation_fraction: float = option(
         "Part held out when no validation data is named: of text the last characters, of pairs the last rows, of "
         "images some drawn once and for all.",

@@ -12,7 +12,7 @@ from ..utils.options import option
 class ElboArguments:
     """Training on the ELBO: average of the weights, noise, evaluation, samples."""
 
-    _argument_group_name = "training (more with --help_all)"
+    _argument_group_name = "training"
 
     ema_decay: float = option(
         "Decay of the moving average of the weights, which is evaluated and saved; 0 turns it off.", default=0.9999

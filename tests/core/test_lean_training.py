@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 import md4_hf.core.linear_nelbo as linear_nelbo_module
+from md4_hf.core import triton_nll
 from md4_hf.core.linear_nelbo import linear_nelbo
 from md4_hf.core.masked_diffusion import cross_entropy_nats, genmd4_cross_entropy_nats
 from md4_hf.core.modeling_md4_layers import MD4Head
@@ -250,8 +251,19 @@ for vocab, width, dtype in ((50, 64, torch.float32), (28, 32, torch.bfloat16), (
     tolerance = 1e-6 if dtype == torch.float32 else 4e-3
     torch.testing.assert_close(logits[:, :vocab].double(), gradient, rtol=0.01, atol=tolerance)
     assert (logits[:, vocab:] == 0).all()
+assert triton_nll.reason_against(DEVICE) is None
+triton_nll._nll_kernel = None
+assert "not subscriptable" in triton_nll.reason_against(DEVICE)
 print("compared")
 """
+
+
+def test_a_kernel_that_cannot_run_is_replaced_with_a_warning(monkeypatch):
+    monkeypatch.setattr(triton_nll, "HAS_TRITON", False)
+    linear_nelbo_module.triton_kernel.cache_clear()
+    with pytest.warns(UserWarning, match="it is not installed"):
+        assert linear_nelbo_module.triton_kernel() is None
+    linear_nelbo_module.triton_kernel.cache_clear()
 
 
 def test_the_kernel_in_triton_gives_the_same():

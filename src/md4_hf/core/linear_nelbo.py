@@ -8,6 +8,7 @@ positions never exist together. Needs torch and the standard library only.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -228,10 +229,16 @@ def softmax_and_nll(logits: Tensor, target: Tensor) -> Tensor:
 
 @functools.cache
 def triton_kernel() -> Callable | None:
-    """`nll_and_gradient` in one kernel for GPUs, or None without Triton."""
-    from .triton_nll import HAS_TRITON, nll_and_gradient  # only now: importing Triton takes a while
+    """`nll_and_gradient` in one kernel for GPUs, or None where Triton is missing or does not work."""
+    from .triton_nll import nll_and_gradient, reason_against  # only now: importing Triton takes a while
 
-    return nll_and_gradient if HAS_TRITON else None
+    reason = reason_against()
+    if reason is None:
+        return nll_and_gradient
+    warnings.warn(
+        f"The loss runs plain kernels, which take longer, as Triton's cannot be used: {reason}", stacklevel=2
+    )
+    return None
 
 
 def _add_product(d_weight: Tensor, d_logits: Tensor, hidden: Tensor, row_weight: Tensor):
@@ -239,13 +246,12 @@ def _add_product(d_weight: Tensor, d_logits: Tensor, hidden: Tensor, row_weight:
     weighted = (row_weight[:, None] * hidden).to(hidden.dtype)
     if hidden.dtype == d_weight.dtype:
         d_weight.addmm_(d_logits.T, weighted)
-    elif hidden.is_cuda:
-        torch.addmm(d_weight, d_logits.T, weighted, out_dtype=d_weight.dtype, out=d_weight)
-    else:
-        num_ids = max(CACHED_NUMBERS // hidden.shape[1], 1)
-        for start in range(0, len(d_weight), num_ids):
-            ids = slice(start, start + num_ids)
-            d_weight[ids] += (d_logits[:, ids].T @ weighted).to(d_weight.dtype)
+        return
+    is_cpu = hidden.device.type == "cpu"
+    num_ids = max(CACHED_NUMBERS // hidden.shape[1], 1) if is_cpu else len(d_weight)
+    for start in range(0, len(d_weight), num_ids):
+        ids = slice(start, start + num_ids)
+        d_weight[ids] += d_logits[:, ids].T @ weighted
 
 
 def _fake_linear_nelbo(hidden_states, weight, bias, target, row_weight, exponents, *options) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ Needs Triton, which torch brings along for GPUs: without it (`HAS_TRITON`) there
 
 import importlib
 import importlib.util
+import math
 from typing import Any
 
 import torch
@@ -75,5 +76,20 @@ def nll_and_gradient(
         block = min(triton.next_power_of_2(width), LARGEST_BLOCK)
         tensors, sizes = (logits, target, nll, logits.stride(0)), {"VOCAB": vocab_size, "WIDTH": width, "BLOCK": block}
         options = {**sizes, "WITH_GRADIENT": with_gradient, "num_warps": WARPS}
-        _nll_kernel[(rows,)](*tensors, mask_token_id, **options)
+        with torch.cuda.device_of(logits):
+            _nll_kernel[(rows,)](*tensors, mask_token_id, **options)
     return nll
+
+
+def reason_against(device: torch.device | str = "cuda") -> str | None:
+    """Why the kernel cannot be used on a device, None if it can: Triton needs a compiler for C, and a GPU it knows."""
+    if not HAS_TRITON:
+        return "it is not installed"
+    try:
+        logits = torch.zeros(1, 8, device=device)
+        nll = nll_and_gradient(logits, torch.tensor([1], device=device), 5, 4, with_gradient=True)
+    except Exception as error:  # of many kinds, by what is missing
+        return repr(error)
+    expected = torch.tensor([[0.25, -0.75, 0.25, 0.25, 0.0, 0.0, 0.0, 0.0]])
+    is_right = torch.allclose(logits.cpu(), expected) and math.isclose(nll.item(), math.log(4.0), rel_tol=1e-5)
+    return None if is_right else f"it gives wrong numbers, {logits.tolist()} for {expected.tolist()}"

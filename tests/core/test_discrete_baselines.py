@@ -17,13 +17,16 @@ from md4_hf import (
     MD4ForMaskedDiffusion,
     Objective,
     build_text8_tokenizer,
+    example_nelbo,
     load_model,
     make_pipeline,
+    nelbo_given_noise,
 )
 from md4_hf.core.configuration_md4 import BASELINES
 from md4_hf.core.discrete_processes import PROCESSES, TokenStates, discrete_process
 from md4_hf.core.masked_diffusion import masked_count_weights
 from md4_hf.core.pipeline_masked_diffusion import MaskedDiffusionPipeline
+from md4_hf.objective.estimators import NelboEstimate
 
 
 def config_of(baseline, vocab=4, length=3, **fields):
@@ -130,6 +133,65 @@ def test_ids_without_a_token_are_no_states(baseline):
     model = with_normal_weights(config, 0.05, model_class=MD4ForDiscreteDiffusion).eval()
     sequences = make_pipeline(model)(num_samples=64, num_inference_steps=4, output_type="ids").sequences
     assert set(sequences.flatten().tolist()) == {0, 1, 3, 6, 7}
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+BLIND_CHAINS = ["d3pm-absorb", "d3pm-uniform"]  # whose first step predicts all tokens anew
+
+
+@pytest.mark.parametrize("steps", [2, 3, 49, 1000])
+@pytest.mark.parametrize("baseline", BLIND_CHAINS)
+def test_the_first_step_is_one_stratum_and_the_others_are_the_rest(baseline, steps):
+    process = discrete_process(config_of(baseline, num_train_timesteps=steps))
+    uniform = (torch.arange(64 * (steps - 1)) + 0.5) / (64 * (steps - 1))
+    found = (process.times(process.beyond_first(uniform)) * steps).round().long()
+    assert found.bincount().tolist() == [0, 0] + [64] * (steps - 1)
+    ends = process.beyond_first(torch.tensor([0.0, 1.0 - 2.0**-24]))
+    assert (process.times(ends) * steps).round().tolist() == [2, steps]
+    assert process.first_share == 1 / steps and process.times(torch.zeros(1)).item() == pytest.approx(1 / steps)
+
+
+@pytest.mark.parametrize("baseline", BLIND_CHAINS)
+@torch.no_grad()
+def test_an_evaluation_estimates_the_enumerated_bound_with_less_noise(baseline):
+    """Its mean is the chain's bound; at equal calls, its variance is far below that of draws of all steps alike."""
+    steps, count = 50, 4000
+    model = model_of(baseline, std=0.15, vocab=4, length=2, num_train_timesteps=steps)
+    world, process, states = World(3, 2), discrete_process(model.config), TokenStates(model.config)
+    ids = states.tokens(world.states(process))
+
+    def logits_of(t):
+        return states.columns(model(ids, t.float().expand(len(ids))).logits)
+
+    expected = world.chain_bound(process, logits_of)[5]
+    objective, index = Objective.of(model), torch.arange(count)
+    inputs = {"input_ids": world.sequences[5].expand(count, 2)}
+    found, num_tokens = example_nelbo(model, objective, inputs, index, seed=1, num_draws=1)
+    error = found.std() / math.sqrt(count)
+    assert abs(found.mean() - expected) < 4 * error and (num_tokens == 2).all()
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.zeros(count)
+    for _ in range(2):  # the calls of one draw of the first step and one of the others
+        uniform, noise = torch.rand(count, generator=generator), torch.rand(count, 2, 2, generator=generator)
+        plain += sum(nelbo_given_noise(model, objective, inputs, uniform, noise)) / 2
+    assert abs(plain.mean() - expected) < 4 * plain.std() / math.sqrt(count)
+    assert found.var() < plain.var() / 10
+
+
+@torch.no_grad()
+def test_an_evaluation_of_a_chain_does_not_depend_on_the_batch():
+    model = model_of("d3pm-absorb", length=6, num_train_timesteps=20)
+    objective, ids = Objective.of(model), torch.randint(3, (6, 6), generator=torch.Generator().manual_seed(0))
+
+    def nats(rows):
+        inputs, index = {"input_ids": ids[rows]}, torch.arange(6)[rows]
+        return example_nelbo(model, objective, inputs, index, seed=3, num_draws=4)[0]
+
+    torch.testing.assert_close(torch.cat([nats(slice(0, 1)), nats(slice(1, 6))]), nats(slice(0, 6)))
+    facts = NelboEstimate(objective, num_timesteps=20).facts
+    assert facts == {"estimator": "time", "timesteps": 20, "first_step_draws": 1}
 
 
 # ARDM -----------------------------------------------------------------------------------------------------------------

@@ -44,9 +44,18 @@ class DiscreteProcess:
         """Whether the training loss is the bound itself."""
         return True
 
+    @property
+    def first_share(self) -> float:
+        """Share of the times whose term of the bound outweighs the others by far, from 0 on: 0 in continuous time."""
+        return 0.0
+
     def times(self, uniform: Tensor) -> Tensor:
         """Training times from uniform numbers in [0, 1), of any shape."""
         return uniform.clamp(min=FIRST_TIME)
+
+    def beyond_first(self, uniform: Tensor) -> Tensor:
+        """Uniform numbers in [`first_share`, 1) from those in [0, 1)."""
+        return uniform
 
     def alpha(self, t: Tensor) -> Tensor:
         """Probability in float64 that a token was kept until `t`."""
@@ -104,9 +113,19 @@ class ChainProcess(DiscreteProcess):
         """False where the cross entropy is added."""
         return self.hybrid_weight == 0.0
 
+    @property
+    def first_share(self) -> float:
+        """Share of the first step, 1 / T."""
+        return 1.0 / self.num_timesteps
+
     def times(self, uniform: Tensor) -> Tensor:
         """Ends of steps, k / T."""
         return discretize_times(uniform, self.num_timesteps).clamp(max=1.0)
+
+    def beyond_first(self, uniform: Tensor) -> Tensor:
+        """Middles of the steps 2 ... T: a number at the border of two might be rounded into the other."""
+        steps = (uniform * (self.num_timesteps - 1)).floor()
+        return (steps + 1.5) / self.num_timesteps
 
     def token_nelbo(self, logits: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """T times the term of the step that ends at `t`."""
@@ -166,6 +185,15 @@ class MultinomialChain(UniformChain):
     """Multinomial diffusion (Hoogeboom et al.): as D3PM's uniform chain, whose first step looks at x_1 too."""
 
     last_keep: ClassVar[float] = math.sqrt(1e-3)
+
+    @property
+    def first_share(self) -> float:
+        """0: a step that looks at x_1, which is x_0 but for a few tokens, costs no more than the others."""
+        return 0.0
+
+    def beyond_first(self, uniform: Tensor) -> Tensor:
+        """The numbers themselves."""
+        return uniform
 
     def reverse(self, logits: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Posterior averaged over the prediction, also at s = 0."""

@@ -42,6 +42,9 @@ def example_nelbo(
       variance is smaller. It needs a model that does not see the time and has a fixed schedule. In a block model, each
       block has a number of its own.
 
+    The first step of D3PM's chain, a T-th of the times, predicts every token, noised or not. Each example has one draw
+    of it besides `num_draws` of the others, where draws of all times alike would find it once in T, with the weight T.
+
     For a causal model the result is -log p, and nothing is drawn.
 
     Args:
@@ -60,13 +63,21 @@ def example_nelbo(
     shape, device = inputs["input_ids"].shape, inputs["input_ids"].device
     num_draws = 1 if objective.is_autoregressive else num_draws
     total = torch.zeros(shape[0], device=device)
-    for draw in range(num_draws):
-        uniform = evaluation_times(seed, index, draw, num_draws, objective.num_times(shape)).to(device)
+
+    def drawn(draw: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
         noise = evaluation_mask_noise(seed, index.to(device), draw, objective.noise_shape(shape))
-        nelbo, reconstruction = nelbo_given_noise(model, objective, inputs, uniform, noise, estimator)
+        return nelbo_given_noise(model, objective, inputs, uniform.to(device), noise, estimator)
+
+    for draw in range(num_draws):
+        times = evaluation_times(seed, index, draw, num_draws, objective.num_times(shape))
+        nelbo, reconstruction = drawn(draw, objective.beyond_first(times))
         total += nelbo.to(total.dtype)
+    total /= num_draws
+    if objective.first_share > 0.0:
+        first, _ = drawn(num_draws, torch.zeros(shape[0]))
+        total = torch.lerp(total, first.to(total.dtype), objective.first_share)
     num_tokens = (inputs["labels"] != IGNORE_INDEX).flatten(1).sum(dim=1)
-    return total / num_draws + reconstruction.to(total), num_tokens.float()
+    return total + reconstruction.to(total), num_tokens.float()
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,8 @@ class NelboEstimate:
         """Name and settings, for a report."""
         if self.is_exact:
             return {"estimator": "exact"}
-        return {"estimator": self.estimator, "timesteps": self.num_timesteps or "continuous"}
+        facts = {"estimator": self.estimator, "timesteps": self.num_timesteps or "continuous"}
+        return facts if self.objective.first_share == 0.0 else {**facts, "first_step_draws": 1}
 
     def __call__(
         self, model: Callable, inputs: Mapping[str, Tensor], index: Tensor, *, seed: int, num_draws: int

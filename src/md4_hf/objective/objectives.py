@@ -56,6 +56,15 @@ class Objective:
         """Kind of model for which the bound is no sum over numbers of masked tokens; None where it is one."""
         return None
 
+    @property
+    def first_share(self) -> float:
+        """Share of the times, from 0 on, for which an evaluation has a draw of its own; 0 if there is none."""
+        return 0.0
+
+    def beyond_first(self, uniform: Tensor) -> Tensor:
+        """Uniform numbers in [`first_share`, 1) from those in [0, 1)."""
+        return uniform
+
     @staticmethod
     def of(model) -> Objective:
         """Objective of an `MD4ForMaskedDiffusion` or an `MD4ForCausalLM`."""
@@ -264,6 +273,15 @@ class DiscreteObjective(Objective):
     def training_bound(self) -> str | None:
         """Name of the output of a training step that is the NELBO: beside D3PM's hybrid loss, "nelbo"."""
         return "loss" if self.process.loss_is_bound else "nelbo"
+
+    @property
+    def first_share(self) -> float:
+        """That of the process."""
+        return self.process.first_share
+
+    def beyond_first(self, uniform: Tensor) -> Tensor:
+        """Those of the process."""
+        return self.process.beyond_first(uniform)
 
     def noise_shape(self, shape: torch.Size, num_copies: int | None = None) -> torch.Size:
         """Shape with two numbers for each token: whether it is kept, and else what takes its place."""

@@ -18,7 +18,7 @@ PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-oldest bench style quality coverage clean distclean
+.PHONY: help demo test test-slow test-oldest bench docs style quality coverage clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,10 @@ bench: $(VENV)/test.stamp  ## the benchmarks; results in benchmarks/results
 	@$(VENV_PYTHON) benchmarks/evaluation.py --threads 1 --output benchmarks/results/evaluation.md
 	@$(VENV_PYTHON) benchmarks/digits.py --output benchmarks/results/digits.md
 
+docs: $(VENV)/docs.stamp  ## build the documentation as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict $(ARGS)
+	@echo "The first page is site/index.html; $(VENV_PYTHON) -m http.server -d site shows all."
+
 style: $(VENV)/dev.stamp  ## format the code and fix what ruff can fix
 	@$(VENV_PYTHON) -m ruff check --fix-only --quiet .
 	@$(VENV_PYTHON) -m ruff format .
@@ -56,7 +60,7 @@ coverage: $(VENV)/test.stamp  ## the quick tests with coverage; the report is in
 	@$(VENV_PYTHON) -m pytest --cov=md4_hf --cov-report=term --cov-report=html $(ARGS)
 
 clean:  ## remove build products and caches
-	rm -rf build dist htmlcov .hypothesis .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf build dist site htmlcov .hypothesis .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find src tests scripts benchmarks metrics -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## also remove .venv and .venv-oldest
@@ -86,6 +90,10 @@ $(VENV)/test.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
 $(VENV)/dev.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $(VENV)/base.stamp $(VENV)/test.stamp $@
+
+$(VENV)/docs.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e '.[docs]'
+	@touch $(VENV)/base.stamp $@
 
 $(OLDEST)/test.stamp: $(OLDEST)/created.stamp pyproject.toml constraints-oldest.txt
 	$(PIP_INSTALL) -e '.[test]'

@@ -49,6 +49,10 @@ from md4_hf.objective import noise, order_likelihood
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")), "model_cards/tiny.md"]
+FURTHER_PAGES = [  # without commands to run
+    *("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "model_cards/README.md", "model_cards/digits.md"),
+    *sorted(f"benchmarks/results/{path.name}" for path in ROOT.glob("benchmarks/results/*.md")),
+]
 SECONDS_PER_PAGE = 300
 PYDOC_TOPICS = 12
 
@@ -319,7 +323,7 @@ def test_most_fences_run_and_the_others_have_a_reason():
         assert len(skipped[page]) <= 0.5 * len(runnable[page]), page
 
 
-@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "model_cards/README.md", "model_cards/digits.md"])
+@pytest.mark.parametrize("page", [*PAGES, *FURTHER_PAGES])
 def test_relative_links_lead_to_files_and_headings(page):
     text = FENCE.sub("", read(page))
     for target, heading in LINK.findall(text):

@@ -1,12 +1,20 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""A terminal that keeps all rows, for what is redrawn on one."""
+"""Terminals, for what is redrawn on one: one that keeps all rows, and the system's own."""
 
 import io
+import os
 import re
+import select
+import subprocess
+import sys
+import time
 import unicodedata
 
+import pytest
+from launching import environment
 
-CONTROL = re.compile(r"\x1b\[\??(\d*)([A-Za-z])")
+
+CONTROL = re.compile(r"\x1b\[\??(\d*)[\d;]*([A-Za-z])")
 
 
 class Terminal(io.StringIO):
@@ -62,3 +70,42 @@ def wrapped(text, columns):
     terminal = Terminal(columns)
     terminal.write(text)
     return terminal.rows
+
+
+class PseudoTerminal:
+    """An `md4` command on a pseudo-terminal of 80 columns."""
+
+    def __init__(self, *arguments):
+        pty = pytest.importorskip("pty")
+        self.terminal, child = pty.openpty()
+        command = [sys.executable, "-m", "md4_hf", *arguments]
+        env = {**environment(), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), child)
+        self.process = subprocess.Popen(command, **streams, env=env, start_new_session=True, preexec_fn=control)
+        os.close(child)
+        self.shown, self.place = "", 0
+
+    def type(self, text):
+        os.write(self.terminal, text.encode())
+
+    def read_until(self, wanted, seconds=120):
+        """Read until a text is shown behind those that were waited for before; what is new, up to its end."""
+        start, deadline = self.place, time.monotonic() + seconds
+        while wanted not in self.shown[start:]:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.shown
+            if select.select([self.terminal], [], [], 0.1)[0]:
+                self.shown += os.read(self.terminal, 4096).decode(errors="replace")
+        self.place = self.shown.index(wanted, start) + len(wanted)
+        return self.shown[start : self.place]
+
+    def ended(self):
+        """Exit status once the process has ended."""
+        return self.process.wait(timeout=30)
+
+
+def control():
+    """Make the standard input the terminal of the new process, whose Ctrl-C is then its signal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

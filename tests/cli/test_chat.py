@@ -2,25 +2,20 @@
 """`md4 chat`, from a pipe and on a pseudo-terminal."""
 
 import io
-import os
-import select
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from commands import failure
-from launching import environment
-from terminal import Terminal, wrapped
+from terminal import PseudoTerminal, Terminal, wrapped
 from tiny import quiet, random_image_model, random_model
 
 from md4_hf import LoraArguments, add_adapter, build_byte_tokenizer, load_pipeline, make_pipeline
 from md4_hf.cli import main
-from md4_hf.cli.live_text import visible
 from md4_hf.core.chat_messages import encode_prompt
 from md4_hf.objective.noise import sample_seed
+from md4_hf.utils.text_rows import visible
 
 
 TEMPLATE = (
@@ -143,49 +138,11 @@ def test_models_that_cannot_chat_are_refused(tmp_path, capsys, monkeypatch):
 # On a terminal --------------------------------------------------------------------------------------------------------
 
 
-class PseudoTerminal:
-    """`md4 chat` on a pseudo-terminal of 80 columns."""
-
-    def __init__(self, folder, *options):
-        pty = pytest.importorskip("pty")
-        self.terminal, child = pty.openpty()
-        command = [sys.executable, "-m", "md4_hf", "chat", str(folder), "--device", "cpu", *options]
-        env = {**environment(), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), child)
-        self.process = subprocess.Popen(command, **streams, env=env, start_new_session=True, preexec_fn=control)
-        os.close(child)
-        self.shown, self.place = "", 0
-
-    def type(self, text):
-        os.write(self.terminal, text.encode())
-
-    def read_until(self, wanted, seconds=120):
-        """Read until a text is shown behind those that were waited for before; what is new, up to its end."""
-        start, deadline = self.place, time.monotonic() + seconds
-        while wanted not in self.shown[start:]:
-            assert time.monotonic() < deadline and self.process.poll() is None, self.shown
-            if select.select([self.terminal], [], [], 0.1)[0]:
-                self.shown += os.read(self.terminal, 4096).decode(errors="replace")
-        self.place = self.shown.index(wanted, start) + len(wanted)
-        return self.shown[start : self.place]
-
-    def ended(self):
-        """Exit status once the process has ended."""
-        return self.process.wait(timeout=30)
-
-
-def control():
-    """Make the standard input the terminal of the new process, whose Ctrl-C is then its signal."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
 def test_on_a_terminal_an_answer_is_seen_while_it_is_unmasked_and_ctrl_c_ends_it(answered, tmp_path):
     model = save(tmp_path / "model", block_size=8)
-    terminal = PseudoTerminal(model, "--seed", "0", "--num_inference_steps", "4", "--temperature", "0.5")
+    options = ("--seed", "0", "--num_inference_steps", "4", "--temperature", "0.5")
+    terminal = PseudoTerminal("chat", str(model), "--device", "cpu", *options)
     try:
         terminal.read_until("> ")
         terminal.type("hi\n")
@@ -209,3 +166,32 @@ def test_on_a_terminal_an_answer_is_seen_while_it_is_unmasked_and_ctrl_c_ends_it
         assert "Traceback" not in terminal.shown
     finally:
         terminal.process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_answers_are_coloured_with_watch_and_are_kept_in_a_page(answered, tmp_path):
+    model, page = save(tmp_path / "model"), tmp_path / "page.html"
+    options = ("--device", "cpu", *ASKED, "--seed", "0", "--watch", "--html", str(page))
+    terminal = PseudoTerminal("chat", str(model), *options)
+    try:
+        terminal.read_until("> ")
+        expected = answered(model, "hi", "why?")
+        for number, said in enumerate(("hi", "why?")):
+            terminal.type(f"{said}\n")
+            shown = terminal.read_until("\r\n> ")
+            assert "\x1b[38;5;" in shown
+            screen = Terminal(80)
+            screen.write(shown)
+            assert screen.rows == [said, *wrapped(visible(expected[number]), 80), "> "]
+        terminal.type("\x04")
+        assert terminal.ended() == 0
+        assert page.read_text(encoding="utf-8").count('"start":') == 2
+    finally:
+        terminal.process.kill()
+
+
+def test_answers_to_a_pipe_can_be_kept_in_a_page_too(model, answered, monkeypatch, capsys, tmp_path):
+    page = tmp_path / "page.html"
+    printed = chat(monkeypatch, capsys, model, ["hi"], "--watch", "--html", str(page))
+    assert printed.out == f"{answered(model, 'hi')[0]}\n"
+    assert page.read_text(encoding="utf-8").count('"start":') == 1

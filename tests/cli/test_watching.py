@@ -1,18 +1,24 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""`--html` and `--gif`: the unmasking of the samples of a command, which it does not change."""
+"""`--watch`, `--html` and `--gif`: the unmasking of the samples of a command, which they do not change."""
 
 import json
 import re
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 from commands import failure
+from terminal import PseudoTerminal, Terminal, wrapped
 from tiny import random_image_model, random_model
 
-from md4_hf import MD4ImageProcessor, build_byte_tokenizer, make_pipeline
+from md4_hf import MD4ImageProcessor, build_byte_tokenizer, load_pipeline, make_pipeline
 from md4_hf.cli import main
 from md4_hf.cli.draw import Sampling
+from md4_hf.cli.options import SampleArguments, WatchArguments
+from md4_hf.cli.watching import Unmasking
+from md4_hf.utils.processes import Processes
+from md4_hf.utils.text_rows import visible
 
 
 STEPS = ["--num_inference_steps", "6", "--seed", "3", "--device", "cpu"]
@@ -126,3 +132,38 @@ def test_images_need_no_other_output(image_model, folder):
 def test_errors_come_before_the_model_is_loaded(model, monkeypatch, capsys, options, message):
     monkeypatch.setattr("md4_hf.cli.sample.load_pipeline", None)
     assert message in failure(capsys, ["sample", model, *options])
+
+
+# On a terminal --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_texts_are_seen_on_a_terminal_while_they_are_unmasked(model, folder, capsys):
+    command = ["infill", model, "a naïve <mask:8>.", "--num_samples", "2", *STEPS]
+    main([*command, "--watch"])
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed, "nothing of it in a pipe"
+    main(command)
+    assert capsys.readouterr().out == printed
+    terminal = PseudoTerminal(*command, "--watch", "--html", "page.html")
+    try:
+        shown = terminal.read_until("The unmasking is in page.html")
+        assert terminal.ended() == 0
+    finally:
+        terminal.process.kill()
+    assert "░" in shown and "\x1b[38;5;" in shown
+    shown = shown[shown.index("--- 1") : shown.index("The unmasking is in")]
+    screen = Terminal(80)
+    screen.write(shown)
+    assert screen.rows == wrapped("".join(visible(character) for character in printed), 80)
+    texts = ["".join(end_of(sample)) for sample in data_of(folder / "page.html")["samples"]]
+    assert len(texts) == 2 and all(text.replace("<|endoftext|>", "") in printed for text in texts)
+
+
+def test_watch_is_refused_where_nothing_could_be_seen(image_model, model, monkeypatch, capsys):
+    command = ["sample", image_model, "--output", "x.png", "--watch", *STEPS]
+    assert "--watch must be left out for a model of images" in failure(capsys, command)
+    monkeypatch.setattr("md4_hf.cli.watching.watches", lambda stream: True)
+    sampling = Sampling(load_pipeline(model), SampleArguments(seed=0))
+    with pytest.raises(ValueError, match="`watch` must be left out with several processes, got 2"):
+        Unmasking(sampling, WatchArguments(watch=True), 4, Processes(world_size=2), "")

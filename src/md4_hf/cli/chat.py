@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,12 +17,15 @@ from transformers.utils import logging
 from ..core.chat_messages import ASSISTANT, check_chat_template, encode_prompt, end_of_answer
 from ..core.denoiser_inputs import block_length_of
 from ..data.conversations import read_chat_template
+from ..evaluation.trajectories import Trajectory
+from ..evaluation.trajectory_recorder import TrajectoryRecorder
 from ..hub.loading import load_pipeline
 from ..objective.figures import counted
 from ..objective.noise import sample_seed
 from .draw import ARGUMENTS_OF_PIPELINE, check_ranges, sampler_config, suppressed_ids
-from .live_text import LiveText
-from .options import ChatArguments
+from .live_text import LiveText, watches
+from .options import RECORDED_TEXTS, ChatArguments, WatchArguments
+from .watching import check_watching, write_trajectories
 
 
 INVITATION = "> "
@@ -34,14 +38,15 @@ HELP = """/reset           begin a new conversation
 NOT_ASKED_FOR = ("length", "gen_length", "eos_early_stop")
 
 
-def chat(options: ChatArguments, rest: argparse.Namespace):
+def chat(options: ChatArguments, watch: WatchArguments, rest: argparse.Namespace):
     """Talk with a model; from a pipe, answer each line."""
     check_ranges(options)
+    check_watching(watch)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     pipeline = open_chat(rest.model, options)
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    talk = Chat(pipeline, options, shows_drafts=is_terminal)
+    is_terminal = sys.stdin.isatty() and watches(sys.stdout)
+    talk = Chat(pipeline, options, watch, rest.model, shows_drafts=is_terminal)
     if not is_terminal:
         talk.answer_lines(line.rstrip("\r\n") for line in sys.stdin)
         return
@@ -81,16 +86,21 @@ class Chat:
     Args:
         pipeline: Pipeline of text with a tokenizer and a chat template.
         options: Options of the command.
+        watch: How answers are shown, and files of their unmasking.
+        title: Heading of a page.
         shows_drafts: Whether standard output is a terminal, on which an answer is shown while it is written.
     """
 
     pipeline: Any
     options: ChatArguments
+    watch: WatchArguments
+    title: str
     shows_drafts: bool = False
     is_open: bool = True
     num_answers: int = 0
     messages: list[dict[str, str]] = field(init=False)
     arguments: dict[str, Any] = field(init=False)
+    recorded: list[Trajectory] = field(default_factory=list)  # of the first answers, for files
 
     def __post_init__(self):
         names = [name for name in ARGUMENTS_OF_PIPELINE if name not in NOT_ASKED_FOR]
@@ -136,15 +146,35 @@ class Chat:
 
     def answer(self) -> str:
         """Answer to the conversation, which is shown."""
-        streamer, generator = self._streamer(), self._generator()
-        output = self.pipeline(messages=self.messages, generator=generator, streamer=streamer, **self.arguments)
+        live, generator = self._live_text(), self._generator()
+        recorder = TrajectoryRecorder(on_change=(lambda trajectory: None) if live is None else live.show)
+        is_seen = live is not None or self.watch.writes_files
+        try:
+            output = self.pipeline(
+                messages=self.messages,
+                generator=generator,
+                callback_on_step_end=recorder if is_seen else None,
+                **self.arguments,
+            )
+        except KeyboardInterrupt:
+            if live is not None:
+                live.stop()
+            raise
         self.num_answers += 1
         (answer,) = output.texts
-        if streamer is None:
+        if live is None:
             print(answer, flush=True)
         else:
-            streamer.finish(answer)
+            live.finish(answer)
+        self._write_files(recorder)
         return answer
+
+    def _write_files(self, recorder: TrajectoryRecorder):
+        """Write the page and the animation anew, with the last answer, if they are asked for and not full."""
+        if self.watch.writes_files and len(self.recorded) < RECORDED_TEXTS:
+            self.recorded += recorder.trajectories
+            recorder.trajectories = self.recorded
+            write_trajectories(recorder, self.watch, self.title)
 
     def fit(self):
         """Drop the oldest turns until the model can read the conversation and has room for an answer.
@@ -178,12 +208,14 @@ class Chat:
             room = min(room, length // 4)
         return max(length - room, 1)
 
-    def _streamer(self) -> LiveText | None:
+    def _live_text(self) -> LiveText | None:
         if not self.shows_drafts:
             return None
         tokenizer = self.pipeline.tokenizer
         end = end_of_answer(tokenizer, self.messages, "`messages`").strip()
-        return LiveText(tokenizer, sys.stdout, end)
+        color_by = self.watch.color_by if self.watch.watch else None
+        num_steps = functools.partial(getattr, self.pipeline, "num_timesteps")
+        return LiveText(tokenizer, sys.stdout, color_by, num_steps, is_answer=True, end_mark=end)
 
     def _generator(self) -> torch.Generator | None:
         """Source of the draws of the next answer, by the seed if there is one."""

@@ -213,7 +213,7 @@ COMMANDS: dict[str, Command] = {
         "Talk with a model on the terminal, where an answer is shown while it is unmasked: /reset begins anew, /steps "
         "N and /temperature X change the sampler, /exit or Ctrl-D ends, Ctrl-C ends an answer. From a pipe, each line "
         "is a message, and the answers are printed.",
-        (options.ChatArguments,),
+        (options.ChatArguments, options.WatchArguments),
         MODEL,
         examples=(
             "md4 chat runs/answers",

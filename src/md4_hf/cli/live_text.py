@@ -1,105 +1,201 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Text on a terminal that is redrawn while it is unmasked: what is decided, and behind it the draft with its masks."""
+"""Text on a terminal that is redrawn while it is unmasked, with its masks, and with colours if they are asked for."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Sequence
-from typing import TextIO
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TextIO
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..core.text_encoding import decode_continuation
+from ..data.token_pieces import UNFINISHED, TokenPieces
+from ..evaluation.trajectories import Trajectory
 from ..utils.text_rows import len_of_rows, num_rows, start_of_last_row, visible
 
 
-CLEAR_BELOW, UP, DIM, NORMAL = "\x1b[J", "\x1b[{}A", "\x1b[2m", "\x1b[0m"
+CLEAR_BELOW, UP, DIM, UNDERLINED, NORMAL = "\x1b[J", "\x1b[{}A", "\x1b[2m", "\x1b[4m", "\x1b[0m"
+COLOR = "\x1b[38;5;{}m"  # one of 256, which terminals have had for decades, over ssh too
+# From early to late and from unsure to sure; each is readable on dark and on light.
+RAMPS = {"step": (63, 69, 38, 36, 71, 107, 142, 172, 166), "confidence": (160, 166, 172, 142, 107, 71)}
 MASK, PLAIN_MASK = "░", "_"  # the latter where the terminal's encoding lacks the former
-UNFINISHED = "\ufffd"  # a character of which more bytes are to come
+SECONDS_BETWEEN = 1 / 30  # of two drawings, at least
+
+
+class Cell(NamedTuple):
+    """A token on the terminal: its text, the sequence that begins its style, and whether it is final."""
+
+    text: str
+    style: str = ""
+    is_final: bool = True
 
 
 class LiveText:
-    """A streamer for the pipeline that shows an answer on a terminal.
+    """Shows the trajectory of a text on a terminal, one text after the other.
 
-    Rows of the terminal that are full and decided stay; all below is drawn anew with each step. A draft is shown as far
-    as it fits on the screen.
+    Rows of the terminal that are full and final stay; all below is drawn anew. Until a text is finished, it is shown as
+    far as it fits on the screen.
 
     Args:
-        tokenizer: The tokenizer.
+        tokenizer: The tokenizer; None shows ids.
         stream: The terminal.
-        end: Text with which an answer ends; it is not shown, nor is what follows.
+        color_by: "step" or "confidence" for coloured tokens, or None: what may still change is dim.
+        num_steps: Function that returns the number of steps of the call.
+        is_answer: Whether the prompt, and what follows an EOS token, are left out.
+        end_mark: Text with which an answer ends; it is not shown, nor is what follows.
         size: Function that returns the terminal's columns and lines.
+        seconds_between: Time between two drawings, at least.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         stream: TextIO,
-        end: str = "",
+        color_by: str | None = None,
+        num_steps: Callable[[], int] = lambda: 1,
+        is_answer: bool = False,
+        end_mark: str = "",
         size: Callable[[], tuple[int, int]] = shutil.get_terminal_size,
+        seconds_between: float = SECONDS_BETWEEN,
     ):
-        self.tokenizer, self.stream, self.end_mark, self.size = tokenizer, stream, end, size
+        self.tokenizer, self.stream, self.num_steps, self.size = tokenizer, stream, num_steps, size
+        self.color_by = None if os.environ.get("NO_COLOR") else color_by  # no-color.org
+        self.is_answer, self.end_mark, self.seconds_between = is_answer, end_mark, seconds_between
         encoding = getattr(stream, "encoding", None) or "ascii"
         self.mask = MASK if MASK.encode(encoding, "ignore") else PLAIN_MASK
-        self.ids: list[int] | None = None  # of the answer, as far as it is decided; None before the prompt
-        self.num_kept = 0  # characters of the answer that are drawn no more
-        self.num_rows = 0  # rows of the terminal that are drawn anew, above the cursor's
+        self._special = set(getattr(tokenizer, "all_special_ids", ()))
+        self._pieces: TokenPieces | None = None
+        self._begin()
 
-    def put(self, ids: Tensor):
-        """Take the prompt, which is not shown, and then decided ids."""
-        if self.ids is None:
-            self.ids = []
-            return
-        self.ids += ids.reshape(-1).tolist()
-        self._show(self._text(self.ids), "")
+    def _begin(self):
+        self._num_kept = 0  # characters that are drawn no more
+        self._num_rows = 0  # rows of the terminal that are drawn anew, above the cursor's
+        self._drawn_at = -float("inf")
+        self._last: Trajectory | None = None
 
-    def put_draft(self, ids: Tensor):
-        """Show ids behind the decided ones, masks among them."""
-        decided = self.ids or []
-        text = self._text(decided)
-        self._show(text, "" if self._has_ended(decided) else self._draft(ids.reshape(-1).tolist()))
+    def show(self, trajectory: Trajectory):
+        """Show a text as it is now, unless the last drawing was a moment ago."""
+        self._last = trajectory
+        if time.monotonic() - self._drawn_at >= self.seconds_between:
+            self._draw(self._cells(trajectory))
+            self._drawn_at = time.monotonic()
 
-    def end(self):
-        """Show what is decided, without a draft."""
-        self._show(self._text(self.ids or []), "")
-
-    def finish(self, answer: str):
-        """Show the answer in its final form, and end the line."""
-        self._show(answer, "")
+    def finish(self, text: str | None = None):
+        """Show the text in its final form, or another one in its place, and end the line."""
+        if text is not None and self.color_by is None:
+            self._draw([Cell(visible(text))])
+        elif self._last is not None:
+            self._draw([cell._replace(is_final=True) for cell in self._cells(self._last)])
         self.stream.write("\n")
         self.stream.flush()
+        self._begin()
 
-    def _text(self, ids: Sequence[int]) -> str:
-        text = decode_continuation(self.tokenizer, ids, skip_special_tokens=True).rstrip(UNFINISHED)
-        return text.partition(self.end_mark)[0] if self.end_mark else text
+    def stop(self):
+        """Leave of a text that will not be finished what is final, without its masks."""
+        if self._last is not None:
+            self._draw([cell for cell in self._cells(self._last) if cell.is_final])
+        self._begin()
 
-    def _has_ended(self, ids: list[int]) -> bool:
-        """Whether the decided ids have an end, behind which there is no draft to see."""
-        whole = decode_continuation(self.tokenizer, ids, skip_special_tokens=False)
-        return self.tokenizer.eos_token_id in ids or bool(self.end_mark and self.end_mark in whole)
+    def _cells(self, trajectory: Trajectory) -> list[Cell]:
+        """The tokens that are shown."""
+        mask = trajectory.mask_token_id
+        if self._pieces is None:
+            self._pieces = TokenPieces(self.tokenizer, mask)
+        ids = trajectory.ids[: trajectory.num_drawn]
+        ids = ids[: trajectory.end] if self.is_answer else ids
+        pieces = self._pieces(ids)
+        first = _num_before(trajectory.start, mask) if self.is_answer else 0
+        end = self._end(ids, pieces, first) if self.is_answer else len(ids)
+        num_final = min(trajectory.num_final, end)
+        while num_final > first and UNFINISHED in (pieces[num_final - 1] or UNFINISHED):
+            num_final -= 1  # of which more bytes are to come
+        cells = []
+        for place in range(first, end):
+            piece, is_final = pieces[place], place < num_final or trajectory.is_finished
+            style = self._style(trajectory, place, is_final)
+            text = self.mask if piece is None else "" if ids[place] in self._special else visible(piece)
+            cells.append(Cell(text, style, is_final))
+        return self._without_mark(cells, pieces[first:end])
 
-    def _draft(self, ids: list[int]) -> str:
-        """Text of ids, with a sign for each mask."""
-        parts: list[str] = []
-        waiting: list[int] = []
-        for token_id in [*ids, self.tokenizer.mask_token_id]:
-            if token_id == self.tokenizer.mask_token_id:
-                parts += [decode_continuation(self.tokenizer, waiting, skip_special_tokens=True), self.mask]
-                waiting = []
-            else:
-                waiting.append(token_id)
-        return "".join(parts[:-1])
+    def _end(self, ids: list[int], pieces: list[str | None], first: int) -> int:
+        """Place of the first EOS token, or behind the end mark, with no mask before; else the length."""
+        eos = getattr(self.tokenizer, "eos_token_id", None)
+        text = ""
+        for place in range(first, len(ids)):
+            piece = pieces[place]
+            if piece is None:
+                break
+            if ids[place] == eos:
+                return place
+            text += piece
+            if self.end_mark and self.end_mark in text:
+                return place + 1
+        return len(ids)
 
-    def _show(self, text: str, draft: str):
-        """Draw the text that does not stay, and a draft behind it."""
+    def _without_mark(self, cells: list[Cell], pieces: list[str | None]) -> list[Cell]:
+        """Cells without those of the end mark, if these come last."""
+        text = "".join(piece or "" for piece in pieces)
+        if not self.end_mark or self.end_mark not in text or None in pieces:
+            return cells
+        room, kept = text.index(self.end_mark), []
+        for cell, piece in zip(cells, pieces, strict=True):
+            kept.append(cell._replace(text=cell.text[: max(room, 0)]))
+            room -= len(piece or "")
+        return kept
+
+    def _style(self, trajectory: Trajectory, place: int, is_final: bool) -> str:
+        """Sequence that begins the style of a token."""
+        if self.color_by is None:
+            return "" if is_final else DIM
+        if trajectory.start[place] != trajectory.mask_token_id:
+            return UNDERLINED
+        if place not in trajectory.last_events:
+            return DIM
+        moment, event = trajectory.last_events[place]
+        if event.probability is None:
+            return DIM
+        share = moment.step / max(self.num_steps(), 1) if self.color_by == "step" else event.probability
+        ramp = RAMPS[self.color_by]
+        return COLOR.format(ramp[min(int(share * len(ramp)), len(ramp) - 1)])
+
+    def _draw(self, cells: list[Cell]):
+        """Draw what does not stay yet: as much as fits on the screen, behind what is final."""
         columns, lines = self.size()
-        text, draft = visible(text[self.num_kept :]), visible(draft)
-        draft = draft[: len_of_rows(text + draft, columns, max(lines - 1, 1)) - len(text)] if draft else ""
-        back = (UP.format(self.num_rows) if self.num_rows else "") + "\r" + CLEAR_BELOW
-        shown = f"{DIM}{draft}{NORMAL}" if draft else ""
-        self.stream.write(back + text + shown)
+        count = next((number for number, cell in enumerate(cells) if not cell.is_final), len(cells))
+        final = "".join(text for text, _, _ in cells[:count])[self._num_kept :]
+        draft = "".join(text for text, _, _ in cells[count:])
+        room = len(final) + len(draft)
+        if draft:
+            room = max(len_of_rows(final + draft, columns, max(lines - 1, 1)), len(final))
+        back = (UP.format(self._num_rows) if self._num_rows else "") + "\r" + CLEAR_BELOW
+        self.stream.write(back + styled(cells, self._num_kept, room))
         self.stream.flush()
-        kept = start_of_last_row(text, columns)
-        self.num_kept += kept
-        self.num_rows = num_rows(text[kept:] + draft, columns)
+        kept = start_of_last_row(final, columns)
+        self._num_kept += kept
+        self._num_rows = num_rows((final + draft)[kept:room], columns)
+
+
+def styled(cells: list[Cell], start: int, count: int) -> str:
+    """Characters of cells from `start` on, at most `count`, with the sequences of their styles."""
+    parts, style = [], ""
+    for text, wanted, _ in cells:
+        part = text[start : start + count] if start < len(text) else ""
+        start = max(start - len(text), 0)
+        count -= len(part)
+        if part:
+            parts += [NORMAL if style else "", wanted] if wanted != style else []
+            parts.append(part)
+            style = wanted
+    return "".join([*parts, NORMAL if style else ""])
+
+
+def watches(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can be redrawn."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _num_before(ids: list[int], token: int) -> int:
+    """Number of ids before the first of this kind."""
+    return ids.index(token) if token in ids else len(ids)

@@ -220,6 +220,9 @@ class WatchArguments:
 
     _argument_group_name = "unmasking"
 
+    watch: bool = option(
+        "Show texts on the terminal while they are unmasked, in colours; nothing of it elsewhere.", default=False
+    )
     html: str | None = option(
         "Page to write that plays the unmasking, without network access: step, token and probability of each place, of "
         f"the first {RECORDED_TEXTS} texts or {RECORDED_IMAGES} images."
@@ -232,8 +235,8 @@ class WatchArguments:
     )
 
     def __post_init__(self):
-        if not self.writes_files:
-            check_left_out(self, ["color_by"], "without --html or --gif")
+        if not (self.watch or self.writes_files):
+            check_left_out(self, ["color_by"], "without --watch, --html or --gif")
 
     @property
     def writes_files(self) -> bool:

@@ -30,7 +30,7 @@ from .draw import Sampling, check_ranges
 from .options import SMALL_IMAGE, ImageArguments, PromptArguments, SampleArguments, WatchArguments
 from .prompts import read_prompts
 from .sample_files import Console, Memory, Row, SampleFile, Sink, kept_recipe, write_json_lines, write_texts
-from .watching import check_watching, draw_watched
+from .watching import Unmasking, check_watching
 
 
 WRITERS: dict[str, Callable[[Iterable[Row], Path], None]] = {".jsonl": write_json_lines, ".txt": write_texts}
@@ -140,8 +140,9 @@ def draw_and_write(
     sampling: Sampling, options: SampleArguments, watch: WatchArguments, processes: Processes, title: str
 ):
     """Draw the samples, and print them or write them to the file; and write their unmasking if asked to."""
-    sink, is_image = sink_of(sampling, options), sampling.pipeline.image_shape is not None
-    written = draw_watched(sampling, sink, options, watch, processes, title)
+    is_image = sampling.pipeline.image_shape is not None
+    unmasking = Unmasking(sampling, watch, options.batch_size, processes, title)
+    written = unmasking.draw(sink_of(sampling, options, prints=not (is_image or unmasking.is_shown)), options.quiet)
     if processes.process_index or options.quiet:
         return
     if options.output is not None:
@@ -151,10 +152,10 @@ def draw_and_write(
         print(f"The unmasking is in {' and '.join(written)}", file=sys.stderr)
 
 
-def sink_of(sampling: Sampling, options: SampleArguments) -> Sink:
-    """Place of the samples: the file; the console, for texts; or none."""
+def sink_of(sampling: Sampling, options: SampleArguments, prints: bool) -> Sink:
+    """Place of the samples: the file; or the console, if they are to be printed; or none."""
     if options.output is None:
-        return Console() if sampling.pipeline.image_shape is None else Memory()
+        return Console() if prints else Memory()
     path = Path(options.output)
     write = WRITERS.get(path.suffix.lower()) or functools.partial(write_picture, sampling.pipeline, options)
     if write is write_json_lines:

@@ -25,14 +25,18 @@ from md4_hf import (
     LoraArguments,
     MaskedDiffusionPipeline,
     MaskedDiffusionScheduler,
+    MD4ForDiscreteDiffusion,
     MD4ForMaskedDiffusion,
     add_adapter,
+    load_model,
     load_pipeline,
     make_schedule,
     unmask_probability,
 )
 from md4_hf.cli import main
 from md4_hf.cli.options import FAMILY_NAMES
+from md4_hf.core.discrete_kernels import uniform_nelbo
+from md4_hf.core.discrete_processes import discrete_process
 from md4_hf.core.masked_diffusion import masked_count_weights
 from md4_hf.hub.convert import FAMILIES, convert
 from md4_hf.objective.clipping import ClippedRates
@@ -492,7 +496,8 @@ BAD = {
     "graph": (SEDD, None, config_with(graph={"type": "uniform"}), "`graph.type` must be 'absorb'"),
     "noise": (SEDD, None, config_with(noise={"type": "geometric"}), "`noise.type` must be 'loglinear'"),
     "blocks": (BD3LM, None, config_with(block_size=0), "`block_size` must be >= 1 or None, got 0"),
-    "uniform noise": (MDLM, None, config_with(model_type="DUO"), "got a Duo"),
+    "causal Duo": (MDLM, None, config_with(model_type="duo", causal=True), "`causal` must be False .* of a Duo"),
+    "Duo without time": (MDLM, None, config_with(model_type="duo"), "`time_conditioning` must be True .* of a Duo"),
     "unknown": (SEDD, lambda state: {"a.b": torch.ones(1)}, None, "one of .*mdlm.*model type None.*'a.b'"),
 }
 
@@ -507,6 +512,81 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(golden, tmp_path, nam
     with pytest.raises(ValueError, match=message):
         convert(folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["peer"]
+
+
+# Duo ------------------------------------------------------------------------------------------------------------------
+
+# MDLM's network that sees the time is Duo's: the record has its logits of all V rows, which are states of Duo's.
+
+
+@pytest.fixture(scope="module")
+def duo(golden, tmp_path_factory):
+    """Folder of a checkpoint with Duo's names."""
+    tensors, record = golden(MDLM_TIME)
+    own = {"model_type": "duo", "architectures": ["DUO"], "causal": False, "var_min": True}
+    kept = {name: record["config"][name] for name in ("vocab_size", "model_length", "hidden_dim", "cond_dim")}
+    kept |= {name: record["config"][name] for name in ("n_blocks", "n_heads", "dropout")}
+    return publish(tmp_path_factory.mktemp("duo"), state_of(tensors), {**kept, **own})
+
+
+def test_a_duo_becomes_the_uniform_baseline_with_the_same_logits_and_bound(golden, duo, tmp_path):
+    tensors, _ = golden(MDLM_TIME)
+    assert convert(duo, tmp_path / "out") == "duo"
+    model = load_model(tmp_path / "out").eval()
+    config, process = model.config, model.process
+    assert type(model) is MD4ForDiscreteDiffusion and config.baseline == "uniform" and config.time_conditioning
+    assert (config.vocab_size, config.mask_token_id, process.kernel.num_states) == (101, 100, 100)
+    xt, x0, t = (tensors[f"inputs/{name}"] for name in ("input_ids", "x0", "t"))
+    with torch.no_grad():
+        output = model(xt, labels=x0, timesteps=t, output_logits=True)
+    torch.testing.assert_close(output.logits[..., :-1], tensors["outputs/logits"], atol=1e-4, rtol=0.0)
+    assert_near(-process.alpha(t).log(), tensors["inputs/sigma"])
+    logits, rates = tensors["outputs/logits"].double(), process.schedule.alpha_prime(t.double())
+    assert_near(output.token_nelbo, uniform_nelbo(logits, x0, xt, process.alpha(t), rates))
+
+
+def test_the_process_of_a_converted_duo_has_the_authors_losses_and_steps(golden, duo, tmp_path):
+    tensors, record = golden("peers/duo_v24")
+    fields = {**json.loads(Path(duo, "config.json").read_text()), "vocab_size": 24}
+    config = FAMILIES["duo"].configuration(fields)
+    process, case = discrete_process(config), "log-linear"
+    logits, x0, t, dt = (tensors[f"inputs/{name}"] for name in ("logits", "x0", "t", "dt"))
+    xt = tensors[f"{case}/xt"]
+    loss, expected = process.token_nelbo(logits, x0, xt, t.double()), tensors[f"{case}/loss_token"]
+    assert ((loss - expected).abs().amax(dim=1) < 1e-4 * expected.amax(dim=1).clamp(min=1.0)).all()
+    steps = process.reverse(logits, xt, t.double(), (t - dt).double())
+    limit = record["tolerance"]["probabilities"]
+    torch.testing.assert_close(steps.float(), tensors[f"{case}/p_probs"], atol=limit, rtol=0.0)
+
+
+@pytest.mark.parametrize("num_words", [99, 100])  # GPT-2's without the padding that Duo adds to it, or with one more
+def test_a_converted_duo_has_a_tokenizer_whose_ids_are_all_states(duo, tmp_path, num_words):
+    words = words_tokenizer(num_words)
+    if num_words == 100:
+        words.add_special_tokens({"mask_token": "w99"})  # as BERT's, a token of the text to Duo
+    words.save_pretrained(tmp_path / "words")
+    main(["convert", duo, "--output_dir", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "words")])
+    pipe = load_pipeline(tmp_path / "out")
+    assert pipe.tokenizer.mask_token_id == 100 and pipe.model.config.unused_token_ids is None
+    assert (pipe.tokenizer.pad_token_id == 99) == (num_words == 99)
+    drawn = pipe(num_samples=8, length=12, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+    assert drawn.sequences.max() < 100 and len(drawn.texts) == 8
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "Duo" in card.text and "trust_remote_code" not in card.text
+    assert not list((tmp_path / "out").glob("*.py"))
+
+
+def test_a_converted_duo_is_evaluated_and_fine_tuned(duo, tmp_path, capsys):
+    words_tokenizer(99).save_pretrained(tmp_path / "words")
+    model = str(tmp_path / "model")
+    main(["convert", duo, "--output_dir", model, "--tokenizer", str(tmp_path / "words")])
+    (tmp_path / "text.txt").write_text("w1 w2 w3 w4 w5 w6 w7 w8 " * 40)
+    data = str(tmp_path / "text.txt")
+    main(["evaluate", model, "--validation_data", data, "--draws", "2", "--use_cpu"])
+    assert "perplexity" in capsys.readouterr().out
+    options = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "--report_to", "none"]
+    main(["finetune", model, "--data", data, "--full", "--output_dir", str(tmp_path / "tuned"), *options])
+    assert load_model(tmp_path / "tuned").config.baseline == "uniform"
 
 
 def test_files_that_are_damaged_or_absent_are_named(published, tmp_path):

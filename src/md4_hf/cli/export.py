@@ -34,19 +34,20 @@ def export(options: ExportArguments, rest: argparse.Namespace):
     else:
         source = {"base": options.base, "revision": options.revision}
         pipeline = load_pipeline(rest.model, **source, dtype=options.dtype, device="cpu")
+    has_code = options.remote_code and pipeline.model.has_remote_code
     with whole_folder(folder, give_name=move_into) as staging:
-        pipeline.save_pretrained(staging, remote_code=options.remote_code)
+        pipeline.save_pretrained(staging, remote_code=has_code)
         card = Path(rest.model, "README.md")
         if card.is_file() and adapter_base(rest.model) is None:
             for path in (card, *card.parent.glob("*.png")):
                 shutil.copy2(path, staging)
     parts = ["tokenizer", "image_processor", "scheduler"]
     found = [name.replace("_", " ") for name in parts if getattr(pipeline, name) is not None]
-    print(f"Model, {', '.join(found)}{' and code' if options.remote_code else ''} are in {folder}")
+    print(f"Model, {', '.join(found)}{' and code' if has_code else ''} are in {folder}")
     if options.push_to_hub:
         upload = {"push_to_hub": True, "repo_id": options.push_to_hub, "private": options.private}
         with to_hub(options.push_to_hub, folder, f"hf upload {options.push_to_hub} {folder} ."):
-            pipeline.save_pretrained(folder, remote_code=options.remote_code, **upload)
+            pipeline.save_pretrained(folder, remote_code=has_code, **upload)
         print(f"Uploaded to {options.push_to_hub}")
 
 

@@ -55,6 +55,11 @@ class MD4PreTrainedModel(PreTrainedModel):
     # Class that opens a saved folder, for each Auto class. Written out, as FSDP2 renames the classes that it wraps.
     _auto_map: dict[str, str] = {}
 
+    @property
+    def has_remote_code(self) -> bool:
+        """Whether a saved folder opens without this package; a baseline's does not."""
+        return bool(self._auto_map)
+
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
     ):
@@ -66,8 +71,8 @@ class MD4PreTrainedModel(PreTrainedModel):
         is_first_rank = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         if not (is_main_process and is_first_rank):
             return
-        # An adapter is saved without configuration and code; a causal model opens only with this package.
-        if self._auto_map and Path(save_directory, CONFIG_NAME).is_file():
+        # An adapter is saved without configuration and code.
+        if self.has_remote_code and Path(save_directory, CONFIG_NAME).is_file():
             copy_code(Path(__file__).with_name("modeling_md4.py"), save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id, **hub)

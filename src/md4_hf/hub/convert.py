@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Convert published checkpoints of masked diffusion models, each to one flat folder of this package."""
+"""Convert published checkpoints of discrete diffusion models, each to one flat folder of this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, logging
 from ..core.configuration_md4 import MD4Config
 from ..core.input_checks import match_tokenizer
 from ..core.modeling_md4_base import has_tokenizer
-from ..data.tokenizers import ensure_mask_token, load_tokenizer
+from ..data.tokenizers import load_tokenizer
 from ..utils.errors import did_you_mean, file_errors_as_value_errors
 from ..utils.files import check_can_be_written, is_empty_or_absent, looks_like_path, whole_folder
 from ..utils.hub_access import from_hub
@@ -91,14 +91,14 @@ def convert(
     config = complete_configuration(converter, source, processor, mask_token, predicts_next)
     processor = None if config.is_image else processor
     if processor is not None:
-        match_tokenizer(ensure_mask_token(processor, config.mask_token_id), config)
+        match_tokenizer(converter.fitted(processor, config), config)
     model = converter.load(path, config, allow_pickle)
     if processor is None:
         logger.warning(f"{checkpoint} has no tokenizer: its model is converted alone. --tokenizer NAME adds one.")
     pipeline = make_pipeline(model, processor, converter.scheduler(source, config))
     card = make_converted_card(pipeline, converter.title, checkpoint, folder_of(path), output_dir.name)
     with whole_folder(output_dir) as staging:
-        pipeline.save_pretrained(staging, remote_code=True)
+        pipeline.save_pretrained(staging, remote_code=model.has_remote_code)
         card.save(staging / "README.md")
     return converter.name
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Converters of the checkpoints whose network is the DDiT: MDLM, SEDD, RADD and BD3-LM.
+"""Converters of the checkpoints whose network is the DDiT: MDLM, SEDD, RADD, BD3-LM and Duo.
 
 Their weights become those of `backbone="ddit"`. Queries and keys are put in the order of adjacent rotary pairs. Where
 the network is modulated but sees no time, its modulation is a constant, which is multiplied into the weights.
@@ -7,15 +7,18 @@ the network is modulated but sees no time, its modulation is a constant, which i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..core.configuration_md4 import MD4Config
 from ..core.modeling_md4_ddit import NUM_FEATURES, noise_features
+from ..data.tokenizers import num_rows
 from ..utils.errors import check_types
 from .families import Family, required
 from .weight_files import WeightFiles
@@ -157,6 +160,13 @@ def _fold(state: dict[str, Tensor], modulations: list[Tensor]):
     modulate("model.norm", *modulations[-1].chunk(2))
 
 
+def check_fixed(source: Mapping[str, Any], title: str, **fields: Any):
+    """Raise a ValueError for fields of a configuration that have another value than the only one known here."""
+    for name, value in fields.items():
+        if source.get(name, value) != value:
+            raise ValueError(f"`{name}` must be {value} in the config of a {title}, got {source[name]}.")
+
+
 class MDLM(DDiTFamily):
     """MDLM (Sahoo et al., arXiv:2406.07524)."""
 
@@ -164,6 +174,7 @@ class MDLM(DDiTFamily):
     title = "MDLM"
     model_types = ("mdlm",)
     prefix = "backbone."
+    process: ClassVar[Mapping[str, Any]] = LOG_LINEAR  # fields of the configuration that say how texts are noised
 
     def recognises_keys(self, keys: set[str]) -> bool:
         """Whether the keys are those of an MDLM, with nothing beside its backbone."""
@@ -182,7 +193,7 @@ class MDLM(DDiTFamily):
             max_position_embeddings=required(source, "model_length"),
             residual_dropout=source.get("dropout", 0.0),
             time_conditioning=required(source, "time_conditioning"),
-            **LOG_LINEAR,
+            **self.process,
         )
 
 
@@ -204,9 +215,7 @@ class BD3LM(MDLM):
         block_size = required(source, "block_size")
         config.block_size = block_size if block_size < config.max_position_embeddings else None
         config.check()
-        for name, value in {"causal": False, "adaln": True}.items():
-            if source.get(name, value) != value:
-                raise ValueError(f"`{name}` must be {value} in the config of a BD3-LM, got {source[name]}.")
+        check_fixed(source, self.title, causal=False, adaln=True)
         return config
 
     def state(self, weights: WeightFiles, config: MD4Config) -> dict[str, Tensor]:
@@ -266,19 +275,41 @@ class RADD(SEDD):
 
 
 class Duo(MDLM):
-    """Duo (Sahoo et al., arXiv:2506.10892), which is recognised to be refused: it diffuses to random tokens."""
+    """Duo (Sahoo et al., arXiv:2506.10892): MDLM's network, which sees the time, with the uniform kernel.
+
+    All its V rows are states of the process, GPT-2's padding among them. The mask that stands for tokens to be drawn
+    here has a row behind them, which the network never sees.
+    """
 
     name = "duo"
     title = "Duo"
     model_types = ("duo",)
+    process: ClassVar[Mapping[str, Any]] = {**LOG_LINEAR, "baseline": "uniform"}
 
     def recognises_keys(self, keys: set[str]) -> bool:
         """False: its keys are MDLM's, and the config tells."""
         return False
 
     def configuration(self, source: Mapping[str, Any]) -> MD4Config:
-        """Raise a ValueError."""
-        raise ValueError(
-            "`checkpoint` must be of a masked diffusion model, got a Duo: its noise replaces tokens by random ones, "
-            "and no token is a mask, so that MD4 has no bound and no sampler for it."
-        )
+        """As MDLM's, with a row for the mask; a ValueError for a causal network."""
+        check_types(source, TYPES)
+        check_fixed(source, self.title, causal=False, time_conditioning=True)
+        own = {"time_conditioning": True, "vocab_size": required(source, "vocab_size") + 1}
+        return super().configuration({**source, **own})
+
+    def state(self, weights: WeightFiles, config: MD4Config) -> dict[str, Tensor]:
+        """As MDLM's, with the mask's rows, of zeros."""
+        without_mask = copy.copy(config)
+        without_mask.vocab_size = config.vocab_size - 1
+        state = super().state(weights, without_mask)
+        for name in ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias"):
+            state[name] = torch.cat([state[name], torch.zeros_like(state[name][:1])])
+        return state
+
+    def fitted(self, tokenizer: PreTrainedTokenizerBase, config: MD4Config) -> PreTrainedTokenizerBase:
+        """The tokenizer with `[PAD]` behind its ids, as Duo's authors add it, and with a new mask behind that."""
+        if tokenizer.pad_token is None and num_rows(tokenizer) == config.mask_token_id - 1:
+            tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        if tokenizer.mask_token is not None and num_rows(tokenizer) == config.mask_token_id:
+            tokenizer.add_special_tokens({"mask_token": "[NOISE]"})  # the other one is a token like all
+        return super().fitted(tokenizer, config)

@@ -26,7 +26,7 @@ model is described where the checkpoint is.
 {use}
 ```
 
-Without md4_hf, `AutoModel.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)` runs the code in this repository.
+{elsewhere}
 
 ## Licence
 
@@ -37,6 +37,11 @@ _USE = """from md4_hf import load_pipeline
 
 pipe = load_pipeline("PATH_OR_HUB_ID")
 """
+_ELSEWHERE = {
+    True: 'Without md4_hf, `AutoModel.from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)` runs the code in this '
+    "repository.",
+    False: "It opens where md4_hf is installed.",
+}
 _SAVE_IMAGE = 'pipe(num_samples=1).images[0].save("sample.png")'
 _PRINT = "print(pipe(num_samples=1).texts[0])"
 _PRINT_IDS = 'print(pipe(num_samples=1, output_type="ids").sequences)  # there is no tokenizer'
@@ -70,6 +75,7 @@ def make_converted_card(pipeline, title: str, source: str, folder: Path, name: s
             title=title,
             source=source if is_id else Path(source).name,
             use=_USE + (_SAVE_IMAGE if config.is_image else text_use),
+            elsewhere=_ELSEWHERE[pipeline.model.has_remote_code],
             license=f"The checkpoint is under the licence `{license}`, by its card." if license else found,
         )
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.configuration_md4 import MD4Config
-from ..core.modeling_md4 import MD4ForMaskedDiffusion
+from ..data.tokenizers import ensure_mask_token
+from .model_classes import model_class_of
 from .weight_files import WeightFiles, open_weights
 
 
@@ -40,11 +41,15 @@ class Family:
         """State dict of `empty_model`; takes every tensor of the checkpoint, or skips it."""
         raise NotImplementedError(f"{type(self).__name__} must define `state`.")
 
+    def fitted(self, tokenizer: PreTrainedTokenizerBase, config: MD4Config) -> PreTrainedTokenizerBase:
+        """The tokenizer with the mask of the converted model, changed in place."""
+        return ensure_mask_token(tokenizer, config.mask_token_id)
+
     def scheduler(self, source: Mapping[str, Any], config: MD4Config):
         """Scheduler with the settings of the checkpoint's sampler; None for that of the masking schedule."""
         return None
 
-    def load(self, path: Path, config: MD4Config, allow_pickle: bool) -> MD4ForMaskedDiffusion:
+    def load(self, path: Path, config: MD4Config, allow_pickle: bool) -> PreTrainedModel:
         """Model with the weights of a folder or file, of which there is never more than one copy.
 
         Raises:
@@ -63,9 +68,9 @@ class Family:
     def empty_model(self, config: MD4Config) -> PreTrainedModel:
         """Model without data that takes the state dict."""
         with init_empty_weights():
-            return MD4ForMaskedDiffusion(config)
+            return model_class_of(config)(config)
 
-    def finished(self, model: PreTrainedModel, config: MD4Config, path: Path) -> MD4ForMaskedDiffusion:
+    def finished(self, model: PreTrainedModel, config: MD4Config, path: Path) -> PreTrainedModel:
         """The converted model, from the one that has taken the state dict."""
         return model
 

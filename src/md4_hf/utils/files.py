@@ -28,9 +28,9 @@ SUFFIXES = (
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors")
 
 
-def looks_like_path(name: str) -> bool:
+def looks_like_path(name: str | os.PathLike) -> bool:
     """Whether a name that does not exist here can only have been meant as a path; a Hub id has at most one slash."""
-    name = name.replace(os.sep, "/")
+    name = os.fspath(name).replace(os.sep, "/")
     return name.startswith((".", "~", "/")) or name.lower().endswith(SUFFIXES) or name.count("/") > 1
 
 

@@ -139,12 +139,12 @@ class MD4Generation:
             raise ValueError(f"`pad_token_id` must be in [0, {config.vocab_size}), got {pad_token_id!r}.")
         padding = padding_id(config, pad_token_id, config.pad_token_id, *inputs.eos_token_ids)
         scheduler = self._own_scheduler() if scheduler is None else scheduler
-        call = SamplingCall(self, scheduler, inputs, request, options, self.device, self._loop_class())
+        call = SamplingCall(self, scheduler, inputs, request, options, self.device)
         sample = call.run()
         return prompts.joined(call.shown(sample), num_return_sequences, padding).to(prompts.device or self.device)
 
-    def _loop_class(self) -> Any:
-        """The sampling loop of this kind of model."""
+    def sampling_loop(self) -> Any:
+        """Class of the sampling loop of this kind of model."""
         from .denoising import Denoising
 
         return Denoising

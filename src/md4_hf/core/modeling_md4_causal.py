@@ -133,8 +133,8 @@ class MD4ForCausalLM(MD4Generation, MD4PreTrainedModel):
         ).last_hidden_state
         return logits_of(self.lm_head, hidden_states[:, -1], self.config)
 
-    def _loop_class(self) -> Any:
-        """The sampling loop, token by token."""
+    def sampling_loop(self) -> Any:
+        """Class of the sampling loop, token by token."""
         from .causal_decoding import CausalDecoding
 
         return CausalDecoding

@@ -110,8 +110,8 @@ class MD4ForDiscreteDiffusion(MD4Generation, MD4PreTrainedModel):
             **losses,
         )
 
-    def _loop_class(self) -> Any:
-        """The sampling loop, all tokens at every step."""
+    def sampling_loop(self) -> Any:
+        """Class of the sampling loop, all tokens at every step."""
         from .discrete_decoding import DiscreteDecoding
 
         return DiscreteDecoding

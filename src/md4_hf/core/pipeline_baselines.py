@@ -3,25 +3,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from .baseline_decoding import BaselineDecoding
-from .causal_decoding import CausalDecoding
-from .discrete_decoding import DiscreteDecoding
 from .foreign_scheduler import ForeignScheduler, as_sampler
 from .pipeline_masked_diffusion import MaskedDiffusionPipeline
+from .sampling_call import sampling_loop_of
 
 
 class BaselinePipeline(MaskedDiffusionPipeline):
     """Pipeline of a baseline, whose scheduler only says how tokens are drawn."""
 
-    _loop_class: ClassVar[type[BaselineDecoding]]
-
     def _check_components(self):
         """Check what `MaskedDiffusionPipeline` checks, and that the scheduler is no other one's."""
         super()._check_components()
         if isinstance(as_sampler(self.scheduler, self.mask_token_id), ForeignScheduler):
-            kind, found = self._loop_class.kind, type(self.scheduler).__name__
+            kind, found = sampling_loop_of(self.model).kind, type(self.scheduler).__name__
             raise ValueError(f"`scheduler` must be a MaskedDiffusionScheduler for {kind}, got {found}.")
 
 
@@ -36,8 +30,7 @@ class CausalPipeline(BaselinePipeline):
     logits processor sees the ids before the token, the mask that stands for the start first.
     """
 
-    _model_class = "MD4ForCausalLM"
-    _loop_class = CausalDecoding
+    model_class = "MD4ForCausalLM"
 
 
 class DiscretePipeline(BaselinePipeline):
@@ -51,5 +44,4 @@ class DiscretePipeline(BaselinePipeline):
     decided before.
     """
 
-    _model_class = "MD4ForDiscreteDiffusion"
-    _loop_class = DiscreteDecoding
+    model_class = "MD4ForDiscreteDiffusion"

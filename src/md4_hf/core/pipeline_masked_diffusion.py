@@ -26,14 +26,14 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from .chat_inputs import ChatInputs
 from .decisions import Decisions, Recorder, is_recorder
 from .denoiser_inputs import block_length_of
-from .denoising import Denoising, Observer
+from .denoising import Observer
 from .foreign_scheduler import as_sampler
 from .guidance import Classifier
 from .image_inputs import ImageInputs, output_type_of
 from .input_checks import check_at_least_one, match_tokenizer
 from .modeling_md4_base import copy_code
 from .pipeline_inputs import Request, TextInputs
-from .sampling_call import SamplingCall, SamplingOptions
+from .sampling_call import SamplingCall, SamplingOptions, sampling_loop_of
 from .token_filter import LogitsProcessing
 
 
@@ -90,8 +90,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "model"
     _optional_components = ["tokenizer", "image_processor"]
     _callback_tensor_inputs = CALLBACK_TENSORS
-    _loop_class: ClassVar[type[Denoising]] = Denoising
-    _model_class: ClassVar[str] = "MD4ForMaskedDiffusion"  # of MD4's own models
+    model_class: ClassVar[str] = "MD4ForMaskedDiffusion"  # of MD4's own models
 
     def __init__(
         self,
@@ -350,12 +349,13 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
         if isinstance(inputs, ChatInputs):
             request = inputs.completed(request, eos_early_stop)
         self._observer = PipelineObserver(self, callback_on_step_end, tensor_names)
-        if self._observer.sees_steps and not self._loop_class.shows_steps:
-            raise ValueError(f"`callback_on_step_end` must be left out for {self._loop_class.kind}.")
+        loop = sampling_loop_of(self.model)
+        if self._observer.sees_steps and not loop.shows_steps:
+            raise ValueError(f"`callback_on_step_end` must be left out for {loop.kind}.")
         if self._observer.sees_steps and not request.is_bounded:
             raise ValueError("`callback_on_step_end` must be None with `block_length` and its cache.")
         options = SamplingOptions.of(given)
-        call = SamplingCall(self.model, self.scheduler, inputs, request, options, device, self._loop_class)
+        call = SamplingCall(self.model, self.scheduler, inputs, request, options, device)
         self._token_filter, self._guidance_scale, self._interrupt = call.token_filter, float(guidance_scale), False
         sample = call.run(self._observer)
         self.maybe_free_model_hooks()
@@ -452,10 +452,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):
 
     def _check_components(self):
         """Check that components agree on mask id and vocabulary; a scheduler without a mask id gets the model's."""
-        found = getattr(self.model.config, "model_class", self._model_class)
-        if found != self._model_class:
+        found = getattr(self.model.config, "model_class", self.model_class)
+        if found != self.model_class:
             raise ValueError(
-                f"`model` must be an {self._model_class} for {type(self).__name__}, got an {found}: `make_pipeline` "
+                f"`model` must be an {self.model_class} for {type(self).__name__}, got an {found}: `make_pipeline` "
                 "makes the pipeline of each model."
             )
         if getattr(self.model.config, "return_dict", True) is False:

@@ -53,6 +53,12 @@ class SamplingOptions:
         return cls(**own, sampler=sampler)
 
 
+def sampling_loop_of(model: Any) -> type[Denoising]:
+    """Sampling loop that a model names (`sampling_loop`), by default that of masked diffusion."""
+    name_loop = getattr(model, "sampling_loop", None)
+    return Denoising if name_loop is None else name_loop()
+
+
 class SamplingCall:
     """Rows to fill and all that is needed for it; `run` fills them.
 
@@ -63,7 +69,6 @@ class SamplingCall:
         request: What is to be filled.
         options: How tokens are drawn.
         device: Device of the ids.
-        loop_class: The sampling loop.
 
     Raises:
         ValueError: For arguments out of range or that contradict each other, before any computation.
@@ -77,12 +82,11 @@ class SamplingCall:
         request: Request,
         options: SamplingOptions,
         device: torch.device,
-        loop_class: type[Denoising] = Denoising,
     ):
         self.model, self.inputs, self.request, self.options, self.device = model, inputs, request, options, device
-        self.loop_class = loop_class
+        self.loop_class = sampling_loop_of(model)
         config, num_samples = model.config, options.num_samples
-        loop_class.check(request, options)
+        self.loop_class.check(request, options)
         self.by_class = options.class_labels is not None
         labels = class_labels_of(config, options.class_labels)
         inputs.check(request)

@@ -172,8 +172,8 @@ def make_pipeline(model: MD4ForMaskedDiffusion, tokenizer=None, scheduler=None, 
         (channels, *size), num_levels = config.sample_shape, config.vocab_size - 1
         if channels in MODES and num_levels <= WHITE + 1:
             image_processor = MD4ImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
-    baselines = {"MD4ForCausalLM": CausalPipeline, "MD4ForDiscreteDiffusion": DiscretePipeline}
-    pipeline_class = baselines.get(getattr(config, "model_class", ""), MaskedDiffusionPipeline)
+    pipelines = {kind.model_class: kind for kind in (MaskedDiffusionPipeline, CausalPipeline, DiscretePipeline)}
+    pipeline_class = pipelines.get(getattr(config, "model_class", ""), MaskedDiffusionPipeline)
     return pipeline_class(model, scheduler, tokenizer, image_processor)
 
 

@@ -626,11 +626,28 @@ def test_the_card_names_the_optimizer_that_ran(tmp_path, use_muon):
         ({"learning_rate": math.nan}, "`learning_rate` must be >= 0 and finite, got nan"),
         ({"learning_rate": math.inf}, "`learning_rate` must be >= 0 and finite, got inf"),
         ({"max_steps": 0}, "`max_steps` must be >= 1, or `num_train_epochs` > 0"),
+        ({"save_steps": -3}, "`save_steps` must be > 0 .*, got -3"),
+        ({"save_steps": 0, "save_strategy": "steps"}, "`save_steps` must be > 0 .*, got 0"),
+        ({"eval_steps": -0.5}, "`eval_steps` must be > 0 .*, got -0.5"),
+        ({"logging_steps": -2}, "`logging_steps` must be > 0 .*, got -2"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         training_arguments(tmp_path, **kwargs)
+
+
+@pytest.mark.parametrize("is_scored", [False, True])
+@pytest.mark.parametrize("options", [{"logging_steps": 2}, {"logging_steps": 50}, {"save_steps": 1}])
+def test_a_training_that_scores_no_token_says_so_once(tmp_path, caplog, options, is_scored):
+    labels = np.full_like(sequences(), -100)
+    if is_scored:
+        labels[:, 0] = sequences()[:, 0]
+    saving = {"save_strategy": "steps"} if "save_steps" in options else {}
+    trainer = make_trainer(tmp_path, train=dataset(labels=labels.tolist()), max_steps=4, **saving, **options)
+    trainer.train()
+    said = [message for message in caplog.messages if "all `labels` are -100" in message]
+    assert len(said) == (not is_scored)
 
 
 @pytest.mark.parametrize("name", ["eval_do_concat_batches", "average_tokens_across_devices"])

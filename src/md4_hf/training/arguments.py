@@ -86,6 +86,9 @@ class MD4TrainingArguments(ElboArguments, RenamedArguments):
             multiplier = getattr(self, name)
             has_one_rate = multiplier == 1.0 or not self.use_muon
             rules += [(name, multiplier > 0.0, "> 0"), (name, has_one_rate, "1 with `use_muon`, which has one rate")]
+        for name in ("save_steps", "eval_steps", "logging_steps"):
+            value = getattr(self, name)
+            rules.append((name, value is None or value > 0.0, "> 0 (below 1 it is a share of all steps)"))
         for name, least in LEAST_VALUES.items():
             value = getattr(self, name)
             rules.append((name, value is None or value >= least, f">= {least}"))

@@ -171,6 +171,7 @@ class MD4Trainer(Trainer):
                 "merge_adapter=False, is_trainable=True)`."
             )
         self._uncounted_tokens: Tensor | int = 0
+        self._is_scoring_known = False  # whether there are tokens to learn from
         check_attention_can_train(self.repository.model.config, self.args.device)
         self.sums.begin()
         self.finite_steps.begin()
@@ -250,6 +251,17 @@ class MD4Trainer(Trainer):
             self._order = SeededOrder(sampler, args.data_seed)
         return sampler
 
+    def _warn_if_unscored(self):
+        """Warn if no token has been scored up to the first log, save or evaluation: nothing is learned."""
+        if self._is_scoring_known or not isinstance(self._uncounted_tokens, Tensor):
+            return
+        self._is_scoring_known = True
+        if not self._uncounted_tokens and self.args.should_log:
+            logger.warning(
+                f"No token was scored up to step {self.state.global_step}, and nothing is learned: all `labels` are "
+                "-100. Prompts may fill whole rows, or a collator may hide what is to be learned."
+            )
+
     def _count_tokens(self):
         """Add the tokens scored since the last call to the state; between calls their sum stays on the device."""
         if self.args.include_num_input_tokens_seen == "no":
@@ -323,8 +335,12 @@ class MD4Trainer(Trainer):
         return norm
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
-        if self.control.should_evaluate or self.control.should_save or self.control.should_training_stop:
+        control = self.control
+        if control.should_evaluate or control.should_save or control.should_training_stop:
             self.finite_steps.check()
+            self._warn_if_unscored()
+        elif control.should_log:
+            self._warn_if_unscored()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def compute_loss(

@@ -249,7 +249,7 @@ def report(args: argparse.Namespace) -> str:
             "",
             "![Halves filled](digits_halves.png)",
             "",
-            "One of each class as it opens; what is masked is dark grey:",
+            "One of each class while it is unmasked; masked pixels are dark grey:",
             "",
             "![Digits opening](digits_opening.png)",
             "",

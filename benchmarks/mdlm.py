@@ -55,7 +55,7 @@ class CachedNetwork:
 
 
 def cached_calls(scheduler: MaskedDiffusionScheduler, batch: int, length: int, mask_token_id: int) -> int:
-    """Calls of a `CachedNetwork` for a batch of samples: the first, and one after each step that opens a position."""
+    """Calls of a `CachedNetwork` for a batch of samples: the first, and one after each step that unmasks a position."""
     masks = torch.full((batch, length), mask_token_id)
     opening = scheduler.plan_openings(masks, torch.Generator().manual_seed(0), first_step=0).steps.unique()
     last = len(scheduler.timesteps) - 1

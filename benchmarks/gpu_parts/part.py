@@ -83,7 +83,7 @@ class Context:
         return self.deadline - time.time()
 
     def measured(self, name: str, measure: Callable[[], Row | dict[str, Any]], seconds: float = 0.0) -> Row:
-        """Row of a measurement; one that fails becomes a row with its error, and the part goes on.
+        """Row of a measurement; one that fails becomes a row with its error, and the part continues.
 
         Args:
             name: Name of the row.

@@ -288,7 +288,7 @@ class OrderedPlan(StepPlan):
 
 
 def ancestral_sampler(probability: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF draw from the table [r mu, 1 - r]: a position opens if u < r, and u / r then draws its token.
+    """Inverse-CDF draw from the table [r mu, 1 - r]: a position is unmasked if u < r, and u / r then draws its token.
 
     From r `(...)` and uniform noise `(..., 2)`, float64: booleans, and the numbers u / r, meaningful where open.
     """

@@ -43,7 +43,7 @@ class Look:
 
 
 class PlannedRun:
-    """Run whose openings are all drawn at its start: each row goes at once to the next step that opens something."""
+    """Run whose openings are all drawn at its start: each row goes directly to its next step that unmasks something."""
 
     def __init__(self, scheduler: MaskedDiffusionScheduler, sample: Tensor, generators: list[torch.Generator]):
         self.scheduler, self.generators, self.sample = scheduler, generators, sample.clone()

@@ -51,11 +51,11 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):
 @dataclass
 class OpeningPlan(BaseOutput):
     """
-    Step of a reverse process at which each masked position opens.
+    Step of a reverse process at which each masked position is unmasked.
 
     Args:
         steps (`torch.LongTensor` of shape `(batch, ...)`):
-            Index into `timesteps` of the step that opens the position; the number of steps if it is not masked.
+            Index into `timesteps` of the step that unmasks the position; the number of steps if it is not masked.
         noise (`torch.DoubleTensor` of shape `(batch, ..., 2)`): The uniform numbers; the second one draws the token.
         left_over (`torch.BoolTensor` of shape `(batch, ...)`): Positions that the last step decodes by arg max.
     """
@@ -97,7 +97,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     puts a token drawn from the denoiser's softmax there; decided tokens are never rewritten. The last step opens all
     positions that are left. Categorical draws are made in float64.
 
-    With one schedule for all tokens, the step that opens a position can be drawn before the denoiser runs at all
+    With one schedule for all tokens, the step that unmasks a position can be drawn before the denoiser runs at all
     (`plan_openings`), which is then needed only where something opens. Samples have the same distribution.
 
     With GenMD4's schedules (`set_token_schedule`, which the pipeline calls) r depends on the token: the position
@@ -252,7 +252,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return corrupt(original_samples, alpha_t, mask_token_id, generator)
 
     def unmask_probabilities(self) -> Tensor:
-        """Probability r that a masked position opens by a draw at each step, `(num_inference_steps,)` float64.
+        """Probability r that a masked position is unmasked by a draw at each step, `(num_inference_steps,)` float64.
 
         The last one is 1 with `final_decode="sample"`; with "argmax", positions that it leaves masked are decoded.
         """
@@ -269,10 +269,10 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def plan_openings(
         self, sample: torch.LongTensor, generator: Generators = None, first_step: int = 0
     ) -> OpeningPlan:
-        """Draw the step, from `first_step` on, that opens each masked position of `sample` `(batch, ...)`.
+        """Draw the step, from `first_step` on, that unmasks each masked position of `sample` `(batch, ...)`.
 
-        A position opens at step i with probability r_i (1 - r_{i-1}) (1 - r_{i-2}) ...: one uniform number decides. Not
-        with GenMD4's schedules, where r depends on the tokens: a ValueError.
+        A position is unmasked at step i with probability r_i (1 - r_{i-1}) (1 - r_{i-2}) ...: one uniform number
+        decides. Not with GenMD4's schedules, where r depends on the tokens: a ValueError.
         """
         if self.token_schedule is not None:
             raise ValueError("`plan_openings` needs one schedule for all tokens: with GenMD4's use `plan_step`.")

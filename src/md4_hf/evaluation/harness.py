@@ -92,7 +92,7 @@ class GenerationOptions:
 
     until: tuple[str, ...]  # before the first of which the continuation ends
     max_gen_toks: int  # tokens of the continuation
-    temperature: float = 0.0  # 0 takes the most probable token wherever a position is opened
+    temperature: float = 0.0  # 0 takes the most probable token wherever a position is unmasked
     top_p: float | None = None
     top_k: int | None = None
     num_inference_steps: int | None = None
@@ -280,7 +280,7 @@ class MD4LM(LM):
 
         The prompt is followed by `max_gen_toks` masks, all of which are filled; the text ends before the first of the
         `until` strings, or at the tokenizer's EOS token. A long prompt loses its beginning. Even at temperature 0 the
-        positions are opened in random order, unless `order` says another: the noise is a function of (seed, task,
+        positions are unmasked in random order, unless `order` says another: the noise is a function of (seed, task,
         document, repeat).
         """
         if self.is_autoregressive:

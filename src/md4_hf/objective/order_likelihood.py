@@ -22,9 +22,9 @@ POLICY = "policy"
 
 
 class OrderLikelihood:
-    r"""-log p(x) of examples under a sampler that opens positions in some order; a sibling of `NelboEstimate`.
+    r"""-log p(x) of examples under a sampler that unmasks positions in some order; a sibling of `NelboEstimate`.
 
-    Let an order choose the positions A_1, A_2, ... to open, step by step, from the tokens decided before. The sampler
+    Let an order choose the positions A_1, A_2, ... to unmask, step by step, from the tokens decided before. The sampler
     then draws x with probability
 
         p(x) = prod_i prod_{n in A_i} mu^n(x_{A_1}, ..., x_{A_{i-1}})[x_n],

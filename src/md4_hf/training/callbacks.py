@@ -69,7 +69,7 @@ class InterruptCallback(TrainerCallback):
         if os.getpid() != self._process or self._asked:  # a child that has just begun, or a second one asks
             return
         self._asked = True
-        # Several processes have to agree first: one that left alone would keep the others waiting for ever.
+        # Several processes have to agree first: one that left alone would keep the others waiting forever.
         self.interrupted = not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1)
         self._restore(signal.SIGINT)
         logger.warning("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once without one.")

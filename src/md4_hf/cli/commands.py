@@ -122,8 +122,8 @@ COMMANDS: dict[str, Command] = {
         "evaluate.evaluate",
         "bound the likelihood of held-out text or images",
         "Bound the likelihood of text: nats per token, perplexity, bits per character and byte, each with its error; "
-        "or that of images, in bits per dimension. With --validation_data that is scored, else the held-out part of "
-        "--data. Blocks of text are as long as the model's length unless --block_size is given.",
+        "or that of images, in bits per dimension. The text scored is --validation_data, or else the held-out part of "
+        "--data, in blocks of the model's length unless --block_size is given.",
         (options.EvaluateArguments, options.PolicyArguments, PairArguments, DataArguments, ImageDataArguments),
         MODEL,
         defaults={"block_size": None},
@@ -137,9 +137,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "suite": Command(
         "suite.suite",
-        "score the data sets of published tables, prepared as those were",
-        "Bound the likelihood of the data sets of published tables, prepared as those were, and write the figures as "
-        "JSON and Markdown.",
+        "score the data sets of published tables, prepared as in the papers",
+        "Bound the likelihood of the data sets of published tables, prepared as in the papers, and write the figures "
+        "as JSON and Markdown.",
         (options.EstimateArguments, options.PolicyArguments, options.SuiteArguments, ImageDataArguments),
         {**MODEL, "name": f"Name of the suite: {', '.join(SUITES)}."},
         stands_for={"num_train_timesteps": "num_timesteps"},
@@ -150,8 +150,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "sample": Command(
         "sample.sample",
-        "sample text or images, from nothing, from a prompt or of a class",
-        "Sample text, from nothing or from a prompt, or images, from nothing or of a class.",
+        "sample text or images: unconditionally, from a prompt or of a class",
+        "Sample text, unconditionally or from a prompt, or images, unconditionally or of a class.",
         (options.SampleArguments, options.PromptArguments, options.WatchArguments),
         MODEL,
         stands_for={"path": "output"},
@@ -196,9 +196,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "infill": Command(
         "sample.infill",
-        "fill the gaps of a text or an image and keep the rest of it",
-        "Fill the gaps of a text or of an image and keep the rest of it. A gap of n tokens is written <mask:n>, the "
-        "gap of an image is what is white in another one.",
+        "fill the gaps of a text or an image and keep the rest",
+        "Fill the gaps of a text or an image and keep the rest. A gap of n tokens is written <mask:n>; the gap of an "
+        "image is the white part of a second image.",
         (options.SampleArguments, options.ImageArguments, options.WatchArguments),
         {**MODEL, "[text]": 'Text with gaps, e.g. "the <mask:12> statement"; left out with --image.'},
         stands_for={"prompt": "text", "path": "output"},
@@ -209,10 +209,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "chat": Command(
         "chat.chat",
-        "talk with a model that is fine-tuned on conversations",
-        "Talk with a model on the terminal, where an answer is shown while it is unmasked: /reset begins anew, /steps "
-        "N and /temperature X change the sampler, /exit or Ctrl-D ends, Ctrl-C ends an answer. From a pipe, each line "
-        "is a message, and the answers are printed.",
+        "chat with a model that is fine-tuned on conversations",
+        "Chat with a model on the terminal, where an answer is shown while it is unmasked. /reset begins a new "
+        "conversation, /steps N and /temperature X change the sampler, /exit or Ctrl-D ends the chat, Ctrl-C an "
+        "answer. From a pipe, each line is a message, and the answers are printed.",
         (options.ChatArguments, options.WatchArguments),
         MODEL,
         examples=(
@@ -235,9 +235,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         "export.export",
-        "write a model or a merged adapter as one folder for every loader, or push it",
+        "write a model or merged adapter as one folder for all loaders, or push it",
         "Write a model with its tokenizer and scheduler as one folder that every loader opens, also where md4_hf is "
-        "not installed. An adapter is merged into its base; the shards of a checkpoint are put together.",
+        "not installed. An adapter is merged into its base, and the shards of a checkpoint are combined.",
         (options.ExportArguments,),
         {"model": "Folder or Hub id of a model or adapter, or a checkpoint.", "folder": "New folder to write."},
         examples=(

@@ -136,7 +136,7 @@ class SamplerArguments:
 
     _argument_group_name = "sampling"
 
-    num_samples: int = option("Samples (of each text, image or class).", default=1)
+    num_samples: int = option("Samples (per text, image or class).", default=1)
     num_inference_steps: int | None = option("Steps; the scheduler's own by default.")
     length: int | None = option("Tokens; the model's length by default.")
     gen_length: int | None = option("New tokens after each prompt, in place of --length.")
@@ -147,8 +147,10 @@ class SamplerArguments:
         "Whether a block sees keys and values of the text before it, or else the whole row with its masks.",
         default=True,
     )
-    eos_early_stop: bool = option("End a text with its first EOS token once all before it is decided.", default=False)
-    stop_strings: list[str] | None = option("Strings that end a text where it has one, the string included.")
+    eos_early_stop: bool = option(
+        "End a text at its first EOS token once everything before it is decided.", default=False
+    )
+    stop_strings: list[str] | None = option("Strings that end a text; the string is kept.")
     order: str | None = option(
         "Which positions are unmasked first (docs/samplers.md). This and the following options are the scheduler's own "
         "by default.",
@@ -178,7 +180,7 @@ class SamplerArguments:
     guidance_scale: float = option(
         "Classifier-free guidance: 1 is the class's own distribution, more is sharper.", default=1.0
     )
-    seed: int | None = option("Seed; another sample every time without one.")
+    seed: int | None = option("Seed; without one, samples differ every time.")
     device: str | None = option("Device; an accelerator if there is one.")
     dtype: str | None = option("Precision of the weights; that of the files by default.", choices=[*PRECISIONS])
     base: str | None = option("Base model of an adapter, if not the one it names.")
@@ -198,10 +200,10 @@ class SamplerArguments:
 class SampleArguments(SamplerArguments):
     """Drawing of samples, and the file to write."""
 
-    batch_size: int = option("Samples at a time, of each process; they do not depend on it.", default=32)
+    batch_size: int = option("Samples per batch in each process; they do not depend on it.", default=32)
     output: str | None = option(
-        "File to write when all samples are there: .jsonl (text, ids, seed, settings), .txt, or a picture of images. "
-        "Until then they are in a hidden file beside it, from which the same command resumes if it is interrupted."
+        "File to write when all samples are drawn: .jsonl (text, ids, seed, settings), .txt, or a picture of images. "
+        "Until then they are in a hidden file beside it, from which the same command resumes after an interruption."
     )
     enlarge: int | None = option(
         "Width and height in the picture of one pixel of an image; by default images smaller than "
@@ -253,8 +255,10 @@ class ChatArguments(SamplerArguments):
     gen_length: int | None = field(default=None, init=False)
     eos_early_stop: bool = field(default=True, init=False)
     class_labels: list[int] | None = field(default=None, init=False)
-    max_new_tokens: int | None = option("Tokens of an answer at most; by default the model's length has room for.")
-    system: str | None = option("Message of the system that begins each conversation.")
+    max_new_tokens: int | None = option(
+        "Maximum tokens of an answer; by default as many as the model's length has room for."
+    )
+    system: str | None = option("System message at the beginning of each conversation.")
     chat_template: str | None = option('Chat template in place of the tokenizer\'s: a Jinja file, or "chatml".')
 
     def __post_init__(self):
@@ -269,11 +273,11 @@ class PromptArguments:
     _argument_group_name = "prompt"
 
     prompt: str | None = option(
-        "Text that every sample begins with, or text with gaps, <mask:12>; - reads prompts from the standard input, "
-        "one a line."
+        "Text that every sample begins with, or text with gaps, <mask:12>; - reads prompts from standard input, one "
+        "per line."
     )
     prompt_file: str | None = option(
-        "File of prompts: JSON lines with `prompt` if it ends in .jsonl, else one a line. --num_samples is of each."
+        "File of prompts: JSON lines with `prompt` if it ends in .jsonl, else one per line; --num_samples of each."
     )
 
 

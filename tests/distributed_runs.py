@@ -99,6 +99,7 @@ def make_trainer(folder, objective, train_size=21, **options):
     """Three steps an epoch, the last of which 21 examples do not fill."""
     defaults = {"per_device_eval_batch_size": 4, "max_steps": 6, "ema_decay": 0.5, "card_samples": 0}
     defaults |= {"save_strategy": "steps", "save_steps": 4}
+    defaults |= {"eval_strategy": "steps", "eval_steps": 3, "text_samples": 1, "text_sample_steps": 2}
     args = training_arguments(
         folder, **{**defaults, **options}
     )  # first, as in a command: ZeRO-3 opens models otherwise

@@ -3,12 +3,14 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import yaml
 from commands import failure
+from tiny import training_arguments
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -17,6 +19,7 @@ from md4_hf.cli import main
 from md4_hf.cli.run_record import RecordCallback, RunRecord, recorded_value
 from md4_hf.cli.schedules import name_of
 from md4_hf.cli.texts import describe_text
+from md4_hf.cli.train import check_output_dir
 from md4_hf.objective.example_order import sampled_sha256
 
 
@@ -195,3 +198,15 @@ def test_a_sampled_digest_tells_other_examples(monkeypatch):
     assert digest != sampled_sha256([*rows[:300], {"input_ids": [0, 0, 0]}, *rows[301:]])
     monkeypatch.setattr("md4_hf.objective.example_order._SAMPLED_IDS", 30)
     assert sampled_sha256(rows) != digest and sampled_sha256(rows) == sampled_sha256(list(rows))
+
+
+def test_samples_before_the_first_checkpoint_do_not_keep_a_run_from_beginning_again(place, tmp_path):
+    args = training_arguments(tmp_path)
+    (tmp_path / "samples.md").write_text("# Samples\n")
+    with pytest.raises(ValueError, match="`output_dir` must be empty or absent"):
+        check_output_dir(args)
+    shutil.copy(place / "run" / "options.yaml", tmp_path)
+    check_output_dir(args)
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match="`output_dir` must be empty or absent"):
+        check_output_dir(args)

@@ -113,6 +113,8 @@ def assert_as_one(tmp_path, single, extensions, kind, objectives):
         expected = single(objective)
         for name, steps in (("whole", 6), ("parts", 6), ("resumed", 2)):
             assert_same_run(tmp_path / objective / name, expected, steps)
+            drawn = tmp_path / objective / name / "run" / "samples.md"  # not from shards
+            assert drawn.exists() == (kind == "ddp") and (expected / "run" / "samples.md").exists()
             if kind not in ("ddp", "fsdp2") and "lora" not in objective:
                 assert_shards_export(tmp_path / objective / "whole", expected)
 

@@ -26,6 +26,7 @@ from .train_options import ModelArguments, StartArguments
 
 
 MAX_VALUES_FOR_BASELINES = 10_000_000
+SAMPLES_OF_TEXT = ("text_samples", "text_sample_steps")
 OPTIONS_OF_TEXT = ("text_column", "validation_text_column", "data_weights", "block_size", "document_mask")
 
 
@@ -45,6 +46,7 @@ def prepare_image_training(
 ) -> Material:
     """Model and images of a training on images."""
     check_left_out(start, ["tokenizer", "pad_vocab_to_multiple_of"], "for a model of images")
+    check_left_out(args, SAMPLES_OF_TEXT, "for a model of images")
     check_no_text(data_args)
     model = make_image_model(start.model_name_or_path, model_args, image_args)
     config = model.config

@@ -18,6 +18,7 @@ from ..objective.figures import Figure, counted, figures_of
 from ..objective.modality import modality_of, modality_of_metrics
 from ..training.arguments import MD4TrainingArguments
 from ..training.checkpoints import checkpoint_to_resume
+from ..training.samples import SAMPLE_FILES
 from ..training.trainer import MD4Trainer
 from ..utils.files import check_can_be_written, move_files, whole_folder
 from ..utils.hub_access import to_hub
@@ -133,7 +134,8 @@ def check_output_dir(args: MD4TrainingArguments):
         raise ValueError(
             f"`output_dir` must have no {RECORD_NAME} of yours, which the run would replace, got {folder}."
         )
-    if found is None and folder.is_dir() and any(path != record for path in folder.glob("[!.]*")):
+    own = {RECORD_NAME, *(SAMPLE_FILES if is_own else ())}
+    if found is None and folder.is_dir() and any(path.name not in own for path in folder.glob("[!.]*")):
         raise ValueError(
             f"`output_dir` must be empty or absent, got {folder}, which holds other files. To resume the run in "
             "it, add `--resume_from_checkpoint latest`."

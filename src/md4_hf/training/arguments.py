@@ -40,6 +40,8 @@ LEAST_VALUES = {
         "eval_draws": 1,
         "num_copies": 2,
         "card_samples": 0,
+        "text_samples": 0,
+        "text_sample_steps": 1,
         "image_samples": 0,
         "image_sample_steps": 1,
     },

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -86,18 +85,6 @@ class InterruptCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
-
-
-class ImageSamplesCallback(TrainerCallback):
-    """Draws samples at each evaluation of a training, and not at those before and after it."""
-
-    def __init__(self, trainer: Any):
-        self._trainer = trainer
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Draw samples while training."""
-        if self._trainer.is_in_train:
-            self._trainer.repository.draw_images()
 
 
 class BitsProgressCallback(ProgressCallback):

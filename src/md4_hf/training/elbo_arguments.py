@@ -44,6 +44,12 @@ class ElboArguments:
         choices=["time", "any_order"],
     )
     random_flip: bool = option("Mirror each training image with probability one half, left to right.", default=False)
+    text_samples: int = option(
+        "Texts in samples.md, which every evaluation of a training draws; 0 for none.", default=2
+    )
+    text_sample_steps: int | None = option(
+        "Steps of the sampler for samples.md; the scheduler's own number if left out.", default=64
+    )
     image_samples: int = option(
         "Images in samples.png, which every evaluation of a training draws; 0 for none.", default=25
     )

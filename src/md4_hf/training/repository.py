@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from transformers.trainer_utils import HubStrategy
@@ -22,9 +20,7 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from ..hub.adapters import adapter_parameters, fingerprint, folder_of_adapter, is_adapted, save_base_record
-from ..hub.loading import make_pipeline
 from ..utils.files import remove_any
-from ..utils.image_grid import save_image_grid
 from ..utils.options import changed
 from ..utils.processes import on_first_process
 from ..utils.sharding import whole_weights
@@ -32,12 +28,11 @@ from .checkpoints import MANIFEST
 from .ema import EMA_FOLDER, average_folder
 from .loss_plot import plot_losses
 from .model_card import CardFacts, make_model_card
+from .samples import PICTURE_NAME
 from .training_state import RUNNING_SUMS, STREAM_FILES
 
 
 TRAINING_ARGS_NAME = "training_args.bin"
-SAMPLES_NAME = "samples.png"
-SAMPLES_WIDTH, GAP = 512, 2  # pixels of the picture, at least about, and between its images
 PLOT_NAME = "loss.png"
 UPLOAD_FOLDER = ".upload-in-progress"
 # Files of a checkpoint that do not belong to the model, and the average, which is a model of its own.
@@ -75,10 +70,9 @@ class Repository:
 
     def describe(self, folder: str | os.PathLike, **facts: Any):
         """Write what belongs to the trained model beside its weights and tokenizer. Call it on all processes."""
-        with self.trainer.ema_weights():
-            samples = self._draw_texts()
+        samples = self.trainer.samples.texts_for_card()
         if self.trainer.is_image:
-            self.draw_images(folder)
+            self.trainer.samples.draw_images(Path(folder) / PICTURE_NAME)
         self.complete(Path(folder), samples=samples, **facts)
         self.trainer.accelerator.wait_for_everyone()
 
@@ -110,14 +104,14 @@ class Repository:
             for adapter in model.peft_config:
                 save_base_record(self.base_fingerprint, folder / folder_of_adapter(adapter))
         elif self.trainer.objective.is_masking:
-            pipeline = self._make_pipeline(model)
+            pipeline = self.trainer.samples.make_pipeline(model)
             pipeline.scheduler.save_pretrained(folder)
             pipeline.save_config(folder)
         if any("loss" in entry or "eval_loss" in entry for entry in history):
             facts["plot"] = PLOT_NAME
             plot_losses(history, folder / PLOT_NAME, facts.get("baselines", self.trainer.card_facts.baselines))
-        if (folder / SAMPLES_NAME).exists():
-            facts["sample_grid"] = SAMPLES_NAME
+        if (folder / PICTURE_NAME).exists():
+            facts["sample_grid"] = PICTURE_NAME
         self.write_card(folder, **{"location": self.trainer.hub_model_id or str(folder), **facts})
 
     def write_card(self, folder: str | os.PathLike | None = None, **facts: Any):
@@ -132,59 +126,6 @@ class Repository:
             facts.setdefault("title", Path(self.trainer.hub_model_id or Path(self.args.output_dir).resolve()).name)
         card = make_model_card(model, self.args, self.trainer.state, replace(card_facts, **facts))
         card.save(Path(folder or self.args.output_dir) / "README.md")
-
-    # Samples ----------------------------------------------------------------------------------------------------------
-
-    def _make_pipeline(self, model: nn.Module):
-        """A pipeline of the model and what reads and writes its data."""
-        name = "image_processor" if self.trainer.is_image else "tokenizer"
-        return make_pipeline(model, **{name: self.trainer.processing_class})
-
-    def _sample(self, model: nn.Module, progress_bar: dict[str, Any], **options: Any):
-        pipeline = self._make_pipeline(model)
-        pipeline.set_progress_bar_config(**progress_bar)
-        return pipeline(generator=torch.Generator().manual_seed(self.args.seed), **options)
-
-    @property
-    def _can_sample(self) -> bool:
-        """Whether this process draws samples: the first does, if it has all of the model and a tokenizer."""
-        trainer = self.trainer
-        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        has_pipeline = trainer.processing_class is not None and not trainer.objective.is_autoregressive
-        return has_pipeline and not is_sharded and self.args.should_save
-
-    def draw_images(self, folder: str | os.PathLike | None = None):
-        """Draw images from the averaged weights, always from the same noise, into `samples.png`.
-
-        The random state stays as it is. Classes of a class-conditional model take turns, a column each.
-        """
-        num_samples = self.args.image_samples
-        if not (num_samples and self._can_sample):
-            return
-        model = self.model
-        num_classes = model.config.num_classes
-        columns = math.ceil(math.sqrt(num_samples)) if num_classes is None else min(num_classes, num_samples)
-        options = {"num_samples": num_samples, "num_inference_steps": self.args.image_sample_steps}
-        labels = range(0 if num_classes is None else columns)
-        if labels:
-            options |= {"num_samples": 1, "class_labels": [i % columns for i in range(num_samples)]}
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with self.trainer.ema_weights(), torch.random.fork_rng(devices):
-            images = self._sample(model, {"disable": True}, **options).images
-        enlarge = max(1, SAMPLES_WIDTH // (columns * images[0].width))
-        path = Path(folder or self.args.output_dir) / SAMPLES_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_image_grid(images, path, columns=columns, enlarge=enlarge, gap=GAP, column_labels=labels)
-
-    def _draw_texts(self) -> list[str]:
-        """Samples of text for the card, where one process has all of the model."""
-        model = self.model
-        is_text = not self.trainer.is_image and model.config.num_classes is None
-        if not (self.args.card_samples and self._can_sample and is_text):
-            return []
-        own, bar = self.base_model, "Sampling for the model card"
-        options = {"prompt": self.trainer.card_facts.sample_prompt, "num_samples": self.args.card_samples}
-        return self._sample(own, {"desc": bar, "leave": False}, **options).texts
 
     # The Hub ----------------------------------------------------------------------------------------------------------
 

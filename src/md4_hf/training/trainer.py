@@ -39,7 +39,7 @@ from ..utils.processes import RunLock, check_agreement, check_launch, on_first_p
 from ..utils.sharding import keep_float32, shard_blocks
 from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_annealing, check_arguments
 from .batches import CheckedCollator, as_tensors, input_names, noised_batch, number_step_examples
-from .callbacks import BitsProgressCallback, ImageSamplesCallback, InterruptCallback, serve_on
+from .callbacks import BitsProgressCallback, InterruptCallback, serve_on
 from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
 from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume, set_aside
 from .compilation import compile_blocks
@@ -57,6 +57,7 @@ from .optimizers import (
 )
 from .repository import Repository
 from .running_sums import RunningSums
+from .samples import Samples, SamplesCallback
 from .step_sampler import SeededOrder, StepSampler
 from .streams import EndlessMixture, EndlessStream, check_torch_stream
 from .training_state import check_weights_fit, state_errors, step_reached, weight_errors
@@ -83,7 +84,8 @@ class MD4Trainer(Trainer):
     - The weights' moving average is evaluated and saved; checkpoints hold the raw weights to resume from, and the
       average as a model of its own in `checkpoint-N/ema`.
     - An evaluation reports nats per token, perplexity and bits with a standard error, over `eval_draws` draws; for
-      images, bits per dimension. During a training on images it also draws some, into `samples.png`.
+      images, bits per dimension. During a training it also draws samples, into `samples.md` and, of images,
+      `samples.png`, and sends them to the services of `report_to`.
     - With `class_dropout` in the model, examples lose their class with that probability; `random_flip` mirrors images.
     - A checkpoint appears under its name only when it is complete; Ctrl-C ends training with one.
     - An adapter (`PeftModel`) trains in this way too, and is saved as one.
@@ -123,7 +125,7 @@ class MD4Trainer(Trainer):
         num_timesteps = model.config.num_train_timesteps
         self.estimate: NelboEstimate | OrderLikelihood = NelboEstimate(objective, args.eval_estimator, num_timesteps)
         self.card_facts = CardFacts(license=args.license)
-        self.repository = Repository(self)
+        self.repository, self.samples = Repository(self), Samples(self)
         self.run_lock = RunLock(args)
         self.interrupt = InterruptCallback()
         self.ema = EmaCallback(args.ema_decay) if args.ema_decay > 0.0 else None
@@ -144,8 +146,7 @@ class MD4Trainer(Trainer):
         self.add_callback(self.sums)
         if self.ema is not None:
             self.add_callback(self.ema)
-        if self.is_image:
-            self.add_callback(ImageSamplesCallback(self))
+        self.add_callback(SamplesCallback(self))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(BitsProgressCallback())
 

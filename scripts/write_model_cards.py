@@ -82,10 +82,10 @@ def make_recipe(preset, result) -> str:
     if preset.is_image:
         config = make_config(preset)
         channels, height, width = config.sample_shape
-        levels = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels, a token each value, and the mask"
+        levels = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels; a token per value, and the mask"
         kind, size, per_example, examples = ("images", levels), "images", 1, "images"
     else:
-        tokens = f"`{preset.tokenizer}`, {VOCABULARY[preset.tokenizer]:,} tokens with the mask"
+        tokens = f"`{preset.tokenizer}`, {VOCABULARY[preset.tokenizer]:,} tokens including the mask"
         per_example = data["block_size"]
         kind, size, examples = ("tokenizer", tokens), f"sequences of {per_example} tokens", "tokens"
     sizes = [
@@ -93,15 +93,15 @@ def make_recipe(preset, result) -> str:
         kind,
         ("data", f"`{data['data']}`: {DATA[data['data']]}"),
         ("batch", f"{batch_size} {size}, over all devices"),
-        (f"{examples} in all", f"{training['max_steps'] * batch_size * per_example:,}"),
+        (f"{examples} in total", f"{training['max_steps'] * batch_size * per_example:,}"),
     ]
     options = {"model": preset.model, "training": training, "data": data}
     tables = [
         table(((f"`{k}`", f"`{v}`") for k, v in given.items()), (name, "value")) for name, given in options.items()
     ]
     arguments = "ImageDataArguments" if preset.is_image else "DataArguments"
-    note = f"What is not named has the default of `MD4Config`, `MD4TrainingArguments` or `{arguments}`."
-    outcome = table([("paper", preset.paper or "has no such model"), ("here", describe_result(result))])
+    note = f"All other options have the defaults of `MD4Config`, `MD4TrainingArguments` and `{arguments}`."
+    outcome = table([("paper", preset.paper or "no such model"), ("here", describe_result(result))])
     return "\n\n".join(["## Recipe", table(sizes), *tables, note, "## Result", outcome])
 
 

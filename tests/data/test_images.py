@@ -411,6 +411,10 @@ def test_the_commands_train_go_on_and_evaluate(folder, tmp_path, capsys):
             [*TINY, "--data", "digits", "--tokenizer", "bytes"],
             "--tokenizer must be left out for a model of images, got 'bytes'",
         ),
+        (
+            [*TINY, "--data", "digits", "--text_samples", "3"],
+            "--text_samples must be left out for a model of images, got 3",
+        ),
         ([*TINY, "--data", "digits"], "`images` must be 4 x 4 pixels"),
         (["--data", "pydoc", "--resize"], "The options of images must be left out for a model of text"),
     ],

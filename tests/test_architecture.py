@@ -25,7 +25,8 @@ ROOMS = {
     "hub": {"core", "utils", "objective", "data"},
     "training": {"core", "utils", "objective", "data", "hub"},
     "evaluation": {"core", "utils", "objective", "data", "hub"},
-    "cli": {"core", "utils", "objective", "data", "hub", "training", "evaluation"},
+    "page": {"core", "utils", "objective", "data", "hub", "evaluation"},
+    "cli": {"core", "utils", "objective", "data", "hub", "training", "evaluation", "page"},
 }
 # "room.module" -> its file.
 PATHS = {f"{room}.{path.stem}": path for room in ROOMS for path in sorted((PACKAGE / room).glob("*.py"))}

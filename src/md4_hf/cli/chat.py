@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..core.chat_messages import ASSISTANT, check_chat_template, encode_prompt, end_of_answer
-from ..core.denoiser_inputs import block_length_of
+from ..core.chat_messages import ASSISTANT, check_chat_template, end_of_answer
+from ..data.chat_turns import fit_turns, max_prompt_tokens
 from ..data.conversations import read_chat_template
 from ..evaluation.trajectories import Trajectory
 from ..evaluation.trajectory_recorder import TrajectoryRecorder
@@ -182,31 +182,12 @@ class Chat:
         Raises:
             ValueError: The last message alone is too long.
         """
-        longest, num_dropped = self.max_prompt_tokens, 0
-        while (length := len(encode_prompt(self.pipeline.tokenizer, self.messages))) > longest:
-            users = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
-            if len(users) == 1:
-                raise ValueError(
-                    f"A message must have at most {longest} tokens with what the chat template adds, got {length}."
-                )
-            del self.messages[users[0] : users[1]]
-            num_dropped += 1
+        names = ("max_new_tokens", "block_length", "use_cache")
+        longest = max_prompt_tokens(self.pipeline.model.config, *(self.arguments[name] for name in names))
+        self.messages, num_dropped = fit_turns(self.pipeline.tokenizer, self.messages, longest)
         if num_dropped:
             turns = counted(num_dropped, "turn")
             print(f"(The conversation is too long for the model: the oldest {turns} left out.)", file=sys.stderr)
-
-    @property
-    def max_prompt_tokens(self) -> int:
-        """Tokens of a conversation that leave `max_new_tokens`, or else a quarter of the model's length, to an answer.
-
-        Of a model that writes block by block to any length, always a quarter.
-        """
-        config, asked = self.pipeline.model.config, self.arguments
-        length = config.max_position_embeddings
-        room = asked["max_new_tokens"] or length // 4
-        if asked["use_cache"] and block_length_of(config, asked["block_length"]) is not None:
-            room = min(room, length // 4)
-        return max(length - room, 1)
 
     def _live_text(self) -> LiveText | None:
         if not self.shows_drafts:

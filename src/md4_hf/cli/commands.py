@@ -220,6 +220,20 @@ COMMANDS: dict[str, Command] = {
             'md4 chat runs/answers --system "Answer in one sentence." --max_new_tokens 64 --temperature 0.8',
         ),
     ),
+    "demo": Command(
+        "demo.demo",
+        "serve a web page on which a model is tried",
+        "Serve a web page on which a model is tried (pip install 'md4_hf[demo]'): sampling, filling gaps, chat where "
+        "the tokenizer has a chat template; images and parts of them. The unmasking is shown while it runs and can be "
+        "replayed. Users take turns. The page fetches nothing from other sites, and is seen from this machine alone "
+        "without --share or --host. Ctrl-C ends it.",
+        (options.DemoArguments,),
+        MODEL,
+        examples=(
+            "md4 demo runs/tiny",
+            'md4 demo runs/answers --title "My model" --port 8000 --share',
+        ),
+    ),
     "schedules": Command(
         "schedules.schedules",
         "show the masking schedules that a GenMD4 model has learned",

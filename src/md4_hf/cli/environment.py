@@ -22,7 +22,8 @@ LIBRARIES = (
 )
 OPTIONAL_LIBRARIES = (
     *("peft", "deepspeed", "liger-kernel", "lm_eval", "evaluate", "scikit-learn", "torch-fidelity", "torchmetrics"),
-    *("tensorboard", "trackio", "wandb", "mauve-text", "orbax-checkpoint", "flash-attn", "triton", "bitsandbytes"),
+    *("gradio", "tensorboard", "trackio", "wandb", "mauve-text", "orbax-checkpoint", "flash-attn", "triton"),
+    "bitsandbytes",
 )
 # Beginnings of the names of variables that change what torch, the libraries of Hugging Face or this package do.
 VARIABLES = (

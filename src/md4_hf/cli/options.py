@@ -389,6 +389,28 @@ class FrontierArguments:
 
 
 @dataclass
+class DemoArguments:
+    """The page, where it is served, and the model on it."""
+
+    _argument_group_name = "page"
+
+    host: str = option("Address to listen on; 0.0.0.0 for all of this machine's.", default="127.0.0.1")
+    port: int | None = option("Port; the first one from 7860 on that is free by default.")
+    share: bool = option("Also give the page a public address for a week, through a server of Gradio.", default=False)
+    title: str | None = option("Heading; the name of the model by default.")
+    examples: str | None = option("File of texts with gaps to offer as examples, one a line.")
+    chat_template: str | None = option('Chat template in place of the tokenizer\'s: a Jinja file, or "chatml".')
+    device: str | None = option("Device; an accelerator if there is one.")
+    dtype: str | None = option("Precision of the weights; that of the files by default.", choices=[*PRECISIONS])
+    base: str | None = option("Base model of an adapter, if not the one it names.")
+    revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+
+    def __post_init__(self):
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise ValueError(f"`port` must be in [1, 65535], got {self.port}.")
+
+
+@dataclass
 class ScheduleArguments:
     """Table and pictures of schedules."""
 

@@ -251,12 +251,13 @@ COMMANDS: dict[str, Command] = {
         "export.export",
         "write a model or merged adapter as one folder for all loaders, or push it",
         "Write a model with its tokenizer and scheduler as one folder that every loader opens, also where md4_hf is "
-        "not installed. An adapter is merged into its base, and the shards of a checkpoint are combined.",
+        "not installed. An adapter is merged into its base, and the shards of a checkpoint are combined. With --space, "
+        "write a Gradio Space that shows the model on a page.",
         (options.ExportArguments,),
         {"model": "Folder or Hub id of a model or adapter, or a checkpoint.", "folder": "New folder to write."},
         examples=(
-            "md4 export runs/adapter runs/merged",
             "md4 export runs/tiny runs/share --dtype bfloat16 --push_to_hub USER/NAME --private",
+            "md4 export runs/tiny runs/space --space",
         ),
     ),
     "convert": Command(

@@ -13,13 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .. import __version__
-from ..utils.libraries import installed_versions
+from ..utils.libraries import LIBRARIES, installed_versions
 
 
-LIBRARIES = (
-    *("torch", "transformers", "diffusers", "accelerate", "datasets", "huggingface_hub", "tokenizers", "safetensors"),
-    *("filelock", "fsspec", "matplotlib", "numpy", "pillow", "pyarrow", "pyyaml", "tqdm"),
-)
 OPTIONAL_LIBRARIES = (
     *("peft", "deepspeed", "liger-kernel", "lm_eval", "evaluate", "scikit-learn", "torch-fidelity", "torchmetrics"),
     *("gradio", "tensorboard", "trackio", "wandb", "mauve-text", "orbax-checkpoint", "flash-attn", "triton"),

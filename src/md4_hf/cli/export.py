@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 from pathlib import Path
 
@@ -12,28 +13,28 @@ import torch
 from ..core.pipeline_masked_diffusion import MaskedDiffusionPipeline
 from ..data.tokenizers import load_tokenizer
 from ..hub.convert import convert as convert_checkpoint
-from ..hub.loading import adapter_base, load_pipeline, make_pipeline
+from ..hub.loading import adapter_base, load_config, load_pipeline, make_pipeline
 from ..hub.shards import has_shards, load_shards
+from ..page.space import write_space
 from ..utils.files import is_empty_or_absent, move_files, whole_folder
 from ..utils.hub_access import to_hub
 from ..utils.options import check_left_out
+from .demo import name_of
 from .options import ConvertArguments, ExportArguments
 from .run_record import FILE_NAME as RECORD_NAME
 
 
 def export(options: ExportArguments, rest: argparse.Namespace):
     """Write one flat folder with model, tokenizer, scheduler and code; an adapter is merged into its base."""
+    if options.space:
+        export_space(options, rest)
+        return
     folder = Path(rest.folder)
     check_folder(folder, options.overwrite)
+    check_left_out(options, ["package"], "without --space")
     if options.push_to_hub is None:
         check_left_out(options, ["private"], "without --push_to_hub")
-    if has_shards(rest.model) and adapter_base(rest.model) is None:  # an adapter is whole in every checkpoint
-        check_left_out(options, ["base", "revision"], "for the shards of a checkpoint")
-        model = load_shards(rest.model).to(getattr(torch, options.dtype or "float32"))
-        pipeline = make_pipeline(model, load_tokenizer(rest.model))
-    else:
-        source = {"base": options.base, "revision": options.revision}
-        pipeline = load_pipeline(rest.model, **source, dtype=options.dtype, device="cpu")
+    pipeline = open_pipeline(options, rest.model)
     has_code = options.remote_code and pipeline.model.has_remote_code
     with whole_folder(folder, give_name=move_into) as staging:
         pipeline.save_pretrained(staging, remote_code=has_code)
@@ -49,6 +50,37 @@ def export(options: ExportArguments, rest: argparse.Namespace):
         with to_hub(options.push_to_hub, folder, f"hf upload {options.push_to_hub} {folder} ."):
             pipeline.save_pretrained(folder, remote_code=has_code, **upload)
         print(f"Uploaded to {options.push_to_hub}")
+
+
+def open_pipeline(options: ExportArguments, model: str):
+    """The pipeline of a model, of an adapter merged into its base, or of the shards of a checkpoint."""
+    if has_shards(model) and adapter_base(model) is None:  # an adapter is whole in every checkpoint
+        check_left_out(options, ["base", "revision"], "for the shards of a checkpoint")
+        loaded = load_shards(model).to(getattr(torch, options.dtype or "float32"))
+        return make_pipeline(loaded, load_tokenizer(model))
+    source = {"base": options.base, "revision": options.revision}
+    return load_pipeline(model, **source, dtype=options.dtype, device="cpu")
+
+
+def export_space(options: ExportArguments, rest: argparse.Namespace):
+    """Write a Gradio Space with the page of the model."""
+    folder = Path(rest.folder)
+    if not is_empty_or_absent(folder):
+        raise ValueError(f"`folder` must be empty or absent for a Space, got {folder}, which holds something.")
+    check_left_out(options, ["remote_code", "overwrite", "push_to_hub", "private"], "with --space")
+    title = name_of(rest.model)
+    if Path(rest.model).exists():
+        pipeline = open_pipeline(options, rest.model)
+        model = functools.partial(pipeline.save_pretrained, remote_code=False)
+        write_space(folder, title, model, package=options.package)
+    else:
+        is_adapter = adapter_base(rest.model, revision=options.revision) is not None
+        if not is_adapter:
+            load_config(rest.model, revision=options.revision)
+        names = {name: getattr(options, name) for name in ("base", "revision", "dtype")}
+        given = {name: value for name, value in names.items() if value is not None}
+        write_space(folder, title, rest.model, given, options.package, ["peft"] if is_adapter else [])
+    print(f"The Space is in {folder}. To upload it: hf upload USER/NAME {folder} . --repo-type space")
 
 
 def check_folder(folder: Path, overwrite: bool):

@@ -457,3 +457,12 @@ class ExportArguments:
     overwrite: bool = option("Replace an earlier export in the folder; other files in it stay.", default=False)
     push_to_hub: str | None = option("Also upload the folder to this repository.")
     private: bool = option("Make a new repository private.", default=False)
+    space: bool = option(
+        "Write a Gradio Space instead, with the page of `md4 demo`: it holds a model of a folder, and names one of the "
+        "Hub.",
+        default=False,
+    )
+    package: str | None = option(
+        'Requirement that installs md4_hf in the Space, "md4_hf @ git+https://..."; its source is in the folder by '
+        "default."
+    )

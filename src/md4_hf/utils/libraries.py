@@ -10,6 +10,13 @@ from collections.abc import Iterable
 from typing import Any
 
 
+# Distributions that this package needs.
+LIBRARIES = (
+    *("torch", "transformers", "diffusers", "accelerate", "datasets", "huggingface_hub", "tokenizers", "safetensors"),
+    *("filelock", "fsspec", "matplotlib", "numpy", "pillow", "pyarrow", "pyyaml", "tqdm"),
+)
+
+
 def is_instance(value: Any, class_name: str) -> bool:
     """Whether a value is an instance of a class such as "datasets.Dataset", whose library is not imported for it.
 

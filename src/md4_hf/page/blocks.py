@@ -32,7 +32,10 @@ except ImportError as error:
     raise ImportError("The page needs gradio: pip install 'md4_hf[demo]'.") from error
 
 
-WAITS_FOR_THE_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # all users, one after the other
+WAITS_FOR_THE_MODEL: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,
+}  # all users, one after the other
 EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
 # What is selected when the button is clicked: events of the field come one by one, and would be late.
 SELECTION = """(text) => {
@@ -145,8 +148,12 @@ def _chat_tab(actions: TextActions):
         for conversation, words in actions.answer(messages, **fields.named(values)):
             yield conversation, "", words
 
-    how = {"inputs": [message, talk, *fields.components], "outputs": [talk, message, note], "show_progress": "hidden"}
-    events = [on(answer, **how, **WAITS_FOR_THE_MODEL) for on in (start.click, message.submit)]
+    how: dict[str, Any] = {
+        "inputs": [message, talk, *fields.components],
+        "outputs": [talk, message, note],
+        "show_progress": "hidden",
+    }
+    events: list[Any] = [on(answer, **how, **WAITS_FOR_THE_MODEL) for on in (start.click, message.submit)]
     stop.click(None, None, None, cancels=events)
     clear.click(lambda: ([], ""), None, [talk, note], cancels=events, show_progress="hidden")
 
@@ -273,7 +280,7 @@ def _settings(controls: Sequence[Control], tab: str, has_colors: bool) -> Fields
 
 
 def _component(control: Control, tab: str) -> Any:
-    shared = {"label": control.label, "info": control.info or None, "elem_id": f"{tab}-{control.name}"}
+    shared: dict[str, Any] = {"label": control.label, "info": control.info or None, "elem_id": f"{tab}-{control.name}"}
     if isinstance(control, Choice):
         return gr.Dropdown(list(control.choices), value=control.value, **shared)
     return gr.Slider(control.least, control.most, value=control.value, step=control.step, **shared)
@@ -306,7 +313,7 @@ def _run(
         for view, note, replay in action(*values[:count], **fields.named(values[count:])):
             yield view, note, framed(replay)
 
-    how = {"show_progress": "hidden", **WAITS_FOR_THE_MODEL}
+    how: dict[str, Any] = {"show_progress": "hidden", **WAITS_FOR_THE_MODEL}
     event = start.click(run, [*inputs, *fields.components], outputs, api_name=action.__name__, **how)
     stop.click(None, None, None, cancels=[event])
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Run the code of the notebooks in docs/notebooks from top to bottom, with tiny settings in place of their parameters."""
+"""Run the code of the notebooks from top to bottom, with tiny settings in place of their parameters."""
 
 import json
 import os

@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 
 HERE = Path(__file__).parent
-# Carried in the version of constraints.txt, whatever the machine has; liger-kernel only to compare with.
+# Carried in the version of constraints.txt, whatever the machine has; liger-kernel, to compare with, in its newest.
 CARRIED = ("transformers", "diffusers", "datasets", "peft", "liger-kernel")
 PLATFORMS = [f"manylinux{name}_x86_64" for name in ("_2_28", "_2_27", "_2_26", "_2_24", "_2_17", "2014", "1")]
 LARGEST_MIB = 60.0

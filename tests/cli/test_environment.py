@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """`md4 env`: versions, devices and settings for a bug report, whatever is broken, and never a secret."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -19,7 +20,14 @@ from test_packaging import PROJECT
 
 import md4_hf
 from md4_hf.cli import main
-from md4_hf.cli.environment import LIBRARIES, OPTIONAL_LIBRARIES, describe_device, report, variables
+from md4_hf.cli.environment import (
+    LIBRARIES,
+    OPTIONAL_LIBRARIES,
+    commit_of_checkout,
+    describe_device,
+    report,
+    variables,
+)
 
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +48,30 @@ def test_the_report_has_versions_devices_and_threads(capsys):
     assert [line for line in text.splitlines() if line and not line.startswith(" ")] == SECTIONS
     lines = {re.sub(" +", " ", line.strip()) for line in text.splitlines()}
     for module in (torch, transformers, accelerate):
-        assert f"{module.__name__} {module.__version__}" in lines
+        assert f"{module.__name__} {importlib.metadata.version(module.__name__)}" in lines
     assert f" {md4_hf.__version__}, in " in text and f"{sys.version_info.major}.{sys.version_info.minor}." in text
     assert f"{os.cpu_count()} cores" in text and f"{torch.get_num_threads()} within an operation" in text
     assert (torch.version.cuda or torch.version.hip or "processors only") in text
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_commit_of_a_checkout_and_of_its_worktrees_is_told(tmp_path, is_packed):
+    def git(*arguments, folder=tmp_path / "checkout"):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "checkout").mkdir()
+    git("init", "--quiet", "--initial-branch", "topic/one")
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    git("worktree", "add", "--quiet", "../other", "-b", "two")
+    if is_packed:
+        git("pack-refs", "--all")
+    commit = git("rev-parse", "HEAD")[:12]
+    for name in ("checkout", "other"):
+        assert commit_of_checkout(tmp_path / name / "src" / "md4_hf") == commit
+    git("checkout", "--quiet", "--detach")
+    assert commit_of_checkout(tmp_path / "checkout" / "src" / "md4_hf") == commit
+    assert commit_of_checkout(tmp_path / "nowhere" / "src" / "md4_hf") is None
 
 
 def test_every_library_that_the_package_can_use_is_in_the_report():

@@ -7,7 +7,6 @@ import argparse
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -76,20 +75,29 @@ def _until_error(facts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 def installation() -> Iterator[tuple[str, str]]:
     """This package, the interpreter and the operating system."""
     folder = Path(__file__).resolve().parents[1]
-    commit = _commit(folder)
+    commit = commit_of_checkout(folder)
     yield "md4_hf", f"{__version__}, in {folder}" + (f", commit {commit}" if commit else "")
     yield "python", f"{platform.python_version()} ({platform.python_implementation()}), {sys.executable}"
     yield "platform", platform.platform()
 
 
-def _commit(folder: Path) -> str | None:
-    """Commit of the checkout that this package is in, "-dirty" if files differ; None outside of one."""
-    if not (folder.parents[1] / ".git").exists():
-        return None
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--match", ""]
+def commit_of_checkout(folder: Path) -> str | None:
+    """Commit of the checkout that this package is in, None outside of one; read, as git may run other programs."""
+    git = folder.parents[1] / ".git"
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
+        if git.is_file():  # of a worktree
+            git = (git.parent / git.read_text(encoding="utf-8").partition("gitdir: ")[2].strip()).resolve()
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head[:12]
+        common = git / "commondir"
+        root = git / common.read_text(encoding="utf-8").strip() if common.exists() else git
+        reference = head.removeprefix("ref: ")
+        if (root / reference).exists():
+            return (root / reference).read_text(encoding="utf-8")[:12]
+        packed = (root / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line[:12] for line in packed if line.endswith(f" {reference}")), None)
+    except OSError:
         return None
 
 

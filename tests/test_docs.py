@@ -65,7 +65,7 @@ NOT_RUN = {
     "pip": "installs packages",
     "accelerate launch": "starts several processes, as tests/training/test_distributed.py does",
     "torchrun": "starts several processes, as tests/training/test_distributed.py does",
-    "md4 demo": "serves a page until it is interrupted, as tests/page/test_blocks.py does",
+    "md4 demo": "serves a page until it is interrupted, as tests/page/test_page_blocks.py does",
     "md4 convert": "needs a published checkpoint; tests/hub/test_convert_md4.py and test_convert_peers.py make some",
 }
 SMALL = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2"  # of a network that is no backbone

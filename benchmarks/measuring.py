@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import statistics
 import time
@@ -15,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 import md4_hf
 from md4_hf.utils.files import write_whole
+from md4_hf.utils.libraries import installed_versions
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,11 +96,8 @@ def _status(field: str) -> int:
 def versions() -> dict[str, str | None]:
     """Versions of what a measurement depends on; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "md4_hf": md4_hf.__version__}
-    for name in ("torch", "transformers", "diffusers", "accelerate", "triton", "liger-kernel", "flash-attn", "peft"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
+    names = ("torch", "transformers", "diffusers", "accelerate", "triton", "liger-kernel", "flash-attn", "peft")
+    found |= dict.fromkeys(names) | installed_versions(names)
     return found | {"cuda": torch.version.cuda, "torch": torch.__version__}
 
 

@@ -16,7 +16,7 @@ from ..utils.files import whole_file, write_whole
 
 
 Row = dict[str, Any]  # of a sample: `index`, `seed`, `prompt` or `class_label`, `text`, `ids`
-RULE = "-" * 60
+RULE_LENGTH = 60
 
 
 class Sink(Protocol):
@@ -159,20 +159,25 @@ def printed(row: Row) -> str:
     return row["text"] if "text" in row else " ".join(map(str, row["ids"]))
 
 
+def rule_above(number: int) -> str:
+    """Line above a printed sample."""
+    return f"--- {number} {'-' * RULE_LENGTH}"
+
+
 def print_texts(texts: Iterable[str], first: int = 1, stream=None):
     """Print each text below a rule with its number, of which the first is given."""
     for number, text in enumerate(texts, start=first):
-        print(f"--- {number} {RULE}\n{text}", file=stream)
+        print(f"{rule_above(number)}\n{text}", file=stream)
 
 
 def read_printed_texts(printed: str) -> list[str]:
     """The texts that `print_texts` has printed; any other text is one text."""
-    if not printed.startswith(f"--- 1 {RULE}\n"):
+    if not printed.startswith(f"{rule_above(1)}\n"):
         return [printed]
     texts: list[str] = []
-    _, rule, rest = printed.removesuffix("\n").partition(f"--- 1 {RULE}\n")
+    _, rule, rest = printed.removesuffix("\n").partition(f"{rule_above(1)}\n")
     while rule:
-        text, rule, rest = rest.partition(f"\n--- {len(texts) + 2} {RULE}\n")
+        text, rule, rest = rest.partition(f"\n{rule_above(len(texts) + 2)}\n")
         texts.append(text)
     return texts
 

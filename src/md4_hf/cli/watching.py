@@ -16,7 +16,7 @@ from ..utils.processes import Processes, on_first_process
 from .draw import Sampling, draw
 from .live_text import LiveText, watches
 from .options import RECORDED_IMAGES, RECORDED_TEXTS, WatchArguments
-from .sample_files import RULE, Sink
+from .sample_files import Sink, rule_above
 
 
 SUFFIXES = {"html": (".html", ".htm"), "gif": (".gif",)}
@@ -50,7 +50,7 @@ class Watcher:
         """Show a text that has changed."""
         if trajectory is not self._current:
             self._current = trajectory
-            self.stream.write(f"--- {self.next} {RULE}\n")
+            self.stream.write(f"{rule_above(self.next)}\n")
             self.next += 1
         self.live.show(trajectory)
         if trajectory.is_finished:

@@ -138,10 +138,8 @@ class TextFrames:
                 cells.append((MASK, QUIET))
             elif event is None or event.probability is None:
                 cells.append((visible(piece), INK))
-            elif self.color_by == "step":
-                cells.append((visible(piece), _color(EARLY + (LATE - EARLY) * places[id(event)])))
             else:
-                cells.append((visible(piece), _color(UNSURE + (SURE - UNSURE) * event.probability)))
+                cells.append((visible(piece), _color(hue_of(self.color_by, places[id(event)], event.probability))))
         return cells
 
     def _draw(self, texts: list[list[tuple[str, str]]], heights: list[int]) -> PIL.Image.Image:
@@ -175,6 +173,12 @@ def default_font() -> Path:
     from matplotlib import get_data_path
 
     return Path(get_data_path(), "fonts", "ttf", "DejaVuSansMono.ttf")
+
+
+def hue_of(color_by: str, share: float, probability: float) -> float:
+    """Hue of a token in degrees, by the share of the unmasking that is over, or by its probability."""
+    first, last, place = (EARLY, LATE, share) if color_by == "step" else (UNSURE, SURE, probability)
+    return first + (last - first) * place
 
 
 def _color(hue: float) -> str:

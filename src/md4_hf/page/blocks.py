@@ -32,10 +32,8 @@ except ImportError as error:
     raise ImportError("The page needs gradio: pip install 'md4_hf[demo]'.") from error
 
 
-WAITS_FOR_THE_MODEL: dict[str, Any] = {
-    "concurrency_id": "model",
-    "concurrency_limit": 1,
-}  # all users, one after the other
+# All users, one after the other.
+WAITS_FOR_THE_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
 # What is selected when the button is clicked: events of the field come one by one, and would be late.
 SELECTION = """(text) => {

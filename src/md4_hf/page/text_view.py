@@ -11,7 +11,7 @@ from typing import Any
 from ..core.text_encoding import encode_texts
 from ..data.token_pieces import TokenPieces
 from ..evaluation.trajectories import Trajectory
-from ..evaluation.trajectory_animation import EARLY, LATE, MASK, SURE, UNSURE
+from ..evaluation.trajectory_animation import MASK, hue_of
 from ..evaluation.trajectory_page import label_of
 
 
@@ -59,10 +59,7 @@ class TextView:
         if event.probability is None:
             return html.escape(piece)
         num_steps = max(self.pipeline.num_timesteps, moment.step + 1)
-        if self.color_by == "confidence":
-            hue = UNSURE + (SURE - UNSURE) * event.probability
-        else:
-            hue = EARLY + (LATE - EARLY) * moment.step / max(num_steps - 1, 1)
+        hue = hue_of(self.color_by, moment.step / max(num_steps - 1, 1), event.probability)
         title = f"{label_of(moment, num_steps)} · probability {event.probability:.3f}"
         return f'<span class="drawn" style="--hue:{hue:.0f}" title="{title}">{html.escape(piece)}</span>'
 

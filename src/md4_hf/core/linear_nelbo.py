@@ -163,8 +163,9 @@ def _values(
     The mask's column and those behind `vocab_size` are left out. Adds to the gradients of bias and exponents, unless
     they are empty.
     """
-    if exponents is None and logits.is_cuda and logits.dtype != torch.float64 and triton_kernel() is not None:
-        values = row_weight * triton_kernel()(logits, target, vocab_size, mask_token_id, needs_gradient)
+    fits_kernel = exponents is None and logits.is_cuda and logits.dtype != torch.float64
+    if fits_kernel and (kernel := triton_kernel()) is not None:
+        values = row_weight * kernel(logits, target, vocab_size, mask_token_id, needs_gradient)
         if d_bias.numel():
             _add_product(d_bias[:, None], logits, logits.new_ones(len(logits), 1), row_weight)
         return values

@@ -337,10 +337,10 @@ class MD4Trainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         control = self.control
-        if control.should_evaluate or control.should_save or control.should_training_stop:
+        is_kept = control.should_evaluate or control.should_save or control.should_training_stop
+        if is_kept:
             self.finite_steps.check()
-            self._warn_if_unscored()
-        elif control.should_log:
+        if is_kept or control.should_log:
             self._warn_if_unscored()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 

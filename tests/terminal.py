@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Terminals, for what is redrawn on one: one that keeps all rows, and the system's own."""
 
+import codecs
 import io
 import os
 import re
@@ -83,6 +84,7 @@ class PseudoTerminal:
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), child)
         self.process = subprocess.Popen(command, **streams, env=env, start_new_session=True, preexec_fn=control)
         os.close(child)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.shown, self.place = "", 0
 
     def type(self, text):
@@ -90,13 +92,34 @@ class PseudoTerminal:
 
     def read_until(self, wanted, seconds=120):
         """Read until a text is shown behind those that were waited for before; what is new, up to its end."""
-        start, deadline = self.place, time.monotonic() + seconds
-        while wanted not in self.shown[start:]:
-            assert time.monotonic() < deadline and self.process.poll() is None, self.shown
-            if select.select([self.terminal], [], [], 0.1)[0]:
-                self.shown += os.read(self.terminal, 4096).decode(errors="replace")
+        start = self.place
+        self.read_while(lambda: wanted not in self.shown[start:], seconds)
+        assert wanted in self.shown[start:], self.shown
         self.place = self.shown.index(wanted, start) + len(wanted)
         return self.shown[start : self.place]
+
+    def read_while(self, is_wanting, seconds):
+        """Read what is shown while something is wanting, until the process ends or the time is up."""
+        deadline = time.monotonic() + seconds
+        while is_wanting() and time.monotonic() < deadline:
+            if select.select([self.terminal], [], [], 0.1)[0]:
+                try:
+                    self.shown += self.decoder.decode(os.read(self.terminal, 4096))
+                except OSError:  # all is read that an ended process wrote
+                    return
+
+    def press(self, key, is_wanting, seconds=120):
+        """Press a key while something is wanting: Python loses one that comes before it waits for keys."""
+        deadline = time.monotonic() + seconds
+        while is_wanting():
+            assert time.monotonic() < deadline, self.shown
+            self.type(key)
+            self.read_while(is_wanting, seconds=2)
+
+    def end(self):
+        """Press Ctrl-D until the process ends; its exit status."""
+        self.press("\x04", lambda: self.process.poll() is None)
+        return self.process.returncode
 
     def ended(self):
         """Exit status once the process has ended."""

@@ -159,11 +159,8 @@ def test_on_a_terminal_an_answer_is_seen_while_it_is_unmasked_and_ctrl_c_ends_it
         terminal.process.send_signal(signal.SIGINT)
         terminal.read_until("(The answer is ended; it and the message are left out of the conversation.)")
         terminal.read_until("> ")
-        terminal.type("\x03")
-        terminal.read_until("(/exit or Ctrl-D ends.)")
-        terminal.read_until("> ")  # typed before, the end may be lost while the terminal changes its mode
-        terminal.type("\x04")
-        assert terminal.ended() == 0
+        terminal.press("\x03", lambda: "(/exit or Ctrl-D ends.)" not in terminal.shown)
+        assert terminal.end() == 0
         assert "Traceback" not in terminal.shown
     finally:
         terminal.process.kill()
@@ -184,8 +181,7 @@ def test_answers_are_coloured_with_watch_and_are_kept_in_a_page(answered, tmp_pa
             screen = Terminal(80)
             screen.write(shown)
             assert screen.rows == [said, *wrapped(visible(expected[number]), 80), "> "]
-        terminal.type("\x04")
-        assert terminal.ended() == 0
+        assert terminal.end() == 0
         assert page.read_text(encoding="utf-8").count('"start":') == 2
     finally:
         terminal.process.kill()

@@ -11,7 +11,8 @@ from typing import NamedTuple, TextIO
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.token_pieces import UNFINISHED, TokenPieces
+from ..data.token_pieces import UNFINISHED
+from ..evaluation.shown_texts import ShownTexts
 from ..evaluation.trajectories import Trajectory
 from ..utils.text_rows import len_of_rows, num_rows, start_of_last_row, visible
 
@@ -43,8 +44,7 @@ class LiveText:
         stream: The terminal.
         color_by: "step" or "confidence" for coloured tokens, or None: what may still change is dim.
         num_steps: Function that returns the number of steps of the call.
-        is_answer: Whether the prompt, and what follows an EOS token, are left out.
-        end_mark: Text with which an answer ends; it is not shown, nor is what follows.
+        is_answer, end_mark: See `ShownTexts`.
         size: Function that returns the terminal's columns and lines.
         seconds_between: Time between two drawings, at least.
     """
@@ -65,8 +65,7 @@ class LiveText:
         self.is_answer, self.end_mark, self.seconds_between = is_answer, end_mark, seconds_between
         encoding = getattr(stream, "encoding", None) or "ascii"
         self.mask = MASK if MASK.encode(encoding, "ignore") else PLAIN_MASK
-        self._special = set(getattr(tokenizer, "all_special_ids", ()))
-        self._pieces: TokenPieces | None = None
+        self._texts: ShownTexts | None = None
         self._begin()
 
     def _begin(self):
@@ -100,50 +99,19 @@ class LiveText:
 
     def _cells(self, trajectory: Trajectory) -> list[Cell]:
         """The tokens that are shown."""
-        mask = trajectory.mask_token_id
-        if self._pieces is None:
-            self._pieces = TokenPieces(self.tokenizer, mask)
-        ids = trajectory.ids[: trajectory.num_drawn]
-        ids = ids[: trajectory.end] if self.is_answer else ids
-        pieces = self._pieces(ids)
-        first = _num_before(trajectory.start, mask) if self.is_answer else 0
-        end = self._end(ids, pieces, first) if self.is_answer else len(ids)
-        num_final = min(trajectory.num_final, end)
-        while num_final > first and UNFINISHED in (pieces[num_final - 1] or UNFINISHED):
+        if self._texts is None:
+            mask_token_id = trajectory.mask_token_id
+            self._texts = ShownTexts(self.tokenizer, mask_token_id, self.is_answer, self.end_mark)
+        first, texts = self._texts(trajectory)
+        num_final = min(trajectory.num_final - first, len(texts))
+        while num_final > 0 and (texts[num_final - 1] is None or UNFINISHED in texts[num_final - 1]):
             num_final -= 1  # of which more bytes are to come
         cells = []
-        for place in range(first, end):
-            piece, is_final = pieces[place], place < num_final or trajectory.is_finished
-            style = self._style(trajectory, place, is_final)
-            text = self.mask if piece is None else "" if ids[place] in self._special else visible(piece)
-            cells.append(Cell(text, style, is_final))
-        return self._without_mark(cells, pieces[first:end])
-
-    def _end(self, ids: list[int], pieces: list[str | None], first: int) -> int:
-        """Place of the first EOS token, or behind the end mark, with no mask before; else the length."""
-        eos = getattr(self.tokenizer, "eos_token_id", None)
-        text = ""
-        for place in range(first, len(ids)):
-            piece = pieces[place]
-            if piece is None:
-                break
-            if ids[place] == eos:
-                return place
-            text += piece
-            if self.end_mark and self.end_mark in text:
-                return place + 1
-        return len(ids)
-
-    def _without_mark(self, cells: list[Cell], pieces: list[str | None]) -> list[Cell]:
-        """Cells without those of the end mark, if these come last."""
-        text = "".join(piece or "" for piece in pieces)
-        if not self.end_mark or self.end_mark not in text or None in pieces:
-            return cells
-        room, kept = text.index(self.end_mark), []
-        for cell, piece in zip(cells, pieces, strict=True):
-            kept.append(cell._replace(text=cell.text[: max(room, 0)]))
-            room -= len(piece or "")
-        return kept
+        for number, text in enumerate(texts):
+            is_final = number < num_final or trajectory.is_finished
+            shown = self.mask if text is None else visible(text)
+            cells.append(Cell(shown, self._style(trajectory, first + number, is_final), is_final))
+        return cells
 
     def _style(self, trajectory: Trajectory, place: int, is_final: bool) -> str:
         """Sequence that begins the style of a token."""
@@ -194,8 +162,3 @@ def styled(cells: list[Cell], start: int, count: int) -> str:
 def watches(stream: TextIO) -> bool:
     """Whether a stream is a terminal that can be redrawn."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _num_before(ids: list[int], token: int) -> int:
-    """Number of ids before the first of this kind."""
-    return ids.index(token) if token in ids else len(ids)

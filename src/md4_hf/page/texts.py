@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.chat_messages import ASSISTANT, encode_prompt, end_of_answer
+from ..core.chat_messages import ASSISTANT, end_of_answer
 from ..core.pipeline_inputs import GAP
 from ..core.text_encoding import encode_texts
 from ..data.chat_turns import fit_turns, max_prompt_tokens
-from ..data.token_pieces import TokenPieces
+from ..evaluation.shown_texts import ShownTexts
 from ..evaluation.trajectories import Trajectory
 from ..evaluation.trajectory_animation import MASK
 from ..objective.figures import counted
@@ -37,7 +37,6 @@ class TextActions:
 
     def __post_init__(self):
         self.pipeline.set_progress_bar_config(disable=True)
-        self._pieces = TokenPieces(self.pipeline.tokenizer, self.pipeline.mask_token_id)
         self.examples = [text for text in self.examples if self.can_infill and self._reads(text)]
 
     @property
@@ -79,11 +78,11 @@ class TextActions:
         config, tokenizer = self.pipeline.model.config, self.pipeline.tokenizer
         longest = max_prompt_tokens(config, arguments.get("max_new_tokens"), None, use_cache=True)
         read, num_dropped = fit_turns(tokenizer, messages, longest)
-        num_given = len(encode_prompt(tokenizer, read))
         end = end_of_answer(tokenizer, read, "`messages`").strip()
+        texts = ShownTexts(tokenizer, self.pipeline.mask_token_id, is_answer=True, end_mark=end)
 
         def show(trajectories: Sequence[Trajectory]) -> str:
-            return self._draft(trajectories[0], num_given, end) if trajectories else ""
+            return "".join(MASK if text is None else text for row in trajectories for text in texts(row)[1])
 
         note = f" · the oldest {counted(num_dropped, 'turn')} left out" if num_dropped else ""
         call = frames(self.pipeline, show, messages=read, generator=generators(seed, 1), **arguments)
@@ -100,17 +99,6 @@ class TextActions:
         view = TextView(self.pipeline, color_by)
         for frame in frames(self.pipeline, view, generator=generators(seed, count), **given, **arguments):
             yield frame.shown, note_of(frame, seed), frame.replay
-
-    def _draft(self, trajectory: Trajectory, num_given: int, end: str) -> str:
-        """Text of an answer with signs for its masks, up to its end."""
-        special = set(self.pipeline.tokenizer.all_special_ids)
-        ids = trajectory.ids[: trajectory.num_drawn]
-        shown = [
-            MASK if piece is None else "" if token in special else piece
-            for token, piece in zip(ids, self._pieces(ids), strict=True)
-        ]
-        text = "".join(shown[num_given : trajectory.end])
-        return text.partition(end)[0] if end else text
 
     def _reads(self, text: str) -> bool:
         """Whether the tokenizer keeps all of a text besides its gaps."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from kept_runs import kept, mean_and_error, trained, with_error
 from measuring import machine, publish
 from tqdm import tqdm
@@ -43,6 +44,13 @@ METHODS: dict[str, tuple[str, float | None, dict[str, Any]]] = {
     "multinomial": ("multinomial diffusion", 1.72, CHAIN),
 }
 SCORES = "sedd-absorb"
+# Chains with the uniform kernel, which share all but their first step and the cross entropy.
+UNIFORM_CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
+    "multinomial diffusion": ("multinomial", {}),
+    "D3PM, uniform": ("d3pm-uniform", {}),
+    "D3PM, uniform, without the cross entropy": ("d3pm-uniform", {"hybrid_weight": 0.0}),
+}
+MIDDLE = 0.4  # time of the cross entropy shown
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -61,13 +69,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace, data: str, method: str, seed: int) -> dict[str, Any]:
-    """Held-out bits per letter of a training at its end with their error, and at steps on the way."""
+def run(args: argparse.Namespace, data: str, method: str, seed: int, **others: Any) -> dict[str, Any]:
+    """Held-out bits per letter of a training at its end with their error, and at steps on the way.
+
+    `others` are options of the training in place of those of the method.
+    """
     every = args.max_steps // args.evaluations
     options = {"preset": "tiny", "tokenizer": "text8", "data": data, "objective": method, "seed": seed, **NETWORK}
     options |= {"max_steps": args.max_steps, "warmup_steps": args.max_steps // 10, "final_eval_draws": args.draws}
     options |= {"eval_strategy": "steps", "eval_steps": every, "save_strategy": "steps", "save_steps": every}
-    folder, figures = trained(args.work_dir, {**options, "save_total_limit": args.evaluations, **METHODS[method][2]})
+    folder, figures = trained(
+        args.work_dir, {**options, "save_total_limit": args.evaluations, **METHODS[method][2], **others}
+    )
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
     log = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     return {
@@ -79,24 +92,45 @@ def run(args: argparse.Namespace, data: str, method: str, seed: int) -> dict[str
     }
 
 
+def heldout_ids(folder: Path, data: str, count: int) -> torch.Tensor:
+    """Ids `(count, LENGTH)` of held-out text in the tokens of a model."""
+    documents = md4_hf.load_train_validation(md4_hf.DataArguments(data=data))[1]
+    blocks = md4_hf.pack(documents, md4_hf.load_tokenizer(str(folder)), LENGTH)[0]
+    return torch.as_tensor(blocks.with_format("numpy")["input_ids"][:count]).long()
+
+
 @torch.no_grad()
+def noised_states(model: Any, ids: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States x_0 and x_t of ids at times `(batch,)`, and the model's logits of the states."""
+    objective, index = md4_hf.Objective.of(model), torch.arange(len(ids))
+    noise = evaluation_mask_noise(0, index, 0, objective.noise_shape(ids.shape))
+    inputs = objective.noised({"input_ids": ids}, t, noise)
+    logits = model(inputs["input_ids"], inputs["timesteps"]).logits
+    return model.states.states(ids), model.states.states(inputs["input_ids"]), model.states.columns(logits)
+
+
 def inconsistency(folder: Path, data: str) -> list[list[float]]:
     """Mean distance from 1 of the summed score, in units of alpha / (1 - alpha), at masks of held-out text, by step."""
-    tokenizer = md4_hf.load_tokenizer(str(folder))
-    documents = md4_hf.load_train_validation(md4_hf.DataArguments(data=data))[1]
-    ids = torch.as_tensor(md4_hf.pack(documents, tokenizer, LENGTH)[0].with_format("numpy")["input_ids"][:256]).long()
-    index, found = torch.arange(len(ids)), []
+    ids, found = heldout_ids(folder, data, 256), []
     for place in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2])):
         model = md4_hf.load_model(str(place / "ema" if (place / "ema").is_dir() else place))
-        objective = md4_hf.Objective.of(model)
-        noise = evaluation_mask_noise(0, index, 0, objective.noise_shape(ids.shape))
-        inputs = objective.noised({"input_ids": ids}, evaluation_times(0, index, 0, 1), noise)
-        logits = model(inputs["input_ids"], inputs["timesteps"]).logits
-        is_masked = inputs["input_ids"] == model.config.mask_token_id
-        total = model.process.total_score(model.states.columns(logits))[is_masked]
+        _, xt, logits = noised_states(model, ids, evaluation_times(0, torch.arange(len(ids)), 0, 1))
+        total = model.process.total_score(logits)[xt == model.process.kernel.mask_state]
         distance = (total - 1.0).abs().mean()
         found.append([int(place.name.partition("-")[2]), distance.item(), total.std().item()])
     return found
+
+
+def first_step_and_middle(folder: Path, data: str) -> list[float]:
+    """Bits that the first step of a chain adds to the bound, and those of the cross entropy in the middle."""
+    model, ids = md4_hf.load_model(str(folder)), heldout_ids(folder, data, 256)
+    steps = model.process.num_timesteps
+    first, middle = (torch.full((len(ids),), t) for t in (0.5 / steps, MIDDLE))
+    x0, xt, logits = noised_states(model, ids, first)
+    added = model.process.token_nelbo(logits, x0, xt, model.process.times(first)).mean() / steps
+    x0, _, logits = noised_states(model, ids, middle)
+    entropy = F.cross_entropy(logits.flatten(0, 1).double(), x0.flatten())
+    return [added.item() / math.log(2), entropy.item() / math.log(2)]
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, list]]:
@@ -112,6 +146,24 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[dict[str
             facts = {"what": "inconsistency", "folder": folder.name}
             scores[data] = kept(args.work_dir, facts, lambda f=folder, d=data: inconsistency(f, d))
     return runs, scores
+
+
+def uniform_chains(args: argparse.Namespace) -> list[str]:
+    """Lines that show where the bounds of the chains with the uniform kernel differ, on the first text and seed."""
+    data = args.data[0]
+    lines = ["| method | bound | first step | other steps | cross entropy |", "| --- | --- | --- | --- | --- |"]
+    for name, (method, others) in UNIFORM_CHAINS.items():
+        found = run(args, data, method, args.seeds[0], **others)
+        folder = Path(found["folder"])
+        facts = {"what": "first step and middle", "folder": folder.name}
+        first, entropy = kept(args.work_dir, facts, lambda f=folder: first_step_and_middle(f, data))
+        lines.append(f"| {name} | {found['bits']:.3f} | {first:.3f} | {found['bits'] - first:.3f} | {entropy:.3f} |")
+    words = (
+        f"The bound of the chains with the uniform kernel on {Path(data).stem}, first seed, in bits per letter: what "
+        "the first step adds to it, and the other 999 steps, which are the same in all of them; and the cross entropy "
+        f"-log p(x_0 | x_t) at t = {MIDDLE}."
+    )
+    return ["## The first step of uniform chains", "", *textwrap.wrap(words, 120), "", *lines, ""]
 
 
 def plot(path: Path, runs: dict[str, dict[str, list[dict[str, Any]]]]):
@@ -177,6 +229,8 @@ def report(args: argparse.Namespace, argv: list[str]) -> str:
             cells = (f"{distance:.3f} (sd {deviation:.3f})" for _, distance, deviation in found)
             lines.append(f"| {Path(data).stem} | " + " | ".join(cells) + " |")
         lines.append("")
+    if {method for method, _ in UNIFORM_CHAINS.values()} <= {*args.methods}:
+        lines += uniform_chains(args)
     if args.output:
         picture = Path(args.output).with_suffix(".png")
         plot(picture, runs)

@@ -35,5 +35,6 @@ def test_the_report_has_every_method(tmp_path, monkeypatch):
     text = report(parse_arguments(argv), argv)
     assert all(f"| {name} | " in text for name, _, _ in METHODS.values())
     assert (tmp_path / "baselines.png").exists() and "## The sum of the score" in text
+    assert "| D3PM, uniform, without the cross entropy |" in text
     monkeypatch.setattr("kept_runs.quietly", None)
     assert report(parse_arguments(argv), argv) == text

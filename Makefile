@@ -13,7 +13,7 @@ VENV_PYTHON := $(VENV)/bin/python
 MINIMUM := 3.10
 TOO_OLD := import sys; sys.exit(sys.version_info < tuple(map(int, "$(MINIMUM)".split("."))))
 PIP_INSTALL = $(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c $(filter constraints%,$^)
-PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

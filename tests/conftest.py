@@ -44,7 +44,13 @@ from safetensors.torch import load_file  # noqa: E402
 GOLDEN = Path(__file__).parent / "golden"
 
 
+# Files of whole runs, the longest first: a process that begins one of them last would be waited for.
+LONG_FILES = ("test_docs.py", "test_distributed.py", "test_trainer.py", "test_cli.py", "test_model_contracts.py")
+
+
 def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if torch.cuda.is_available():
         return
     for item in items:

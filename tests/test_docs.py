@@ -53,6 +53,7 @@ FURTHER_PAGES = [  # without commands to run
     *("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "model_cards/README.md", "model_cards/digits.md"),
     *sorted(f"benchmarks/results/{path.name}" for path in ROOT.glob("benchmarks/results/*.md")),
 ]
+LONG_PAGES = ("docs/backbones.md", "docs/blocks.md", "docs/chat.md", "docs/evaluate.md", "docs/images.md")
 SECONDS_PER_PAGE = 300
 PYDOC_TOPICS = 12
 
@@ -242,7 +243,14 @@ def folder(start, tmp_path):
     return tmp_path / "page"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "<!-- test: hub -->" not in read(page)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in LONG_PAGES else [])
+        for page in PAGES
+        if "<!-- test: hub -->" not in read(page)
+    ],
+)
 def test_the_fences_of_a_page_run(page, folder, tmp_path):
     run_in_process(tmp_path / "log", run_page, page, str(folder))
 

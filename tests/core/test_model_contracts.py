@@ -328,7 +328,9 @@ DEVICE_MAPS = {
 
 
 @pytest.mark.parametrize("model_class", [MD4ForMaskedDiffusion, MD4ForCausalLM])
-@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "tie", [pytest.param(True, id="tied"), pytest.param(False, id="untied", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("device_map", DEVICE_MAPS.values(), ids=DEVICE_MAPS)
 def test_a_checkpoint_in_parts_is_loaded_by_a_device_map(tmp_path, device_map, tie, model_class):
     is_causal = model_class is MD4ForCausalLM

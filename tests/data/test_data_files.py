@@ -479,7 +479,9 @@ def test_a_cache_that_cannot_be_written_is_said_to_be_that(code):
             raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".txt", ".parquet"])
+@pytest.mark.parametrize(
+    "suffix", [".txt", *(pytest.param(s, marks=pytest.mark.slow) for s in (".jsonl", ".parquet"))]
+)
 def test_a_full_cache_is_not_a_malformed_file(suffix, tmp_path):
     text = os.urandom(2**16).hex()
     write(tmp_path, **{f"x{suffix}": text if suffix == ".txt" else table_bytes(suffix, {"text": [text]})})

@@ -140,6 +140,7 @@ def test_a_trained_bpe_is_without_loss_and_opens_without_this_package(tmp_path):
     assert opened(UNICODE_TEXT)["input_ids"] == ids and opened.decode(ids) == UNICODE_TEXT
 
 
+@pytest.mark.slow
 def test_a_trained_bpe_is_a_function_of_the_texts():
     expected = train_bpe_tokenizer(iter(TEXTS), 280).backend_tokenizer.to_str()
     for threads in ("1", "3"):

@@ -737,6 +737,7 @@ def written_metrics(output, expected):
     return {name: results[f"{name},none"] for name in expected}
 
 
+@pytest.mark.slow
 def test_the_command(folder, task_folder, questions, tmp_path):
     table = finished(start_command(folder, task_folder, tmp_path))
     assert "|endings|" in table and "acc_norm" in table

@@ -67,6 +67,7 @@ def open_all():
     return opened
 
 
+@pytest.mark.slow
 def test_models_adapters_and_tokenizers_open_from_the_cache_without_waiting_for_a_connection(hub, tmp_path):
     hub.run_function(push, home=tmp_path / "pushing", token=WRITER_TOKEN, HF_HUB_DISABLE_XET="1")
     online = hub.run_function(open_all, home=tmp_path / "home")

@@ -159,6 +159,7 @@ def test_with_blocks_of_one_token_a_draw_of_the_any_order_estimator_is_minus_log
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_documents_in_blocks_have_the_counts_of_each_alone():
     """All choices of each block, once on average: the mean over draws is that of the documents alone."""
     model = random_model(VOCAB + 1, LENGTH, std=0.3, time_conditioning=False, block_size=2, schedule_eps=0.0).eval()

@@ -193,7 +193,9 @@ def test_a_new_training_in_the_folder_of_another_sets_its_checkpoints_aside(tmp_
     assert steps(tmp_path) == [3] and steps(tmp_path / "abandoned-1") == [2, 4, 6]
 
 
-@pytest.mark.parametrize("kind", ["plain", "accumulation", "genmd4"])
+@pytest.mark.parametrize(
+    "kind", ["plain", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("accumulation", "genmd4"))]
+)
 def test_a_resumed_run_logs_what_the_unbroken_one_does(tmp_path, kind):
     """Checkpoints fall between two lines of the log, so that the sums since the last have to come with them."""
     options = {**SAVING, "save_steps": 1, "max_steps": 12, "logging_steps": 5}

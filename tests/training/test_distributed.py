@@ -158,7 +158,7 @@ def assert_shards_export(folder, expected):
     shutil.rmtree(exported)
 
 
-@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("on_nonfinite", [pytest.param("stop", marks=pytest.mark.slow), "skip"])
 def test_processes_agree_on_a_step_that_is_not_finite_on_one(tmp_path, on_nonfinite):
     succeed([*TORCHRUN, HERE / "finite_ranks.py", tmp_path, on_nonfinite])
     results = [torch.load(tmp_path / f"result-{rank}.pt") for rank in (0, 1)]

@@ -327,6 +327,7 @@ def test_more_workers_than_one_are_one(tmp_path):
     assert trainer.state.global_step == 4
 
 
+@pytest.mark.slow
 def test_two_processes_read_their_shares_resume_and_evaluate_as_one(tmp_path):
     """Uneven shards with accumulation, resumed runs, evaluation and refusals: see `stream_processes.py`."""
     succeed([*TORCHRUN, HERE / "stream_processes.py", tmp_path])

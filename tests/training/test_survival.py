@@ -76,7 +76,7 @@ def test_torchrun_restarts_a_run_whose_rank_died(tmp_path):
     assert final(tmp_path / "restarted") == final(tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_a_run_and_the_workers_of_its_loader_leaves_a_checkpoint(tmp_path, number):
     """A terminal and schedulers send it so: the workers serve until the step is done."""
     process = start([sys.executable, STORM, tmp_path], STORM_WORKERS="2")

@@ -110,7 +110,7 @@ def assert_accumulation_changes_nothing(folder, batch, accumulation, train=None,
     torch.testing.assert_close(weights(in_parts.model), weights(at_once.model), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), pytest.param(2, 4, marks=pytest.mark.slow), (1, 8)])
 @each_kind
 def test_accumulation_changes_neither_losses_nor_weights(tmp_path, batch, accumulation, kind):
     assert_accumulation_changes_nothing(tmp_path, batch, accumulation, kind=kind)

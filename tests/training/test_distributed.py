@@ -163,6 +163,8 @@ def test_processes_agree_on_a_step_that_is_not_finite_on_one(tmp_path, on_nonfin
     succeed([*TORCHRUN, HERE / "finite_ranks.py", tmp_path, on_nonfinite])
     results = [torch.load(tmp_path / f"result-{rank}.pt") for rank in (0, 1)]
     checkpoints = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    norms, logged = results[0]["norms"], results[0]["logged norms"]
+    assert {1, 2} <= logged.keys() and logged == pytest.approx({step: norms[step] for step in logged})
     if on_nonfinite == "stop":
         assert all("the loss or gradient of step 3 is not finite" in result["error"] for result in results)
         assert checkpoints == ["checkpoint-2"]

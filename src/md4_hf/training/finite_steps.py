@@ -59,8 +59,6 @@ class FiniteSteps:
         """
         is_finite, step = self._is_finite, self.trainer.state.global_step + 1
         self._is_finite = None
-        if isinstance(gradient_norm, DTensor):
-            gradient_norm = gradient_norm.full_tensor()
         # The scaler of float16 leaves steps whose gradients overflow out by itself.
         if gradient_norm is not None and getattr(self.trainer.accelerator, "scaler", None) is None:
             is_finite = is_finite & torch.as_tensor(gradient_norm, device=is_finite.device).isfinite()

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import DynamoBackend, send_to_device
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length
 from transformers.utils import logging
@@ -332,6 +333,8 @@ class MD4Trainer(Trainer):
 
     def _get_grad_norm(self, *args, **kwargs) -> Tensor | float | None:
         norm = super()._get_grad_norm(*args, **kwargs)
+        if isinstance(norm, DTensor):  # torch 2.9 has not summed it up, and the log would show one process's part
+            norm = norm.full_tensor()
         self.finite_steps.judge(norm)
         return norm
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_trainer import dataset, losses, make_trainer, tiny_model
 from tiny import trained, weights
+from transformers import Trainer
 
 from md4_hf.training.checkpoints import (
     MANIFEST,
@@ -321,3 +322,13 @@ def test_no_code_in_a_state_runs(tmp_path, whole, name):
     with pytest.raises(ValueError, match=name):
         make_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
     assert not (tmp_path / "ran").exists()
+
+
+def test_processes_that_do_not_save_leave_the_files_of_the_model_alone(tmp_path, monkeypatch):
+    """`Trainer._save` of transformers 5.17 writes on every process that calls it, newer ones on the first alone."""
+    trainer, written = make_trainer(tmp_path), []
+    monkeypatch.setattr(Trainer, "_save", lambda trainer, folder, state_dict: written.append(state_dict))
+    monkeypatch.setattr(type(trainer.args), "should_save", False)
+    trainer.save_model(str(tmp_path / "model"))
+    trainer.save_repository(tmp_path / "repository")
+    assert not written and not list(tmp_path.iterdir())

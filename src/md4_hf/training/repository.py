@@ -82,10 +82,11 @@ class Repository:
         values = trainer.ema.values if averaged and trainer.ema is not None else None
         names = adapter_parameters(self.model) if is_adapted(self.model) else None
         weights = whole_weights(trainer.model, values, keep=is_writer, names=names)
+        if not is_writer:  # transformers 5.17 would write the nothing that this process has over the model
+            return
         with without_progress_bars():
             trainer._save(str(folder), state_dict=weights)
-        if is_writer:
-            (Path(folder) / TRAINING_ARGS_NAME).unlink()  # a pickle, which may hold a token of the Hub
+        (Path(folder) / TRAINING_ARGS_NAME).unlink()  # a pickle, which may hold a token of the Hub
 
     def write_configuration(self, folder: str | os.PathLike):
         """Write the configuration and the tokenizer or image processor, on the first process."""

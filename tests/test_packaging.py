@@ -18,6 +18,8 @@ from packaging.version import Version
 
 from md4_hf import __version__
 from md4_hf.evaluation.samples import CITATION
+from md4_hf.hub.lora_arguments import OLDEST_PEFT
+from md4_hf.training.checkpoint_writer import OLDEST_ACCELERATE
 
 
 if sys.version_info >= (3, 11):
@@ -188,6 +190,7 @@ def test_lower_bounds_are_the_oldest_versions(python):
         for name, version in versions([line], ">=", python).items():
             assert bounds.setdefault(name, version) == version, f"{name} has two lower bounds"
     assert bounds == {**pins("constraints.txt", python), **pins("constraints-oldest.txt", python)}
+    assert (bounds["accelerate"], bounds["peft"]) == (OLDEST_ACCELERATE, OLDEST_PEFT)
 
 
 @pytest.mark.parametrize("python", PYTHONS)

@@ -1,6 +1,7 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """LoRA: an adapter on its base is the merged model, trains and resumes exactly, and fits no other base."""
 
+import importlib.metadata
 import json
 import sys
 from functools import partial
@@ -70,6 +71,18 @@ def test_without_peft_the_error_says_what_to_install(base, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"LoRA adapters need peft: pip install 'md4_hf\[lora\]'"):
         add_adapter(tiny_model(), LoraArguments())
+
+
+def test_a_peft_that_is_too_old_is_an_error_before_anything_is_trained(base, tmp_path, monkeypatch):
+    model = adapted(base)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.19.1")
+    for use in (
+        lambda: add_adapter(tiny_model(), LoraArguments()),
+        lambda: load_adapter(tiny_model(), str(tmp_path)),
+        lambda: MD4Trainer(model, training_arguments(tmp_path)),
+    ):
+        with pytest.raises(ImportError, match=r"LoRA adapters need peft 0.20.0 or later, got 0.19.1: pip install"):
+            use()
 
 
 def test_an_adapter_without_a_tokenizer_speaks_with_that_of_its_base(base, tmp_path):

@@ -1,6 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints: whole or passed over with the reason, whatever moment a run dies at."""
 
+import contextlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -11,7 +13,12 @@ from test_trainer import dataset, losses, make_trainer, tiny_model
 from tiny import trained, weights
 from transformers import Trainer
 
+from md4_hf import LoraArguments, add_adapter
+from md4_hf.training import checkpoint_writer
+from md4_hf.training.checkpoint_writer import check_can_be_resumed
 from md4_hf.training.checkpoints import (
+    FSDP_SHARDED,
+    FSDP_WHOLE,
     MANIFEST,
     PLAIN,
     check_training_state,
@@ -332,3 +339,25 @@ def test_processes_that_do_not_save_leave_the_files_of_the_model_alone(tmp_path,
     trainer.save_model(str(tmp_path / "model"))
     trainer.save_repository(tmp_path / "repository")
     assert not written and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("version", "is_adapted", "kind", "needed"),
+    [
+        ("1.12.0", False, FSDP_SHARDED, "1.13.0"),
+        ("1.14.0", False, FSDP_WHOLE, None),
+        ("1.14.0", True, FSDP_SHARDED, None),
+        ("1.14.0", True, FSDP_WHOLE, "1.15.0"),
+        ("1.15.0", True, FSDP_WHOLE, None),
+    ],
+)
+def test_an_accelerate_that_would_not_resume_is_refused(tmp_path, monkeypatch, version, is_adapted, kind, needed):
+    model = tiny_model()
+    trainer = make_trainer(tmp_path, add_adapter(model, LoraArguments()) if is_adapted else model)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    check_can_be_resumed(trainer)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    monkeypatch.setattr(checkpoint_writer, "kind_of_training", lambda trainer: kind)
+    expected = pytest.raises(ImportError, match=f"need accelerate {needed} or later, got {version}: pip install")
+    with expected if needed else contextlib.nullcontext():
+        check_can_be_resumed(trainer)

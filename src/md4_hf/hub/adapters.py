@@ -66,6 +66,7 @@ def untie_adapted_weights(model):
 
     Merged into a shared weight, the change of one would be a change of both, and a trained copy of one would be lost.
     """
+    import_peft()  # its version: the adapter may be one of the caller's own
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

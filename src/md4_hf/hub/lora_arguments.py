@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..utils.libraries import check_version
 from ..utils.options import check_left_out, check_options, option
 
 
+OLDEST_PEFT = "0.20.0"  # 0.19 opens no adapter on several processes with transformers 5.17 and later
 # Options of a new adapter, without effect on one that trains further.
 OPTIONS_OF_NEW_ADAPTERS = (
     "lora_r",
@@ -95,9 +97,10 @@ class LoraArguments:
 
 
 def import_peft():
-    """The module `peft`; an ImportError that says how to install it where it is not."""
+    """The module `peft`; an ImportError that says how to install it where it is not, or is too old."""
     try:
         import peft
     except ImportError as error:
         raise ImportError("LoRA adapters need peft: pip install 'md4_hf[lora]'.") from error
+    check_version("peft", OLDEST_PEFT, "LoRA adapters")
     return peft

@@ -10,15 +10,20 @@ from typing import Any
 from transformers import Trainer
 
 from ..hub.adapters import is_adapted
+from ..utils.libraries import check_version
 from ..utils.processes import entered_by_first_process
 from .checkpoints import DEEPSPEED, FSDP_SHARDED, FSDP_WHOLE, PLAIN, rotate, staged_checkpoint
 from .ema import average_folder
+
+
+OLDEST_ACCELERATE = "1.13.0"  # for FSDP
 
 
 class CheckpointWriter:
     """Writes the checkpoints of an `MD4Trainer`, each with the averaged weights and the position of a stream."""
 
     def __init__(self, trainer: Any):
+        check_can_be_resumed(trainer)
         self.trainer = trainer
         self.staging: Path | None = None  # the folder in which `Trainer` is to write a checkpoint now
 
@@ -54,6 +59,18 @@ class CheckpointWriter:
         state.best_model_checkpoint = str(best) if best == checkpoint or best.is_dir() else previous_best
         if self.trainer.args.should_save:
             state.save_to_json(str(staged / "trainer_state.json"))
+
+
+def check_can_be_resumed(trainer: Trainer):
+    """Raise an ImportError, before a training, for an accelerate that would lose part of its state in a resumption.
+
+    From shards, 1.12 restores no state of the optimizer; 1.14 restores no adapter of whole checkpoints of FSDP2.
+    """
+    if not trainer.is_fsdp_enabled:
+        return
+    check_version("accelerate", OLDEST_ACCELERATE, "Checkpoints of FSDP")
+    if is_adapted(trainer.accelerator.unwrap_model(trainer.model)) and kind_of_training(trainer) == FSDP_WHOLE:
+        check_version("accelerate", "1.15.0", "Whole checkpoints of an adapter under FSDP (others than its shards)")
 
 
 def kind_of_training(trainer: Trainer) -> str:

@@ -26,6 +26,15 @@ def is_instance(value: Any, class_name: str) -> bool:
     return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
 
 
+def check_version(name: str, oldest: str, users: str):
+    """Raise an ImportError that names both versions if an installed library is older than its `users` need."""
+    from accelerate.utils import compare_versions  # late: imports torch
+
+    if not compare_versions(name, ">=", oldest):
+        found = importlib.metadata.version(name)
+        raise ImportError(f"{users} need {name} {oldest} or later, got {found}: pip install '{name}>={oldest}'.")
+
+
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
     """Versions of those distributions that are installed, none of which is imported."""
     found = {}

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from md4_hf import build_text8_tokenizer
-from md4_hf.data.documents import pydoc_documents
+from md4_hf.data.python_texts import pydoc_documents
 from md4_hf.utils.files import whole_file
 
 

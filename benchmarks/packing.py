@@ -33,7 +33,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from md4_hf import pack
-from md4_hf.data.documents import pydoc_documents
+from md4_hf.data.python_texts import pydoc_documents
 from md4_hf.data.tokenizers import train_bpe_tokenizer
 
 

@@ -25,7 +25,7 @@ from md4_hf import (
     example_nelbo,
     nelbo_metrics,
 )
-from md4_hf.data.documents import pydoc_documents
+from md4_hf.data.python_texts import pydoc_documents
 
 from .part import Context, Row
 from .pictures import plot_lines

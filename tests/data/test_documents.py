@@ -15,7 +15,8 @@ from md4_hf import PaddingCollator, pack
 from md4_hf.data import documents as data_module
 from md4_hf.data import pieces as pieces_module
 from md4_hf.data.arguments import DataArguments
-from md4_hf.data.documents import hold_out, load_documents, load_train_validation, pydoc_documents
+from md4_hf.data.documents import hold_out, load_documents, load_train_validation
+from md4_hf.data.python_texts import pydoc_documents
 from md4_hf.data.tokenizers import build_byte_tokenizer, build_text8_tokenizer
 from md4_hf.evaluation.baselines import ngram_bits_per_character
 
@@ -288,7 +289,7 @@ def test_missing_path_is_not_looked_up_on_the_hub(name, monkeypatch, tmp_path):
     monkeypatch.setattr(data_module, "load_dataset", lambda *args, **kwargs: pytest.fail("looked up"))
     if name == "missing/":
         name = f"{tmp_path}/missing/"
-    with pytest.raises(FileNotFoundError, match=r'`data` must be "pydoc", an existing file or folder, .* got '):
+    with pytest.raises(FileNotFoundError, match=r'`data` must be "pydoc", "docstrings", an existing file or folder, .* got '):
         load_documents(name)
 
 

@@ -16,6 +16,7 @@ from md4_hf.data import documents as data_module
 from md4_hf.data.arguments import DataArguments
 from md4_hf.data.documents import load_sources
 from md4_hf.data.mixture import mix, mixed_indices, next_source, prepare_sources
+from md4_hf.data.python_texts import pydoc_documents
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,7 @@ def test_validation_data_of_several_sources_are_loaded_once(weights, files, monk
     monkeypatch.setattr(data_module, "load_documents", load_and_count)
     args = DataArguments(data=files, data_weights=weights, text_column="body", validation_data="pydoc")
     _, heldout = prepare_sources(args, load_sources, lambda _, part: part)
-    assert loaded == [*files, "pydoc"] and heldout["text"][:] == data_module.pydoc_documents()
+    assert loaded == [*files, "pydoc"] and heldout["text"][:] == pydoc_documents()
 
 
 @pytest.mark.parametrize(

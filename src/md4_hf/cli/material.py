@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.arguments import DataArguments
+from ..data.arguments import BUILT_IN_TEXTS, DIGITS, DataArguments
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Material:
 def describe_data(data_args: DataArguments, kind: str) -> dict:
     """Facts of the model card about the data, whose examples are of this kind."""
     is_local = {
-        source: source in ("pydoc", "digits") or Path(source).expanduser().exists() for source in data_args.sources
+        source: source in (*BUILT_IN_TEXTS, DIGITS) or Path(source).expanduser().exists()
+        for source in data_args.sources
     }
     validation = data_args.validation_data
     return {

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import __version__
-from ..data.arguments import DIGITS, PYDOC, DataArguments
+from ..data.arguments import BUILT_IN_TEXTS, DIGITS, DataArguments
 from ..data.conversations import TEMPLATES
 from ..objective.example_order import can_be_ordered, sampled_sha256
 from ..training.checkpoints import CHECKPOINT_NAME
@@ -31,7 +31,7 @@ FILE_NAME = "options.yaml"
 NOT_RECORDED = ("output_dir", "resume_from_checkpoint", "prepare_only", "config", "preset", "help_all")
 # Options that may be paths of this machine.
 PATHS = ("data", "validation_data", "model_name_or_path", "backbone_name_or_path", "tokenizer", "chat_template")
-BUILT_IN = (PYDOC, DIGITS, "text8", "bytes", *TEMPLATES)
+BUILT_IN = (*BUILT_IN_TEXTS, DIGITS, "text8", "bytes", *TEMPLATES)
 DATA = ("training_data", "held_out_data")
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from ..utils.options import check_at_least, check_left_out, check_options, option
 
 
-PYDOC, DIGITS = "pydoc", "digits"  # data that come with Python and with scikit-learn
+PYDOC, DOCSTRINGS, DIGITS = "pydoc", "docstrings", "digits"
+BUILT_IN_TEXTS = (PYDOC, DOCSTRINGS)  # which come with Python, as the digits come with scikit-learn
 EOS_POLICIES = ("padded", "scored", "none")
 RESPONSE_ENDS = {"fill": "padded", "eos": "scored", "none": "none"}  # earlier names, of --response_end
 TURNS = ("each", "together")
@@ -23,9 +24,9 @@ class DataArguments:
     _argument_group_name = "data"
 
     data: str | list[str] = option(
-        'Text: "pydoc" (the reference manual that comes with Python), a .txt, .jsonl, .json, .csv, .tsv, .parquet or '
-        '.arrow file, a folder of one kind, or the id of a data set on the Hub. Images: "digits", a folder, or an id. '
-        "Several are joined, or mixed as --data_weights says.",
+        'Text: "pydoc" (the reference manual that comes with Python), "docstrings" (English prose of the installed '
+        "libraries), a .txt, .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder of one kind, or the id of a "
+        'data set on the Hub. Images: "digits", a folder, or an id. Several are joined, or mixed by --data_weights.',
         default=PYDOC,
     )
     data_weights: list[float] | None = option("Shares of several --data among the examples, such as 0.7 0.3.")

@@ -33,7 +33,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hub_access import from_hub
-from .arguments import PYDOC, DataArguments
+from .arguments import BUILT_IN_TEXTS, DataArguments
 from .files import (
     ARROW,
     CSV,
@@ -53,6 +53,7 @@ from .files import (
 )
 from .loading_errors import data_errors, find_cause
 from .progress import without_bars
+from .python_texts import CORPORA
 from .readers import (
     MESSAGES,
     STRING,
@@ -78,17 +79,8 @@ SUFFIXES_OF_DATA = " ".join(suffix for suffix, kind in FORMATS.items() if kind !
 # What the columns of options may hold, strings where nothing else is said; and in words.
 HELD = {"messages_column": (MESSAGES,), "prompt_column": (STRING, MESSAGES), "response_column": (STRING, MESSAGES)}
 WORDS = {STRING: "strings", MESSAGES: "lists of messages {role, content}"}
+NAMES_OF_TEXTS = ", ".join(f'"{name}"' for name in BUILT_IN_TEXTS)
 MAX_TEXT_FILE_BYTES = 2**31 - 1  # Arrow addresses the characters of a string column with 32 bits
-
-
-def pydoc_documents() -> list[str]:
-    """The built-in corpus: Python's language reference in English, sorted by topic (79 topics in Python 3.11).
-
-    It comes with every Python (the text behind `help("for")`), and differs a little between versions.
-    """
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
 
 
 def load_documents(
@@ -105,7 +97,7 @@ def load_documents(
 
     Args:
         data: one of
-            - "pydoc": see `pydoc_documents`;
+            - "pydoc" or "docstrings": see `pydoc_documents` and `docstring_documents`;
             - a .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow file: one document per row;
             - any other file: one document, UTF-8 (line ends become "\\n");
             - a folder of such tables, of one format: a data set in the layout of the Hub;
@@ -139,8 +131,8 @@ def load_documents(
     if text_column != "text":
         raise ValueError(f"`text_column` must be left out for text, which has no columns, got {text_column!r}.")
     _check_no_revision(revision, data, argument)
-    if data == PYDOC:
-        return _pydoc(config, split, streaming, argument)
+    if data in BUILT_IN_TEXTS:
+        return _built_in(data, config, split, streaming, argument)
     _check_whole_split(split, streaming, argument)
     files = find_files(data, config, argument)
     for names in files.splits.values():
@@ -266,7 +258,9 @@ def _load_from_hub(
 @contextlib.contextmanager
 def _not_found_on_hub(data: str, argument: str) -> Iterator[None]:
     """Turn an error within the context for data that are not on the Hub into one that names the argument."""
-    rule = f'`{argument}` must be "{PYDOC}", an existing file or folder, or a data set on the Hub, got {data!r}.'
+    rule = (
+        f"`{argument}` must be {NAMES_OF_TEXTS}, an existing file or folder, or a data set on the Hub, got {data!r}."
+    )
     if looks_like_path(data):
         raise FileNotFoundError(rule)
     try:
@@ -318,16 +312,16 @@ def _check_no_revision(revision: str | None, data: str, argument: str):
         raise ValueError(f"`{name}` must be left out for {data!r}, which is not on the Hub, got {revision!r}.")
 
 
-def _pydoc(config: str | None, split: str, streaming: bool, argument: str) -> Dataset | IterableDataset:
+def _built_in(data: str, config: str | None, split: str, streaming: bool, argument: str) -> Dataset | IterableDataset:
     if config is not None:
-        raise ValueError(f'`{option_name(argument, "config")}` must be left out for "{PYDOC}", got {config!r}.')
-    documents = Dataset.from_dict({"text": pydoc_documents()})
+        raise ValueError(f'`{option_name(argument, "config")}` must be left out for "{data}", got {config!r}.')
+    documents = Dataset.from_dict({"text": CORPORA[data]()})
     if split != "train":
         try:
             parts = ReadInstruction.from_spec(split).to_absolute({"train": len(documents)})
         except ValueError as error:
             raise ValueError(
-                f'`{option_name(argument, "split")}` must be "train" or a part of it for "{PYDOC}", got {split!r}.'
+                f'`{option_name(argument, "split")}` must be "train" or a part of it for "{data}", got {split!r}.'
             ) from error
         documents = documents.select([index for part in parts for index in range(part.from_ or 0, part.to)])
     return documents.to_iterable_dataset() if streaming else documents
@@ -395,8 +389,8 @@ def sources_of(args: DataArguments) -> list[DataArguments]:
     args = _with_validation_column(args)  # of the options of all sources, before one source loses its own
     has_option = {
         "text_column": lambda source: not is_text(source),
-        "data_config": lambda source: source != PYDOC and not Path(source).expanduser().is_file(),
-        "data_revision": lambda source: source != PYDOC and not Path(source).expanduser().exists(),
+        "data_config": lambda source: source not in BUILT_IN_TEXTS and not Path(source).expanduser().is_file(),
+        "data_revision": lambda source: source not in BUILT_IN_TEXTS and not Path(source).expanduser().exists(),
     }
     defaults = DataArguments()
     split_args = []
@@ -419,7 +413,7 @@ def _load_source(
     (data,) = args.sources
     load_one: Callable[..., Dataset | IterableDataset] = load or partial(load_documents, text_column=args.text_column)
     load_data = partial(load_one, data, config=args.data_config, revision=args.data_revision, streaming=args.streaming)
-    has_splits = not (data == PYDOC or Path(data).expanduser().is_file())
+    has_splits = not (data in BUILT_IN_TEXTS or Path(data).expanduser().is_file())
     validation = None
     if args.validation_data is None and args.validation_split is not None:
         if not has_splits and args.validation_split.partition("[")[0] != "train":

@@ -20,7 +20,7 @@ from datasets.utils.metadata import MetadataConfigs
 from fsspec.utils import glob_translate
 from huggingface_hub import DatasetCard
 
-from .arguments import PYDOC
+from .arguments import BUILT_IN_TEXTS
 
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ def format_of(name: str) -> str | None:
 
 
 def is_text(data: str) -> bool:
-    """Whether `data` is the built-in corpus, or a local file or folder of text, which have no columns."""
-    if data == PYDOC:
+    """Whether `data` is a built-in corpus, or a local file or folder of text, which have no columns."""
+    if data in BUILT_IN_TEXTS:
         return True
     path = Path(data).expanduser()
     if path.is_dir():

@@ -18,7 +18,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 
 from ..core.image_processing_md4 import MD4ImageProcessor
-from .arguments import DIGITS, PYDOC, DataArguments, ImageDataArguments
+from .arguments import BUILT_IN_TEXTS, DIGITS, DataArguments, ImageDataArguments
 from .documents import load_table, load_train_validation, num_heldout
 from .files import option_name
 
@@ -105,7 +105,7 @@ def load_image_table(
     data: str, *, split: str = "train", streaming: bool = False, argument: str = "data", **options
 ) -> Dataset | IterableDataset:
     """Loads images with all their columns: "digits", or as `load_table`; also a ValueError for what is text."""
-    if data == PYDOC:
+    if data in BUILT_IN_TEXTS:
         rule = f'"{DIGITS}", a folder of images or a data set on the Hub'
         raise ValueError(f"`{argument}` must be {rule}, got {data!r}.")
     if data != DIGITS:

@@ -59,6 +59,19 @@ def test_masks_stand_where_text_is_to_come_and_go():
     assert writing.finish("yes.") == ["yes.", ""]
 
 
+def test_steps_share_the_time_that_is_asked_for(monkeypatch):
+    waits = []
+    monkeypatch.setattr("md4_hf.cli.live_text.time.sleep", waits.append)
+    for seconds, shown in ((None, 0.0), (20.0, 2.0)):
+        waits.clear()
+        writing = Writing(3, seconds=seconds)
+        for text in ("y", "ye", "yes"):
+            writing.write(ids_of(text))
+        assert waits[0] == 0.0 and waits[1:] == [pytest.approx(shown, abs=0.5)] * 2, (
+            "nothing is on the screen at first"
+        )
+
+
 def test_the_prompt_is_part_of_a_sample():
     writing = Writing(3, prompt="the ", is_answer=False, color_by="step")
     assert writing.write([MASK, *ids_of("s"), MASK]) == ["the ░s░"]

@@ -69,7 +69,7 @@ def test_a_page_has_the_samples_that_are_printed(model, folder, capsys):
     command = ["infill", model, "a </script> <mask:8>.", "--num_samples", "3", "--batch_size", "2", *STEPS]
     main(command)
     printed = capsys.readouterr().out
-    main([*command, "--html", "page.html", "--gif", "film.gif", "--color_by", "confidence"])
+    main([*command, "--html", "page.html", "--gif", "film.gif", "--color_by", "confidence", "--seconds", "12"])
     captured = capsys.readouterr()
     assert captured.out == printed and "The unmasking is in page.html and film.gif" in captured.err
     data = data_of(folder / "page.html")
@@ -77,7 +77,7 @@ def test_a_page_has_the_samples_that_are_printed(model, folder, capsys):
     assert len(texts) == 3 and all(text in printed for text in texts)
     assert data["colorBy"] == "confidence" and data["labels"][-1] == "step 6 of 6"
     with PIL.Image.open(folder / "film.gif") as film:
-        assert film.n_frames > 1
+        assert film.n_frames > 1 and 1000 < film.info["duration"] < 3000, "twelve seconds of six steps and their start"
 
 
 @pytest.mark.parametrize("total", [5, 20])
@@ -127,6 +127,8 @@ def test_images_need_no_other_output(image_model, folder):
         (["--gif", "film.png"], "--gif must end in .gif, got film.png"),
         (["--html", "nowhere/page.html"], "--html must lie in a folder that is there"),
         (["--color_by", "confidence"], "--color_by must be left out without"),
+        (["--html", "page.html", "--seconds", "3"], "--seconds must be left out without --watch or --gif"),
+        (["--gif", "film.gif", "--seconds", "0"], "--seconds must be > 0, got 0"),
     ],
 )
 def test_errors_come_before_the_model_is_loaded(model, monkeypatch, capsys, options, message):

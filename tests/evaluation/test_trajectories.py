@@ -26,7 +26,8 @@ from md4_hf import (
 )
 from md4_hf.data.token_pieces import TokenPieces
 from md4_hf.evaluation.trajectories import Moment
-from md4_hf.evaluation.trajectory_animation import MAX_FRAMES, chosen_moments
+from md4_hf.evaluation.trajectory_animation import MASK as MASK_CELL
+from md4_hf.evaluation.trajectory_animation import MAX_FRAMES, chosen_moments, ends_of_lines, settled
 
 
 TOKENIZER = build_byte_tokenizer()
@@ -392,3 +393,35 @@ def test_errors_name_the_argument_and_leave_no_file(pipe, tmp_path):
         with pytest.raises(ValueError, match=words):
             write("file", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_stays_in_its_place_while_its_masks_are_as_wide_as_their_tokens():
+    words = "one two three"
+    colours = ["a", "b", "c"]
+    pieces = ["one", " two", " three"]
+    states = [[True, True, True], [False, True, True], [False, True, False], [False, False, False]]
+    frames = [
+        [
+            (MASK_CELL if hidden else piece, colour)
+            for hidden, piece, colour in zip(state, pieces, colours, strict=True)
+        ]
+        for state in states
+    ]
+    texts = ["".join(text for text, _ in frame) for frame in settled(frames)]
+    assert texts == ["░░░ ░░░ ░░░░░", "one ░░░ ░░░░░", "one ░░░ three", words]
+    assert [[colour for _, colour in frame] for frame in settled(frames)] == [colours] * 4
+    for other in ("een", "\N{CJK UNIFIED IDEOGRAPH-65E5}"):  # a token that changes, and one that is two columns wide
+        changed = [[(other, "a"), *frames[1][1:]], *frames] if other == "een" else [[(other, "a")], [(other, "a")]]
+        assert settled(changed) == changed
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["word " * 40, "x" * 200, "a\n" + "of the lines " * 20 + "\n\nb", "x" * 80 + " y", "x" * 79 + " yy " + "z" * 81],
+)
+def test_lines_end_between_words(text):
+    ends = ends_of_lines(text)
+    assert all(text[place] == " " for place in ends)
+    lines = "".join("\n" if place in ends else character for place, character in enumerate(text)).split("\n")
+    assert all(len(line) <= 80 or " " not in line.strip() for line in lines)
+    assert " ".join(lines).split() == text.split()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from ..core.chat_messages import ASSISTANT, check_chat_template, end_of_answer
 from ..data.chat_turns import fit_turns, max_prompt_tokens
@@ -42,8 +41,6 @@ def chat(options: ChatArguments, watch: WatchArguments, rest: argparse.Namespace
     """Talk with a model; from a pipe, answer each line."""
     check_ranges(options)
     check_watching(watch)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     pipeline = open_chat(rest.model, options)
     is_terminal = sys.stdin.isatty() and watches(sys.stdout)
     talk = Chat(pipeline, options, watch, rest.model, shows_drafts=is_terminal)
@@ -196,7 +193,8 @@ class Chat:
         end = end_of_answer(tokenizer, self.messages, "`messages`").strip()
         color_by = self.watch.color_by if self.watch.watch else None
         num_steps = functools.partial(getattr, self.pipeline, "num_timesteps")
-        return LiveText(tokenizer, sys.stdout, color_by, num_steps, is_answer=True, end_mark=end)
+        seconds = self.watch.seconds
+        return LiveText(tokenizer, sys.stdout, color_by, num_steps, is_answer=True, end_mark=end, seconds=seconds)
 
     def _generator(self) -> torch.Generator | None:
         """Source of the draws of the next answer, by the seed if there is one."""

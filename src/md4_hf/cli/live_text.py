@@ -47,6 +47,7 @@ class LiveText:
         is_answer, end_mark: See `ShownTexts`.
         size: Function that returns the terminal's columns and lines.
         seconds_between: Time between two drawings, at least.
+        seconds: Time of a text, at least, which its steps share; None does not wait.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class LiveText:
         end_mark: str = "",
         size: Callable[[], tuple[int, int]] = shutil.get_terminal_size,
         seconds_between: float = SECONDS_BETWEEN,
+        seconds: float | None = None,
     ):
         self.tokenizer, self.stream, self.num_steps, self.size = tokenizer, stream, num_steps, size
         self.color_by = None if os.environ.get("NO_COLOR") else color_by  # no-color.org
         self.is_answer, self.end_mark, self.seconds_between = is_answer, end_mark, seconds_between
+        self.seconds = seconds or 0.0
         encoding = getattr(stream, "encoding", None) or "ascii"
         self.mask = MASK if MASK.encode(encoding, "ignore") else PLAIN_MASK
         self._texts: ShownTexts | None = None
@@ -77,6 +80,7 @@ class LiveText:
     def show(self, trajectory: Trajectory):
         """Show a text as it is now, unless the last drawing was a moment ago."""
         self._last = trajectory
+        time.sleep(max(self._drawn_at + self.seconds / max(self.num_steps(), 1) - time.monotonic(), 0.0))
         if time.monotonic() - self._drawn_at >= self.seconds_between:
             self._draw(self._cells(trajectory))
             self._drawn_at = time.monotonic()

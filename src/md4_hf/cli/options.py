@@ -4,6 +4,7 @@ schedules and export; and of convert."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -235,10 +236,18 @@ class WatchArguments:
         default="step",
         choices=["step", "confidence"],
     )
+    seconds: float | None = option(
+        "Time of the unmasking: in the animation, whose end stays longer (6 if left out), and on the terminal at least "
+        "(none if left out)."
+    )
 
     def __post_init__(self):
         if not (self.watch or self.writes_files):
             check_left_out(self, ["color_by"], "without --watch, --html or --gif")
+        if not (self.watch or self.gif):
+            check_left_out(self, ["seconds"], "without --watch or --gif")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise ValueError(f"`seconds` must be > 0, got {self.seconds}.")
 
     @property
     def writes_files(self) -> bool:

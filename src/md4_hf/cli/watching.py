@@ -107,7 +107,7 @@ class Unmasking:
         """Function that shows a text, and forgets it when it is finished unless it is kept for a file."""
         pipeline = self.sampling.pipeline
         num_steps = functools.partial(getattr, pipeline, "num_timesteps")
-        live = LiveText(pipeline.tokenizer, sys.stdout, self.watch.color_by, num_steps)
+        live = LiveText(pipeline.tokenizer, sys.stdout, self.watch.color_by, num_steps, seconds=self.watch.seconds)
         watcher = Watcher(live, sys.stdout, num_kept + 1)
 
         def show(trajectory: Trajectory):
@@ -125,6 +125,7 @@ def write_trajectories(recorder: TrajectoryRecorder, options: WatchArguments, ti
         recorder.to_html(options.html, title=title, color_by=options.color_by)
         written.append(options.html)
     if options.gif is not None:
-        recorder.to_gif(options.gif, color_by=options.color_by)
+        length = {} if options.seconds is None else {"seconds": options.seconds}
+        recorder.to_gif(options.gif, color_by=options.color_by, **length)
         written.append(options.gif)
     return written

@@ -6,6 +6,7 @@ from __future__ import annotations
 import colorsys
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ class TextFrames:
         frames = []
         for states in zip(*(cells_at(row, moments) for row in self.rows), strict=True):
             frames.append([self._cells(*pair, places) for pair in zip(self.rows, states, strict=True)])
+        frames = [[*frame] for frame in zip(*map(settled, zip(*frames, strict=True)), strict=True)]
         heights = [
             max(rows_of("".join(text for text, _ in frame[number]), COLUMNS)[-1] + 1 for frame in frames)
             for number in range(len(self.rows))
@@ -166,6 +168,42 @@ class TextFrames:
                 place = (MARGIN + column * self.advance, top + row * self.line)
                 draw.text(place, character, fill=color, font=self.font)
                 column += width_of(character)
+
+
+def settled(frames: Sequence[list[tuple[str, str]]]) -> list[list[tuple[str, str]]]:
+    """Frames of a text in which nothing moves: masks are as wide as what takes their places, lines end between words.
+
+    A text whose tokens change again, or with signs of other widths, is left as it is.
+    """
+    last = [text for text, _ in frames[-1]]
+    is_final = all(text in (MASK, end) for frame in frames for (text, _), end in zip(frame, last, strict=True))
+    if not is_final or any(width_of(character) != 1 for character in "".join(last).replace("\n", "")):
+        return list(frames)
+    ends = ends_of_lines("".join(last))
+    laid_out = []
+    for frame in frames:
+        cells, start = [], 0
+        for (text, color), end in zip(frame, last, strict=True):
+            shown = re.sub(r"\S", MASK, end) if text == MASK else end
+            places = enumerate(shown, start=start)
+            cells.append(("".join("\n" if place in ends else character for place, character in places), color))
+            start += len(end)
+        laid_out.append(cells)
+    return laid_out
+
+
+def ends_of_lines(text: str) -> set[int]:
+    """Places of the spaces that become ends of lines, so that lines break between words where they can."""
+    ends, begin, space = set(), 0, -1
+    for place, character in enumerate(text):
+        if character == "\n":
+            begin, space = place + 1, -1
+        if character == " ":
+            space = place
+        if place - begin >= COLUMNS and space >= begin:
+            ends.add(space)
+            begin = space + 1
+    return ends
 
 
 def default_font() -> Path:

@@ -289,7 +289,9 @@ def test_missing_path_is_not_looked_up_on_the_hub(name, monkeypatch, tmp_path):
     monkeypatch.setattr(data_module, "load_dataset", lambda *args, **kwargs: pytest.fail("looked up"))
     if name == "missing/":
         name = f"{tmp_path}/missing/"
-    with pytest.raises(FileNotFoundError, match=r'`data` must be "pydoc", "docstrings", an existing file or folder, .* got '):
+    with pytest.raises(
+        FileNotFoundError, match=r'`data` must be "pydoc", "docstrings", an existing file or folder, .* got '
+    ):
         load_documents(name)
 
 

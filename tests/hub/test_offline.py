@@ -11,6 +11,7 @@ from hub_server import WRITER_TOKEN
 from huggingface_hub import constants
 from launching import run_python
 from tiny import random_model
+from transformers.utils import logging
 
 from md4_hf import (
     LoraArguments,
@@ -146,3 +147,17 @@ def test_a_file_of_a_tokenizer_opens_without_the_hub(no_connection, tmp_path, na
     opened = load_tokenizer(str(tmp_path / name))
     assert opened("text").input_ids == tokenizer("text").input_ids
     assert opened.mask_token_id == tokenizer.mask_token_id and len(opened) == len(tokenizer)
+
+
+# Bars -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("small_bytes, has_bar", [(2**30, False), (1, True)])
+def test_only_large_weights_are_loaded_with_a_bar(tmp_path, monkeypatch, capsys, small_bytes, has_bar):
+    random_model(258, 8, std=0.1).save_pretrained(tmp_path)
+    monkeypatch.setattr("md4_hf.hub.loading.BYTES_WITHOUT_BAR", small_bytes)
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    capsys.readouterr()
+    load_model(str(tmp_path))
+    assert ("Loading weights" in capsys.readouterr().err) == has_bar
+    assert logging.is_progress_bar_enabled()

@@ -62,7 +62,11 @@ class Command:
             check_model_name(rest.model)
         rest.command_line = shlex.join(["md4", name, *argv])
         module, function = self.function.split(".")
-        getattr(importlib.import_module(f".{module}", __package__), function)(*values, rest)
+        call = getattr(importlib.import_module(f".{module}", __package__), function)
+        from ..utils.progress_bars import bars_on_terminals_only  # with transformers, which help does without
+
+        with bars_on_terminals_only():
+            call(*values, rest)
 
     def parser(self, name: str) -> Parser:
         """Parser of all options of the command; of a training, also those of transformers."""

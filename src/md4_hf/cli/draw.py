@@ -19,6 +19,7 @@ from ..evaluation.provenance import weights_sha256
 from ..evaluation.trajectory_recorder import TrajectoryRecorder
 from ..objective.noise import sample_seed
 from ..utils.processes import Processes, gather, on_first_process
+from ..utils.progress_bars import shows_bars
 from .options import SamplerArguments
 from .sample_files import Row, Sink
 
@@ -157,8 +158,9 @@ def draw(
     is_first = processes.process_index == 0
     num_kept, total = on_first_process(processes, lambda: sink.num_rows), sampling.total
     per_round = batch_size * processes.world_size
-    sampling.pipeline.set_progress_bar_config(desc="Steps", leave=False, disable=quiet or not is_first)
-    is_shown = bar is None and is_first and not quiet and total - num_kept > per_round
+    quiet = quiet or not is_first or not shows_bars()
+    sampling.pipeline.set_progress_bar_config(desc="Steps", leave=False, disable=quiet)
+    is_shown = bar is None and not quiet and total - num_kept > per_round
     count = {"total": total, "initial": min(num_kept, total)}
     try:
         with tqdm(**count, desc="Sampling", unit=" samples", disable=not is_shown) as own_bar:

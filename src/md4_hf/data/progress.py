@@ -16,7 +16,7 @@ _BAR: ContextVar[tqdm | None] = ContextVar("bar", default=None)
 
 @contextlib.contextmanager
 def progress_bar(label: str, unit: str) -> Iterator[None]:
-    """Show a bar with this label for what is counted by `advance` within the context; none where bars are disabled."""
+    """Show a labelled bar for what `advance` counts within the context; none where bars are disabled."""
     if are_progress_bars_disabled():
         yield
         return

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,13 @@ from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hardware import choose_device
 from ..utils.hub_access import MODEL_FILES, check_model_name, from_hub
+from ..utils.progress_bars import without_progress_bars
 from .adapters import load_adapter
 from .model_classes import model_class_of
 from .shards import has_shards
+
+
+BYTES_WITHOUT_BAR = 2**30  # of weights, which are loaded in about a second
 
 
 def load_model(
@@ -135,10 +140,17 @@ def _load_full_model(name_or_path: str, **kwargs) -> MD4ForMaskedDiffusion:
     config = load_config(name_or_path, **{name: kwargs[name] for name in ("revision", "token") if name in kwargs})
     if "MD4Model" in (config.architectures or ()):
         raise ValueError(f"`model` must be an MD4ForMaskedDiffusion, got an MD4Model in {name_or_path}.")
-    with from_hub(name_or_path), file_errors_as_value_errors("model", name_or_path):
+    loads_at_once = 0 < bytes_of_weights(name_or_path) < BYTES_WITHOUT_BAR
+    bars = without_progress_bars() if loads_at_once else contextlib.nullcontext()
+    with bars, from_hub(name_or_path), file_errors_as_value_errors("model", name_or_path):
         model = model_class_of(config).from_pretrained(name_or_path, **kwargs)
     model.config.return_dict = True  # all that opens models here reads outputs by name
     return model
+
+
+def bytes_of_weights(folder: str) -> int:
+    """Size of the weights in a folder; 0 where there are none, or for a Hub id."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
 
 
 def load_config(name_or_path: str, *, argument: str = "model", **hub: Any) -> MD4Config:

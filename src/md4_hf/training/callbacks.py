@@ -1,20 +1,18 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
-"""Callbacks around the training steps: stopping cleanly, showing progress."""
+"""Stopping a training cleanly: signals in the process that trains, and in the workers of its data loader."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import torch
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..objective.figures import headline
 from ..utils.hardware import HostCopy
 
 
@@ -85,38 +83,3 @@ class InterruptCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
-
-
-class BitsProgressCallback(ProgressCallback):
-    """One progress bar that shows the latest training and held-out loss in bits, instead of a line per log."""
-
-    def __init__(self, max_str_len: int = 100):
-        super().__init__(max_str_len)
-        self._shown: dict[str, str] = {}
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Open the bar, with a label."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("Training")
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
-        """Update the text behind the bar; without a terminal, write a line per log."""
-        if not sys.stderr.isatty():
-            super().on_log(args, state, control, logs=logs, **kwargs)
-        elif self.training_bar is not None:  # there is one on the first process, while it trains
-            if "loss" in logs and "bits_per_token" not in logs:  # a loss that is no bound
-                self._shown["train"] = f"loss {logs['loss']:.3f}"
-            if "bits_per_token" in logs:
-                self._shown["train"] = f"{logs['bits_per_token']:.3f} bits/token"
-            if "eval_bits_per_token" in logs:
-                bits = headline(logs, "eval_")
-                self._shown["held-out"] = f"{bits:.3f} {bits.unit}"
-            self.training_bar.set_postfix(self._shown)
-
-    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        """Show a bar for evaluations outside training only: those within it are short."""
-        if self.training_bar is None:
-            super().on_prediction_step(args, state, control, **kwargs)
-            if self.prediction_bar is not None:
-                self.prediction_bar.set_description("Evaluating")

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +14,13 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from ..hub.adapters import adapter_parameters, fingerprint, folder_of_adapter, is_adapted, save_base_record
 from ..utils.files import remove_any
 from ..utils.options import changed
 from ..utils.processes import on_first_process
+from ..utils.progress_bars import without_progress_bars
 from ..utils.sharding import whole_weights
 from .checkpoints import MANIFEST
 from .ema import EMA_FOLDER, average_folder
@@ -84,7 +82,7 @@ class Repository:
         weights = whole_weights(trainer.model, values, keep=is_writer, names=names)
         if not is_writer:  # transformers 5.17 would write the nothing that this process has over the model
             return
-        with without_progress_bars():
+        with without_progress_bars():  # which would tear the training's own apart
             trainer._save(str(folder), state_dict=weights)
         (Path(folder) / TRAINING_ARGS_NAME).unlink()  # a pickle, which may hold a token of the Hub
 
@@ -188,15 +186,3 @@ class Repository:
         access = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
         options |= {"repo_id": self.trainer.hub_model_id, "folder_path": folder, "run_as_future": run_as_future}
         return HfApi().upload_folder(**access, **options)
-
-
-@contextlib.contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Turn off transformers' progress bars within the context: a checkpoint's would tear the training's own apart."""
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()

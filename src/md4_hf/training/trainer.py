@@ -18,7 +18,7 @@ from accelerate.utils import DynamoBackend, send_to_device
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length
 from transformers.utils import logging
 
@@ -40,7 +40,7 @@ from ..utils.processes import RunLock, check_agreement, check_launch, on_first_p
 from ..utils.sharding import keep_float32, shard_blocks
 from .arguments import SAME_ON_ALL_RANKS, MD4TrainingArguments, check_annealing, check_arguments
 from .batches import CheckedCollator, as_tensors, input_names, noised_batch, number_step_examples
-from .callbacks import BitsProgressCallback, InterruptCallback, serve_on
+from .callbacks import InterruptCallback, serve_on
 from .checkpoint_writer import CheckpointWriter, keeps_shards, kind_of_training
 from .checkpoints import STAGING_FOLDER, check_training_state, checkpoint_to_resume, set_aside
 from .compilation import compile_blocks
@@ -56,6 +56,7 @@ from .optimizers import (
     options_outlast_loading,
     shorter_warmup,
 )
+from .progress_table import BitsProgressCallback
 from .repository import Repository
 from .running_sums import RunningSums
 from .samples import Samples, SamplesCallback
@@ -148,8 +149,9 @@ class MD4Trainer(Trainer):
         if self.ema is not None:
             self.add_callback(self.ema)
         self.add_callback(SamplesCallback(self))
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(BitsProgressCallback())
+        has_bar = self.pop_callback(ProgressCallback) is not None
+        if has_bar or self.pop_callback(PrinterCallback) is not None:
+            self.add_callback(BitsProgressCallback(has_bar=has_bar))
 
     @property
     def interrupted(self) -> bool:

@@ -2,6 +2,7 @@
 """The documentation as a site: every page is in its navigation, and reads there as it does on GitHub."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -85,6 +86,16 @@ def test_what_pages_link_to_is_in_the_site(site):
 def test_sources_and_folders_are_shown(site):
     assert "PRESETS" in article(site, "src/md4_hf/training/presets.py.md")
     assert "sampling" in article(site, "benchmarks/results/index.md")
+    assert "quick_start.ipynb" in article(site, "docs/notebooks/index.md")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_a_page_with_all_its_cells(site, path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    html = article(site, f"docs/notebooks/{path.name}.md")
+    assert html.count("<h1") == 1
+    assert html.count("<pre") == sum(cell["cell_type"] == "code" for cell in cells)
 
 
 @pytest.mark.slow

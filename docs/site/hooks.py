@@ -3,9 +3,10 @@
 
 Pages keep their place in the checkout: `docs/pretrain.md` links to `../CONTRIBUTING.md` in both. A page outside of
 `docs/` is part of the site if `nav` of mkdocs.yml has it or a page of the site links to it; so are pictures. A source
-file or a folder that is linked to becomes a page that shows it.
+file, a notebook or a folder that is linked to becomes a page that shows it.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A fence, or the target of a link that is not to another site.
 FENCE_OR_LINK = re.compile(r"^(`{3,}).*?^\1$|(?<=\]\()(?P<target>[^)#\s:]+)(?=#[^)]*\)|\))", re.MULTILINE | re.DOTALL)
 LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
+NOTEBOOK = ".ipynb"
 SHOWN = ".md"  # what the page of a source file has after the file's name
 LISTING = "index.md"  # name of the page of a folder without a README.md
 
@@ -69,7 +71,7 @@ def _target(page, link):
     if path.is_dir():
         path /= "README.md" if (path / "README.md").exists() else LISTING
     name = path.relative_to(ROOT).as_posix()
-    return name + SHOWN if path.suffix in LANGUAGES else name
+    return name + SHOWN if path.suffix in (*LANGUAGES, NOTEBOOK) else name
 
 
 def _text(name):
@@ -80,11 +82,23 @@ def _text(name):
     source = path.parent if path.name == LISTING else ROOT / name.removesuffix(SHOWN)
     title = source.relative_to(ROOT).as_posix()
     if source.is_dir():
-        names = sorted(
-            entry.name for entry in source.iterdir() if entry.suffix in (".md", *LANGUAGES) or entry.is_dir()
-        )
+        kinds = (".md", NOTEBOOK, *LANGUAGES)
+        names = sorted(entry.name for entry in source.iterdir() if entry.suffix in kinds or entry.is_dir())
         return f"# {title}\n\n" + "".join(f"- [{x}]({x})\n" for x in names if not x.startswith(("_", ".")))
-    return f"# {title}\n\n````{LANGUAGES[source.suffix]}\n{source.read_text(encoding='utf-8')}\n````\n"
+    text = source.read_text(encoding="utf-8")
+    if source.suffix == NOTEBOOK:
+        return "\n\n".join(map(_cell, json.loads(text)["cells"]))
+    return f"# {title}\n\n{_fenced(text, LANGUAGES[source.suffix])}\n"
+
+
+def _cell(cell):
+    """Markdown of a cell of a notebook."""
+    text = "".join(cell["source"])
+    return text if cell["cell_type"] == "markdown" else _fenced(text, "python")
+
+
+def _fenced(text, language):
+    return f"````{language}\n{text}\n````"
 
 
 def _file(name, config):

@@ -1,8 +1,10 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """Samples at each evaluation of a training: of the averaged weights, without a trace in the training."""
 
+import io
 import math
-import sys
+import os
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -97,12 +99,27 @@ def test_no_text_is_taken_for_a_section(tmp_path):
     assert headings(tmp_path) == ["## Step 1,000", "## Step 1,500"]
 
 
-def test_pictures_are_kept_by_step(tmp_path):
+def make_image_trainer(folder, **options):
+    """A trainer of a model of small images."""
     model = random_image_model(4, 4)
     examples = [{"input_ids": torch.randint(4, (1, 4, 4), generator=seeded(n))} for n in range(8)]
-    args = training_arguments(tmp_path, **EVALUATIONS, image_samples=3, image_sample_steps=2)
+    args = training_arguments(folder, **EVALUATIONS, image_samples=3, image_sample_steps=2, **options)
     processor = MD4ImageProcessor.for_config(model.config)
-    trained(MD4Trainer(model, args, train_dataset=examples, eval_dataset=examples[:2], processing_class=processor))
+    return MD4Trainer(model, args, train_dataset=examples, eval_dataset=examples[:2], processing_class=processor)
+
+
+def pixels(path):
+    with PIL.Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()
+
+
+def kept_pictures(folder):
+    """Pixels of the pictures of both evaluations."""
+    return [pixels(folder / "samples" / f"step-{step}.png") for step in (2, 4)]
+
+
+def test_pictures_are_kept_by_step(tmp_path):
+    trained(make_image_trainer(tmp_path))
     page = (tmp_path / "samples.md").read_text(encoding="utf-8")
     assert headings(tmp_path) == ["## Step 2", "## Step 4"]
     for step in (2, 4):
@@ -127,13 +144,19 @@ def test_other_processes_and_models_in_shards_draw_nothing(tmp_path, monkeypatch
 # Services: those of the extra `tracking` ------------------------------------------------------------------------------
 
 
-def test_tensorboard_has_the_texts_of_each_evaluation(tmp_path, monkeypatch):
+@pytest.fixture
+def tensorboard(tmp_path, monkeypatch):
+    """A function that reads what was sent to TensorBoard."""
     pytest.importorskip("tensorboard", reason="needs the extra `tracking`")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    return lambda: EventAccumulator(str(tmp_path / "logs"), size_guidance={"tensors": 0, "images": 0}).Reload()
+
+
+def test_tensorboard_has_the_texts_of_each_evaluation(tensorboard, tmp_path):
     trained(make_trainer(tmp_path / "run", report_to="tensorboard"))
-    events = EventAccumulator(str(tmp_path / "logs"), size_guidance={"tensors": 0}).Reload()
+    events = tensorboard()
     found = events.Tensors("samples/text_summary")
     page = (tmp_path / "run" / "samples.md").read_text(encoding="utf-8")
     assert [event.step for event in found] == [2, 4]
@@ -141,7 +164,16 @@ def test_tensorboard_has_the_texts_of_each_evaluation(tmp_path, monkeypatch):
     assert text.decode().splitlines()[0] in page.split("## Step 4")[1]
 
 
-def test_wandb_has_a_table_of_texts(tmp_path, monkeypatch):
+def test_tensorboard_has_the_pictures_of_each_evaluation(tensorboard, tmp_path):
+    trained(make_image_trainer(tmp_path / "run", report_to="tensorboard"))
+    found = tensorboard().Images("samples")
+    assert [event.step for event in found] == [2, 4]
+    assert [pixels(io.BytesIO(event.encoded_image_string)) for event in found] == kept_pictures(tmp_path / "run")
+
+
+@pytest.fixture
+def wandb_logs(tmp_path, monkeypatch):
+    """All that is sent to Weights & Biases, which keeps it in a folder `wandb` here."""
     wandb = pytest.importorskip("wandb", reason="needs the extra `tracking`")
     logged = []
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path)), ("WANDB_SILENT", "true")):
@@ -154,20 +186,47 @@ def test_wandb_has_a_table_of_texts(tmp_path, monkeypatch):
         return log(own, data, *args, **kwargs)
 
     monkeypatch.setattr(run, "log", note)
-    trained(make_trainer(tmp_path / "run", report_to="wandb"))
+    yield logged
     wandb.finish()
-    tables = [data["samples"] for data in logged if "samples" in data]
+
+
+def test_wandb_has_a_table_of_texts(wandb_logs, tmp_path):
+    trained(make_trainer(tmp_path / "run", report_to="wandb"))
+    tables = [data["samples"] for data in wandb_logs if "samples" in data]
     assert [table.data[0][0] for table in tables] == [2, 4] and all(len(table.data) == 2 for table in tables)
 
 
-def test_trackio_has_a_table_of_texts(tmp_path, monkeypatch):
+def test_wandb_has_the_pictures(wandb_logs, tmp_path):
+    trained(make_image_trainer(tmp_path / "run", report_to="wandb"))
+    sent = [data for data in wandb_logs if "samples" in data]
+    assert [data["train/global_step"] for data in sent] == [2, 4]
+    assert [data["samples"].image.convert("RGB").tobytes() for data in sent] == kept_pictures(tmp_path / "run")
+
+
+@pytest.fixture
+def trackio_logs(monkeypatch):
+    """All that is sent to Trackio, which keeps it in the tests' own cache."""
     trackio = pytest.importorskip("trackio", reason="needs the extra `tracking`")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     logged = []
     log = trackio.log
     monkeypatch.setattr(
         trackio, "log", lambda data, *args, **kwargs: logged.append(data) or log(data, *args, **kwargs)
     )
+    return logged
+
+
+def test_trackio_has_a_table_of_texts(trackio_logs, tmp_path):
     trained(make_trainer(tmp_path / "run", report_to="trackio"))
-    assert sum("samples" in data for data in logged) == 2
-    assert "trackio" in sys.modules
+    sent = [data for data in trackio_logs if "samples" in data]
+    assert [data["train/global_step"] for data in sent] == [2, 4]
+    page = (tmp_path / "run" / "samples.md").read_text(encoding="utf-8")
+    for row in sent[-1]["samples"].data:
+        assert row["step"] == 4 and row["text"].splitlines()[0] in page.split("## Step 4")[1]
+
+
+def test_trackio_has_the_pictures(trackio_logs, tmp_path):
+    trained(make_image_trainer(tmp_path / "run", report_to="trackio"))
+    sent = [data for data in trackio_logs if "samples" in data]
+    assert [data["train/global_step"] for data in sent] == [2, 4]
+    kept = [*Path(os.environ["HF_HOME"]).glob("trackio/media/**/*.png")]
+    assert sorted(map(pixels, kept)) == sorted(kept_pictures(tmp_path / "run"))

@@ -48,7 +48,8 @@ def _texts_to_wandb(wandb: Any, step: int, texts: Sequence[str]):
 def _texts_to_trackio(trackio: Any, step: int, texts: Sequence[str]):
     import pandas  # which Trackio needs
 
-    trackio.log({NAME: trackio.Table(dataframe=pandas.DataFrame({"step": step, "text": list(texts)}))})
+    table = trackio.Table(dataframe=pandas.DataFrame({"step": step, "text": list(texts)}))
+    trackio.log({NAME: table, "train/global_step": step})
 
 
 def _picture_to_tensorboard(writer: Any, step: int, picture: PIL.Image.Image):
@@ -61,7 +62,7 @@ def _picture_to_wandb(wandb: Any, step: int, picture: PIL.Image.Image):
 
 
 def _picture_to_trackio(trackio: Any, step: int, picture: PIL.Image.Image):
-    trackio.log({NAME: trackio.Image(picture)})
+    trackio.log({NAME: trackio.Image(picture), "train/global_step": step})
 
 
 # Callbacks of transformers: where each has its service, and whether that is open.

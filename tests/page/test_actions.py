@@ -137,7 +137,8 @@ def test_a_long_conversation_loses_its_oldest_turns_in_what_the_model_reads(text
 def test_examples_that_the_tokenizer_cannot_read_are_left_out():
     tokenizer = build_text8_tokenizer()
     pipeline = make_pipeline(random_model(len(tokenizer), LENGTH, std=0.2), tokenizer)
-    assert TextActions(pipeline, ["the <mask:3>", "The <mask:3>"]).examples == ["the <mask:3>"]
+    examples = ["the <mask:3>", "the <mask:3> is <mask:2> a", "<mask:4>", "The <mask:3>", "is <mask:3>."]
+    assert TextActions(pipeline, examples).examples == examples[:3]
 
 
 def test_a_model_without_tokenizer_samples_ids():

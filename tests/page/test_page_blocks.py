@@ -9,6 +9,7 @@ import urllib.request
 
 import pytest
 from commands import failure
+from gradio_pages import values
 from tiny import random_image_model, random_model, row_generators
 
 from md4_hf import build_byte_tokenizer, make_pipeline
@@ -56,12 +57,6 @@ def client(served):
 
 def tabs(page):
     return [block["props"]["label"] for block in page.config["components"] if block["type"] == "tabitem"]
-
-
-def values(client, name, **changed):
-    """Defaults of an event's fields, with some changed by their label."""
-    fields = client.view_api(return_format="dict")["named_endpoints"][name]["parameters"]
-    return [changed.get(field["label"], field["parameter_default"]) for field in fields]
 
 
 def test_tabs_are_what_the_model_can(gradio):
@@ -153,7 +148,29 @@ def test_the_command_serves_the_page(gradio, model, monkeypatch, tmp_path):
     seen = {}
     examples = tmp_path / "examples.txt"
     examples.write_text("a <mask:2>\n\nb<mask:1>\n", encoding="utf-8")
-    monkeypatch.setattr(blocks, "launch", lambda page, **options: seen.update(options, page=page))
+    monkeypatch.setattr(blocks, "serve", lambda page, **options: seen.update(options, page=page))
     main(["demo", model, "--title", "T", "--examples", str(examples), "--port", "7999", "--device", "cpu"])
     assert (seen["server_name"], seen["server_port"], seen["share"]) == ("127.0.0.1", 7999, False)
     assert seen["page"].title == "T" and "b<mask:1>" in str(seen["page"].config)
+
+
+def test_a_page_that_cannot_be_shared_says_so_and_is_served_here(gradio, model, monkeypatch, capsys):
+    """Gradio's server is not reached through a proxy that is not there."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    served = []
+
+    def look(page):
+        with urllib.request.urlopen(page.local_url) as answer:
+            served.append(answer.status)
+        page.close(verbose=False)
+
+    monkeypatch.setattr(gradio.Blocks, "block_thread", look)  # instead of waiting for an interrupt
+    main(["demo", model, "--share", "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert served == [200] and "Traceback" not in printed.out + printed.err
+    assert re.search(
+        r"^--share: no public address.* The page is at http://127\.0\.0\.1:\d+/ alone\.$", printed.out, re.M
+    )

@@ -2,6 +2,7 @@
 """`md4 export --space`: the files of a Gradio Space, which starts with the source of the package that it carries."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import failure
+from gradio_pages import values
 from tiny import random_model
 
 from md4_hf import build_byte_tokenizer, load_pipeline, make_pipeline
@@ -96,7 +98,9 @@ def test_the_package_is_named_for_a_space_alone(model, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs gradio: pip install 'md4_hf[demo]'")
-def test_a_space_starts(space, tmp_path):
+def test_a_space_starts_and_fills_a_gap(space, tmp_path):
+    from gradio_client import Client
+
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
     log = tmp_path / "log"
@@ -109,8 +113,12 @@ def test_a_space_starts(space, tmp_path):
         while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text(encoding="utf-8"))):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.2)
-        with urllib.request.urlopen(found[0]) as answer:
-            assert "<title>tiny</title>" in answer.read().decode()
+        with urllib.request.urlopen(f"{found[0]}/config") as answer:
+            assert json.load(answer)["title"] == "tiny"
+        fields = {"Text with gaps": "ab<mask:4>", "Steps": 4, "Seed": "1"}
+        client = Client(found[0], verbose=False)
+        shown, note, _ = client.predict(*values(client, "/infill", **fields), api_name="/infill")
+        assert "done" in note and shown.count('class="drawn"') == 4
     finally:
         process.kill()
         process.wait()

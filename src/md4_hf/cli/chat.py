@@ -21,6 +21,7 @@ from ..evaluation.trajectory_recorder import TrajectoryRecorder
 from ..hub.loading import load_pipeline
 from ..objective.figures import counted
 from ..objective.noise import sample_seed
+from .demo import name_of
 from .draw import ARGUMENTS_OF_PIPELINE, check_ranges, sampler_config, suppressed_ids
 from .live_text import LiveText, watches
 from .options import RECORDED_TEXTS, ChatArguments, WatchArguments
@@ -43,7 +44,7 @@ def chat(options: ChatArguments, watch: WatchArguments, rest: argparse.Namespace
     check_watching(watch)
     pipeline = open_chat(rest.model, options)
     is_terminal = sys.stdin.isatty() and watches(sys.stdout)
-    talk = Chat(pipeline, options, watch, rest.model, shows_drafts=is_terminal)
+    talk = Chat(pipeline, options, watch, name_of(rest.model), shows_drafts=is_terminal)
     if not is_terminal:
         talk.answer_lines(line.rstrip("\r\n") for line in sys.stdin)
         return

@@ -14,7 +14,7 @@ from .options import DemoArguments
 
 def demo(options: DemoArguments, rest: argparse.Namespace):
     """Open the model and serve its page until the process is interrupted."""
-    from ..page.blocks import launch, make_page  # first of all: says how to install what it needs
+    from ..page.blocks import make_page, serve  # first of all: says how to install what it needs
 
     examples = {} if options.examples is None else {"examples": read_examples(options.examples)}
     template = None if options.chat_template is None else read_chat_template(options.chat_template)
@@ -25,7 +25,7 @@ def demo(options: DemoArguments, rest: argparse.Namespace):
             raise ValueError(f"`chat_template` needs a model with a tokenizer, got {rest.model} without.")
         pipeline.tokenizer.chat_template = template
     page = make_page(pipeline, options.title or name_of(rest.model), **examples)
-    launch(page, server_name=options.host, server_port=options.port, share=options.share)
+    serve(page, server_name=options.host, server_port=options.port, share=options.share)
 
 
 def read_examples(path: str) -> list[str]:

@@ -26,6 +26,7 @@ from ..utils.files import check_can_be_written
 from ..utils.image_grid import picture_format, save_image_grid
 from ..utils.options import check_left_out
 from ..utils.processes import Processes, joined_processes, on_first_process
+from .demo import name_of
 from .draw import Sampling, check_ranges
 from .options import SMALL_IMAGE, ImageArguments, PromptArguments, SampleArguments, WatchArguments
 from .prompts import read_prompts
@@ -42,7 +43,7 @@ def sample(options: SampleArguments, prompt: PromptArguments, watch: WatchArgume
         prompts = on_first_process(processes, lambda: read_prompts(prompt))
         pipeline = open_pipeline(rest.model, options, watch, processes)
         sources = ({},) if prompts is None else [{"prompt": text} for text in prompts]
-        draw_and_write(Sampling(pipeline, options, sources), options, watch, processes, rest.model)
+        draw_and_write(Sampling(pipeline, options, sources), options, watch, processes, name_of(rest.model))
 
 
 def infill(options: SampleArguments, image: ImageArguments, watch: WatchArguments, rest: argparse.Namespace):
@@ -52,7 +53,7 @@ def infill(options: SampleArguments, image: ImageArguments, watch: WatchArgument
     with prepared(options, watch) as processes:
         open_model = functools.partial(open_pipeline, rest.model, options, watch, processes)
         fill = infill_image if rest.text is None else infill_text
-        draw_and_write(fill(open_model, rest, image, options), options, watch, processes, rest.model)
+        draw_and_write(fill(open_model, rest, image, options), options, watch, processes, name_of(rest.model))
 
 
 @contextlib.contextmanager

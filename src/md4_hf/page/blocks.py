@@ -22,7 +22,7 @@ from .controls import (
 )
 from .pictures import PARTS, ImageActions, box_of
 from .text_view import CSS, framed, with_gap
-from .texts import EXAMPLES, TextActions
+from .texts import EXAMPLES, RUNNING, TextActions
 
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before its first import
@@ -34,6 +34,7 @@ except ImportError as error:
 
 # All users, one after the other.
 WAITS_FOR_THE_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+STOPPED = (RUNNING, "stopped")
 EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
 # What is selected when the button is clicked: events of the field come one by one, and would be late.
 SELECTION = """(text) => {
@@ -62,9 +63,18 @@ def make_page(pipeline: Any, title: str, examples: Sequence[str] = EXAMPLES) -> 
 
 def launch(page: gr.Blocks, **options: Any):
     """Serve a page, with its style and without anything from other sites; options are those of Gradio's `launch`."""
-    theme = gr.themes.Default(font=list(SYSTEM_FONTS), font_mono=["ui-monospace", "monospace"])
+    theme = gr.themes.Default(primary_hue="indigo", font=list(SYSTEM_FONTS), font_mono=["ui-monospace", "monospace"])
+    theme.set(block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400")
     style = {"theme": theme, "css": CSS, "ssr_mode": False, "footer_links": ["api", "settings"]}
     return page.launch(**{**style, "show_error": True, **options})
+
+
+def serve(page: gr.Blocks, **options: Any):
+    """Serve a page until the process is interrupted, and say so if it was to be shared and has no public address."""
+    _, address, shared = launch(page, prevent_thread_lock=True, **options)
+    if options.get("share") and shared is None:
+        print(f"--share: no public address, because Gradio's server was not reached. The page is at {address} alone.")
+    page.block_thread()
 
 
 # Text -----------------------------------------------------------------------------------------------------------------
@@ -149,10 +159,11 @@ def _chat_tab(actions: TextActions):
     how: dict[str, Any] = {
         "inputs": [message, talk, *fields.components],
         "outputs": [talk, message, note],
-        "show_progress": "hidden",
+        "show_progress": "minimal",
+        "show_progress_on": note,
     }
     events: list[Any] = [on(answer, **how, **WAITS_FOR_THE_MODEL) for on in (start.click, message.submit)]
-    stop.click(None, None, None, cancels=events)
+    _end(stop, note, events)
     clear.click(lambda: ([], ""), None, [talk, note], cancels=events, show_progress="hidden")
 
 
@@ -192,23 +203,18 @@ def _image_sample_tab(actions: ImageActions):
 
 def _inpaint_tab(actions: ImageActions):
     with gr.Row():
-        with gr.Column(scale=3):
-            with gr.Row():
-                one = gr.Button("Take a sample", min_width=120, elem_id="inpaint-one")
-                upload = gr.UploadButton("Upload an image", min_width=120, file_types=["image"], type="filepath")
-                start, stop = _buttons("inpaint", "Fill")
-            with gr.Row():
-                with gr.Column():
-                    canvas = gr.Image(
-                        label="Click two corners of the part to fill",
-                        type="pil",
-                        format="png",
-                        interactive=False,
-                        buttons=[],
-                        elem_id="inpaint-canvas",
-                    )
-                    with gr.Row():
-                        parts = [gr.Button(name, size="sm", min_width=90) for name in PARTS]
+        with gr.Column(scale=3), gr.Row():
+            with gr.Column():
+                with gr.Row():
+                    one = gr.Button("Sample", min_width=100, elem_id="inpaint-one")
+                    upload = gr.UploadButton("Upload", min_width=100, file_types=["image"], type="filepath")
+                gr.Markdown("Click two corners of the part to fill, or choose it:", elem_classes=["md4-note"])
+                canvas = _picture("Image", "inpaint-canvas")
+                with gr.Row():
+                    parts = [gr.Button(name, size="sm", min_width=90) for name in PARTS]
+            with gr.Column():
+                with gr.Row():
+                    start, stop = _buttons("inpaint", "Fill")
                 outputs = _image_output("inpaint")
         control = count_control(actions.pipeline)
         fields = _settings([control, *draw_controls(actions.pipeline)], "inpaint", False)
@@ -245,11 +251,14 @@ def _inpaint_tab(actions: ImageActions):
 
 
 def _image_output(name: str) -> list[Any]:
-    with gr.Column():
-        view = gr.Image(
-            label="Output", type="pil", format="png", interactive=False, buttons=["download"], elem_id=f"{name}-output"
-        )
-        return [view, *_note_and_replay(name)]
+    view = _picture("Output", f"{name}-output", buttons=["download"])
+    return [view, *_note_and_replay(name)]
+
+
+def _picture(label: str, name: str, buttons: Sequence[str] = ()) -> gr.Image:
+    """An image, whose label does not cover it."""
+    kind: dict[str, Any] = {"type": "pil", "format": "png", "interactive": False}
+    return gr.Image(label=label, show_label=False, buttons=list(buttons), elem_id=name, **kind)
 
 
 # Shared by all tabs ---------------------------------------------------------------------------------------------------
@@ -311,9 +320,16 @@ def _run(
         for view, note, replay in action(*values[:count], **fields.named(values[count:])):
             yield view, note, framed(replay)
 
-    how: dict[str, Any] = {"show_progress": "hidden", **WAITS_FOR_THE_MODEL}
+    _, note, _ = outputs  # which shows the place of a user who waits
+    how: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": note, **WAITS_FOR_THE_MODEL}
     event = start.click(run, [*inputs, *fields.components], outputs, api_name=action.__name__, **how)
-    stop.click(None, None, None, cancels=[event])
+    _end(stop, note, [event])
+
+
+def _end(stop: gr.Button, note: gr.Markdown, events: list[Any]):
+    """Let a button end events, and the note say so."""
+    words: dict[str, Any] = {"fn": lambda words: words.replace(*STOPPED), "inputs": note, "outputs": note}
+    stop.click(**words, cancels=events, show_progress="hidden", queue=False, api_visibility="private")
 
 
 def _with_messages(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,7 +20,6 @@ from ..objective.noise import sample_seed
 
 T = TypeVar("T")
 INTERVAL = 0.15  # seconds between two pictures of a call
-REPLAY = "Replay"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def frames(
 
     def frame(output: Any = None) -> Frame[T]:
         rows, seconds = recorder.trajectories, time.perf_counter() - start
-        replay = "" if output is None else page_of(pipeline, rows, REPLAY, "step")
+        replay = "" if output is None else page_of(pipeline, rows, "", "step")
         return Frame(show(rows), recorder.num_calls, seconds, output, replay)
 
     def on_change(trajectory: Trajectory):

@@ -15,17 +15,17 @@ from ..evaluation.trajectory_animation import MASK, hue_of
 from ..evaluation.trajectory_page import label_of
 
 
-# Colours follow the page's theme; `--hue` is set by each token.
+# Colours follow the page's theme; `--hue`, of HSL, is set by each token. In OKLCH all hues are equally easy to read.
 CSS = """
 .md4-text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, "DejaVu Sans Mono", monospace;
   font-size: 0.95rem; line-height: 1.65; padding: 0.75rem; margin-bottom: 0.6rem; min-height: 3rem;
   border: 1px solid var(--border-color-primary); border-radius: 0.5rem; background: var(--background-fill-primary); }
 .md4-text .mask { opacity: 0.35; }
 .md4-text .given { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: 4px; }
-.md4-text .drawn { color: hsl(var(--hue) 75% 36%); }
-.dark .md4-text .drawn { color: hsl(var(--hue) 75% 72%); }
+.md4-text .drawn { color: oklch(50% 0.15 calc(var(--hue) + 20)); }
+.dark .md4-text .drawn { color: oklch(80% 0.15 calc(var(--hue) + 20)); }
 .md4-output .html-container { padding: 0 !important; }
-.md4-note { opacity: 0.75; font-size: 0.85rem; }
+.md4-note { opacity: 0.75; font-size: 0.85rem; min-height: 1.5rem; }
 """
 
 
@@ -68,8 +68,8 @@ def framed(page: str) -> str:
     """HTML that shows a page of its own within another one; nothing for no page."""
     if not page:
         return ""
-    style = "width: 100%; height: 24rem; border: 0"
-    return f'<iframe class="md4-replay" sandbox="allow-scripts" style="{style}" srcdoc="{html.escape(page)}"></iframe>'
+    name = 'class="md4-replay" title="Replay" style="width: 100%; height: 24rem; border: 0"'
+    return f'<iframe {name} sandbox="allow-scripts" srcdoc="{html.escape(page)}"></iframe>'
 
 
 def with_gap(text: str, start: int, end: int, tokenizer: Any) -> str:

@@ -21,6 +21,7 @@ from .text_view import TextView
 
 
 EXAMPLES = ("the value of the <mask:20> is used", "The <mask:8> is <mask:8>, and the <mask:12>.")
+RUNNING = "unmasking"  # first word of the note of a call that runs
 
 
 @dataclass
@@ -102,12 +103,12 @@ class TextActions:
 
     def _reads(self, text: str) -> bool:
         """Whether the tokenizer keeps all of a text besides its gaps."""
-        plain, tokenizer = GAP.sub("", text), self.pipeline.tokenizer
-        (ids,) = encode_texts(tokenizer, [plain])
-        return tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == plain.strip()
+        tokenizer, parts = self.pipeline.tokenizer, GAP.split(text)[::2]  # between them, the sizes of the gaps
+        read = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in encode_texts(tokenizer, parts)]
+        return [part.strip() for part in read] == [part.strip() for part in parts]
 
 
 def note_of(frame: Frame, seed: int) -> str:
     """Words on how far a call is, and with which seed it can be repeated."""
     calls = counted(frame.num_calls, "network call")
-    return f"{'unmasking' if frame.output is None else 'done'} · {calls} · {frame.seconds:.1f} s · seed {seed}"
+    return f"{RUNNING if frame.output is None else 'done'} · {calls} · {frame.seconds:.1f} s · seed {seed}"

@@ -13,6 +13,7 @@ VENV_PYTHON := $(VENV)/bin/python
 MINIMUM := 3.10
 TOO_OLD := import sys; sys.exit(sys.version_info < tuple(map(int, "$(MINIMUM)".split("."))))
 PIP_INSTALL = $(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c $(filter constraints%,$^)
+BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -29,7 +30,7 @@ demo: $(VENV)/base.stamp  ## train a small model and sample from it (ARGS=...)
 test: $(VENV)/test.stamp  ## the quick tests, a file per process at a time (ARGS=...)
 	@$(VENV_PYTHON) $(PYTEST) $(ARGS)
 
-test-slow: $(VENV)/test.stamp  ## the tests that take minutes (ARGS=...)
+test-slow: $(VENV)/$(if $(BROWSER),browser,test).stamp  ## the tests that take minutes (ARGS=...)
 	@$(VENV_PYTHON) -m pytest -m slow $(ARGS)
 
 test-oldest: $(OLDEST)/test.stamp  ## the quick tests on the oldest versions of all libraries (ARGS=...)
@@ -86,6 +87,10 @@ $(VENV)/base.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
 $(VENV)/test.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[test]'
 	@touch $(VENV)/base.stamp $@
+
+$(VENV)/browser.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e '.[test,browser]'
+	@touch $(VENV)/base.stamp $(VENV)/test.stamp $@
 
 $(VENV)/dev.stamp: $(VENV)/created.stamp pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[dev]'

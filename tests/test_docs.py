@@ -377,8 +377,8 @@ def test_the_options_that_a_page_names_exist(page, capsys):
         with pytest.raises(SystemExit):
             main([command, "--help_all" if COMMANDS[command].options else "--help"])
         known |= set(re.findall(r"--\w+", capsys.readouterr().out))
-    # Of torchrun, sbatch, lm_eval and accelerate; and what tells the rest.
-    other_commands = {"--nproc", "--max", "--nodes", "--help_all", "--help"}
+    # Of torchrun, sbatch, hf, lm_eval and accelerate; and what tells the rest.
+    other_commands = {"--nproc", "--max", "--nodes", "--repo", "--help_all", "--help"}
     other_commands |= {"--model", "--model_args", "--tasks", "--include_path", "--apply_chat_template"}
     other_commands |= {option for action in launch_command_parser()._actions for option in action.option_strings}
     # Without the files that have options of their own.

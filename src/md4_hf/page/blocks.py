@@ -257,8 +257,8 @@ def _image_output(name: str) -> list[Any]:
 
 def _picture(label: str, name: str, buttons: Sequence[str] = ()) -> gr.Image:
     """An image, whose label does not cover it."""
-    kind: dict[str, Any] = {"type": "pil", "format": "png", "interactive": False}
-    return gr.Image(label=label, show_label=False, buttons=list(buttons), elem_id=name, **kind)
+    kind: dict[str, Any] = {"type": "pil", "format": "png", "interactive": False, "buttons": list(buttons)}
+    return gr.Image(label=label, show_label=False, elem_id=name, **kind)
 
 
 # Shared by all tabs ---------------------------------------------------------------------------------------------------

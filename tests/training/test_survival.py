@@ -16,7 +16,7 @@ from md4_hf.training.checkpoints import checkpoint_problem
 
 STORM = HERE / "storm.py"
 LAUNCHERS = {1: [sys.executable], 2: TORCHRUN}
-KILLS = 12
+KILLS = 20
 # torchrun's agents otherwise share their store with the workers, which is gone for the restarted ones.
 ELASTIC = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 

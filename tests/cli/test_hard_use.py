@@ -141,6 +141,17 @@ def test_malformed_trainings_are_one_line(model, tmp_path, options, message, cap
     assert not list(tmp_path.glob("out/[!.]*")), "nothing was written"
 
 
+@pytest.mark.parametrize("argv", [["train", "--nothing"], ["sample", "./nothing"]])
+def test_the_first_of_several_processes_shows_an_error_before_the_others(argv, capsys, monkeypatch):
+    """Others wait for the launcher to end them, and show what the first has not."""
+    shown_before = []
+    monkeypatch.setattr("time.sleep", lambda seconds: shown_before.append(capsys.readouterr().err))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert "nothing" in failure(capsys, argv)
+        assert [*map(bool, shown_before)] == [False] * int(rank)
+
+
 def test_an_image_of_absurd_size_is_one_line(tmp_path, capsys, monkeypatch):
     make_pipeline(random_image_model(2, 2, hidden_size=32)).save_pretrained(tmp_path / "model")
     PIL.Image.new("L", (8, 8)).save(tmp_path / "a.png")

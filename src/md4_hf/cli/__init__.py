@@ -15,6 +15,7 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 from .. import __version__
 from ..utils.errors import did_you_mean
 from .commands import COMMANDS
+from .wording import let_first_process_speak
 
 
 DOCUMENTED_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, HTTPError, StrictDataclassError)
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None):
             sys.exit(CLOSED_PIPE)
         if os.environ.get("MD4_TRACEBACK"):
             raise
+        let_first_process_speak()
         message = COMMANDS[argv[0]].as_typed(describe(error), argv[1:])
         print(f"md4 {argv[0]}: {message}", file=sys.stderr)
         if not isinstance(error, DOCUMENTED_ERRORS):

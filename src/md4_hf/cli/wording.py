@@ -4,15 +4,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..utils.errors import did_you_mean
 
 
+PATIENCE = 10.0  # seconds
 HUB_TOKEN = re.compile(r"hf_\w+")  # the value of a misspelled option may be one
 QUOTED_NAME = re.compile(r"`(\w+)`")
+
+
+def let_first_process_speak():
+    """Wait before an error is shown, where a launcher has started this process beside the first of the machine.
+
+    Most errors are the same in all: the first process shows its own and ends, whereupon the launcher ends the others.
+    One that is still there afterwards has an error that the first process has not, and shows it.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE)
 
 
 def spellings(name: str) -> list[str]:
@@ -46,6 +59,11 @@ def as_typed(message: str, options: Mapping[str, str], positional: Iterable[str]
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors name the option or value that is nearest to a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        """As `ArgumentParser.error`, once for all processes of a launcher."""
+        let_first_process_speak()
+        super().error(message)
 
     def _check_value(self, action: argparse.Action, value: Any):
         if action.choices is not None and value not in action.choices:

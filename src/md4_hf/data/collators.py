@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +55,14 @@ def stack_column(name: str, values: list) -> torch.Tensor:
 
 def check_features(features: list[dict]):
     """Raise a ValueError unless these are examples with the same columns, and `input_ids` among them."""
-    names = [sorted(feature) for feature in features]
-    if not names or any(columns != names[0] for columns in names) or "input_ids" not in features[0]:
+    are_examples = isinstance(features, Sequence) and all(isinstance(feature, Mapping) for feature in features)
+    names = [sorted(feature) for feature in features] if are_examples else f"{features!r:.200}"
+    if (
+        not are_examples
+        or not names
+        or any(columns != names[0] for columns in names)
+        or "input_ids" not in features[0]
+    ):
         raise ValueError(f"`features` must be examples with `input_ids` and the same columns, got {names}.")
 
 
@@ -105,6 +112,8 @@ class DataCollatorForMaskedDiffusion(PaddingCollator):
 
     def __init__(self, config: MD4Config, pad_token_id: int = 0, generator: torch.Generator | None = None):
         super().__init__(pad_token_id)
+        if getattr(config, "model_type", None) != MD4Config.model_type or not hasattr(config, "mask_token_id"):
+            raise ValueError(f"`config` must be that of an MD4 model, `model.config`, got {type(config).__name__}.")
         self.objective = Objective.of_config(config)
         self.generator = generator
         # A model without classes does not read its label.

@@ -11,6 +11,7 @@ of `datasets`, and the others read it.
 import codecs
 import contextlib
 import glob
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hub_access import from_hub
+from ..utils.instances import check_instance
 from .arguments import BUILT_IN_TEXTS, DataArguments
 from .files import (
     ARROW,
@@ -117,6 +119,7 @@ def load_documents(
         ValueError: a file is empty, too large, damaged or not UTF-8, a folder has nothing to load or several formats,
             `text_column` is missing or holds no strings, or an option has no effect on such data.
     """
+    check_instance(argument, data, str, os.PathLike)
     if not is_text(data):
         documents = load_table(
             data,
@@ -161,6 +164,7 @@ def load_table(
     Raises:
         FileNotFoundError, ValueError: as `load_documents`; and for text.
     """
+    check_instance(argument, data, str, os.PathLike)
     _check_whole_split(split, streaming, argument)
     with file_errors_as_value_errors(argument, data), data_errors(argument):
         path = Path(data).expanduser()
@@ -352,6 +356,7 @@ def load_train_validation(
         ValueError: validation and training would read the same split, a stream has no validation data of its own,
             `validation_fraction` is not between 0 and 1, or a corpus to be divided has no text.
     """
+    check_instance("args", args, DataArguments)
     train, heldout = load_sources(args, load, divide)
     return join(train), heldout
 

@@ -18,9 +18,11 @@ import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 
 from ..core.image_processing_md4 import MD4ImageProcessor
+from ..utils.instances import check_instance
 from .arguments import BUILT_IN_TEXTS, DIGITS, DataArguments, ImageDataArguments
 from .documents import load_table, load_train_validation, num_heldout
 from .files import option_name
+from .tables import check_table
 
 
 DIGITS_LEVELS = 17
@@ -147,6 +149,8 @@ def encode_images(
         ValueError: If a column is missing or holds something else, for classes that the model does not have, and for
             images that the processor does not take; in a stream when it comes to them.
     """
+    check_table("images", images)
+    check_instance("processor", processor, MD4ImageProcessor)
     args = args or ImageDataArguments()
     features = images.features or next(iter(images.take(1)), {})
     columns = [_image_column(features, args.image_column)]

@@ -26,6 +26,8 @@ from .arrow_cache import cached_tables
 from .loading_errors import cache_errors
 from .pieces import PIECE_FEATURES, Pieces, sizes_of
 from .progress import advance, progress_bar
+from .tables import check_table, check_texts, texts_of
+from .tokenizers import check_tokenizer
 
 
 logger = logging.getLogger(__name__)
@@ -115,9 +117,12 @@ def pack(
         `report` is None for a stream, which logs it at the end of every pass.
 
     Raises:
-        ValueError: `block_size` is below 1, or the corpus is empty or shorter than one block. Of a stream, the latter
-            is known, and raised, at its end.
+        ValueError: `documents` is no such data set, `block_size` is below 1, or the corpus is empty or shorter than one
+            block. Of a stream, the latter is known, and raised, at its end.
     """
+    check_table("documents", documents)
+    check_texts("documents", documents)
+    check_tokenizer(tokenizer)
     block_size, separator = as_integer("block_size", block_size, 1), Separator.of(tokenizer)
     cutting = {"separator": separator, "block_size": block_size, "document_ids": document_ids}
     if isinstance(documents, IterableDataset):
@@ -266,7 +271,7 @@ class StreamPacker(BlockCutter):
 
     def examples(self, documents: dict[str, list]) -> Iterator[dict]:
         """Yield the blocks that become full with a batch of documents."""
-        pieces = Pieces.of_texts(documents["text"], self.tokenizer)
+        pieces = Pieces.of_texts(texts_of("documents", documents), self.tokenizer)
         self.counter.add(pieces)
         yield from _rows(self.cut(pieces))
 

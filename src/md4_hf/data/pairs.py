@@ -14,12 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from ..core.chat_messages import check_chat_template, check_messages
 from ..core.masked_diffusion import IGNORE_INDEX
 from ..core.text_encoding import encode_texts
+from ..utils.instances import check_instance
 from ..utils.integers import as_integer
 from .arguments import DataArguments, PairArguments
 from .conversations import Draft, draft_answers
 from .documents import columns_of_data, join, load_sources, load_table, num_heldout
 from .loading_errors import cache_errors
 from .readers import MESSAGES, STRING
+from .tables import check_table
+from .tokenizers import check_tokenizer
 
 
 # Columns that are taken where none are named, the first that the data have.
@@ -78,6 +81,9 @@ def encode_pairs(
         ValueError: `block_size` is out of range, a column is missing or holds neither strings nor messages, messages
             are malformed, the tokenizer has no EOS token or chat template where one is needed, or nothing is left.
     """
+    check_table("pairs", pairs, may_be_stream=False)
+    check_tokenizer(tokenizer)
+    check_instance("arguments", arguments, PairArguments)
     block_size = as_integer("block_size", block_size, 1)
     if not len(pairs):
         raise ValueError("`pairs` must hold at least one pair, got none.")
@@ -152,6 +158,7 @@ def load_pairs(data: DataArguments, arguments: PairArguments | None = None) -> t
     Only the columns of `arguments` are read, by default all. Raises as `load_train_validation`; and a ValueError for
     `streaming`.
     """
+    check_instance("data", data, DataArguments)
     train, heldout = load_pair_sources(data, arguments)
     return join(train), heldout
 

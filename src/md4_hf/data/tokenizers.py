@@ -6,9 +6,11 @@ The built-in tokenizers are plain `tokenizers` pipelines: what `save_pretrained`
 """
 
 import json
+import os
 import string
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -18,6 +20,7 @@ from ..core.modeling_md4_base import has_tokenizer
 from ..utils.errors import file_errors_as_value_errors
 from ..utils.files import looks_like_path
 from ..utils.hub_access import from_hub
+from ..utils.instances import check_instance
 
 
 MASK_TOKEN = "[MASK]"
@@ -128,6 +131,7 @@ def load_tokenizer(
         return build_text8_tokenizer()
     if name_or_path == "bytes":
         return build_byte_tokenizer()
+    check_instance(argument, name_or_path, str, os.PathLike)
     rule = '"text8", "bytes", a folder with a tokenizer or the id of a Hub repository with one'
     if looks_like_path(name_or_path) and not Path(name_or_path).exists():
         raise ValueError(f"`{argument}` must be {rule}, got {name_or_path!r}: no such file or folder.")
@@ -158,11 +162,17 @@ def _open_tokenizer(name_or_path: str, **options) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_file=str(path))
 
 
+def check_tokenizer(tokenizer: Any):
+    """Raise a ValueError for what is no tokenizer, such as the name of one."""
+    check_instance("tokenizer", tokenizer, PreTrainedTokenizerBase, hint="`load_tokenizer` opens one by its name.")
+
+
 def ensure_mask_token(tokenizer: PreTrainedTokenizerBase, token_id: int | None = None) -> PreTrainedTokenizerBase:
     """Adds `[MASK]` as the mask token, with a new last id, to a tokenizer that has none, in place; returns it.
 
     If the tokenizer has a token with the id `token_id`, that becomes the mask token.
     """
+    check_tokenizer(tokenizer)
     known = None if token_id is None else {i: token for token, i in tokenizer.get_vocab().items()}.get(token_id)
     if tokenizer.mask_token is None and known is not None:
         tokenizer.add_special_tokens({"mask_token": known})

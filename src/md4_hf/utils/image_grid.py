@@ -56,6 +56,8 @@ def save_image_grid(
         ValueError: For no images, images of several sizes, numbers out of range, labels of only some rows or columns,
             and an unknown suffix.
     """
+    if not isinstance(images, Sequence) or not all(isinstance(image, PIL.Image.Image) for image in images):
+        raise ValueError(f"`images` must be a list of PIL's images, got {images!r:.200}.")
     if len({image.size for image in images}) != 1:
         raise ValueError(f"`images` must hold images of one size, got sizes {sorted({x.size for x in images})}.")
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns

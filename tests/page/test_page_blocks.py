@@ -78,6 +78,14 @@ def test_a_click_gives_the_samples_of_the_pipeline(client):
     assert [len(row) > 2 and row[:2] for row in rows] == [decode(ids)[:2] for ids in expected.sequences]
 
 
+def test_arguments_have_the_names_of_the_pipeline(client):
+    how = {"num_inference_steps": 5, "seed": "4"}
+    shown, note, _ = client.predict(text="ab<mask:6>", color_by="confidence", **how, api_name="/infill")
+    assert "seed 4" in note and "--hue" in shown
+    shown, note, _ = client.predict(prompt="ab", length=8, temperature=0.5, **how, api_name="/sample")
+    assert "seed 4" in note and shown.count('class="drawn"') == 6
+
+
 def test_an_error_is_a_message_in_our_words(client):
     with pytest.raises(Exception, match="must have a gap such as &lt;mask:12&gt;"):
         client.predict(*values(client, "/infill", **{"Text with gaps": "none"}), api_name="/infill")

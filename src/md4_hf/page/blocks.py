@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -125,7 +126,7 @@ def _sample_tab(actions: TextActions):
         with gr.Column(scale=3):
             prompts = []
             if actions.pipeline.tokenizer is not None:
-                prompts.append(gr.Textbox(label="Beginning", info="May be empty.", lines=1, elem_id="sample-text"))
+                prompts.append(gr.Textbox("", label="Beginning", info="May be empty.", lines=1, elem_id="sample-text"))
             with gr.Row():
                 start, stop = _buttons("sample", "Sample")
             outputs = _text_output("sample")
@@ -279,7 +280,7 @@ def _settings(controls: Sequence[Control], tab: str, has_colors: bool) -> Fields
     """A column of settings."""
     with gr.Column(scale=1, min_width=260):
         named = {control.name: _component(control, tab) for control in controls}
-        named["seed"] = gr.Textbox(label="Seed", placeholder="a new one", max_lines=1, elem_id=f"{tab}-seed")
+        named["seed"] = gr.Textbox("", label="Seed", placeholder="a new one", max_lines=1, elem_id=f"{tab}-seed")
         if has_colors:
             choices = [("by step", "step"), ("by confidence", "confidence")]
             named["color_by"] = gr.Radio(choices, value="step", label="Colours")
@@ -320,6 +321,9 @@ def _run(
         for view, note, replay in action(*values[:count], **fields.named(values[count:])):
             yield view, note, framed(replay)
 
+    names = [*itertools.islice(inspect.signature(action).parameters, len(inputs)), *fields.names]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # names in Gradio's API
     _, note, _ = outputs  # which shows the place of a user who waits
     how: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": note, **WAITS_FOR_THE_MODEL}
     event = start.click(run, [*inputs, *fields.components], outputs, api_name=action.__name__, **how)

@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ..evaluation.trajectories import Trajectory
 from ..evaluation.trajectory_recorder import TrajectoryRecorder
@@ -125,7 +125,7 @@ def write_trajectories(recorder: TrajectoryRecorder, options: WatchArguments, ti
         recorder.to_html(options.html, title=title, color_by=options.color_by)
         written.append(options.html)
     if options.gif is not None:
-        length = {} if options.seconds is None else {"seconds": options.seconds}
+        length: dict[str, Any] = {} if options.seconds is None else {"seconds": options.seconds}
         recorder.to_gif(options.gif, color_by=options.color_by, **length)
         written.append(options.gif)
     return written

@@ -1,6 +1,8 @@
 # Copyright 2026 The md4_hf authors. Licensed under the Apache License, Version 2.0.
 """What is no data set, tokenizer or image that a function takes is an error that names the argument."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
@@ -76,7 +78,7 @@ CASES = {
     ),
     "list of images": (encoded, [torch.zeros(8, 8)], "`images` " + NO_TABLE.format("list")),
     "splits of images": (encoded, DatasetDict(train=TEXTS), "`images` must be one split of the data"),
-    "processor": (lambda value: encode_images(digits(), value), BYTES, "`processor` must be a `MD4ImageProcessor`"),
+    "processor": (lambda value: encode_images(digits(), value), BYTES, "`processor` must be an `MD4ImageProcessor`"),
     "files": (load_documents, ["a.txt"], "`data` must be a `str` or `PathLike`, got list"),
     "tables": (load_table, None, "`data` must be a `str` or `PathLike`, got None"),
     "name of texts": (load_train_validation, "pydoc", "`args` must be a `DataArguments`, got 'pydoc'"),
@@ -120,4 +122,6 @@ def test_the_right_kinds_are_taken(tmp_path):
     ):
         assert packed(documents)
     assert len(paired()[0]) == 1
+    of_other_code = SimpleNamespace(num_levels=17, to_dict=MD4ImageProcessor(8, 1, 17).to_dict)  # as a repository's
+    assert len(encode_images(digits().select(range(3)), of_other_code)) == 3
     DataCollatorForMaskedDiffusion(MD4Config(vocab_size=5, mask_token_id=4))

@@ -218,9 +218,11 @@ def test_ctrl_c_leaves_a_run_to_resume(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "md4_hf", "train", "--preset", "tiny", *SMALL, "--total_batch_size", "4"]
     command += ["--output_dir", str(folder), "--save_steps", "100000", "--eval_strategy", "no", "--max_steps"]
-    process, started = start([*command, "100000"]), ""
-    while "/100000" not in started:
-        started += process.stdout.read(1)
+    process, started = start([*command, "100000", "--logging_steps", "2"]), ""
+    while "minutes" not in started:  # above the table of losses
+        line = process.stdout.readline()
+        assert line, started
+        started += line
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)

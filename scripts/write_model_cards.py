@@ -18,8 +18,10 @@ from md4_hf import PRESETS, MD4Config, MD4ForMaskedDiffusion
 
 FOLDER = Path(__file__).parents[1] / "model_cards"
 VOCABULARY = {"text8": 28, "gpt2": 50258}  # tokens of the presets' tokenizers, the mask included
+BPE, NUM_SPECIAL = "bpe:", 2  # name of a tokenizer that is trained, and its tokens for EOS and the mask
 DATA = {
     "pydoc": "the reference manual that comes with every Python",
+    "docstrings": "English prose of the reference manual, the standard library and other installed libraries",
     "digits": "the handwritten digits that come with scikit-learn",
 }
 BEGIN, END = "<!-- written by scripts/write_model_cards.py -->", "<!-- end -->"
@@ -85,7 +87,7 @@ def make_recipe(preset, result) -> str:
         levels = f"{height} × {width} × {channels}, {config.vocab_size - 1} levels; a token per value, and the mask"
         kind, size, per_example, examples = ("images", levels), "images", 1, "images"
     else:
-        tokens = f"`{preset.tokenizer}`, {VOCABULARY[preset.tokenizer]:,} tokens including the mask"
+        tokens = f"`{preset.tokenizer}`, {num_tokens(preset.tokenizer):,} tokens including the mask"
         per_example = data["block_size"]
         kind, size, examples = ("tokenizer", tokens), f"sequences of {per_example} tokens", "tokens"
     sizes = [
@@ -109,8 +111,15 @@ def make_config(preset) -> MD4Config:
     """Configuration of the preset's model."""
     if preset.is_image:
         return MD4Config(vocab_size=preset.data.get("num_levels", 256) + 1, **preset.model)
-    sizes = {"vocab_size": VOCABULARY[preset.tokenizer], "max_position_embeddings": preset.data["block_size"]}
+    sizes = {"vocab_size": num_tokens(preset.tokenizer), "max_position_embeddings": preset.data["block_size"]}
     return MD4Config(**sizes, **preset.model)
+
+
+def num_tokens(tokenizer: str) -> int:
+    """Tokens of a preset's tokenizer, the mask included."""
+    if tokenizer.startswith(BPE):
+        return int(tokenizer.removeprefix(BPE)) + NUM_SPECIAL
+    return VOCABULARY[tokenizer]
 
 
 def count_parameters(preset) -> int:

@@ -3,7 +3,7 @@
 
 A page runs in a process and a folder of its own, with what the pages take for granted: `runs/tiny` (a model of
 `md4 train --preset tiny`, small and hardly trained), the texts `my.txt` and `other.txt`, a random causal model in
-`gpt2`, and links to the checkout's `scripts` and `metrics`. The corpus `pydoc` is cut to its first topics.
+`gpt2`, and links to the checkout's `scripts` and `metrics`. The built-in corpora are cut.
 
 Its ```python fences share one namespace, as the cells of a notebook do. Of its ```bash fences, an `md4 ...` line is a
 call of `md4_hf.cli.main`, made short by the options of `SHORTER` at its end; any other line goes to bash. Fences in
@@ -158,7 +158,7 @@ def run_page(page, folder):
     os.chdir(folder)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    shorten_pydoc()
+    shorten_corpora()
     namespace = vars(fresh_main())
     for fence in fences(page):
         print(f"--- {page}:{fence.line}" + (f" skipped: {fence.skip}" if fence.skip else ""), flush=True)
@@ -173,10 +173,14 @@ def run_page(page, folder):
             exec(compile("\n" * (fence.line - 1) + fence.text, ROOT / page, "exec"), namespace)
 
 
-def shorten_pydoc():
-    """Keep only a few topics of the corpus called pydoc."""
+def shorten_corpora():
+    """Keep only a few topics of the corpus called pydoc, and a few files of that called docstrings."""
     from pydoc_data import topics
 
+    from md4_hf.data import python_texts
+
+    files = [(name, path) for name, path in python_texts.source_files() if name.startswith("python/asyncio/")]
+    python_texts.source_files = lambda: files
     topics.topics = {name: topics.topics[name] for name in sorted(topics.topics)[:PYDOC_TOPICS]}
 
 

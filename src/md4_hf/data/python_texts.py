@@ -88,7 +88,7 @@ def _paragraphs_of_files() -> Dataset:
         return Dataset.from_generator(
             _read_files,
             gen_kwargs={"files": files, "versions": _versions()},
-            num_proc=min(os.cpu_count() or 1, MAX_PROCESSES, len(files)),
+            num_proc=min(os.cpu_count() or 1, MAX_PROCESSES, len(files)) or None,
         )
 
 

@@ -104,6 +104,23 @@ _TINY = Preset(
     tokenizer_of_other_data="bytes",
     batch_size=32,
 )
+# English of installed libraries in a few minutes: a large BPE, whose tokens are mostly words, and many small steps.
+_DEMO = replace(
+    _TINY,
+    training={
+        **_TINY.training,
+        "max_steps": 2000,
+        "eval_steps": 250,
+        "logging_steps": 125,
+        "save_steps": 500,
+        "text_samples": 1,
+        "per_device_train_batch_size": 16,
+    },
+    data={"data": "docstrings", "block_size": 64, "validation_fraction": 0.03},
+    tokenizer="bpe:8192",
+    tokenizer_of_other_data="bpe:8192",
+    batch_size=16,
+)
 _TEXT8 = Preset(
     model={**_paper_model(768, 12, 12, dropout=0.05), "embedding_size": 64},
     training={**_PAPER_TRAINING, "learning_rate": 5e-4},
@@ -122,6 +139,7 @@ _OPENWEBTEXT_SMALL = Preset(
 )
 PRESETS: dict[str, Preset] = {
     "tiny": _TINY,
+    "demo": _DEMO,
     "text8": _TEXT8,
     "openwebtext-small": _OPENWEBTEXT_SMALL,
     "openwebtext-medium": replace(

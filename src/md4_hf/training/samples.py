@@ -19,6 +19,7 @@ from ..hub.loading import make_pipeline
 from ..objective.figures import headline
 from ..utils.files import whole_file, write_whole
 from ..utils.image_grid import save_image_grid
+from ..utils.progress_bars import shows_bars
 from .sample_logs import log_pictures, log_texts
 
 
@@ -104,7 +105,8 @@ class Samples:
 
     def texts_for_card(self) -> list[str]:
         """Samples of text for the card."""
-        return self._draw_texts(self.args.card_samples, {"desc": "Sampling for the model card", "leave": False}, None)
+        bar = {"desc": "Sampling for the model card", "leave": False, "disable": not shows_bars()}
+        return self._draw_texts(self.args.card_samples, bar, None)
 
     def _draw_texts(self, count: int, progress_bar: dict[str, Any], steps: int | None) -> list[str]:
         """Samples of text, which begin with the prompt of the card; none of models with classes, or elsewhere."""

@@ -60,10 +60,12 @@ def rows_of(path):
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def test_bars_are_labelled(sample, capsys):
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_bars_are_labelled_and_seen_on_terminals_only(sample, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr("md4_hf.cli.draw.shows_bars", lambda: is_terminal)
     sample("--num_samples", 3, "--batch_size", 2)
     shown = capsys.readouterr().err
-    assert "Sampling:" in shown and "Steps:" in shown
+    assert ("Sampling:" in shown) == ("Steps:" in shown) == ("\r" in shown) == is_terminal
 
 
 def test_a_row_says_what_it_is_and_is_drawn_again_from_its_seed(sample, model):

@@ -38,6 +38,8 @@ OF_THE_CHECKPOINT = (
     "model_type",
     "auto_map",
     "attn_implementation",
+    "dtype",  # that of the files' weights is kept
+    "torch_dtype",
     "mask_token_id",
     "predicts_next",
     BLOCKS,

@@ -40,8 +40,10 @@ def kept(folder: Path | None, facts: Mapping[str, Any], compute: Callable[[], An
 
 
 def quietly(command: str, *arguments: str | Path, **options: Any):
-    """Run a command of `md4` in this process, without what it prints."""
-    argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    """Run a command of `md4` in this process, without what it prints; a list is an option with several values."""
+    argv = []
+    for name, value in options.items():
+        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         main([command, *map(str, arguments), *argv])
 

@@ -17,8 +17,8 @@ from ..utils.libraries import LIBRARIES, installed_versions
 
 OPTIONAL_LIBRARIES = (
     *("peft", "deepspeed", "liger-kernel", "lm_eval", "evaluate", "scikit-learn", "torch-fidelity", "torchmetrics"),
-    *("gradio", "playwright", "tensorboard", "trackio", "wandb", "mauve-text", "orbax-checkpoint", "flash-attn", "triton"),
-    "bitsandbytes",
+    *("gradio", "playwright", "tensorboard", "trackio", "wandb", "mauve-text", "orbax-checkpoint", "flash-attn"),
+    *("triton", "bitsandbytes"),
 )
 # Beginnings of the names of variables that change what torch, the libraries of Hugging Face or this package do.
 VARIABLES = (

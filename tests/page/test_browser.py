@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import PIL.Image
 import pytest
+from gradio_pages import serving
 from tiny import random_image_model, random_model
 
 from md4_hf import build_byte_tokenizer, make_pipeline
@@ -91,18 +92,8 @@ def visit(chromium):
 @pytest.fixture(scope="module")
 def served():
     """A function that serves the page of a pipeline and returns its address."""
-    from md4_hf.page.blocks import launch, make_page
-
-    pages = []
-
-    def serve(pipeline):
-        page = make_page(pipeline, "tiny")
-        pages.append(page)
-        return launch(page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)[1]
-
-    yield serve
-    for page in pages:
-        page.close(verbose=False)
+    with serving("tiny") as serve:
+        yield serve
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 from commands import failure
-from gradio_pages import values
+from gradio_pages import serving, values
 from tiny import random_image_model, random_model, row_generators
 
 from md4_hf import build_byte_tokenizer, make_pipeline
@@ -34,18 +34,8 @@ def gradio():
 @pytest.fixture(scope="module")
 def served(gradio):
     """A function that serves the page of a pipeline and returns its address."""
-    from md4_hf.page.blocks import launch, make_page
-
-    pages = []
-
-    def serve(pipeline):
-        page = make_page(pipeline, "tiny *model*", ["a<mask:3>"])
-        pages.append(page)
-        return launch(page, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)[1]
-
-    yield serve
-    for page in pages:
-        page.close(verbose=False)
+    with serving("tiny *model*", ["a<mask:3>"]) as serve:
+        yield serve
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from ..data.arguments import DataArguments, ImageDataArguments, PairArguments
 from ..evaluation.recipes import SUITES
 from ..hub.lora_arguments import LoraArguments
 from ..utils.hub_access import check_model_name
+from ..utils.progress_bars import bars_on_terminals_only
 from . import common_options, options
 from .arguments import make_parser, parse_arguments, training_types
 from .train_options import ModelArguments, RunArguments, ShownTrainingArguments, StartArguments
@@ -63,8 +64,6 @@ class Command:
         rest.command_line = shlex.join(["md4", name, *argv])
         module, function = self.function.split(".")
         call = getattr(importlib.import_module(f".{module}", __package__), function)
-        from ..utils.progress_bars import bars_on_terminals_only  # with transformers, which help does without
-
         with bars_on_terminals_only():
             call(*values, rest)
 

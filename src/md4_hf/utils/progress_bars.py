@@ -7,8 +7,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from transformers.utils import logging
-
 
 def shows_bars() -> bool:
     """Whether bars are drawn: they would fill files and pipes with control characters."""
@@ -17,10 +15,11 @@ def shows_bars() -> bool:
 
 @contextlib.contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
-    """Draw no bars of transformers and datasets within the context unless they are seen on a terminal."""
+    """Draw no bars of transformers and datasets, where imported, within the context unless a terminal shows them."""
     with contextlib.ExitStack() as stack:
         if not shows_bars():
-            stack.enter_context(without_progress_bars())
+            if "transformers" in sys.modules:
+                stack.enter_context(without_progress_bars())
             datasets = sys.modules.get("datasets")
             if datasets is not None and not datasets.are_progress_bars_disabled():
                 datasets.disable_progress_bars()
@@ -31,6 +30,8 @@ def bars_on_terminals_only() -> Iterator[None]:
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
     """Turn off transformers' progress bars within the context."""
+    from transformers.utils import logging  # late: some commands do without transformers
+
     was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -68,7 +68,8 @@ class BitsProgressCallback(ProgressCallback):
         if new and has_row and self._begin is not None and state.is_world_process_zero:
             minutes = f"{(time.monotonic() - self._begin) / 60:.1f}"
             self._print_row({**self._latest, "step": f"{state.global_step:,}", "minutes": minutes})
-            self._latest.pop("held-out", None) if self.training_bar is None else None
+            if self.training_bar is None:
+                self._latest.pop("held-out", None)
 
     def _print_row(self, cells: Mapping[str, str]):
         """Print a row, below the names of the columns if it is the first, and above the bar if there is one."""
